@@ -1,0 +1,57 @@
+"""Typed errors: each says what is wrong, where, and the way out, in one line.
+
+The command line prints the message and leaves with `exit_code`; no traceback is shown for these.
+They survive pickling, so that a worker process can hand one to its parent.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TunewiseError(Exception):
+    """Anything that the user can mend. `str(error)` is one line."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class SpecError(TunewiseError):
+    """A flag, a spec file or an argument is wrong."""
+
+
+class DataError(TunewiseError):
+    """A data file can't be used; names the file and, where there is one, the row."""
+
+
+class ModelError(TunewiseError):
+    """A model can't be loaded, or a layer of it can't be adapted."""
+
+
+class StoreError(TunewiseError):
+    """A run folder or an adapter folder is damaged, incomplete or belongs to another base model."""
+
+    exit_code = 3
+
+
+class DivergedError(TunewiseError):
+    """Loss or gradient is NaN or infinite; the run is marked `diverged` and never enters a mean."""
+
+    exit_code = 4
+
+
+class TunewiseWarning(UserWarning):
+    """Something works otherwise than one may expect."""
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
+    """A hint for a mistyped name: `; did you mean 'cla'?`, or the list of choices when nothing is near."""
+    known = sorted(set(choices))
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.55)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"; choose one of: {shown}"

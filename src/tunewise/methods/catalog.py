@@ -1,0 +1,217 @@
+"""The catalog: every method as a point on five axes. Plain data, no torch.
+
+| axis | values |
+| --- | --- |
+| trained | everything, the head alone, A and B, B (A frozen), A (B frozen), columns of W themselves |
+| where | the row space of dW: random A, the first r columns, r sampled columns, the gradient's SVD |
+| chain | none, or a schedule of links: merge, draw the next factor, B = 0 |
+| optimizer | one learning rate, two (B: ratio x A), preconditioned |
+| start | dW = 0, or the best rank-r step of one full gradient |
+
+A name that no paper has is a `Method(...)` of one's own; everything that takes a name takes it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tunewise.errors import SpecError, nearest
+
+Trained = Literal["all", "head", "AB", "B", "A", "columns"]
+Where = Literal["random", "selector", "sampled", "gradient"]
+ALaw = Literal["kaiming", "normal", "orthonormal"]
+Layout = Literal["permutation", "block"]
+Scaling = Literal["alpha/r", "alpha/sqrt(r)", "one"]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """When a link ends: `Chain(links=4)` cuts the run in four; `Chain(every=3, unit="epoch")` every 3 epochs.
+
+    With k links over T steps link j + 1 starts before step floor(T / k) * j + 1, j = 1 .. k - 1: exactly k
+    links, and the last one is trained too (2606.13767, Algorithm 3, mended).
+    """
+
+    links: int | None = None
+    every: int | None = None
+    unit: Literal["epoch", "step"] = "epoch"
+
+    def __post_init__(self) -> None:
+        if (self.links is None) == (self.every is None):
+            raise SpecError("a chain needs either links=k or every=n, not both and not neither")
+        if self.links is not None and self.links < 1:
+            raise SpecError(f"a chain of {self.links} links: at least 1 is needed")
+        if self.every is not None and self.every < 1:
+            raise SpecError(f"a chain restarted every {self.every} {self.unit}s: at least 1 is needed")
+
+    def restarts(self, total_steps: int, steps_per_epoch: int | None = None) -> list[int]:
+        """Numbers of finished optimizer steps after which the next link starts; sorted, each in 1 .. T - 1.
+
+        Raises `SpecError` where there are fewer steps than links, or epochs are counted and their length is
+        not known.
+        """
+        if self.links is not None:
+            if self.links > total_steps:
+                raise SpecError(
+                    f"a chain of {self.links} links needs at least {self.links} optimizer steps, and the run has "
+                    f"{total_steps}; use fewer links or train longer"
+                )
+            span = total_steps // self.links
+            return [span * j for j in range(1, self.links)]
+        assert self.every is not None
+        if self.unit == "epoch":
+            if steps_per_epoch is None:
+                raise SpecError("a chain counted in epochs needs the number of steps in one; use unit='step'")
+            span = self.every * steps_per_epoch
+        else:
+            span = self.every
+        return list(range(span, total_steps, span))
+
+
+@dataclass(frozen=True)
+class OptimizerRule:
+    """How the trained tensors are stepped: B at `ratio` x A's rate; gradients preconditioned or not."""
+
+    ratio: float = 1.0
+    preconditioned: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """One point on the five axes. `name` and `source` are for people; the rest decides what happens."""
+
+    trained: Trained
+    where: Where | None = None
+    chain: Chain | None = None
+    optimizer: OptimizerRule = OptimizerRule()
+    start: Literal["zero", "gradient"] = "zero"
+    scaling: Scaling = "alpha/r"
+    a_law: ALaw = "kaiming"
+    layout: Layout = "permutation"
+    name: str = "custom"
+    summary: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.trained in ("all", "head"):
+            if self.where is not None or self.chain is not None:
+                raise SpecError(f"trained={self.trained!r} has no factors, so 'where' and 'chain' must be left out")
+            return
+        if self.where is None:
+            raise SpecError(f"trained={self.trained!r} needs where='random', 'selector', 'sampled' or 'gradient'")
+        selects = self.where in ("selector", "sampled")
+        if self.trained == "columns" and not selects:
+            raise SpecError("trained='columns' needs where='selector' (the first r) or 'sampled'")
+        if self.trained == "A" and not selects:
+            raise SpecError("trained='A' (B frozen) is offered with where='selector' or 'sampled' rows")
+        if self.trained == "AB" and selects:
+            raise SpecError("a trained A does not stay a selector; use trained='B', or where='random'")
+        if (self.where == "gradient") != (self.start == "gradient"):
+            raise SpecError("where='gradient' and start='gradient' go together")
+        if self.start == "gradient" and self.chain is not None:
+            raise SpecError("a chain restarts from B = 0; it can't be had with start='gradient'")
+        if self.trained == "A" and self.chain is not None:
+            raise SpecError("chains of row methods are not offered; use trained='B'")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there is an adapter at all (not for fft and head)."""
+        return self.trained not in ("all", "head")
+
+    @property
+    def selects_columns(self) -> bool:
+        """Whether dW lives in r input columns of W at a time."""
+        return self.trained in ("B", "columns") and self.where in ("selector", "sampled")
+
+    @property
+    def default_learning_rate(self) -> float:
+        """A sane start where nothing was tuned: small for all weights, larger for adapters (2606.13767, Table 7
+        has 1e-5 against 3e-4 for 20 epochs; short runs want more)."""
+        return 5e-5 if self.trained == "all" else 1e-3
+
+    def scale(self, rank: int, alpha: float) -> float:
+        """The factor s in dW = s B A."""
+        if self.scaling == "one":
+            return 1.0
+        return alpha / rank if self.scaling == "alpha/r" else alpha / rank**0.5
+
+
+_CHAIN = Chain(links=4)
+
+_ROWS: list[Method] = [
+    Method("all", name="fft", summary="full fine-tuning: every weight"),
+    Method("head", name="head", summary="the task head alone, the baseline"),
+    Method("AB", "random", name="lora", summary="dW = s B A", source="arXiv 2106.09685"),
+    Method(
+        "AB",
+        "random",
+        optimizer=OptimizerRule(ratio=16.0),
+        name="lora+",
+        summary="LoRA with B stepped at 16 x the rate of A",
+        source="arXiv 2402.12354",
+    ),
+    Method(
+        "AB",
+        "random",
+        scaling="alpha/sqrt(r)",
+        name="rslora",
+        summary="LoRA scaled by alpha / sqrt(r)",
+        source="arXiv 2312.03732",
+    ),
+    Method("B", "random", name="asym", summary="LoRA with A frozen at random", source="arXiv 2402.16842"),
+    Method("AB", "random", chain=_CHAIN, name="cola", summary="chain of LoRA", source="arXiv 2401.04151"),
+    Method("B", "random", chain=_CHAIN, name="rac", summary="chain of asym", source="arXiv 2410.08305"),
+    Method("B", "selector", name="cla", summary="the first r columns of W, scaled", source="arXiv 2606.13767"),
+    Method("B", "sampled", name="r-cla", summary="r sampled columns, scaled", source="arXiv 2606.13767"),
+    Method(
+        "B", "selector", chain=_CHAIN, name="c3la", summary="chain of cla, block by block", source="arXiv 2606.13767"
+    ),
+    Method(
+        "B",
+        "sampled",
+        chain=_CHAIN,
+        name="r-c3la",
+        summary="chain of r-cla over a permutation",
+        source="arXiv 2606.13767",
+    ),
+    Method("columns", "sampled", scaling="one", name="paca", summary="r sampled columns of W", source="arXiv 2503.01905"),
+    Method(
+        "columns", "selector", scaling="one", name="d-paca", summary="the first r columns of W", source="arXiv 2606.13767"
+    ),
+    Method(
+        "columns",
+        "sampled",
+        chain=_CHAIN,
+        scaling="one",
+        name="c-paca",
+        summary="chain of paca over a permutation",
+        source="arXiv 2606.13767",
+    ),
+    Method("A", "selector", name="cla-rows", summary="the first r rows of W, scaled", source="arXiv 2606.13767 App. B"),
+    Method(
+        "AB",
+        "gradient",
+        start="gradient",
+        scaling="alpha/sqrt(r)",
+        name="lora-one",
+        summary="LoRA started at the rank-r step of one full gradient",
+        source="arXiv 2502.01235",
+    ),
+]
+
+CATALOG: dict[str, Method] = {row.name: row for row in _ROWS}
+
+
+def get_method(method: str | Method) -> Method:
+    """The catalog row of a name; a `Method` of one's own is handed back as it is. Raises `SpecError`."""
+    if isinstance(method, Method):
+        return method
+    if method in CATALOG:
+        return CATALOG[method]
+    raise SpecError(f"unknown method {method!r}{nearest(method, CATALOG)}")
+
+
+def with_links(method: Method, links: int) -> Method:
+    """The same method with a chain of `links` links."""
+    return replace(method, chain=Chain(links=links))

@@ -1,0 +1,274 @@
+"""What is asked for: specs of one run and of a comparison. Plain data, checked before torch is imported.
+
+A `RunSpec` names everything that decides a run's result, and its `id` is the hash of just that: where a file
+lies is left out, what is in it (the digests) is in. A `CompareSpec` is what a command line or a YAML file says;
+`CompareSpec.runs()` spreads it over methods and seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tunewise.errors import SpecError, nearest
+from tunewise.methods.catalog import get_method
+
+# Bumped when the same spec would give another result, so that old folders are not taken for new ones.
+PROTOCOL = 1
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Immutable, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSpec(Frozen):
+    """A pretrained model: a folder, a hub id, or `package:MODULE/inner/path` (a zip is unpacked once)."""
+
+    path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    digest: str | None = Field(None, description="sha256 over the files of the model; filled in by the plan")
+
+
+class DataSpec(Frozen):
+    """Labelled text or text pairs: csv, tsv, jsonl, parquet (each also .gz), a folder of class folders of .txt
+    files, or `package:MODULE/inner/path` for one of these inside an installed package."""
+
+    path: str
+    validation: str | None = None
+    test: str | None = None
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    encoding: str = Field("utf-8", description="one encoding, or several tried in turn: 'utf-8,latin-1'")
+    train_size: int | None = Field(None, ge=2, description="keep this many training examples (fixed split seed)")
+    validation_size: int | None = Field(None, ge=1)
+    test_size: int | None = Field(None, ge=1)
+    validation_fraction: float = Field(0.15, gt=0, lt=0.9, description="cut from train where no file is given")
+    test_fraction: float = Field(0.2, gt=0, lt=0.9, description="cut from train where no file is given")
+    split_seed: int = 0
+    digest: str | None = Field(None, description="sha256 over the files; filled in by the plan")
+
+
+class MethodSpec(Frozen):
+    """One method of the catalog, with its rank and where it goes."""
+
+    name: str
+    rank: int = Field(8, ge=1)
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; 2 x rank unless given")
+    targets: str | list[str] = "qv"
+    links: int | None = Field(None, ge=1, description="chains: number of links; the catalog's own unless given")
+    learning_rate: float | None = Field(None, gt=0)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        get_method(name)
+        return name
+
+    @model_validator(mode="after")
+    def _only_chains_have_links(self) -> MethodSpec:
+        if self.links is not None and get_method(self.name).chain is None:
+            raise SpecError(f"method {self.name!r} has no chain, so 'links' means nothing to it; leave it out")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How the method is called in tables: its name, and what differs from the plain row."""
+        return self.name if self.links is None else f"{self.name} ({self.links} links)"
+
+
+class TrainingSpec(Frozen):
+    """How long and how fast. Where `learning_rate` is not given the method's own default is used."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    max_length: int = Field(128, ge=4)
+    max_grad_norm: float = Field(1.0, gt=0)
+    select: Literal["loss", "metric"] = Field("loss", description="the epoch kept: lowest loss or best metric")
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch unless given")
+
+
+class RunSpec(Frozen):
+    """One run: one method, one seed. `id` is its content hash."""
+
+    task: Literal["text"] = "text"
+    model: ModelSpec
+    data: DataSpec
+    method: MethodSpec
+    training: TrainingSpec = TrainingSpec()
+    seed: int = Field(0, ge=0)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that is used: the method's, else the comparison's, else the catalog's default."""
+        return (
+            self.method.learning_rate
+            or self.training.learning_rate
+            or get_method(self.method.name).default_learning_rate
+        )
+
+    @property
+    def id(self) -> str:
+        """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
+        content = self.model_dump(mode="json")
+        for part in ("model", "data"):
+            if content[part]["digest"] is not None:
+                for key in ("path", "validation", "test", "revision"):
+                    if content[part].get(key) is not None:
+                        content[part][key] = "by digest"
+        content["learning_rate"] = self.learning_rate
+        content["protocol"] = PROTOCOL
+        return content_hash(content)
+
+
+class CompareSpec(Frozen):
+    """Methods x seeds on one model and one data set: what `tunewise compare` runs."""
+
+    task: Literal["text"] = "text"
+    model: ModelSpec
+    data: DataSpec
+    methods: Annotated[list[MethodSpec], Field(min_length=1)]
+    training: TrainingSpec = TrainingSpec()
+    seeds: list[int] = [0, 1, 2]
+    reference: str = Field("lora", description="the method that the others are tested against")
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_enough(cls, methods: Any) -> Any:
+        if isinstance(methods, str):
+            methods = [m.strip() for m in methods.split(",") if m.strip()]
+        if isinstance(methods, list):
+            return [{"name": m} if isinstance(m, str) else m for m in methods]
+        return methods
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, seeds: Any) -> Any:
+        return list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> CompareSpec:
+        if not self.seeds:
+            raise SpecError("no seeds: give a count (--seeds 3) or a list")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise SpecError(f"seeds {self.seeds} hold one twice; each run must be its own")
+        labels = [m.label for m in self.methods]
+        if len(set(labels)) < len(labels):
+            twice = next(n for n in labels if labels.count(n) > 1)
+            raise SpecError(f"method {twice!r} is listed twice; each row of a comparison must be its own")
+        return self
+
+    def runs(self) -> list[RunSpec]:
+        """All runs, seed by seed, so that a comparison cut short still has every method at the first seeds."""
+        return [
+            RunSpec(
+                task=self.task,
+                model=self.model,
+                data=self.data,
+                method=method,
+                training=self.training,
+                seed=seed,
+            )
+            for seed in self.seeds
+            for method in self.methods
+        ]
+
+    @property
+    def id(self) -> str:
+        """Hash over the ids of the runs: names the comparison's own folder."""
+        return content_hash([r.id for r in self.runs()] + [self.reference])
+
+
+def content_hash(content: Any) -> str:
+    """sha256 of canonical JSON, first 16 hex digits."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parse(kind: type[Spec], content: Any, source: str = "") -> Spec:
+    """Checks `content` against a spec class. Raises `SpecError`: one line that names key, fault and way out."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise SpecError(explain(error, kind, source)) from None
+    except SpecError as error:  # raised by a validator of ours: already one line
+        raise SpecError(f"{source}: {error}" if source else str(error)) from None
+
+
+def explain(error: ValidationError, kind: type[BaseModel], source: str = "") -> str:
+    """The first fault of a pydantic error in one line, with the nearest valid key for an unknown one."""
+    fault = error.errors()[0]
+    where = ".".join(str(p) for p in fault["loc"])
+    prefix = f"{source}: " if source else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        fields = _fields_at(kind, fault["loc"][:-1])
+        return f"{prefix}unknown key {where!r}{nearest(str(fault['loc'][-1]), fields)}{more}"
+    if fault["type"] == "missing":
+        return f"{prefix}{where!r} is missing{more}"
+    if fault["type"] == "value_error":
+        return f"{prefix}{where + ': ' if where else ''}{fault['msg'].removeprefix('Value error, ')}{more}"
+    return f"{prefix}{where} = {_short(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}{more}"
+
+
+def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for key in path:
+        if isinstance(key, int):
+            continue
+        annotation = kind.model_fields[key].annotation if key in kind.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            return []
+        kind = found[0]
+    return list(kind.model_fields)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A spec file as a dictionary. Raises `SpecError` where it is absent or not a YAML mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"spec file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"spec file {path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise SpecError(f"spec file {path}: a mapping is expected at the top (model:, data:, methods:, ...)")
+    return _numbers(content)
+
+
+def _numbers(content: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as text; what looks like a number is one."""
+    if isinstance(content, dict):
+        return {k: _numbers(v) for k, v in content.items()}
+    if isinstance(content, list):
+        return [_numbers(v) for v in content]
+    if isinstance(content, str) and content[:1] in "+-.0123456789":
+        try:
+            number = float(content)
+        except ValueError:
+            return content
+        return number if math.isfinite(number) and "e" in content.lower() else content
+    return content
+

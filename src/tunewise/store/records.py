@@ -1,0 +1,129 @@
+"""What a finished run and a cost probe say: the shapes of `run.json` and `costs.json`.
+
+Tables, statistics, recommendation and report are all made from lists of these, never from live objects.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunewise.spec import RunSpec
+
+SCHEMA = 1
+
+Status = Literal["done", "running", "failed", "diverged", "oom"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scores(_Record):
+    """One split, whole, in eval mode with the selected weights."""
+
+    loss: float = Field(description="mean cross-entropy in nats")
+    metrics: dict[str, float] = Field(description="'accuracy', 'macro_f1', ... in [0, 1]")
+    examples: int
+
+
+class Results(_Record):
+    metric: str = Field(description="the main metric's key in Scores.metrics, e.g. 'accuracy'")
+    selected_epoch: int = Field(description="1-based")
+    selected_by: str = Field(description="in words: 'lowest validation loss'")
+    train: Scores
+    validation: Scores
+    test: Scores
+    confusion: list[list[int]] | None = Field(None, description="test: rows true class, columns predicted")
+
+    @property
+    def gap(self) -> float:
+        """Generalization gap: mean test loss - mean train loss (nats), same weights, eval mode."""
+        return self.test.loss - self.train.loss
+
+
+class ModelFacts(_Record):
+    parameters: int = Field(description="all parameters of the adapted base model, head included")
+    trainable: int = Field(description="what the optimizer really updates")
+    adapter: int = Field(description="of these, in the adapter (or the changed weights)")
+    head: int = Field(description="of these, in the task head")
+    layers: list[str] = Field(description="names of the adapted layers")
+
+
+class DataFacts(_Record):
+    train: int
+    validation: int
+    test: int
+    labels: list[str]
+    notes: list[str] = Field(default=[], description="sentences: duplicates dropped, splits cut, labels unseen")
+
+
+class Environment(_Record):
+    tunewise: str
+    python: str
+    platform: str
+    device: str = Field(description="'cpu: Intel(R) Xeon(R), 2 threads' or 'cuda: NVIDIA H100'")
+    versions: dict[str, str] = Field(description="torch, transformers, peft, ...")
+
+
+class Check(_Record):
+    """The saved folder, reloaded by stock PEFT onto a fresh base, against the model in memory."""
+
+    max_logit_difference: float
+    examples: int
+    loader: str = Field(description="'peft.PeftModel.from_pretrained' or 'safetensors'")
+
+
+class RunRecord(_Record):
+    """`run.json`, written last: its presence with status 'done' says that the folder is complete."""
+
+    schema_version: int = SCHEMA
+    id: str
+    status: Status
+    spec: RunSpec
+    environment: Environment
+    started: str = Field(description="ISO 8601, UTC")
+    seconds: float
+    model: ModelFacts | None = None
+    data: DataFacts | None = None
+    results: Results | None = None
+    check: Check | None = None
+    error: str | None = Field(None, description="one line, where status is failed, diverged or oom")
+    files: dict[str, str] = Field(default={}, description="file name relative to the folder -> sha256")
+
+
+class StepTime(_Record):
+    """Seconds of one optimizer step (forward, backward, update)."""
+
+    median: float
+    low: float = Field(description="95 % interval of the median, by order statistics")
+    high: float
+    steps: int
+
+
+class CostRecord(_Record):
+    """What one method costs on one batch shape, from the separate, interleaved probe."""
+
+    method: str = Field(description="MethodSpec.label, or 'frozen floor', or 'fft' as the other reference line")
+    step: StepTime
+    ratio_to_floor: float = Field(description="median of paired ratios of step times to the frozen floor's")
+    ratio_low: float
+    ratio_high: float
+    samples_per_second: float
+    saved_bytes: int = Field(description="exact bytes that autograd keeps for the backward of one batch")
+    peak_bytes: int | None = Field(description="peak memory: RSS of a fresh process, or the device allocator's")
+    base_bytes: int | None = Field(description="the same before the first step: what the loaded model takes")
+    trainable: int
+    reference_line: bool = Field(False, description="frozen floor, or fft where it is not among the methods")
+
+
+class CostReport(_Record):
+    """`costs.json` of a comparison."""
+
+    schema_version: int = SCHEMA
+    device: str
+    batch_size: int
+    max_length: int
+    tokens: int = Field(description="tokens in the probe's batch, padding included")
+    rows: list[CostRecord]
