@@ -1,0 +1,57 @@
+"""The row space of dW: which columns a link selects, or which random A it draws.
+
+Everything here depends on (seed, layer name, link) alone, so a link can be drawn again at any time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tunewise.methods.catalog import ALaw, Method
+from tunewise.methods.streams import stream
+
+
+def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
+    """The `rank` distinct columns out of `features` that link `link` (from 0) selects: int64 (rank,).
+
+    First columns: the link-th block of `rank`, modulo `features` (2606.13767, Algorithm 3). Sampled: the link-th
+    run of one random permutation; after ceil(features / rank) links, when every column has been touched, a new
+    permutation. With `layout="block"` a contiguous random block instead.
+    """
+    if method.where == "selector":
+        return (torch.arange(rank) + link * rank) % features
+    if method.layout == "block":
+        offset = torch.randint(features - rank + 1, (1,), generator=stream(seed, "block", layer, link))
+        return torch.arange(rank) + offset
+    runs = math.ceil(features / rank)
+    cycle, run = divmod(link, runs)
+    permutation = torch.randperm(features, generator=stream(seed, "columns", layer, cycle))
+    # The last run of a cycle is filled up from the permutation's start where rank does not divide features.
+    return permutation[(torch.arange(rank) + run * rank) % features]
+
+
+def random_factor(law: ALaw, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
+    """A random A, fp32 (rank, features), drawn once per link.
+
+    `kaiming`: uniform on +-1/sqrt(features), stock PEFT's law; `normal`: N(0, 0.02^2), that of 2606.13767;
+    `orthonormal`: orthonormal rows, Haar-distributed.
+    """
+    generator = stream(seed, "A", layer, link)
+    if law == "kaiming":
+        bound = 1.0 / math.sqrt(features)
+        return (torch.rand(rank, features, generator=generator) * 2 - 1) * bound
+    if law == "normal":
+        return torch.randn(rank, features, generator=generator) * 0.02
+    gaussian = torch.randn(features, rank, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    return (q * torch.sign(torch.diagonal(r))).T.to(torch.float32).contiguous()
+
+
+def one_hot(columns: Tensor, features: int) -> Tensor:
+    """The selector S (rank, features) of `columns`: x S^T = x[..., columns]. For saving only, never multiplied."""
+    selector = torch.zeros(len(columns), features)
+    selector[torch.arange(len(columns)), columns.cpu()] = 1.0
+    return selector

@@ -1,0 +1,145 @@
+"""Which layers of a model are adapted: words that mean the same in every architecture, names and patterns.
+
+`"qv"` (query and value), `"attention"` (every linear of the attention blocks) and `"all-linear"` (every linear of
+the repeated blocks; poolers, embeddings and heads not). A projection that holds q, k and v in one weight is
+adapted in the asked slices of its output alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunewise.errors import ModelError, nearest
+
+# Leaf names by role, over BERT, RoBERTa, ViT, DINOv2, Llama, Mistral, Qwen, DeBERTa, DistilBERT, T5, OPT, ...
+ROLES: dict[str, frozenset[str]] = {
+    "query": frozenset({"query", "q_proj", "query_proj", "q_lin", "q", "to_q", "wq"}),
+    "key": frozenset({"key", "k_proj", "key_proj", "k_lin", "k", "to_k", "wk"}),
+    "value": frozenset({"value", "v_proj", "value_proj", "v_lin", "v", "to_v", "wv"}),
+}
+# One weight with q, k and v side by side, each a third of the output: leaf name -> the order of the thirds.
+FUSED: dict[str, tuple[str, ...]] = {"c_attn": ("query", "key", "value")}
+
+_IN_BLOCK = re.compile(r"\.\d+\.")
+_IN_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*)(\.|$)", re.IGNORECASE)
+
+Part = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer to adapt. `parts` are the adapted runs of output rows, [start, stop): one for an ordinary layer."""
+
+    name: str
+    out_features: int
+    in_features: int
+    parts: tuple[Part, ...]
+
+    @property
+    def fused(self) -> bool:
+        """Whether only slices of the output are adapted."""
+        return self.parts != ((0, self.out_features),)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear map with a 2-D weight (quantized ones subclass `nn.Linear`)."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer, whichever way its weight is stored."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    assert isinstance(module, nn.Linear)
+    return module.out_features, module.in_features
+
+
+def find_targets(model: nn.Module, targets: str | Sequence[str]) -> list[Target]:
+    """The layers that `targets` names, in the model's order.
+
+    `targets` is a word (`"qv"`, `"attention"`, `"all-linear"`) or names: a leaf (`"query"`, `"q_proj"`), the end of
+    a path (`"output.dense"`), a whole path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no
+    layer has that very name. Raises `ModelError` with the nearest names where one matches nothing.
+    """
+    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    if not linears:
+        raise ModelError(f"{type(model).__name__} has no linear layer that could be adapted")
+    if isinstance(targets, str) and targets in _WORDS:
+        found = _by_word(linears, targets)
+        if not found:
+            raise ModelError(
+                f"targets {targets!r}: no such layers found in {type(model).__name__}; name them, for example "
+                f"targets={_leaves(linears)[:4]}"
+            )
+    else:
+        names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else list(targets)
+        found = _by_names(linears, names, type(model).__name__)
+    order = {name: i for i, name in enumerate(linears)}
+    return sorted(
+        (_target(name, linears[name], slices) for name, slices in found.items()), key=lambda t: order[t.name]
+    )
+
+
+_WORDS = ("qv", "attention", "all-linear")
+
+
+def _by_word(linears: dict[str, nn.Module], word: str) -> dict[str, set[str]]:
+    blocks = [name for name in linears if _IN_BLOCK.search(name)]
+    if word == "all-linear":
+        return {name: set() for name in blocks}
+    if word == "attention":
+        return {name: set() for name in blocks if _IN_ATTENTION.search(name.rpartition(".")[0])}
+    return _by_roles(blocks, {"query", "value"})
+
+
+def _by_roles(names: Iterable[str], roles: set[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    wanted = frozenset().union(*(ROLES[r] for r in roles))
+    for name in names:
+        leaf = name.rpartition(".")[2]
+        if leaf in FUSED:
+            found[name] = roles & set(FUSED[leaf])
+        elif leaf in wanted:
+            found[name] = set()
+    return found
+
+
+def _by_names(linears: dict[str, nn.Module], names: list[str], model_name: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for wanted in names:
+        if not wanted:
+            raise ModelError("targets: an empty name; name layers, or use 'qv', 'attention' or 'all-linear'")
+        hits: dict[str, set[str]] = {
+            name: set()
+            for name in linears
+            if name == wanted or name.endswith("." + wanted) or ("*" in wanted and fnmatch.fnmatch(name, wanted))
+        }
+        if not hits and wanted in ROLES:
+            hits = _by_roles([n for n in linears if _IN_BLOCK.search(n)], {wanted})
+        if not hits:
+            choices = {*_leaves(linears), *_WORDS}
+            raise ModelError(f"no layer of {model_name} is called {wanted!r}{nearest(wanted, choices)}")
+        for name, slices in hits.items():
+            # asked once as a whole and once in slices: the whole
+            found[name] = set() if name in found and not (found[name] and slices) else found.get(name, set()) | slices
+    return found
+
+
+def _leaves(linears: dict[str, nn.Module]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+
+
+def _target(name: str, module: nn.Module, slices: set[str]) -> Target:
+    out_features, in_features = shape_of(module)
+    if not slices:
+        return Target(name, out_features, in_features, ((0, out_features),))
+    order = FUSED[name.rpartition(".")[2]]
+    width = out_features // len(order)
+    parts = tuple((i * width, (i + 1) * width) for i, role in enumerate(order) if role in slices)
+    return Target(name, out_features, in_features, parts)
