@@ -146,6 +146,22 @@ class CompareSpec(Frozen):
     seeds: list[int] = [0, 1, 2]
     reference: str = Field("lora", description="the method that the others are tested against")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, content: Any) -> Any:
+        """`model: DIR` and `data: FILE` for mappings with a path; rank, alpha, targets at the top for all methods."""
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        for key in ("model", "data"):
+            if isinstance(content.get(key), str):
+                content[key] = {"path": content[key]}
+        common = {key: content.pop(key) for key in ("rank", "alpha", "targets") if key in content}
+        methods = cls._names_are_enough(content.get("methods"))
+        if common and isinstance(methods, list):
+            content["methods"] = [{**common, **m} if isinstance(m, dict) else m for m in methods]
+        return content
+
     @field_validator("methods", mode="before")
     @classmethod
     def _names_are_enough(cls, methods: Any) -> Any:
@@ -243,6 +259,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what `over` says; None says nothing, mappings are merged key by key (`model: DIR` is one)."""
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict):
+            below = result.get(key)
+            if isinstance(below, str):
+                below = {"path": below}
+            value = merged(below if isinstance(below, dict) else {}, value)
+            if value:
+                result[key] = value
+        elif value is not None:
+            result[key] = value
+    return result
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A spec file as a dictionary. Raises `SpecError` where it is absent or not a YAML mapping."""
     import yaml
@@ -271,4 +303,3 @@ def _numbers(content: Any) -> Any:
             return content
         return number if math.isfinite(number) and "e" in content.lower() else content
     return content
-

@@ -165,7 +165,12 @@ _ROWS: list[Method] = [
     Method("B", "selector", name="cla", summary="the first r columns of W, scaled", source="arXiv 2606.13767"),
     Method("B", "sampled", name="r-cla", summary="r sampled columns, scaled", source="arXiv 2606.13767"),
     Method(
-        "B", "selector", chain=_CHAIN, name="c3la", summary="chain of cla, block by block", source="arXiv 2606.13767"
+        "B",
+        "selector",
+        chain=_CHAIN,
+        name="c3la",
+        summary="chain of cla, block by block",
+        source="arXiv 2606.13767",
     ),
     Method(
         "B",
@@ -175,9 +180,21 @@ _ROWS: list[Method] = [
         summary="chain of r-cla over a permutation",
         source="arXiv 2606.13767",
     ),
-    Method("columns", "sampled", scaling="one", name="paca", summary="r sampled columns of W", source="arXiv 2503.01905"),
     Method(
-        "columns", "selector", scaling="one", name="d-paca", summary="the first r columns of W", source="arXiv 2606.13767"
+        "columns",
+        "sampled",
+        scaling="one",
+        name="paca",
+        summary="r sampled columns of W",
+        source="arXiv 2503.01905",
+    ),
+    Method(
+        "columns",
+        "selector",
+        scaling="one",
+        name="d-paca",
+        summary="the first r columns of W",
+        source="arXiv 2606.13767",
     ),
     Method(
         "columns",
@@ -188,7 +205,13 @@ _ROWS: list[Method] = [
         summary="chain of paca over a permutation",
         source="arXiv 2606.13767",
     ),
-    Method("A", "selector", name="cla-rows", summary="the first r rows of W, scaled", source="arXiv 2606.13767 App. B"),
+    Method(
+        "A",
+        "selector",
+        name="cla-rows",
+        summary="the first r rows of W, scaled",
+        source="arXiv 2606.13767 App. B",
+    ),
     Method(
         "AB",
         "gradient",

@@ -6,10 +6,10 @@ inside its backbone and stays frozen with it. A language-model head belongs to t
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 
-def head_modules(model: nn.Module) -> list[str]:
+def head_modules(model: Any) -> list[str]:
     """Names of the direct children of `model` that make up its task head; empty where it has none."""
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix or not hasattr(model, prefix):

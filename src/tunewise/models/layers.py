@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -60,6 +61,18 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
     return module.out_features, module.in_features
 
 
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by name; a layer that already carries adapters counts as the layer it was."""
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    inside = tuple(name + "." for name in adapted)
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        plain = module.get_base_layer() if name in adapted else module
+        if is_linear(plain) and not name.startswith(inside):
+            found[name] = plain
+    return found
+
+
 def find_targets(model: nn.Module, targets: str | Sequence[str]) -> list[Target]:
     """The layers that `targets` names, in the model's order.
 
@@ -67,7 +80,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str]) -> list[Target]
     a path (`"output.dense"`), a whole path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no
     layer has that very name. Raises `ModelError` with the nearest names where one matches nothing.
     """
-    linears = {name: module for name, module in model.named_modules() if is_linear(module)}
+    linears = linear_layers(model)
     if not linears:
         raise ModelError(f"{type(model).__name__} has no linear layer that could be adapted")
     if isinstance(targets, str) and targets in _WORDS:
@@ -81,9 +94,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str]) -> list[Target]
         names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else list(targets)
         found = _by_names(linears, names, type(model).__name__)
     order = {name: i for i, name in enumerate(linears)}
-    return sorted(
-        (_target(name, linears[name], slices) for name, slices in found.items()), key=lambda t: order[t.name]
-    )
+    return sorted((_target(name, linears[name], slices) for name, slices in found.items()), key=lambda t: order[t.name])
 
 
 _WORDS = ("qv", "attention", "all-linear")

@@ -60,7 +60,12 @@ _SHAPES: list[tuple[str, str]] = [
     ("hexagon", "M0 -6L5.2 -3V3L0 6L-5.2 3V-3Z"),
     ("star", "M0 -6L1.6 -1.9H6L2.5 1L3.8 5.5L0 2.8L-3.8 5.5L-2.5 1L-6 -1.9H-1.6Z"),
 ]
-_DASHES: list[tuple[str, str]] = [("solid", ""), ("dash", "5 3"), ("dot", "1.5 2.5"), ("dashdot", "6 2 1.5 2")]
+_DASHES: list[tuple[str, str]] = [
+    ("solid", ""),
+    ("dash", "5 3"),
+    ("dot", "1.5 2.5"),
+    ("dashdot", "6 2 1.5 2"),
+]
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,3 @@ def marks(methods: Sequence[str]) -> dict[str, Mark]:
         dash, pattern = _DASHES[(place // len(_HUES)) % len(_DASHES)]
         given[method] = Mark(light, dark, symbol, path, dash, pattern)
     return given
-
-
-def translucent(colour: str, opacity: float) -> str:
-    """`#rrggbb` as `rgba(...)`, for bands. The page exchanges these too: `DARK` on the inside."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity:g})"

@@ -1,0 +1,51 @@
+"""tunewise: which fine-tuning method, at which rank, for my model, my data, my budget? Answered with evidence.
+
+The public face. Names are imported when they are first used, so `import tunewise` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "attach": "tunewise.methods.attach",
+    "attachment": "tunewise.methods.attach",
+    "trainable_parameters": "tunewise.methods.attach",
+    "delta": "tunewise.methods.attach",
+    "Method": "tunewise.methods.catalog",
+    "Chain": "tunewise.methods.catalog",
+    "OptimizerRule": "tunewise.methods.catalog",
+    "CATALOG": "tunewise.methods.catalog",
+    "ChainCallback": "tunewise.methods.chain",
+    "restart": "tunewise.methods.chain",
+    "save": "tunewise.methods.adapter_files",
+    "load": "tunewise.methods.adapter_files",
+    "optimizer": "tunewise.training.optimizers",
+    "CompareSpec": "tunewise.spec",
+    "RunSpec": "tunewise.spec",
+    "TunewiseError": "tunewise.errors",
+}
+
+__all__ = [*_WHERE]
+
+if TYPE_CHECKING:
+    from tunewise.errors import TunewiseError
+    from tunewise.methods.adapter_files import load, save
+    from tunewise.methods.attach import attach, attachment, delta, trainable_parameters
+    from tunewise.methods.catalog import CATALOG, Chain, Method, OptimizerRule
+    from tunewise.methods.chain import ChainCallback, restart
+    from tunewise.spec import CompareSpec, RunSpec
+    from tunewise.training.optimizers import optimizer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'tunewise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

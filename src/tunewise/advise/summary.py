@@ -1,0 +1,222 @@
+"""One row a method: what its finished runs say over seeds, what it costs, how it stands to the reference.
+
+Only runs with status "done" and finite results enter a mean; the others are counted by status, never hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tunewise.advise.statistics import (
+    Comparison,
+    Interval,
+    against_reference,
+    mean_interval,
+    ratio_interval,
+)
+from tunewise.errors import SpecError, StoreError, nearest
+from tunewise.store.records import CostRecord, CostReport, Results, RunRecord
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """A method over its seeds. Losses and gap are in nats; the test metric is a share, higher is better.
+
+    Intervals are 95 % t intervals over seeds, and None where no run finished. `gap_ratio` is the gap over the
+    reference's: the ratio of the means over common seeds with Fieller's paired interval (None where the
+    reference's mean gap is not above zero; without bounds where it is not told apart from zero). Comparisons
+    are paired by seed and Holm-corrected over the methods of the table; they are None for the reference
+    itself.
+    """
+
+    label: str
+    name: str  # in the catalog
+    metric: str
+    reference: str
+    seeds: tuple[int, ...]  # of the finished runs
+    missing: dict[str, int]  # status -> runs that entered no mean
+    metric_by_seed: dict[int, float]
+    gap_by_seed: dict[int, float]
+    test_metric: Interval | None
+    gap: Interval | None
+    gap_ratio: Interval | None
+    train_loss: Interval | None
+    validation_loss: Interval | None
+    test_loss: Interval | None
+    seconds: Interval | None  # of a whole run, by its own clock
+    trainable: int | None
+    test_items: int | None
+    chance: float | None  # the test metric that needs no learning
+    cost: CostRecord | None
+    metric_comparison: Comparison | None
+    gap_comparison: Comparison | None
+
+    @property
+    def is_reference(self) -> bool:
+        return self.label == self.reference
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Peak memory of the cost probe, the loaded model included."""
+        return self.cost.peak_bytes if self.cost else None
+
+    @property
+    def saved_bytes(self) -> int | None:
+        """Bytes that the probe's forward keeps for the backward."""
+        return self.cost.saved_bytes if self.cost else None
+
+
+def summarise(
+    records: Sequence[RunRecord], costs: CostReport | None, reference: str, metric: str | None = None
+) -> list[MethodSummary]:
+    """One summary a method, in the order of first appearance in `records`.
+
+    `metric` is a key of the test metrics; the runs' own main metric unless given. Where no run of `reference`
+    finished, the first method with a finished run takes its place (`MethodSummary.reference` says which).
+
+    Raises `SpecError` where there are no records, or they can't stand in one table: two models, two data
+    sets, two finished runs of one method at one seed. Raises `StoreError` for a run called done that has no
+    results.
+    """
+    if not records:
+        raise SpecError("there are no runs to summarise; run `tunewise compare` first")
+    runs = _finished(records)
+    metric = _metric(runs, metric)
+    with_runs = [label for label, by_seed in runs.items() if by_seed]
+    if reference not in with_runs:
+        reference = with_runs[0] if with_runs else next(iter(runs))
+
+    def scores(of: Callable[[Results], float]) -> dict[str, dict[int, float]]:
+        return {label: {seed: of(_results(r)) for seed, r in by_seed.items()} for label, by_seed in runs.items()}
+
+    metrics, gaps = scores(lambda r: r.test.metrics[metric]), scores(lambda r: r.gap)
+    items = _test_items(runs)
+    resolution = 1 / items if items else 0.0
+    on_metric = {c.name: c for c in against_reference(metrics, reference, True, resolution=resolution)}
+    on_gap = {c.name: c for c in against_reference(gaps, reference, False)}
+    rows = {row.method: row for row in costs.rows} if costs else {}
+    finished = [r for by_seed in runs.values() for r in by_seed.values()]
+    chance = _chance(finished[0], metric) if finished else None
+
+    summaries = []
+    for label, by_seed in runs.items():
+        done = list(by_seed.values())
+        results = [_results(r) for r in done]
+        cost = rows.get(label)
+        facts = next((r.model for r in done if r.model), None)
+        summaries.append(
+            MethodSummary(
+                label=label,
+                name=next(r.spec.method.name for r in records if r.spec.method.label == label),
+                metric=metric,
+                reference=reference,
+                seeds=tuple(by_seed),
+                missing=_missing(records, label, by_seed),
+                metric_by_seed=metrics[label],
+                gap_by_seed=gaps[label],
+                test_metric=_over_seeds(list(metrics[label].values())),
+                gap=_over_seeds(list(gaps[label].values())),
+                gap_ratio=ratio_interval(gaps[label], gaps[reference]),
+                train_loss=_over_seeds([r.train.loss for r in results]),
+                validation_loss=_over_seeds([r.validation.loss for r in results]),
+                test_loss=_over_seeds([r.test.loss for r in results]),
+                seconds=_over_seeds([r.seconds for r in done]),
+                trainable=facts.trainable if facts else cost.trainable if cost else None,
+                test_items=items,
+                chance=chance,
+                cost=cost,
+                metric_comparison=on_metric.get(label),
+                gap_comparison=on_gap.get(label),
+            )
+        )
+    return summaries
+
+
+def _finished(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
+    """label -> seed -> the finished run, seeds sorted; a label with no finished run has an empty row."""
+    runs: dict[str, dict[int, RunRecord]] = {r.spec.method.label: {} for r in records}
+    first: RunRecord | None = None
+    for record in records:
+        if record.status == "done" and record.results is None:
+            raise StoreError(f"run {record.id} says it is done but holds no results; delete it and run it again")
+        if not _counts(record):
+            continue
+        first = first or record
+        if _subject(record) != _subject(first):
+            raise SpecError(
+                f"runs {first.id} and {record.id} are on different models, data or test splits and "
+                f"can't stand in one table; give the runs of one comparison"
+            )
+        label, seed = record.spec.method.label, record.spec.seed
+        known = runs[label].setdefault(seed, record)
+        if known.id != record.id:
+            raise SpecError(
+                f"{label!r} has two finished runs at seed {seed} ({known.id} and {record.id}); give "
+                f"the runs of one comparison"
+            )
+    return {label: dict(sorted(by_seed.items())) for label, by_seed in runs.items()}
+
+
+def _counts(record: RunRecord) -> bool:
+    return record.status == "done" and _is_finite(_results(record))
+
+
+def _results(record: RunRecord) -> Results:
+    assert record.results is not None
+    return record.results
+
+
+def _is_finite(results: Results) -> bool:
+    splits = (results.train, results.validation, results.test)
+    return all(math.isfinite(v) for s in splits for v in (s.loss, *s.metrics.values()))
+
+
+def _subject(record: RunRecord) -> tuple[str, str, str, int]:
+    """What must be the same for two runs to be compared: task, model, data and size of the test split."""
+    spec = record.spec
+    return (
+        spec.task,
+        spec.model.digest or spec.model.path,
+        spec.data.digest or spec.data.path,
+        _results(record).test.examples,
+    )
+
+
+def _missing(records: Sequence[RunRecord], label: str, by_seed: dict[int, RunRecord]) -> dict[str, int]:
+    """Runs that entered no mean, by status. A failed try counts only while its seed isn't done."""
+    lost = [r for r in records if r.spec.method.label == label and r.spec.seed not in by_seed]
+    return dict(Counter("diverged" if r.status == "done" else r.status for r in lost))
+
+
+def _metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
+    results = [_results(r) for by_seed in runs.values() for r in by_seed.values()]
+    if not results:
+        return metric or "accuracy"
+    metric = metric or results[0].metric
+    for result in results:
+        if metric not in result.test.metrics:
+            raise SpecError(f"the runs have no test metric {metric!r}{nearest(metric, result.test.metrics.keys())}")
+    return metric
+
+
+def _test_items(runs: dict[str, dict[int, RunRecord]]) -> int | None:
+    return next((_results(r).test.examples for by_seed in runs.values() for r in by_seed.values()), None)
+
+
+def _chance(record: RunRecord, metric: str) -> float | None:
+    """What needs no learning. Accuracy: the share of the commonest test class, where the confusion matrix is
+    known; else, and for other metrics, 1 / classes."""
+    confusion = _results(record).confusion
+    if metric == "accuracy" and confusion:
+        per_class = [sum(row) for row in confusion]
+        if sum(per_class):
+            return max(per_class) / sum(per_class)
+    classes = len(confusion) if confusion else len(record.data.labels) if record.data else 0
+    return 1 / classes if classes else None
+
+
+def _over_seeds(values: list[float]) -> Interval | None:
+    return mean_interval(values) if values else None

@@ -1,0 +1,208 @@
+"""`tunewise compare`: methods x seeds on one model and data set, and which to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewise.errors import SpecError, nearest
+
+if TYPE_CHECKING:
+    from tunewise.compare import Comparison
+    from tunewise.plan import Plan
+
+_Text = Annotated[str | None, typer.Option()]
+
+
+def compare(
+    model: Annotated[str | None, typer.Option(help="Folder, hub id, or package:MODULE/path.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision to pin.")] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run code that a hub model brings along.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Training file: csv, tsv, jsonl, parquet (also .gz), or a folder of class folders."),
+    ] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation file; cut from train unless given.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test file; cut from train unless given.")] = None,
+    text: Annotated[str | None, typer.Option(help="Name of the text column.  [default: text]")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Name of the second text column, for pairs.")] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the label column.  [default: label]")] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="Of the files; several are tried in turn: utf-8,latin-1.  [default: utf-8]"),
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Names from the catalog, with commas: lora,cla,paca.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of all methods.  [default: 8]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="The scale is alpha / rank.  [default: 2 x rank]")] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="Layers: qv, attention, all-linear, or names with commas.  [default: qv]"),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many, or a list with commas.  [default: 3]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[default: 16]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of all methods; each method's own default unless given.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="[default: 0]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut to.  [default: 128]")] = None,
+    train_size: Annotated[int | None, typer.Option(help="Train on this many examples only.")] = None,
+    validation_size: Annotated[int | None, typer.Option(help="Validate on this many examples only.")] = None,
+    test_size: Annotated[int | None, typer.Option(help="Test on this many examples only.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Method that the others are tested against.  [default: lora]")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A spec that comes with tunewise: quickstart.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="YAML file with any of these flags; flags given here win.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where runs and report go.  [default: runs]")] = None,
+    costs: Annotated[bool, typer.Option(help="Measure step time and memory after the runs.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Train several methods over seeds, measure them side by side, recommend one, write report.html.
+
+    The same command again does what is missing, and only that.
+    """
+    given = {
+        "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
+        "data": {
+            "path": data,
+            "validation": validation,
+            "test": test,
+            "text": text,
+            "text_pair": text_pair,
+            "label": label,
+            "encoding": encoding,
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "test_size": test_size,
+        },
+        "training": {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "max_length": max_length,
+        },
+        "methods": methods,
+        "rank": rank,
+        "alpha": alpha,
+        "targets": targets.split(",") if targets and "," in targets else targets,
+        "seeds": _seeds(seeds),
+        "reference": reference,
+        "out": str(out) if out else None,
+    }
+    from tunewise.spec import CompareSpec, load_yaml, merged, parse
+
+    content: dict[str, Any] = {}
+    if preset:
+        content = load_yaml(_preset(preset))
+    if spec:
+        content = merged(content, load_yaml(spec))
+    content = merged(content, given)
+    folder = content.pop("out", None) or "runs"
+    title = content.pop("title", None) or "Which fine-tuning method?"
+    for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
+        if not content.get(name):
+            raise SpecError(f"{name!r} is missing: give {flag}, a --spec file, or --preset quickstart")
+    checked = parse(CompareSpec, content, source=str(spec) if spec else "")
+
+    from rich.console import Console
+
+    from tunewise.cli.progress import LiveProgress, quiet_libraries
+
+    quiet_libraries()
+    console = Console()
+    with console.status("reading data and model ..."):
+        from tunewise.compare import compare as run_compare
+        from tunewise.plan import make_plan
+        from tunewise.store.folders import RunStore
+
+        plan = make_plan(checked, RunStore(folder))
+    _show_plan(plan, console, str(folder))
+    if dry_run:
+        return
+    with LiveProgress(console, plan) as listener:
+        found = run_compare(checked, folder, title=title, costs=costs, listener=listener, plan=plan)
+    _show_result(found, console)
+
+
+def _seeds(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SpecError(f"--seeds {text!r}: give how many (3), or a list (0,1,2)") from None
+    if "," not in text and numbers[0] < 1:
+        raise SpecError(f"--seeds {text}: at least one is needed")
+    return numbers if "," in text else numbers[0]
+
+
+def _preset(name: str) -> Path:
+    folder = Path(__file__).parent.parent / "presets"
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in known:
+        raise SpecError(f"unknown preset {name!r}{nearest(name, known)}")
+    return folder / f"{name}.yaml"
+
+
+def _show_plan(plan: Plan, console: Any, folder: str) -> None:
+    from rich.table import Table
+
+    data = plan.data
+    todo = len(plan.runs) - len(plan.done)
+    console.print(
+        f"[bold]{len(plan.methods)} methods x {len(plan.spec.seeds)} seeds[/bold] on {plan.spec.model.path}: "
+        f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples, {len(data.labels)} "
+        f"classes; {plan.steps:,} steps a run",
+        highlight=False,
+    )
+    for note in data.notes:
+        console.print(f"  - {note}", style="dim", highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, right in (
+        ("method", False),
+        ("trained", True),
+        ("adapter", True),
+        ("head", True),
+        ("share", True),
+        ("rate", True),
+    ):
+        table.add_column(name, justify="right" if right else "left")
+    for planned in plan.methods:
+        facts = planned.facts
+        table.add_row(
+            planned.method.label,
+            f"{facts.trainable:,}",
+            f"{facts.adapter:,}",
+            f"{facts.head:,}",
+            f"{facts.trainable / facts.parameters:.3%}",
+            f"{planned.learning_rate:g}",
+        )
+    console.print(table)
+    ready = f", {len(plan.done)} done already" if plan.done else ""
+    console.print(f"{todo} runs to do{ready}; everything goes to {folder}/", highlight=False)
+
+
+def _show_result(found: Comparison, console: Any) -> None:
+    from tunewise.report.table import console_table
+
+    console.print()
+    console.print(console_table(found.summaries, found.recommendation))
+    console.print()
+    for sentence in found.recommendation.sentences:
+        console.print(sentence, highlight=False, markup=False)
+    console.print()
+    console.print(f"report   {found.report}", highlight=False, soft_wrap=True)
+    chosen = [r for r in found.records if r.spec.method.label == found.recommendation.choice and r.status == "done"]
+    if chosen:
+        adapter = found.folder.parent / chosen[0].id / "adapter"
+        console.print(
+            f"adapter  {adapter}  ({chosen[0].spec.method.label}, seed {chosen[0].spec.seed})",
+            highlight=False,
+            soft_wrap=True,
+        )

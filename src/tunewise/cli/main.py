@@ -1,0 +1,46 @@
+"""`tunewise`: one thin file a verb. Torch is imported when a verb needs it, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+import tunewise
+from tunewise.cli import compare as compare_verb
+from tunewise.errors import TunewiseError
+
+app = typer.Typer(
+    help="Which fine-tuning method, at which rank, for my model, my data, my budget? Answered with evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("compare")(compare_verb.compare)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tunewise {tunewise.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    pass
+
+
+def run() -> None:
+    """The console script: what the user can mend is one line on stderr and an exit code, never a traceback."""
+    try:
+        app()
+    except TunewiseError as error:
+        sys.stdout.flush()
+        print(f"error: {error}" if error.exit_code != 130 else str(error), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,133 @@
+"""Live progress: which run of how many, epoch, loss, remaining time; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from tunewise.plan import Plan
+from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, StepDone
+
+
+def quiet_libraries() -> None:
+    """Advice that libraries give to developers is not for the reader of a progress display."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+
+
+class LiveProgress(Listener):
+    """Draws events; Ctrl-C once asks for a stop at the next step (a checkpoint is written), twice stops at once."""
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self.console = console
+        self.plan = plan
+        self.todo = len(plan.runs) - len(plan.done)
+        self.steps_to_do = self.todo * plan.steps
+        self.steps_done = 0
+        self.finished = 0
+        self.begun = time.monotonic()
+        self.current = ""
+        self.live = console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self.all: TaskID = self.progress.add_task("runs", total=self.todo, note="")
+        self.one: TaskID = self.progress.add_task("", total=plan.steps, note="", visible=False)
+        self._loss: float | None = None
+        self._old_handler: Any = None
+
+    def __enter__(self) -> LiveProgress:
+        self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        signal.signal(signal.SIGINT, self._old_handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        self.stop_requested = True
+        self.console.print("stopping at the next step; press Ctrl-C again to stop at once")
+
+    def on(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self.current = f"{event.label}, seed {event.seed}"
+                self._loss = None
+                self.steps_done += event.first_step
+                resumed = f"from step {event.first_step}" if event.first_step else ""
+                self.progress.reset(
+                    self.one,
+                    total=event.total_steps,
+                    completed=event.first_step,
+                    description=self.current,
+                    note=resumed,
+                    visible=True,
+                )
+                if not self.live:
+                    self.console.print(
+                        f"[{self.finished + 1}/{self.todo}] {self.current} {resumed}".rstrip(), markup=False
+                    )
+            case StepDone():
+                self.steps_done += 1
+                # A running mean: single batches jump about.
+                self._loss = event.loss if self._loss is None else 0.9 * self._loss + 0.1 * event.loss
+                epochs = self.plan.spec.training.epochs
+                self.progress.update(
+                    self.one,
+                    completed=event.step,
+                    note=f"epoch {min(int(event.epoch) + 1, epochs)}/{epochs}  loss {self._loss:.3f}",
+                )
+                self.progress.update(self.all, note=self._remaining())
+            case EpochDone():
+                if not self.live:
+                    self.console.print(
+                        f"    epoch {event.epoch}: validation loss {event.validation_loss:.4f}, "
+                        f"{event.metric} {event.value:.4f}",
+                        markup=False,
+                        highlight=False,
+                    )
+            case Phase():
+                self.progress.update(self.one, note=event.name)
+                if not self.live and not event.name.startswith("saving"):
+                    self.console.print(f"    {event.name}", markup=False)
+            case RunFinished():
+                self.finished += 1
+                self.progress.update(self.all, completed=self.finished, note=self._remaining())
+                line = f"[{self.finished}/{self.todo}] {self.current}: {event.status} in {event.seconds:.0f} s"
+                left = self._remaining()
+                self.console.print(f"{line}   {left}" if left else line, markup=False, highlight=False)
+
+    def _remaining(self) -> str:
+        """Time left at the pace so far, everything that runs do besides stepping included."""
+        if self.steps_done < 5 or self.steps_done >= self.steps_to_do:
+            return ""
+        pace = (time.monotonic() - self.begun) / self.steps_done
+        seconds = pace * (self.steps_to_do - self.steps_done)
+        return f"about {_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

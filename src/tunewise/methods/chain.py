@@ -1,0 +1,102 @@
+"""Chains: one adapter after another on the same layers, each merged into the function before the next begins.
+
+At a restart the function does not change, the new link starts at B = 0, the optimizer forgets the adapter's
+tensors (not the head's), and the learning-rate schedule goes on as if nothing had happened.
+
+In a `Trainer` (or TRL's `SFTTrainer`) of one's own: `callbacks=[tunewise.ChainCallback()]`. In a plain loop:
+
+    if step in restarts:                       # restarts = chain.restarts(total_steps)
+        tunewise.restart(model, optimizer)
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tunewise.errors import SpecError, StoreError
+from tunewise.methods.attach import attachment, layer_adapters
+from tunewise.methods.catalog import Chain
+from tunewise.methods.layer_adapter import LayerAdapter
+
+
+def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = None) -> int:
+    """Begin the next link on every adapted layer; returns its number (from 0).
+
+    `optimizer` (a torch optimizer, or accelerate's wrapper of one) forgets its state of the adapter's tensors.
+    Raises `SpecError` where the model's method has no chain.
+    """
+    adapters = _chained(model, adapter_name)
+    for adapter in adapters:
+        adapter.restart()
+    if optimizer is not None:
+        inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        for adapter in adapters:
+            for parameter in adapter.trained:
+                inner.state.pop(parameter, None)
+                parameter.grad = None
+    return adapters[0].link
+
+
+def current_link(model: nn.Module, adapter_name: str | None = None) -> int:
+    """Number of the active link, from 0. Raises `SpecError` where the model's method has no chain."""
+    return _chained(model, adapter_name)[0].link
+
+
+def _chained(model: nn.Module, adapter_name: str | None) -> list[LayerAdapter]:
+    plain = _unwrapped(model)
+    done = attachment(plain, adapter_name)
+    if done.method.chain is None:
+        raise SpecError(f"method {done.method.name!r} has no chain to restart; use c3la, r-c3la, c-paca, cola or rac")
+    return layer_adapters(plain, done.adapter_name)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile's wrapper."""
+    while True:
+        inner: Any = getattr(model, "_orig_mod", None) or (model.module if _is_wrapper(model) else None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    return isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+
+
+class ChainCallback(TrainerCallback):
+    """Restarts the chain on schedule in any `transformers.Trainer`; nothing to do for methods without a chain.
+
+    It acts at the end of a step, before the Trainer writes that step's checkpoint, so a checkpoint on the boundary
+    already holds the new link.
+    """
+
+    def __init__(self, chain: Chain | None = None) -> None:
+        self.chain = chain
+        self.restarts: list[int] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = _unwrapped(kwargs["model"])
+        chain = self.chain or attachment(model).method.chain
+        if chain is None:
+            self.restarts = []
+            return
+        steps_per_epoch = math.ceil(state.max_steps / state.num_train_epochs) if state.num_train_epochs else None
+        self.restarts = chain.restarts(state.max_steps, steps_per_epoch)
+        due, found = bisect.bisect_right(self.restarts, state.global_step), current_link(model)
+        if due != found:
+            raise StoreError(
+                f"at step {state.global_step} of {state.max_steps} the chain should be in link {due + 1}, and the "
+                f"adapter is in link {found + 1}; it was trained on another schedule, so start afresh"
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step in self.restarts:
+            restart(kwargs["model"], kwargs.get("optimizer"))

@@ -1,0 +1,89 @@
+"""Taking columns of an input, once for all layers that read the same one (query, key and value)."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tunewise.methods.columns import ColumnAdapter
+
+
+def run_of(columns: Tensor) -> tuple[int, int] | None:
+    """(start, stop) where the columns are one contiguous run, else None."""
+    start = int(columns[0])
+    stop = start + len(columns)
+    return (start, stop) if columns.tolist() == list(range(start, stop)) else None
+
+
+def take_columns(x: Tensor, columns: Tensor, run: tuple[int, int] | None = None) -> Tensor:
+    """A copy of x[..., columns]: a view would keep all of x alive until the backward."""
+    if run is not None:
+        return x[..., run[0] : run[1]].clone(memory_format=torch.contiguous_format)
+    return x.index_select(-1, columns)
+
+
+class InputGroup:
+    """Column adapters of sibling layers. The first one to see an input takes the columns of all of them, the others
+    find theirs there; an adapter that sees another input takes its own."""
+
+    def __init__(self, members: list[ColumnAdapter]) -> None:
+        self.members = members
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is remembered: columns have changed."""
+        self._plan: tuple[Tensor, tuple[int, int] | None, dict[int, tuple[int, int]]] | None = None
+        self._seen: tuple[weakref.ref[Tensor], int] | None = None
+        self._taken: Tensor | None = None
+        self._waiting: set[int] = set()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"members": self.members}
+
+    def __setstate__(self, state: dict[str, list[ColumnAdapter]]) -> None:
+        self.members = state["members"]
+        self.forget()
+
+    def gather(self, member: ColumnAdapter, x: Tensor) -> Tensor:
+        """x[..., member.columns], contiguous or a view of the group's one copy."""
+        if torch.compiler.is_compiling():
+            return x.index_select(-1, member.columns)
+        plan = self._plan = self._plan or self._make_plan()
+        columns, run, places = plan
+        start, stop = places[id(member)]
+        if len(self.members) == 1:
+            return take_columns(x, columns, run)
+        again = (
+            self._taken is not None
+            and self._seen is not None
+            and id(member) in self._waiting
+            and self._seen[0]() is x
+            and self._seen[1] == x._version
+            and self._taken.dtype == x.dtype
+        )
+        if not again:
+            self._taken = take_columns(x, columns, run)
+            self._seen = (weakref.ref(x), x._version)
+            self._waiting = {id(m) for m in self.members}
+        taken = self._taken
+        assert taken is not None
+        self._waiting.discard(id(member))
+        if not self._waiting:  # all served: the backward's references alone keep it
+            self._taken = self._seen = None
+        return taken if stop - start == taken.shape[-1] else taken[..., start:stop]
+
+    def _make_plan(self) -> tuple[Tensor, tuple[int, int] | None, dict[int, tuple[int, int]]]:
+        """The columns to take, as a run where they are one, and each member's place among them."""
+        first = self.members[0].columns
+        if all(torch.equal(m.columns, first) for m in self.members):
+            return first, run_of(first), {id(m): (0, len(first)) for m in self.members}
+        places, done = {}, 0
+        for m in self.members:
+            places[id(m)] = (done, done + len(m.columns))
+            done += len(m.columns)
+        columns = torch.cat([m.columns for m in self.members])
+        return columns, run_of(columns), places

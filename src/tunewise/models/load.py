@@ -1,0 +1,131 @@
+"""A pretrained model from a folder, a hub id or an installed package, and its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from tunewise.errors import ModelError
+from tunewise.locate import digest, resolve, unpack
+from tunewise.spec import ModelSpec
+
+_WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
+
+
+@lru_cache(maxsize=8)
+def model_folder(spec: ModelSpec) -> Path:
+    """The local folder of the model, unpacked or fetched where need be. Raises `ModelError`."""
+    if spec.path.startswith("package:") or Path(spec.path).exists():
+        path = resolve(spec.path)
+        folder = unpack(path) if path.suffix == ".zip" else path
+    elif spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
+        raise ModelError(f"model {spec.path!r}: there is no such folder")
+    else:
+        folder = _from_hub(spec)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model {spec.path!r}: {folder.name} holds no config.json, so it is no transformers model")
+    return folder
+
+
+def _from_hub(spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(spec.path, revision=spec.revision, allow_patterns=list(_WEIGHTS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise ModelError(
+            f"model {spec.path!r} is no folder here and can't be had from the hub ({reason}); give a local folder"
+        ) from None
+    return Path(found)
+
+
+@lru_cache(maxsize=8)
+def model_digest(spec: ModelSpec) -> str:
+    """sha256 over the model's weights, config and tokenizer files."""
+    folder = model_folder(spec)
+    files = sorted({f for pattern in _WEIGHTS for f in folder.glob(pattern)})
+    return digest(files, root=folder)
+
+
+def load_config(spec: ModelSpec) -> Any:
+    """The model's configuration. Raises `ModelError` where it can't be read."""
+    folder = model_folder(spec)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {spec.path!r}: its config.json can't be used ({_first_line(error)})") from None
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The model's tokenizer, with a padding token (the end-of-text token where it has none of its own)."""
+    folder = model_folder(spec)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {spec.path!r}: its tokenizer can't be loaded ({_first_line(error)})") from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"model {spec.path!r}: its tokenizer has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_classifier(spec: ModelSpec, labels: list[str], *, seed: int, pad_token_id: int | None) -> nn.Module:
+    """The model with a classification head of `len(labels)` outputs, fp32, on the CPU.
+
+    The head's initial values depend on `seed` alone: every method at one seed starts from the same one.
+    """
+    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # "some weights are newly initialised" is what a new head means
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                model_folder(spec), dtype=torch.float32, **_head_options(spec, labels)
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model {spec.path!r} can't be loaded as a classifier: {_first_line(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(level)
+    model.config.pad_token_id = pad_token_id
+    return model
+
+
+def meta_classifier(spec: ModelSpec, labels: list[str]) -> nn.Module:
+    """The same model without weights, on the meta device: for counting and checking before anything is loaded."""
+    config = load_config(spec)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
+
+
+def _head_options(spec: ModelSpec, labels: list[str]) -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "num_labels": len(labels),
+        "trust_remote_code": spec.trust_remote_code,
+        "ignore_mismatched_sizes": True,  # a checkpoint with a head for other classes
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def quiet_transformers() -> None:
+    """No progress bars or advice from libraries in the middle of our own output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,74 @@
+"""The plan of a comparison: everything that can be known, and everything that can be wrong, before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunewise.methods.catalog import get_method
+from tunewise.models.load import meta_classifier, model_digest
+from tunewise.spec import CompareSpec, MethodSpec, RunSpec
+from tunewise.store.folders import RunStore
+from tunewise.store.records import DataFacts, ModelFacts
+from tunewise.tasks.build import build_task
+from tunewise.tasks.classification import digest_of, load_classification
+from tunewise.tasks.contract import Task
+from tunewise.training.build import chain_of, facts_of, put_on
+from tunewise.training.trainer import total_steps
+
+
+@dataclass(frozen=True)
+class PlannedMethod:
+    """One method of the plan; counts come from the meta device, so no weights were read."""
+
+    method: MethodSpec
+    learning_rate: float
+    facts: ModelFacts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison with its digests filled in, its runs, and which of them are done already."""
+
+    spec: CompareSpec
+    task: Task
+    runs: list[RunSpec]
+    done: set[str]
+    methods: list[PlannedMethod]
+    steps: int
+
+    @property
+    def data(self) -> DataFacts:
+        return self.task.facts
+
+
+def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
+    """Read config and data, check every method on the model's shapes, fill in the digests.
+
+    Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a bad file.
+    """
+    # Shapes first: they need the number of classes, but neither weights nor tokens, and fail in a second.
+    labels = load_classification(spec.data).labels
+    counted = [_count(spec, method, labels) for method in spec.methods]
+    spec = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"digest": model_digest(spec.model)}),
+            "data": spec.data.model_copy(update={"digest": digest_of(spec.data)}),
+        }
+    )
+    task = build_task(spec)
+    runs = spec.runs()
+    steps = total_steps(runs[0], len(task.train))
+    for run in runs[: len(spec.methods)]:
+        chain = chain_of(run.method)
+        if chain is not None:
+            chain.restarts(steps, steps // spec.training.epochs)  # raises where the run is too short for its links
+    done = {run.id for run in runs if store.finished(run.id) is not None}
+    return Plan(spec, task, runs, done, counted, steps)
+
+
+def _count(spec: CompareSpec, method: MethodSpec, labels: list[str]) -> PlannedMethod:
+    rate = spec.model_copy(update={"methods": [method]}).runs()[0].learning_rate
+    # LoRA-One has LoRA's factors; its start needs a gradient, which shapes alone don't give.
+    stand_in = method.model_copy(update={"name": "lora"}) if get_method(method.name).start == "gradient" else method
+    facts = facts_of(put_on(meta_classifier(spec.model, labels), stand_in, seed=0))
+    return PlannedMethod(method, rate, facts)

@@ -1,0 +1,342 @@
+"""The figures of a report, as plotly figures: one function each, from numbers that stand in run records.
+
+Backgrounds are see-through and every colour is one of `palette`'s light ones, which the page exchanges on a
+dark background. Text that a user wrote (labels of classes) is escaped: plotly reads a subset of HTML.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from tunewise.report import palette
+from tunewise.report.curves import Curve
+from tunewise.report.palette import Mark
+
+MOST_CLASSES = 60  # a confusion matrix of more can't be read
+_GAP = "\u2009\u200a"  # between a marker and its name
+_RING_GAP = "\u2002\u2009"
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method in a plot of accuracy against a cost. Ends of an interval are None where there is none."""
+
+    method: str
+    cost: float
+    cost_low: float | None
+    cost_high: float | None
+    score: float
+    score_low: float | None
+    score_high: float | None
+    efficient: bool  # in the Pareto set
+    chosen: bool = False  # the one recommended
+
+
+@dataclass(frozen=True)
+class GapBar:
+    """One method's generalization gaps: mean, interval (None with one seed) and each seed's own."""
+
+    method: str
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: Sequence[tuple[int, float]]
+
+
+def accuracy_against_cost(
+    points: Sequence[Point],
+    marks: Mapping[str, Mark],
+    *,
+    cost: str,
+    score: str,
+    unit: str = "",
+    lines: Sequence[tuple[str, float]] = (),
+) -> go.Figure:
+    """Score upwards, cost to the right: the upper left corner wins. Filled markers are the Pareto set, the
+    ring is the recommended method; `lines` are named costs drawn as uprights (the frozen floor). A method far
+    below the others (`off_scale`) stands at the lower edge with its score in words, so that the rest can be
+    told apart."""
+    figure = _blank(height=400)
+    below = off_scale(points)
+    inside = [p for p in points if p.method not in below]
+    bottom, top = _score_range(inside)
+    for point in sorted(points, key=lambda p: p.chosen):  # the one recommended on top
+        mark = marks[point.method]
+        symbol = mark.symbol if point.efficient else f"{mark.symbol}-open"
+        name = _plain(point.method)
+        text = f"<b>{name}</b>" if point.chosen else name
+        gap = _RING_GAP if point.chosen else _GAP
+        lies_at = point.score
+        if point.method in below:
+            text, lies_at = f"{text} {point.score:.1%} ↓", bottom + 0.04 * (top - bottom)
+        if point.chosen:
+            figure.add_scatter(
+                x=[point.cost],
+                y=[lies_at],
+                mode="markers",
+                marker={"symbol": "circle-open", "size": 26, "color": palette.INK, "line": {"width": 2}},
+                hoverinfo="skip",
+            )
+        figure.add_scatter(
+            x=[point.cost],
+            y=[lies_at],
+            error_x=_error(point.cost, point.cost_low, point.cost_high),
+            error_y=_error(point.score, point.score_low, point.score_high) if lies_at == point.score else None,
+            mode="markers+text",
+            name=name,
+            legendgroup=point.method,
+            text=[f"{gap}{text}{gap}"],
+            textposition="middle right",
+            textfont={"size": 13, "color": palette.INK},
+            cliponaxis=False,
+            marker={
+                "symbol": symbol,
+                "size": 12,
+                "color": mark.light,
+                "line": {"width": 2, "color": mark.light},
+            },
+            hovertemplate=f"{name}<br>{score} {point.score:.2%}<br>{cost} %{{x:.4~g}}{unit}<extra></extra>",
+        )
+    costs = [p.cost for p in points] + [value for _, value in lines]
+    wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 12
+    figure.update_xaxes(
+        title_text=cost + (f", {unit.strip()}" if unit else "") + (" (log scale)" if wide else ""),
+        type="log" if wide else "linear",
+        range=None if len(set(costs)) > 1 else [0, 2 * costs[0] or 1],
+    )
+    if wide:
+        figure.update_xaxes(dtick=1, exponentformat="SI", minor={"ticks": ""})
+    figure.update_yaxes(title_text=f"test {score}", tickformat=".2~%", range=[bottom, top])
+    for name, value in lines:
+        figure.add_shape(
+            type="line",
+            x0=value,
+            x1=value,
+            y0=0,
+            y1=1,
+            yref="paper",
+            layer="below",
+            line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
+            label={
+                "text": _plain(name),
+                "textposition": "end",
+                "textangle": 0,
+                "xanchor": "left",
+                "yanchor": "top",
+                "font": {"size": 12, "color": palette.MUTED},
+            },
+        )
+        if not wide:  # autorange does not look at shapes
+            figure.add_scatter(x=[value], y=[top], mode="markers", marker={"opacity": 0}, hoverinfo="skip")
+    return figure
+
+
+def off_scale(points: Sequence[Point]) -> set[str]:
+    """Methods so far below that they would press the others into a line: further below the best than four
+    times the median method, and than the widest interval. Nobody where fewer than four are compared."""
+    scores = sorted((p.score for p in points), reverse=True)
+    if len(scores) < 4:
+        return set()
+    to_median = scores[0] - scores[(len(scores) - 1) // 2]
+    widest = max(
+        (p.score_high - p.score_low for p in points if p.score_low is not None and p.score_high is not None),
+        default=0.0,
+    )
+    reach = max(4 * to_median, widest, 0.01)
+    return {p.method for p in points if p.score < scores[0] - reach}
+
+
+def gap_per_method(bars: Sequence[GapBar], marks: Mapping[str, Mark]) -> go.Figure:
+    """The gap of each method: mean and interval, and every seed as a small open dot."""
+    figure = _blank(height=110 + 40 * len(bars))
+    for row, bar in enumerate(bars):
+        mark = marks[bar.method]
+        figure.add_scatter(
+            x=[gap for _, gap in bar.seeds],
+            y=[row + 0.24] * len(bar.seeds),
+            mode="markers",
+            text=[f"seed {seed}" for seed, _ in bar.seeds],
+            legendgroup=bar.method,
+            name=_plain(bar.method),
+            marker={"symbol": "circle-open", "size": 6, "color": mark.light, "line": {"width": 1.2}},
+            hovertemplate="%{text}: %{x:.4f} nats<extra></extra>",
+        )
+        figure.add_scatter(
+            x=[bar.mean],
+            y=[row],
+            error_x=_error(bar.mean, bar.low, bar.high),
+            mode="markers",
+            text=[_plain(bar.method)],
+            legendgroup=bar.method,
+            name=_plain(bar.method),
+            marker={"symbol": mark.symbol, "size": 12, "color": mark.light},
+            hovertemplate="%{text}: mean %{x:.4f} nats<extra></extra>",
+        )
+    figure.update_xaxes(
+        title_text="test loss − train loss, nats", rangemode="tozero", zeroline=True, zerolinecolor=palette.ZERO
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(bars))),
+        ticktext=[_plain(bar.method) for bar in bars],
+        range=[len(bars) - 0.4, -0.6],
+        showgrid=False,
+        zeroline=False,
+        tickfont={"size": 13, "color": palette.INK},
+    )
+    return figure
+
+
+def learning_curves(curves: Mapping[str, Curve], marks: Mapping[str, Mark], *, what: str) -> go.Figure:
+    """One line per method, the mean over seeds; the band goes from the lowest seed to the highest."""
+    figure = _blank(height=340)
+    first = min((curve.x[0] for curve in curves.values()), default=0.0)
+    last = max((curve.x[-1] for curve in curves.values()), default=1.0)
+    for method, curve in curves.items():
+        mark = marks[method]
+        if curve.seeds > 1:
+            figure.add_scatter(
+                x=curve.x + curve.x[::-1],
+                y=curve.high + curve.low[::-1],
+                mode="lines",
+                line={"width": 0},
+                fill="toself",
+                fillcolor=mark.light,
+                opacity=0.14,
+                legendgroup=method,
+                hoverinfo="skip",
+            )
+        few = len(curve.x) <= 12
+        figure.add_scatter(
+            x=curve.x,
+            y=curve.mean,
+            mode="lines+markers" if few else "lines",
+            name=_plain(method),
+            legendgroup=method,
+            line={"color": mark.light, "width": 2, "dash": mark.dash},
+            marker={"symbol": mark.symbol, "size": 8},
+            hovertemplate="%{y:.4f}",
+        )
+    room = 0.03 * last if last > first else 0.5
+    figure.update_xaxes(title_text="epoch", tickformat="~g", range=[first - room, last + room])
+    if 1 <= last <= 12:
+        figure.update_xaxes(dtick=1)
+    values = [value for curve in curves.values() for value in (*curve.low, *curve.high)]
+    flat = bool(values) and min(values) == max(values)
+    figure.update_yaxes(title_text=what, tickformat=".3~f", range=[values[0] - 0.1, values[0] + 0.1] if flat else None)
+    figure.update_layout(hovermode="x unified")
+    return figure
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figure:
+    """Test items by true class (rows) and predicted class (columns); the numbers are counts. Colour: share of
+    the true class, with most of the scale given to the first fifth, where the errors are. Not for more than
+    `MOST_CLASSES` classes."""
+    count = len(matrix)
+    names = [str(label) for label in labels] if len(labels) == count else [str(i) for i in range(count)]
+    shares = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in matrix]
+    shown = [_plain(_short(name, 14 if count > 12 else 20)) for name in names]
+    step = 1 if count <= 24 else 2
+    said = [
+        [f"true: {_plain(true)}<br>predicted: {_plain(said)}<br>{matrix[i][j]} of {sum(matrix[i])}"]
+        for i, true in enumerate(names)
+        for j, said in enumerate(names)
+    ]
+    hover = [[said[i * count + j][0] for j in range(count)] for i in range(count)]
+    figure = _blank(height=min(760, 110 + max(count * 28, 160)))
+    figure.add_heatmap(
+        z=shares,
+        text=[[str(value) for value in row] for row in matrix],
+        customdata=hover,
+        texttemplate="%{text}" if count <= 12 else "",
+        hovertemplate="%{customdata}<extra></extra>",
+        zmin=0,
+        zmax=1,
+        xgap=1,
+        ygap=1,
+        showscale=False,
+        colorscale=[[0, palette.SCALE_LOW], [0.2, palette.SCALE_MIDDLE], [1, palette.SCALE_HIGH]],
+    )
+    ticks = list(range(0, count, step))
+    figure.update_xaxes(
+        title_text="predicted",
+        tickvals=ticks,
+        ticktext=shown[::step],
+        tickangle=-45 if count > 4 else 0,
+        showgrid=False,
+        zeroline=False,
+        ticks="",
+    )
+    figure.update_yaxes(
+        title_text="true",
+        tickvals=ticks,
+        ticktext=shown[::step],
+        range=[count - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+    )
+    return figure
+
+
+def _blank(height: int) -> go.Figure:
+    figure = go.Figure()
+    axis = {
+        "gridcolor": palette.GRID,
+        "zeroline": False,
+        "linecolor": palette.ZERO,
+        "color": palette.MUTED,
+        "automargin": True,
+        "title": {"font": {"size": 13, "color": palette.MUTED}, "standoff": 10},
+    }
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 16, "r": 16, "t": 12, "b": 16},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": _FONT, "size": 12, "color": palette.INK},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": palette.MUTED, "activecolor": palette.INK},
+        hoverlabel={"bgcolor": palette.LIGHT_PAGE, "font": {"color": palette.INK}},
+        showlegend=False,
+        xaxis=axis,
+        yaxis=axis,
+    )
+    return figure
+
+
+def _score_range(points: Sequence[Point]) -> tuple[float, float]:
+    low = min(min(p.score, p.score if p.score_low is None else p.score_low) for p in points)
+    high = max(max(p.score, p.score if p.score_high is None else p.score_high) for p in points)
+    room = 0.08 * (high - low) or 0.01
+    return low - 2 * room, high + room
+
+
+def _error(centre: float, low: float | None, high: float | None) -> dict[str, Any]:
+    if low is None or high is None:
+        return {"visible": False}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(high - centre, 0.0)],
+        "arrayminus": [max(centre - low, 0.0)],
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
+def _plain(text: str) -> str:
+    """Text as plotly shows it letter for letter."""
+    return html.escape(str(text), quote=False)
+
+
+def _short(text: str, most: int) -> str:
+    """Cut in the middle: what tells names apart often stands at their end."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 1]}…{text[-end:]}"

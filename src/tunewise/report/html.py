@@ -1,0 +1,206 @@
+"""`report.html`: one file that answers first and then shows everything it rests on. Works offline, for good."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from tunewise.advise.recommend import Recommendation
+from tunewise.advise.summary import MethodSummary
+from tunewise.errors import StoreError
+from tunewise.report import palette, provenance, table
+from tunewise.report.panels import Panel, confusion_panels, cost_panels, curve_panels, gap_panel
+from tunewise.report.rows import Table, build_table, metric_name
+from tunewise.spec import CompareSpec
+from tunewise.store.records import CostReport, RunRecord
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    comparison: CompareSpec,
+    records: Sequence[RunRecord],
+    histories: Mapping[str, Sequence[dict[str, Any]]],
+    costs: CostReport | None,
+    summaries: Sequence[MethodSummary],
+    recommendation: Recommendation | None,
+    folders: Mapping[str, str],
+) -> None:
+    """Writes the report of a comparison to `path`, whole or not at all.
+
+    `histories` (lines of `history.jsonl`) and `folders` (a run's folder, relative to the report's) are by run id;
+    either may lack runs. `recommendation` is None where nothing can be recommended. The same arguments give the
+    same bytes. Raises `StoreError` where the file can't be written.
+    """
+    page = render(
+        title=title,
+        comparison=comparison,
+        records=records,
+        histories=histories,
+        costs=costs,
+        summaries=summaries,
+        recommendation=recommendation,
+        folders=folders,
+    )
+    _write_whole(path, page)
+
+
+def render(
+    *,
+    title: str,
+    comparison: CompareSpec,
+    records: Sequence[RunRecord],
+    histories: Mapping[str, Sequence[dict[str, Any]]],
+    costs: CostReport | None,
+    summaries: Sequence[MethodSummary],
+    recommendation: Recommendation | None,
+    folders: Mapping[str, str],
+) -> str:
+    """The page of `write_report` as text."""
+    templates = _templates()
+    marks = palette.marks([m.label for m in comparison.methods] + [s.label for s in summaries])
+    comparison_table = build_table(summaries, recommendation, costs)
+    confusions = confusion_panels(records, summaries, recommendation)
+    classes = next((len(r.data.labels) for r in records if r.data), 0)
+    script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
+    return templates.get_template("page.html.jinja").render(
+        title=title,
+        subject=provenance.subject(comparison, records),
+        comparison=comparison,
+        answer=_answer(recommendation),
+        recommendation=recommendation,
+        runner_up=_runner_up(comparison_table, recommendation),
+        marks=marks,
+        cost_panels=cost_panels(summaries, costs, recommendation, marks),
+        table=comparison_table,
+        downloads=_downloads(comparison_table),
+        curve_panels=curve_panels(records, histories, marks),
+        gap_panel=gap_panel(summaries, marks),
+        confusions=[p for p in confusions if not p.folded],
+        folded_confusions=[p for p in confusions if p.folded],
+        classes=classes,
+        run_columns=provenance.run_columns(records),
+        runs=provenance.run_lines(records, folders),
+        facts=provenance.facts(comparison, records, costs),
+        style=Markup(_style()),
+        plotly=Markup(_plotly()),
+        script=script,
+        policy=_policy([_plotly(), script]),
+    )
+
+
+def script_json(text: str) -> Markup:
+    """JSON that can stand in a script element: no `<`, so nothing in it closes or opens one."""
+    escaped = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return Markup(escaped.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _answer(recommendation: Recommendation | None) -> tuple[str, str, list[str]]:
+    """The recommendation as a headline, the rest of its first sentence and the further ones."""
+    if recommendation is None:
+        return "No recommendation", "There is no finished run to base one on; the list of runs says why.", []
+    first, *more = recommendation.sentences
+    head, colon, rest = first.partition(": ")
+    if not colon or len(head) > 60:
+        return first, "", more
+    return head, rest[0].upper() + rest[1:], more
+
+
+def _runner_up(of: Table, recommendation: Recommendation | None) -> str:
+    """The runner-up with its numbers, as in the table."""
+    row = next((r for r in of.rows if recommendation and r.method == recommendation.runner_up), None)
+    if row is None:
+        return ""
+    said = [f"{row.method}: test {metric_name(of.metric)} {row.cells['metric'].text} %"]
+    if "step" in row.cells and row.cells["step"].value is not None:
+        said.append(f"{row.cells['step'].text} a step")
+    if row.cells["trainable"].value is not None:
+        said.append(f"{row.cells['trainable'].text} trained parameters")
+    return ", ".join(said)
+
+
+def _downloads(of: Table) -> list[dict[str, str]]:
+    formats = [
+        ("CSV", "comparison.csv", "text/csv", table.csv(of)),
+        ("Markdown", "comparison.md", "text/markdown", table.markdown(of)),
+        ("LaTeX", "comparison.tex", "application/x-tex", table.latex(of)),
+    ]
+    return [
+        {
+            "name": name,
+            "file": file,
+            "text": text,
+            "uri": f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}",
+        }
+        for name, file, kind, text in formats
+    ]
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("tunewise", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.globals["panel_json"] = lambda panel: script_json(_checked(panel))
+    return templates
+
+
+def _checked(panel: Panel) -> str:
+    """The figure's JSON, in one fixed form."""
+    return json.dumps(json.loads(panel.json), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@cache
+def _style() -> str:
+    return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    return str(get_plotlyjs()).replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Content-Security-Policy: just these scripts, and no request to anywhere."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"the report {path} can't be written: {error.strerror}; free space or choose another place"
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""Numbers as people read them; one way for tables, figures and console alike."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+
+
+def percent(share: float) -> str:
+    """A metric in [0, 1] as `91.14`, without the sign: the column says it."""
+    return _signless_zero(f"{100 * share:.2f}")
+
+
+def points(difference: float) -> str:
+    """A difference of two metrics in percentage points: `+0.81`, `−1.18`."""
+    return _signless_zero(f"{100 * difference:+.2f}").replace("-", "−")
+
+
+def nats(loss: float) -> str:
+    """A loss or a gap: `0.1233`."""
+    return _signless_zero(f"{loss:.4f}").replace("-", "−")
+
+
+def count(value: int | None) -> str:
+    """`76,294`."""
+    return MISSING if value is None else f"{value:,}"
+
+
+def seconds(value: float | None) -> str:
+    """`181 ms`, `2.4 s`, `12 min`: three digits at most."""
+    if value is None:
+        return MISSING
+    if value < 1:
+        return f"{_three(value * 1e3)} ms"
+    return f"{_three(value)} s" if value < 120 else f"{_three(value / 60)} min"
+
+
+def memory(value: int | None) -> str:
+    """Bytes in powers of 1024: `96.2 MiB`."""
+    if value is None:
+        return MISSING
+    size = float(value)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{_three(size)} {unit}" if unit != "B" else f"{value} B"
+        size /= 1024
+    return f"{_three(size)} GiB"
+
+
+def ratio(value: float | None) -> str:
+    """`1.42 ×`."""
+    return MISSING if value is None else f"{value:.2f} ×"
+
+
+def short_count(value: int | None) -> str:
+    """`76.3 k`, `22.7 M`: for a narrow console."""
+    if value is None or value < 10_000:
+        return count(value)
+    if value < 999_500:
+        return f"{_three(value / 1e3)} k"
+    return f"{_three(value / 1e6)} M" if value < 999_500_000 else f"{_three(value / 1e9)} B"
+
+
+def rate(value: float) -> str:
+    """A learning rate: `0.001`, `5e-05`."""
+    return f"{value:g}"
+
+
+def _three(value: float) -> str:
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 3)}f}"
+
+
+def _signless_zero(text: str) -> str:
+    return text.lstrip("+-") if not text.strip("+-0.") else text

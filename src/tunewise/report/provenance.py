@@ -1,0 +1,245 @@
+"""Where every number comes from: the list of runs, and in words how they were made and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from tunewise.methods.catalog import get_method
+from tunewise.report import numbers
+from tunewise.report.rows import metric_name
+from tunewise.spec import CompareSpec
+from tunewise.store.records import CostReport, DataFacts, RunRecord
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One run in the list of runs; texts as shown."""
+
+    id: str
+    method: str
+    seed: int
+    status: str
+    numbers: dict[str, str]
+    error: str
+    folder: str
+    link: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A heading of "How this was measured" with its sentences, as a paragraph or, where `listed`, one a line."""
+
+    name: str
+    sentences: list[str]
+    listed: bool = False
+
+
+def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
+    """What was compared, in one line."""
+    methods, seeds = len(comparison.methods), len(comparison.seeds)
+    data = _data(records)
+    sizes = ""
+    if data:
+        sizes = (
+            f" ({data.train:,} training, {data.validation:,} validation and {data.test:,} test items, "
+            f"{len(data.labels)} classes)"
+        )
+    return (
+        f"{methods} method{'s' if methods != 1 else ''} × {seeds} seed{'s' if seeds != 1 else ''} on "
+        f"{_last(comparison.model.path)} with {_last(comparison.data.path)}{sizes}, "
+        f"{comparison.training.epochs} epoch{'s' if comparison.training.epochs != 1 else ''} each."
+    )
+
+
+def run_columns(records: Sequence[RunRecord]) -> list[str]:
+    metric = next((r.results.metric for r in records if r.results), "accuracy")
+    return [f"test {metric_name(metric)}, %", "test loss", "train loss", "gap", "epoch kept", "training time"]
+
+
+def run_lines(records: Sequence[RunRecord], folders: Mapping[str, str]) -> list[RunLine]:
+    """Every run, finished or not, in the order of `records`."""
+    columns = run_columns(records)
+    lines = []
+    for record in records:
+        results = record.results
+        values = [numbers.MISSING] * 5
+        if results:
+            main = results.test.metrics.get(results.metric)
+            values = [
+                numbers.MISSING if main is None else numbers.percent(main),
+                numbers.nats(results.test.loss),
+                numbers.nats(results.train.loss),
+                numbers.nats(results.gap),
+                str(results.selected_epoch),
+            ]
+        values.append(numbers.seconds(record.seconds))
+        folder = folders.get(record.id, "")
+        lines.append(
+            RunLine(
+                id=record.id,
+                method=record.spec.method.label,
+                seed=record.spec.seed,
+                status=record.status,
+                numbers=dict(zip(columns, values)),
+                error=record.error or "",
+                folder=folder,
+                link=_link(folder),
+            )
+        )
+    return lines
+
+
+def facts(comparison: CompareSpec, records: Sequence[RunRecord], costs: CostReport | None) -> list[Fact]:
+    """How the comparison was made, heading by heading; only what the records say."""
+    finished = [r for r in records if r.status == "done" and r.results]
+    found = [
+        Fact("Model", [_with_digest(comparison.model.path, comparison.model.digest), *_parameters(finished)]),
+        Fact(
+            "Data",
+            [_with_digest(comparison.data.path, comparison.data.digest), *_splits(comparison, records)],
+        ),
+        Fact("Notes on the data", list(dict.fromkeys(n for r in records if r.data for n in r.data.notes)), True),
+        Fact("Methods", _methods(comparison, records), True),
+        Fact("Training", [_training(comparison)]),
+        Fact("Learning rates", _rates(records)),
+        Fact("Selection", _selection(finished)),
+        Fact(
+            "Gap",
+            [
+                "Mean test loss − mean train loss in nats, both over the whole split, in evaluation mode, with the "
+                "weights of the epoch kept.",
+            ],
+        ),
+        Fact("Seeds and intervals", [_seeds(comparison)]),
+        Fact("Costs", _costs(costs)),
+        Fact("Saved adapters", _checks(finished)),
+        Fact("Machine and versions", _machines(records), True),
+        Fact("Comparison", [f"Specification {comparison.id}; each run's folder holds its own, in run.json."]),
+    ]
+    return [fact for fact in found if fact.sentences]
+
+
+def _splits(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]:
+    data = _data(records)
+    if data is None:
+        return []
+    return [
+        f"Train {data.train:,}, validation {data.validation:,}, test {data.test:,} items, {len(data.labels)} classes; "
+        f"the same split in every run (split seed {comparison.data.split_seed}). The test split was read once, after "
+        f"training."
+    ]
+
+
+def _parameters(finished: Sequence[RunRecord]) -> list[str]:
+    model = next((r.model for r in finished if r.model), None)
+    if model is None:
+        return []
+    return [f"{model.parameters:,} parameters, of which {model.head:,} in the task head."]
+
+
+def _methods(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]:
+    said = []
+    for spec in comparison.methods:
+        method = get_method(spec.name)
+        parts = [f"{spec.label}: {method.summary}" if method.summary else spec.label]
+        if method.adapts:
+            scale = f", alpha {spec.alpha:g}" if spec.alpha is not None else ""
+            targets = spec.targets if isinstance(spec.targets, str) else ", ".join(spec.targets)
+            parts.append(f"rank {spec.rank}{scale}, on {targets}")
+            facts = next((r.model for r in records if r.model and r.spec.method.label == spec.label), None)
+            if facts:
+                parts.append(f"{len(facts.layers)} layers, {facts.adapter:,} adapter parameters")
+        if method.source:
+            parts.append(method.source)
+        said.append("; ".join(parts) + ".")
+    return said
+
+
+def _training(comparison: CompareSpec) -> str:
+    t = comparison.training
+    return (
+        f"{t.epochs} epochs, batch size {t.batch_size}, AdamW with weight decay {t.weight_decay:g}, {t.schedule} "
+        f"schedule after {100 * t.warmup_ratio:g} % warm-up, gradients clipped at {t.max_grad_norm:g}, at most "
+        f"{t.max_length} tokens."
+    )
+
+
+def _rates(records: Sequence[RunRecord]) -> list[str]:
+    rates: dict[str, dict[float, None]] = {}
+    for record in records:
+        rates.setdefault(record.spec.method.label, {})[record.spec.learning_rate] = None
+    if not rates:
+        return []
+    said = ", ".join(f"{method} {' / '.join(map(numbers.rate, used))}" for method, used in rates.items())
+    return [f"As used, one rate a method: {said}."]
+
+
+def _selection(finished: Sequence[RunRecord]) -> list[str]:
+    how = dict.fromkeys(r.results.selected_by for r in finished if r.results)
+    return [f"The epoch kept is the one with the {' / '.join(how)}."] if how else []
+
+
+def _seeds(comparison: CompareSpec) -> str:
+    seeds = ", ".join(map(str, comparison.seeds))
+    if len(comparison.seeds) == 1:
+        return f"One seed ({seeds}): there is no interval, and no difference can be tested."
+    return (
+        f"Seeds {seeds}. Intervals are 95 % t intervals of the mean over seeds. Methods are compared with "
+        f"{comparison.reference} seed by seed (paired t test), Holm-corrected over the methods. Runs that diverged or "
+        f"failed enter no mean and are listed above."
+    )
+
+
+def _costs(costs: CostReport | None) -> list[str]:
+    if costs is None:
+        return ["Step time and memory were not measured; trained parameters stand for cost."]
+    steps = sorted({row.step.steps for row in costs.rows})
+    counted = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else "no"
+    return [
+        f"A separate probe on {costs.device}: one batch of {costs.batch_size} texts ({costs.tokens:,} tokens with "
+        f"padding, at most {costs.max_length} each), methods timed in turns, {counted} steps each after warm-up; "
+        f"medians with 95 % intervals. Kept for the backward are the exact bytes that autograd holds for one batch."
+    ]
+
+
+def _checks(finished: Sequence[RunRecord]) -> list[str]:
+    checks = [r.check for r in finished if r.check]
+    if not checks:
+        return []
+    worst = max(check.max_logit_difference for check in checks)
+    loaders = " or ".join(dict.fromkeys(check.loader for check in checks))
+    return [
+        f"{len(checks)} of {len(finished)} finished runs were saved, loaded again with {loaders} and compared with the "
+        f"model in memory: logits differ by at most {worst:.1e}."
+    ]
+
+
+def _machines(records: Sequence[RunRecord]) -> list[str]:
+    said = []
+    for record in records:
+        e = record.environment
+        versions = ", ".join(f"{name} {version}" for name, version in e.versions.items())
+        said.append(f"{e.device}; {e.platform}; Python {e.python}; tunewise {e.tunewise}; {versions}.")
+    return list(dict.fromkeys(said))
+
+
+def _data(records: Sequence[RunRecord]) -> DataFacts | None:
+    return next((r.data for r in records if r.data), None)
+
+
+def _with_digest(path: str, digest: str | None) -> str:
+    return f"{path} (sha256 {digest[:16]}…)." if digest else f"{path}."
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or path
+
+
+def _link(folder: str) -> str:
+    """A relative address that can be nothing else: no scheme, no host."""
+    if not folder:
+        return ""
+    parts = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
+    return "./" + quote("/".join(parts)) + "/"

@@ -1,0 +1,139 @@
+"""One run, from its spec to its record: the whole story, in order. Read this first.
+
+spec -> task -> model -> method -> train -> select -> measure -> save -> verify -> record
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from tunewise.errors import DivergedError
+from tunewise.measures.quality import Evaluation, evaluate
+from tunewise.methods.adapter_files import save
+from tunewise.methods.verify import verify
+from tunewise.models.load import quiet_transformers
+from tunewise.spec import RunSpec
+from tunewise.store.environment import environment
+from tunewise.store.folders import RunStore
+from tunewise.store.records import Check, ModelFacts, Results, RunRecord
+from tunewise.tasks.build import build_task
+from tunewise.tasks.contract import Task
+from tunewise.training import checkpoints
+from tunewise.training.build import build_model, facts_of
+from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
+from tunewise.training.journal import Journal
+from tunewise.training.selection import Selection
+from tunewise.training.trainer import make_trainer, total_steps
+
+
+def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: Listener | None = None) -> RunRecord:
+    """Do the run, or what is missing of it, and return its record. A run that is done is not done again.
+
+    A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
+    gradient that is not finite ends the run as `diverged`, running out of memory as `oom`: a record, no exception.
+
+    Raises:
+        SpecError, DataError, ModelError: what the user can mend.
+        StoreError: another process has this run.
+        Interrupted: the listener asked for a stop.
+    """
+    listener = listener or Listener()
+    done = store.finished(spec.id)
+    if done is not None:
+        return done
+    quiet_transformers()
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    task = task or build_task(spec)
+    status: Literal["done", "diverged", "oom"] = "done"
+    model_facts: ModelFacts | None = None
+    results: Results | None = None
+    check: Check | None = None
+    problem: str | None = None
+    with store.lease(spec.id) as folder:
+        model = build_model(spec, task)
+        model_facts = facts_of(model)
+        try:
+            results, check = _train_and_measure(model, spec, task, folder, listener)
+        except DivergedError as error:
+            status, problem = "diverged", str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            status = "oom"
+            problem = "out of memory; use a smaller batch_size, max_length or rank, or another method"
+        record = RunRecord(
+            id=spec.id,
+            status=status,
+            spec=spec,
+            environment=environment(),
+            started=started.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - clock,
+            model=model_facts,
+            data=task.facts,
+            results=results,
+            check=check,
+            error=problem,
+            files=store.checksums(spec.id),
+        )
+        store.write(record)
+        store.tidy(spec.id)
+    listener.on(RunFinished(spec.id, record.status, record.seconds))
+    return record
+
+
+def _train_and_measure(
+    model: nn.Module, spec: RunSpec, task: Task, folder: Path, listener: Listener
+) -> tuple[Results, Check]:
+    journal = Journal(folder / "history.jsonl")
+    selection = Selection(folder / "selected", by=spec.training.select)
+    checkpoint = checkpoints.latest(folder / "checkpoints")
+    first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    journal.rewind(first_step)
+    if checkpoint is None:
+        selection.forget()
+    steps = total_steps(spec, len(task.train))
+    listener.on(RunStarted(spec.id, spec.method.label, spec.seed, steps, first_step))
+
+    trainer = make_trainer(model, spec, task, folder=folder, listener=listener, journal=journal, selection=selection)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    listener.check()
+
+    listener.on(Phase("measuring"))
+    epoch = selection.take(model)
+    size = 4 * spec.training.batch_size
+    scored = {
+        name: evaluate(model, task, split, batch_size=size, on_batch=listener.check)
+        for name, split in (("train", task.train), ("validation", task.validation), ("test", task.test))
+    }
+    results = Results(
+        metric=task.metric,
+        selected_epoch=epoch,
+        selected_by=selection.rule,
+        train=scored["train"].scores,
+        validation=scored["validation"].scores,
+        test=scored["test"].scores,
+        confusion=task.confusion(scored["test"].logits, scored["test"].labels),
+    )
+    _keep_predictions(folder / "predictions.npz", scored["test"])
+    listener.on(Phase("saving and checking"))
+    save(model, folder / "adapter")
+    rows = task.test[: min(16, len(task.test))]
+    check = verify(model, folder / "adapter", task.load_model(spec.seed), task.collate(rows))
+    return results, check
+
+
+def _keep_predictions(path: Path, test: Evaluation) -> None:
+    """Test logits and labels, for item-level comparisons later."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, logits=test.logits.numpy(), labels=test.labels.numpy())
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

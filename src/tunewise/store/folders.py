@@ -1,0 +1,139 @@
+"""Run folders: one folder a run, named by the hash of its spec; `run.json`, written last, says that it is complete.
+
+runs/<run id>/run.json          spec, versions, device, seed, results
+runs/<run id>/history.jsonl     a line a step, a line an epoch
+runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
+runs/<run id>/predictions.npz   test logits and labels
+runs/<run id>/checkpoints/      while it is running, for going on after a stop
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from pydantic import ValidationError
+
+from tunewise.errors import StoreError
+from tunewise.store.files import sha256, write_atomically
+from tunewise.store.records import RunRecord
+
+RECORD = "run.json"
+LEASE = "lease.json"
+_ID = re.compile(r"[0-9a-f]{16}")
+
+
+class RunStore:
+    """The folder `runs/` and what is in it."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def folder(self, run_id: str) -> Path:
+        """Where a run lives. Raises `StoreError` for a name that is no run id (it could leave the folder)."""
+        if not _ID.fullmatch(run_id):
+            raise StoreError(f"{run_id!r} is no run id (16 hex digits)")
+        return self.root / run_id
+
+    def record(self, run_id: str) -> RunRecord | None:
+        """The run's record; None where it has none yet. Raises `StoreError` for one that can't be read."""
+        file = self.folder(run_id) / RECORD
+        try:
+            return RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise StoreError(f"{file} can't be read ({reason}); remove that folder to run it again") from None
+
+    def finished(self, run_id: str) -> RunRecord | None:
+        """The record of a run that is done and whose files are as they were written; else None."""
+        record = self.record(run_id)
+        if record is None or record.status != "done":
+            return None
+        folder = self.folder(run_id)
+        for name, value in record.files.items():
+            file = folder / name
+            if not file.is_file() or sha256(file) != value:
+                return None  # damaged: to be run again
+        return record
+
+    def write(self, record: RunRecord) -> None:
+        """Write `run.json`, whole or not at all."""
+        write_atomically(self.folder(record.id) / RECORD, record.model_dump_json(indent=1) + "\n")
+
+    def records(self) -> list[RunRecord]:
+        """All records in the store, by id."""
+        return [
+            r
+            for folder in sorted(self.root.glob("*"))
+            if _ID.fullmatch(folder.name) and (r := self.record(folder.name))
+        ]
+
+    def checksums(self, run_id: str) -> dict[str, str]:
+        """sha256 of the files of a run that are to stay, by their names relative to its folder."""
+        folder = self.folder(run_id)
+        kept = [
+            folder / "history.jsonl",
+            folder / "predictions.npz",
+            *sorted((folder / "adapter").rglob("*")),
+        ]
+        return {f.relative_to(folder).as_posix(): sha256(f) for f in kept if f.is_file()}
+
+    def tidy(self, run_id: str) -> None:
+        """Remove what is only needed while running."""
+        folder = self.folder(run_id)
+        for name in ("checkpoints", "selected"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / "selected.json").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lease(self, run_id: str) -> Iterator[Path]:
+        """The run's folder, for this process alone. Raises `StoreError` where another live process has it."""
+        folder = self.folder(run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / LEASE
+        while True:
+            try:
+                handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                break
+            except FileExistsError:
+                self._drop_dead(file)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}, stream)
+        try:
+            yield folder
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _drop_dead(self, file: Path) -> None:
+        """Remove the lease of a process that is no more. Raises `StoreError` where it is alive or elsewhere."""
+        try:
+            holder = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            holder = {}  # killed between creating and writing it
+        if holder and holder["host"] != socket.gethostname():
+            raise StoreError(
+                f"run {file.parent.name} is held by process {holder['pid']} on {holder['host']}; wait for it, or "
+                f"remove {file} if that process is gone"
+            )
+        if holder and _started(holder["pid"]) == holder["started"]:
+            raise StoreError(f"run {file.parent.name} is being run by process {holder['pid']}; wait for it, or stop it")
+        file.unlink(missing_ok=True)
+
+
+def _started(pid: int) -> float | None:
+    """When a process started; None where there is no such process (a number may be given again)."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None

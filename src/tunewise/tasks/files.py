@@ -1,0 +1,365 @@
+"""Rows of text out of csv, tsv, json lines, parquet and folders of class folders.
+
+Whatever is wrong with a file becomes a `DataError` of one line: file, line in it, fault, way out.
+Lines are counted as an editor shows them; a record over several lines is named by its first.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewise.errors import DataError, SpecError, nearest
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FOLDER_COLUMNS = ("text", "label")
+
+_LARGEST_FIELD = 2**31 - 1  # csv takes a C long, which has 32 bits on some systems
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record: the wanted columns as text, and where it stands ('train.csv, line 17')."""
+
+    values: dict[str, str]
+    where: str
+
+
+def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") -> list[Row]:
+    """The rows of a file, or of a folder of class folders of .txt files, in their order there; at least one.
+
+    Reads .csv, .tsv, .jsonl, .ndjson (each also .gz) and .parquet. Numbers become text, in JSON as they are
+    written; true and false become words. A folder has the columns `text` and `label` (the class folder's
+    name) and is read in the order of names. `encoding` is one codec, or several tried in turn for each file:
+    'utf-8,latin-1'; a byte-order mark is dropped.
+
+    Raises `DataError` for a file that is absent, unreadable, empty, damaged or ragged, that lacks a column or
+    has a null in one; `SpecError` for an unknown encoding.
+    """
+    candidates = _codecs(encoding)
+    files = data_files(path)
+    if path.is_dir():
+        _positions(FOLDER_COLUMNS, columns, str(path))
+        return [_class_file_row(file, columns, candidates) for file in files]
+    kind = _format_of(path)
+    if kind == "parquet":
+        rows = _parquet_rows(path, columns)
+    else:
+        text = _decode(_content(path), candidates, path.name)
+        if not text.strip():
+            raise DataError(f"{path.name}: the file is empty; give one with examples")
+        parse = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows}[kind]
+        rows = parse(text, columns, path.name)
+    if not rows:
+        raise DataError(f"{path.name}: the file names its columns and has no rows; give one with examples")
+    return rows
+
+
+def data_files(path: Path) -> list[Path]:
+    """What `read_rows` reads for `path`: itself, or the sorted .txt files of its sorted class folders.
+
+    Raises `DataError` where there is none.
+    """
+    try:
+        if path.is_dir():
+            return _class_files(path)
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder{_neighbours(path)}")
+    except OSError as error:  # not allowed to look, a name too long
+        raise DataError(f"{path}: {error.strerror}; check the path and its permissions") from None
+    return [path]
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; the folder {str(path.parent)!r} does not exist"
+    names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
+    return nearest(path.name, names) if names else f"; the folder {str(path.parent)!r} is empty"
+
+
+def _format_of(path: Path) -> str:
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    kind = FORMATS.get(suffix)
+    if kind is None or (kind == "parquet" and path.suffix.lower() == ".gz"):
+        raise DataError(
+            f"{path.name}: a file of this type is not read; give {', '.join(FORMATS)} "
+            "(each but .parquet also .gz), or a folder of class folders of .txt files"
+        )
+    return kind
+
+
+# --- bytes and text -------------------------------------------------------------------------------
+
+
+def _codecs(encoding: str) -> list[str]:
+    names = [name.strip() for name in encoding.split(",") if name.strip()]
+    for name in names:
+        try:
+            b"a".decode(name, errors="replace")  # codecs.lookup alone would let 'base64' pass
+        except (LookupError, ValueError):
+            raise SpecError(f"unknown encoding {name!r}; say utf-8, latin-1, cp1252 or utf-16") from None
+    if not names:
+        raise SpecError("no encoding given; say utf-8, or several to be tried in turn: utf-8,latin-1")
+    return names
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path) as file:
+                return file.read()
+        return path.read_bytes()
+    except EOFError:
+        raise DataError(f"{path.name}: the gzip file is cut short; fetch or copy it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path.name}: damaged, or not a gzip file ({error}); fetch or copy it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; check the path and its permissions") from None
+
+
+def _decode(content: bytes, candidates: Sequence[str], name: str) -> str:
+    """Text by the first codec that fits, without byte-order mark. The fault told is the first codec's."""
+    content = content.removeprefix(codecs.BOM_UTF8)
+    faults = []
+    for codec in candidates:
+        try:
+            text = content.decode(codec).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            faults.append(error)
+            continue
+        _refuse_nul(text, name)
+        return text
+    fault = faults[0]
+    line = content.count(b"\n", 0, fault.start) + 1
+    byte = fault.start - content.rfind(b"\n", 0, fault.start)
+    raise DataError(
+        f"{name}, line {line}: byte {byte} of the line (0x{content[fault.start]:02x}) is not "
+        f"{' or '.join(candidates)}; {_encoding_advice(content)}"
+    )
+
+
+def _encoding_advice(content: bytes) -> str:
+    if content.startswith(_GZIP_MAGIC):
+        return "the file is packed by gzip: end its name in .gz"
+    if content.startswith(_UTF16_MARKS):
+        return "say --encoding utf-16, or save the file as UTF-8"
+    return "say --encoding latin-1 (or the one that it has), or save the file as UTF-8"
+
+
+def _refuse_nul(text: str, name: str) -> None:
+    at = text.find("\0")
+    if at >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise DataError(
+            f"{name}, line {line}: a NUL byte, so this is not plain text; say --encoding utf-16 if it is "
+            "UTF-16, else mend or remove the line"
+        )
+
+
+# --- columns and values ---------------------------------------------------------------------------
+
+
+def _positions(names: Sequence[str], columns: Sequence[str], file: str) -> dict[str, int]:
+    """Where each wanted column stands among `names`. `DataError` for one that is absent or there twice."""
+    for column in columns:
+        if column not in names:
+            raise DataError(f"{file}: no column {column!r}{_column_hint(column, names)}")
+        if list(names).count(column) > 1:
+            raise DataError(f"{file}: two columns are named {column!r}; rename one")
+    return {column: list(names).index(column) for column in columns}
+
+
+def _column_hint(column: str, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        for separator, called in ((";", "';'"), ("\t", "tabs"), ("|", "'|'"), (",", "commas")):
+            if separator in names[0]:
+                return f"; the fields seem to be parted by {called}: save it with commas, or with tabs as .tsv"
+    # A file without a header line has whole texts where names should be.
+    return nearest(column, [name if len(name) <= 40 else name[:37] + "..." for name in names])
+
+
+def _row(cells: Mapping[str, Any], where: str) -> Row:
+    return Row({column: _as_text(cell, column, where) for column, cell in cells.items()}, where)
+
+
+def _as_text(value: Any, column: str, where: str) -> str:
+    """A cell as text. `DataError` for null, NaN, broken Unicode and what is neither text nor a number."""
+    if value is None or value != value:  # NaN alone differs from itself
+        raise DataError(f"{where}: column {column!r} is null; fill it in or remove the row")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str | int | float):
+        kind = type(value).__name__
+        raise DataError(f"{where}: column {column!r} holds a {kind}; text or a number is expected")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: column {column!r} has half of a surrogate pair (\\ud800 to \\udfff), which is no "
+            "character; remove it"
+        ) from None
+    return text
+
+
+# --- csv and tsv ----------------------------------------------------------------------------------
+
+
+def _csv_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
+    return _delimited_rows(text, columns, file, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _tsv_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
+    """Tab-separated rows, whose fields may be quoted (spreadsheets, pandas) or raw (most benchmark files).
+
+    Quotes are taken as such where every field fits and no row runs over several lines that could stand alone:
+    in a raw file a stray quote would otherwise swallow all lines up to the next one, unseen.
+    """
+    try:
+        raw = _delimited_rows(text, columns, file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    except DataError as fault:
+        raw, raw_fault = None, fault
+    try:
+        quoted = _delimited_rows(text, columns, file, delimiter="\t", quoting=csv.QUOTE_MINIMAL)
+    except DataError:
+        if raw is None:
+            raise raw_fault from None
+        return raw
+    return quoted if raw is None or len(raw) == len(quoted) else raw
+
+
+def _delimited_rows(text: str, columns: Sequence[str], file: str, *, delimiter: str, quoting: int) -> list[Row]:
+    with _fields_of_any_size():
+        # newline="" keeps the line ends inside quoted fields as they are.
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
+        records = _records(reader, file)
+        _, header = next(records)
+        positions = _positions(header, columns, file)
+        rows = []
+        for line, fields in records:
+            where = f"{file}, line {line}"
+            if len(fields) != len(header):
+                raise DataError(_ragged(where, len(fields), len(header), delimiter))
+            cells = {column: fields[position] for column, position in positions.items()}
+            rows.append(_row(cells, where))
+    return rows
+
+
+def _records(reader: Any, file: str) -> Iterator[tuple[int, list[str]]]:
+    """First line and fields of each record; blank lines are passed over."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{file}, line {line}: {_quoting_fault(error)}") from None
+        if fields:
+            yield line, fields
+
+
+def _quoting_fault(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return 'a quote is opened and never closed; close it, or write a quote inside a field as ""'
+    return f'{error}; write a quote inside a quoted field as ""'
+
+
+def _ragged(where: str, found: int, expected: int, delimiter: str) -> str:
+    separator = "comma" if delimiter == "," else "tab"
+    fix = f"put quotes around a field that holds a {separator}" if found > expected else "add what is missing"
+    fields = "1 field" if found == 1 else f"{found} fields"
+    return f"{where}: {fields} where the header has {expected}; {fix}, or remove the line"
+
+
+@contextmanager
+def _fields_of_any_size() -> Iterator[None]:
+    before = csv.field_size_limit(_LARGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+# --- json lines -----------------------------------------------------------------------------------
+
+
+def _jsonl_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
+    rows = []
+    for line, record_text in enumerate(io.StringIO(text, newline=""), start=1):
+        if not record_text.strip():
+            continue
+        where = f"{file}, line {line}"
+        record = _json_object(record_text, where)
+        _positions(list(record), columns, where)
+        rows.append(_row({column: record[column] for column in columns}, where))
+    return rows
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        # Numbers stay as written: 1.0 is not made 1, and no number is too long to be read.
+        record = json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not valid JSON ({error.msg}, column {error.colno}); write one object on each line"
+        ) from None
+    except RecursionError:
+        raise DataError(f"{where}: the JSON is nested too deeply; write one flat object on each line") from None
+    if not isinstance(record, dict):
+        raise DataError(f'{where}: not a JSON object; write one on each line: {{"text": ..., "label": ...}}')
+    return record
+
+
+# --- parquet --------------------------------------------------------------------------------------
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Parquet has no lines: rows are counted from 1."""
+    import pyarrow  # here, because it takes longer to import than all the rest
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            _positions(file.schema_arrow.names, columns, path.name)
+            table = file.read(columns=list(columns))
+        cells = (dict(zip(columns, row)) for row in zip(*(table.column(c).to_pylist() for c in columns)))
+        return [_row(row, f"{path.name}, row {number}") for number, row in enumerate(cells, start=1)]
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        fault = str(error).partition("\n")[0]
+        raise DataError(f"{path.name}: not readable as parquet ({fault}); write or fetch it again") from None
+
+
+# --- folders of class folders ---------------------------------------------------------------------
+
+
+def _class_files(folder: Path) -> list[Path]:
+    classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    files = [file for child in classes for file in sorted(child.iterdir()) if _is_text_file(file)]
+    if not files:
+        readable = sorted(file.name for file in folder.iterdir() if file.suffix in (*FORMATS, ".gz"))
+        hint = f"name one of its files: {', '.join(readable[:5])}" if readable else "expected: LABEL/NAME.txt"
+        raise DataError(f"{folder}: the folder has no class folders with .txt files; {hint}")
+    return files
+
+
+def _is_text_file(file: Path) -> bool:
+    return file.suffix.lower() == ".txt" and not file.name.startswith(".") and file.is_file()
+
+
+def _class_file_row(file: Path, columns: Sequence[str], candidates: Sequence[str]) -> Row:
+    label = file.parent.name
+    where = f"{label}/{file.name}"
+    values = {"text": _decode(_content(file), candidates, where), "label": label}
+    return Row({column: values[column] for column in columns}, where)

@@ -1,0 +1,95 @@
+"""Classification of texts and text pairs: tokenised, padded, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunewise.errors import DataError
+from tunewise.models.load import load_classifier, load_tokenizer
+from tunewise.spec import DataSpec, ModelSpec
+from tunewise.store.records import DataFacts
+from tunewise.tasks.classification import Example, load_classification
+from tunewise.tasks.contract import Encoded, Split
+
+
+class TextClassification:
+    """Texts or text pairs with one label each, for an encoder or a decoder with a classification head."""
+
+    metric = "accuracy"
+
+    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
+        self.model_spec = model
+        self.tokenizer = load_tokenizer(model)
+        read = load_classification(data)
+        self.labels = read.labels
+        self.max_length = min(max_length, _longest(self.tokenizer))
+        self.truncated = 0
+        self.train = self._encode(read.train)
+        self.validation = self._encode(read.validation)
+        self.test = self._encode(read.test)
+        notes = list(read.notes)
+        if self.truncated:
+            total = len(self.train) + len(self.validation) + len(self.test)
+            notes.append(
+                f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."
+            )
+        self.facts = DataFacts(
+            train=len(self.train),
+            validation=len(self.validation),
+            test=len(self.test),
+            labels=self.labels,
+            notes=notes,
+        )
+
+    def _encode(self, examples: Sequence[Example]) -> Split:
+        texts = [e.text for e in examples]
+        pairs = [e.text_pair or "" for e in examples] if examples[0].text_pair is not None else None
+        full = self.tokenizer(texts, pairs, truncation=False, verbose=False)["input_ids"]
+        self.truncated += sum(len(ids) > self.max_length for ids in full)
+        encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
+        keys = [k for k in encoded if k != "attention_mask"]
+        rows: list[dict[str, Any]] = []
+        for i, example in enumerate(examples):
+            row = {key: encoded[key][i] for key in keys}
+            if not row["input_ids"]:
+                raise DataError(f"the text {example.text[:40]!r} has no tokens; remove it, or check the tokenizer")
+            rows.append({**row, "labels": example.label})
+        return rows
+
+    def length(self, example: Encoded) -> int:
+        return len(example["input_ids"])
+
+    def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
+        features = [{k: v for k, v in e.items() if k != "labels"} for e in examples]
+        batch = self.tokenizer.pad(features, return_tensors="pt", return_attention_mask=True)
+        return {**batch, "labels": torch.tensor([e["labels"] for e in examples])}
+
+    def load_model(self, seed: int) -> nn.Module:
+        return load_classifier(self.model_spec, self.labels, seed=seed, pad_token_id=self.tokenizer.pad_token_id)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.double(), labels, reduction="none")
+
+    def score(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        table = torch.tensor(self.confusion(logits, labels), dtype=torch.float64)
+        right = table.diagonal()
+        support, predicted = table.sum(1), table.sum(0)
+        # Classes that occur neither in the labels nor in the predictions say nothing about either.
+        seen = (support + predicted) > 0
+        f1 = 2 * right / (support + predicted).clamp(min=1)
+        return {"accuracy": float(right.sum() / table.sum()), "macro_f1": float(f1[seen].mean())}
+
+    def confusion(self, logits: Tensor, labels: Tensor) -> list[list[int]]:
+        count = len(self.labels)
+        flat = torch.bincount(labels * count + logits.argmax(dim=-1), minlength=count * count)
+        return flat.reshape(count, count).tolist()
+
+
+def _longest(tokenizer: Any) -> int:
+    """The tokenizer's own limit; some say 10^30 for 'none'."""
+    return int(min(tokenizer.model_max_length, 1_000_000))

@@ -1,0 +1,66 @@
+"""The model of a run: the base model with its method on it, and the counts that go into the record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tunewise.methods.attach import attach, attachment, trainable_parameters
+from tunewise.methods.catalog import Chain, get_method
+from tunewise.spec import MethodSpec, RunSpec
+from tunewise.store.records import ModelFacts
+from tunewise.tasks.contract import Task
+
+
+def build_model(spec: RunSpec, task: Task) -> nn.Module:
+    """The base model with the run's method on it."""
+    row = get_method(spec.method.name)
+    options: dict[str, Any] = {"batches": one_step_batches(spec, task)} if row.start == "gradient" else {}
+    return put_on(task.load_model(spec.seed), spec.method, seed=spec.seed, **options)
+
+
+def put_on(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -> nn.Module:
+    """`attach` with what a spec says of a method."""
+    return attach(
+        model,
+        method.name,
+        rank=method.rank,
+        alpha=method.alpha,
+        targets=method.targets,
+        seed=seed,
+        chain=chain_of(method) if method.links is not None else None,
+        **options,
+    )
+
+
+def chain_of(method: MethodSpec) -> Chain | None:
+    """The method's chain with the spec's number of links; None for a method without one."""
+    return Chain(links=method.links) if method.links is not None else get_method(method.name).chain
+
+
+def one_step_batches(spec: RunSpec, task: Task, samples: int = 128) -> list[dict[str, Tensor]]:
+    """The sample over which LoRA-One takes its gradient: the first `samples` training examples."""
+    size = spec.training.batch_size
+    rows = task.train[: min(samples, len(task.train))]
+    return [task.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def facts_of(model: nn.Module) -> ModelFacts:
+    """Parameter counts: what the optimizer really updates, and where it is."""
+    done = attachment(model)
+    trainable = trainable_parameters(model)
+    head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and _is_head(n, done.head))
+    frozen_copies = sum(p.numel() for n, p in model.named_parameters() if ".original_module." in n)
+    adapter_own = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    return ModelFacts(
+        parameters=sum(p.numel() for p in model.parameters()) - frozen_copies - adapter_own,
+        trainable=trainable,
+        adapter=trainable - head,
+        head=head,
+        layers=[target.name for target in done.targets],
+    )
+
+
+def _is_head(name: str, head: tuple[str, ...]) -> bool:
+    return name.split(".")[0] in head or ".modules_to_save." in name

@@ -1,0 +1,69 @@
+"""What a run says while it works, and how it is asked to stop. The command line draws it; tests record it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunewise.errors import TunewiseError
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    run_id: str
+    label: str
+    seed: int
+    total_steps: int
+    first_step: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    epoch: int
+    validation_loss: float
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Another stretch of work within a run or a comparison: 'reading data', 'final evaluation', ..."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    run_id: str
+    status: str
+    seconds: float
+
+
+Event = RunStarted | StepDone | EpochDone | Phase | RunFinished
+
+
+class Listener:
+    """Receives events; `stop_requested` is looked at between steps and batches."""
+
+    stop_requested = False
+
+    def on(self, event: Event) -> None:
+        """Take note of an event; does nothing here."""
+
+    def check(self) -> None:
+        """Raise `Interrupted` where a stop has been asked for."""
+        if self.stop_requested:
+            raise Interrupted("stopped; run the same command again to go on from the last checkpoint")
+
+
+class Interrupted(TunewiseError):
+    """The user asked for a stop; everything needed to continue is on disk."""
+
+    exit_code = 130

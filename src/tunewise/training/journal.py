@@ -1,0 +1,38 @@
+"""`history.jsonl`: a line a step, a line an epoch, whole after every kind of stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Appends lines; a run that is resumed first drops what came after its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, **entry: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Keep the entries up to optimizer step `step`; 0 empties the file."""
+        kept = [entry for entry in read_history(self.path) if entry["step"] <= step]
+        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        self.path.write_text(text, encoding="utf-8")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The entries of a history file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries

@@ -1,0 +1,54 @@
+"""The epoch that is kept: its weights on disk as soon as it is the best so far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from tunewise.methods.adapter_files import restore, save
+from tunewise.store.files import write_atomically
+
+
+class Selection:
+    """Lowest validation loss, or best validation metric; the earlier epoch where two are equal.
+
+    Offering an epoch again (after a resume) has the same outcome as the first time.
+    """
+
+    def __init__(self, folder: Path, by: Literal["loss", "metric"]) -> None:
+        self.folder = folder
+        self.by = by
+        self.note = folder.with_suffix(".json")
+
+    def offer(self, model: nn.Module, epoch: int, loss: float, metric: float) -> None:
+        """Keep the model's trained tensors if this epoch is the best so far."""
+        rank = -loss if self.by == "loss" else metric
+        best = self._best()
+        if best is not None and epoch > best["epoch"] and rank <= best["rank"]:
+            return
+        save(model, self.folder)
+        write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
+
+    def take(self, model: nn.Module) -> int:
+        """Put the selected epoch's weights into the model; returns the epoch's number, from 1."""
+        best = self._best()
+        assert best is not None
+        restore(model, self.folder)
+        return int(best["epoch"])
+
+    def forget(self) -> None:
+        """Start afresh."""
+        self.note.unlink(missing_ok=True)
+
+    def _best(self) -> dict[str, float] | None:
+        if not self.note.exists() or not self.folder.exists():
+            return None
+        return json.loads(self.note.read_text(encoding="utf-8"))
+
+    @property
+    def rule(self) -> str:
+        """In words, for the record."""
+        return "lowest validation loss" if self.by == "loss" else "best validation metric"

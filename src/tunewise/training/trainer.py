@@ -1,0 +1,186 @@
+"""The Hugging Face Trainer, set up for a run: our optimizer groups, our evaluation, our checkpoints."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from tunewise.errors import DivergedError
+from tunewise.measures.quality import evaluate
+from tunewise.methods.chain import ChainCallback
+from tunewise.spec import RunSpec
+from tunewise.tasks.contract import Task
+from tunewise.training.checkpoints import seal
+from tunewise.training.events import EpochDone, Listener, StepDone
+from tunewise.training.journal import Journal
+from tunewise.training.optimizers import optimizer
+from tunewise.training.selection import Selection
+
+
+class RunTrainer(Trainer):
+    """Differs from its parent in three things: the optimizer is the method's, evaluation is `measures.quality`, and
+    a loss that is not finite ends the run at once."""
+
+    def __init__(self, *args: Any, spec: RunSpec, task: Task, listener: Listener, **kwargs: Any) -> None:
+        self.spec = spec
+        self.task = task
+        self.listener = listener
+        self.last_loss = math.nan
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _network(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            training = self.spec.training
+            self.optimizer = optimizer(
+                model or self._network,
+                lr=self.spec.learning_rate,
+                weight_decay=training.weight_decay,
+            )
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.last_loss = float(loss)
+        if not math.isfinite(self.last_loss):
+            raise DivergedError(
+                f"the training loss is {self.last_loss} at step {self.state.global_step + 1}; lower the learning rate "
+                f"(it is {self.spec.learning_rate:g})"
+            )
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        scored = evaluate(
+            self._network,
+            self.task,
+            self.task.validation,
+            batch_size=4 * self.spec.training.batch_size,
+            on_batch=self.listener.check,
+        ).scores
+        metrics = {"eval_loss": scored.loss, **{f"eval_{k}": v for k, v in scored.metrics.items()}}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class RunCallback(TrainerCallback):
+    """Keeps the journal, tells the listener, selects the epoch, seals checkpoints, stops where asked."""
+
+    def __init__(self, spec: RunSpec, task: Task, listener: Listener, journal: Journal, selection: Selection) -> None:
+        self.spec = spec
+        self.task = task
+        self.listener = listener
+        self.journal = journal
+        self.selection = selection
+        self.trainer: RunTrainer | None = None
+        self._epoch_losses: list[float] = []
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        if not bool(torch.isfinite(norms).all()):
+            raise DivergedError(f"a gradient is not finite at step {state.global_step + 1}; lower the learning rate")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.trainer is not None
+        loss = self.trainer.last_loss
+        self._epoch_losses.append(loss)
+        epoch = float(state.epoch or 0.0)
+        rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
+        self.journal.write(kind="step", step=state.global_step, epoch=epoch, loss=loss, learning_rate=rate)
+        self.listener.on(StepDone(state.global_step, state.max_steps, epoch, loss))
+        if self.listener.stop_requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        metrics: dict[str, float] = kwargs["metrics"]
+        epoch = round(state.epoch or 0.0)
+        scores = {key.removeprefix("eval_"): value for key, value in metrics.items() if key != "eval_loss"}
+        losses, self._epoch_losses = self._epoch_losses, []
+        self.journal.write(
+            kind="epoch",
+            epoch=epoch,
+            step=state.global_step,
+            train_loss=sum(losses) / len(losses) if losses else None,
+            validation={"loss": metrics["eval_loss"], "metrics": scores},
+        )
+        self.selection.offer(kwargs["model"], epoch, metrics["eval_loss"], scores[self.task.metric])
+        self.listener.on(EpochDone(epoch, metrics["eval_loss"], self.task.metric, scores[self.task.metric]))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+
+def make_trainer(
+    model: nn.Module,
+    spec: RunSpec,
+    task: Task,
+    *,
+    folder: Path,
+    listener: Listener,
+    journal: Journal,
+    selection: Selection,
+) -> RunTrainer:
+    """A Trainer that leaves sealed checkpoints in `folder/checkpoints` and the selected weights in `selection`."""
+    training = spec.training
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=spec.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_ratio,
+        lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
+        max_grad_norm=training.max_grad_norm,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch" if training.save_every is None else "steps",
+        save_steps=training.save_every or 500,
+        save_total_limit=2,  # the one before, should the newest be damaged
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
+    callback = RunCallback(spec, task, listener, journal, selection)
+    trainer = RunTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=task.train,
+        eval_dataset=task.validation,
+        data_collator=task.collate,
+        callbacks=[ChainCallback(), callback],
+        spec=spec,
+        task=task,
+        listener=listener,
+    )
+    callback.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def total_steps(spec: RunSpec, examples: int) -> int:
+    """Optimizer steps of the whole run."""
+    return math.ceil(examples / spec.training.batch_size) * spec.training.epochs

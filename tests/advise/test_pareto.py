@@ -1,0 +1,133 @@
+"""The Pareto set and the order of cost."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunewise.advise.pareto import cheaper_by, cheapest, pareto_methods, pareto_set
+
+# A shared machine may stall for a moment, and the first example imports scipy.
+relaxed = settings(deadline=None)
+
+SENSES = {"score": "max", "cost": "min"}
+value = st.one_of(st.none(), st.integers(0, 4).map(float))
+tables = st.dictionaries(
+    st.text("abcdef", min_size=1, max_size=2),
+    st.fixed_dictionaries({"score": value, "cost": value}),
+    min_size=1,
+)
+
+
+def test_what_is_beaten_on_every_count_leaves_the_set():
+    points = {
+        "good": {"score": 0.9, "cost": 2.0},
+        "cheap": {"score": 0.8, "cost": 1.0},
+        "beaten": {"score": 0.8, "cost": 2.0},
+    }
+    assert pareto_set(points, SENSES) == ["good", "cheap"]
+
+
+def test_an_advantage_within_the_tolerance_pushes_nobody_out():
+    points = {"a": {"score": 0.90, "cost": 1.0}, "b": {"score": 0.89, "cost": 1.0}}
+    assert pareto_set(points, SENSES, {"score": 0.02}) == ["a", "b"]
+    assert pareto_set(points, SENSES, {"score": 0.005}) == ["a"]
+
+
+def test_equal_points_both_stay():
+    points = {"a": {"score": 1.0, "cost": 1.0}, "b": {"score": 1.0, "cost": 1.0}}
+    assert pareto_set(points, SENSES) == ["a", "b"]
+
+
+def test_an_unknown_value_is_neither_beaten_nor_beats():
+    points = {
+        "known": {"score": 0.9, "cost": 1.0},
+        "unknown": {"score": 0.5, "cost": math.nan},
+        "worse unknown": {"score": 0.4},
+    }
+    assert pareto_set(points, SENSES) == ["known", "unknown"]
+
+
+@relaxed
+@given(tables, st.floats(0, 3))
+def test_the_set_is_never_empty_and_what_left_is_beaten_by_one_that_stayed(points, width):
+    kept = pareto_set(points, SENSES, {"score": width, "cost": width})
+    assert kept
+    for name in points.keys() - set(kept):
+        beaten = {name: points[name]}
+        assert any(pareto_set(beaten | {k: points[k]}, SENSES, {"score": width, "cost": width}) == [k] for k in kept)
+
+
+@relaxed
+@given(tables)
+def test_a_tolerance_only_lets_more_in(points):
+    assert set(pareto_set(points, SENSES)) <= set(pareto_set(points, SENSES, {"score": 1.0, "cost": 1.0}))
+
+
+@relaxed
+@given(tables)
+def test_the_best_on_an_axis_is_always_matched_inside_the_set(points):
+    known = [p["score"] for p in points.values() if p["score"] is not None and p["cost"] is not None]
+    kept = pareto_set(points, SENSES)
+    if known:
+        assert max(known) in [points[k]["score"] for k in kept]
+
+
+def test_a_tolerance_for_no_axis_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'score'"):
+        pareto_set({}, SENSES, {"scor": 1.0})
+    with pytest.raises(ValueError, match="below 0"):
+        pareto_set({}, SENSES, {"score": -1.0})
+
+
+def test_a_low_score_with_a_small_gap_stays_in_the_set_of_methods(summaries):
+    rows = summaries(
+        {"lora": [0.9, 0.91], "cla": [0.8, 0.81]},
+        ratios={"lora": 1.2, "cla": 1.2},
+        gaps={"lora": [0.3, 0.3], "cla": [0.1, 0.1]},
+    )
+    assert pareto_methods(rows) == ["lora", "cla"]
+
+
+def test_step_time_decides_where_the_intervals_do_not_overlap(summaries):
+    a, b = summaries({"lora": [0.9], "cla": [0.9]}, ratios={"lora": 1.1, "cla": 1.3})
+    assert cheapest([a, b]).label == "lora"
+    assert "15 % less time" in cheaper_by(a, b)
+    assert cheaper_by(b, a) == ""
+
+
+def test_memory_decides_between_overlapping_step_times(records, costs):
+    from tunewise.advise.summary import summarise
+
+    probe = costs({"lora": 1.10, "cla": 1.11}, spread=0.02, lora=2**31, cla=2**30)
+    a, b = summarise(records({"lora": [0.9], "cla": [0.9]}), probe, "lora")
+    assert cheapest([a, b]).label == "cla"
+    assert cheaper_by(b, a) == "it needs 50 % less memory"
+    assert cheaper_by(a, b) == ""
+
+
+def test_trainable_parameters_decide_where_time_and_memory_do_not(summaries):
+    a, b = summaries({"lora": [0.9], "cla": [0.9]}, ratios={"lora": 1.1, "cla": 1.1})
+    assert cheapest([a, b]).label == "cla"
+    assert cheaper_by(b, a) == "it trains 10,000 parameters instead of 20,000"
+
+
+def test_costs_that_one_method_lacks_do_not_decide(summaries):
+    rows = summaries({"lora": [0.9], "cla": [0.9]}, ratios={"lora": 1.0})
+    assert cheapest(rows).label == "cla"
+
+
+def test_of_equally_cheap_methods_the_better_is_taken(summaries):
+    rows = summaries({"cla": [0.90], "r-cla": [0.91]}, ratios={"cla": 1.1, "r-cla": 1.1})
+    assert cheapest(rows).label == "r-cla"
+
+
+def test_importing_the_advice_loads_neither_scipy_nor_torch():
+    code = "import sys, tunewise.advise.recommend; print([m for m in ('scipy', 'torch') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

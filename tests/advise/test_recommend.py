@@ -1,0 +1,213 @@
+"""The recommendation: what is chosen, what is said, and what is never done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunewise.advise.recommend import Limits, margin, recommend
+from tunewise.advise.summary import summarise
+from tunewise.errors import SpecError, TunewiseError
+
+RATIOS = {"head": 0.5, "cla": 1.1, "r-cla": 1.1, "lora": 1.35, "fft": 1.8}
+LEVEL = {"head": [0.70, 0.71, 0.70], "lora": [0.900, 0.910, 0.905], "cla": [0.900, 0.905, 0.900]}
+CLEAR = {"head": [0.70, 0.71, 0.70], "lora": [0.950, 0.951, 0.950], "cla": [0.90, 0.905, 0.90]}
+
+
+def test_of_methods_level_with_the_best_the_cheapest_is_taken(summaries):
+    advice = recommend(summaries(LEVEL, RATIOS))
+    assert (advice.choice, advice.runner_up, advice.evidence) == ("cla", "lora", "enough")
+    assert "within the noise" in advice.sentences[0]
+    assert "less time" in advice.sentences[0]
+    assert len(advice.sentences) == 2
+
+
+def test_a_clearly_better_method_is_taken_though_it_costs_more(summaries):
+    advice = recommend(summaries(CLEAR, RATIOS))
+    assert (advice.choice, advice.runner_up, advice.evidence) == ("lora", "cla", "enough")
+    assert "more than noise explains" in advice.sentences[0]
+
+
+def test_a_cheap_method_10_points_below_is_not_taken_for_its_wide_interval(summaries):
+    advice = recommend(summaries({"lora": [0.90, 0.91, 0.905], "cla": [0.90, 0.60, 0.91]}, RATIOS))
+    assert advice.choice == "lora"
+    assert advice.evidence == "thin"
+    assert "not shown to be worse by 3 seeds" in advice.sentences[-1]
+
+
+def test_an_erratic_best_does_not_excuse_a_loss_of_10_points(summaries):
+    rows = summaries({"lora": [0.95, 0.95, 0.65], "cla": [0.75, 0.75, 0.75]}, RATIOS, items=50)
+    assert margin(rows[0], tolerance=0) == 0.03
+    assert recommend(rows).choice == "lora"
+
+
+def test_an_erratic_method_does_not_widen_the_margin_for_itself(summaries):
+    steady = summaries({"lora": [0.90, 0.91, 0.905], "cla": [0.88, 0.88, 0.88]}, RATIOS)
+    erratic = summaries({"lora": [0.90, 0.91, 0.905], "cla": [0.93, 0.83, 0.88]}, RATIOS)
+    assert recommend(steady).choice == recommend(erratic).choice == "lora"
+
+
+def test_a_small_but_certain_loss_is_not_given_away_unasked(summaries):
+    scores = {"lora": [0.900, 0.910, 0.905, 0.91, 0.90], "cla": [0.897, 0.907, 0.902, 0.907, 0.897]}
+    rows = summaries(scores, RATIOS, items=10_000)
+    assert margin(rows[0], tolerance=0) > 0.0029
+    assert recommend(rows).choice == "lora"
+
+
+def test_a_certain_loss_within_the_tolerance_is_given_away_and_called_real(summaries):
+    scores = {"lora": [0.900, 0.910, 0.905, 0.91, 0.90], "cla": [0.895, 0.905, 0.900, 0.905, 0.895]}
+    rows = summaries(scores, RATIOS, items=10_000)
+    assert recommend(rows, Limits(tolerance=0.004)).choice == "lora"
+    advice = recommend(rows, Limits(tolerance=0.005))
+    assert advice.choice == "cla"
+    assert "a real loss" in advice.sentences[0]
+
+
+def test_the_tolerance_named_as_what_would_change_the_answer_does_bring_the_method_in(summaries):
+    rows = summaries(CLEAR, RATIOS)
+    assert any("A tolerance of 4.9 points: then cla" in s for s in recommend(rows).would_change)
+    assert recommend(rows, Limits(tolerance=0.049)).choice == "cla"
+
+
+def test_the_noise_of_the_test_items_is_always_said(summaries):
+    for scores in (LEVEL, CLEAR, {"lora": [0.9]}, {"lora": [0.9], "cla": [0.5]}):
+        advice = recommend(summaries(scores, RATIOS, items=200))
+        assert "The test set has 200 items" in advice.sentences[1]
+        assert "±" in advice.sentences[1]
+
+
+def test_what_could_have_been_missed_is_said(summaries):
+    noise = recommend(summaries(LEVEL, RATIOS)).sentences[1]
+    assert "difference of up to 0.7 points between cla and lora could have gone unseen" in noise
+
+
+def test_one_seed_is_thin_and_decided_by_means_alone(summaries):
+    advice = recommend(summaries({"lora": [0.90], "cla": [0.895]}, RATIOS))
+    assert (advice.choice, advice.evidence) == ("cla", "thin")
+    assert "one seed says nothing" in advice.sentences[1]
+    assert any("at least 3" in s for s in advice.would_change)
+
+
+def test_one_method_is_recommended_for_lack_of_others(summaries):
+    advice = recommend(summaries({"lora": [0.90, 0.91, 0.92]}, RATIOS))
+    assert (advice.choice, advice.runner_up, advice.pareto) == ("lora", None, ["lora"])
+    assert "compared with no other method" in advice.sentences[-1]
+
+
+def test_without_costs_trainable_parameters_decide_and_that_is_said(summaries):
+    advice = recommend(summaries(LEVEL))
+    assert advice.choice == "cla"
+    assert "10,000 parameters instead of 20,000" in advice.sentences[0]
+    assert any("Measured costs" in s for s in advice.would_change)
+
+
+def test_nothing_better_than_the_head_leads_to_the_head_and_thin_evidence(summaries):
+    scores = {"head": [0.80, 0.81, 0.80], "lora": [0.80, 0.815, 0.81], "cla": [0.80, 0.80, 0.81]}
+    advice = recommend(summaries(scores, RATIOS))
+    assert (advice.choice, advice.evidence) == ("head", "thin")
+    assert "no method is clearly better than training the head alone" in advice.sentences[-1]
+
+
+def test_a_best_score_at_chance_is_called_so(summaries):
+    advice = recommend(summaries({"lora": [0.50, 0.51, 0.52], "cla": [0.50, 0.49, 0.51]}, RATIOS))
+    assert advice.evidence == "thin"
+    assert "near chance (50.0 %)" in advice.sentences[-1]
+
+
+def test_a_cheap_choice_that_could_lose_half_the_gain_is_called_thin(summaries):
+    scores = {"head": [0.80, 0.80, 0.80], "lora": [0.88, 0.90, 0.89], "cla": [0.90, 0.87, 0.885]}
+    advice = recommend(summaries(scores, RATIOS, items=200))
+    assert (advice.choice, advice.evidence) == ("cla", "thin")
+    assert "more than half of what that gains over head" in advice.sentences[-1]
+
+
+def test_a_method_that_diverged_at_a_seed_takes_no_part(summaries):
+    scores = {"lora": [0.90, 0.91, 0.90], "fft": [0.99, 0.99], "cla": [0.5, 0.5, 0.5]}
+    advice = recommend(summaries(scores, RATIOS, fft={"diverged": 1}))
+    assert advice.choice == "lora"
+    assert "fft" not in advice.pareto
+    assert "runs are missing (fft: 1 diverged)" in advice.sentences[-1]
+    assert any("missing runs of fft (1 diverged)" in s for s in advice.would_change)
+
+
+def test_where_every_method_lost_a_run_all_take_part(summaries):
+    scores = {"lora": [0.95, 0.95, 0.95], "cla": [0.7, 0.7, 0.7]}
+    advice = recommend(summaries(scores, RATIOS, lora={"oom": 1}, cla={"failed": 1}))
+    assert (advice.choice, advice.evidence) == ("lora", "thin")
+
+
+def test_a_method_beyond_a_limit_is_left_out_and_named_where_it_was_better(records, costs):
+    probe = costs(RATIOS, lora=3 * 2**30)
+    rows = summarise(records(CLEAR), probe, "lora")
+    advice = recommend(rows, Limits(max_memory_bytes=2 * 2**30))
+    assert advice.choice == "cla"
+    assert "lora" not in advice.pareto
+    assert any("lora needs 3.00 GiB of 2.00" in s for s in advice.would_change)
+
+
+def test_limits_that_nothing_fits_are_refused_with_what_each_method_needs(summaries):
+    with pytest.raises(SpecError, match=r"lora takes 60 s of 10.*raise a limit"):
+        recommend(summaries(LEVEL, RATIOS), Limits(max_seconds=10))
+    with pytest.raises(SpecError, match="was not measured"):
+        recommend(summaries(LEVEL), Limits(max_memory_bytes=2**40))
+
+
+def test_a_metric_that_the_summaries_are_not_on_is_refused(summaries):
+    with pytest.raises(SpecError, match="metric='macro_f1'"):
+        recommend(summaries(LEVEL), Limits(metric="macro_f1"))
+
+
+def test_all_runs_failed_is_an_error_with_the_way_out(record):
+    rows = summarise([record("lora", 0, status="diverged"), record("fft", 0, status="oom")], None, reference="lora")
+    with pytest.raises(TunewiseError, match=r"lora: 1 diverged; fft: 1 oom.*learning rate.*batch size"):
+        recommend(rows)
+    with pytest.raises(TunewiseError, match="tunewise compare"):
+        recommend([])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tolerance": 1.0}, {"tolerance": -0.1}, {"max_seconds": 0}, {"max_memory_bytes": -1}]
+)
+def test_limits_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(SpecError):
+        Limits(**wrong)
+
+
+def test_a_smaller_gap_is_offered_to_those_who_want_it(summaries):
+    gaps = {"lora": [0.10, 0.11, 0.10], "cla": [0.30, 0.32, 0.31]}
+    scores = {"lora": LEVEL["lora"], "cla": LEVEL["cla"]}
+    advice = recommend(summaries(scores, RATIOS, gaps))
+    assert advice.choice == "cla"
+    assert any("lora has 0.103 nats, cla 0.310" in s for s in advice.would_change)
+
+
+shares = st.integers(0, 40).map(lambda k: k / 40)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.lists(shares, min_size=3, max_size=3), min_size=1, max_size=5),
+    tolerance=st.floats(0, 0.1),
+)
+def test_whatever_the_scores_the_choice_is_near_the_best_and_in_the_pareto_set(summaries, rows, tolerance):
+    scores = dict(zip(RATIOS, rows))
+    advice = recommend(summaries(scores, RATIOS, items=40), Limits(tolerance=tolerance))
+    means = {label: sum(row) / 3 for label, row in scores.items()}
+    assert max(means.values()) - means[advice.choice] <= max(0.03, tolerance) + 1e-6
+    assert advice.choice in advice.pareto
+    assert advice.runner_up != advice.choice
+    assert 2 <= len(advice.sentences) <= 3
+    assert (len(advice.sentences) == 3) == (advice.evidence == "thin")
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_a_dear_method_no_better_than_a_cheap_one_is_rarely_chosen(summaries, seeds):
+    random = np.random.default_rng(11)
+    dear = 0
+    for _ in range(100):
+        lora, cla = random.binomial(500, 0.85, (2, seeds)) / 500
+        advice = recommend(summaries({"lora": lora.tolist(), "cla": cla.tolist()}, RATIOS, items=500))
+        dear += advice.choice == "lora"
+    assert dear <= 20
