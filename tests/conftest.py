@@ -1,16 +1,38 @@
-"""Fixtures that several test files share."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from tiny import save_tiny_model, save_toy_csv
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of benchmark files beside the checkout; where it is absent the test is skipped."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the benchmark files are not here")
-    return folder
+    """The folder of real data sets beside the checkout; tests that use it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data sets are not here")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny BERT with its tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def toy_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 toy texts in three classes."""
+    return save_toy_csv(tmp_path_factory.mktemp("toy") / "toy.csv")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    """Tiny matrices are faster, and the suite kinder to other processes, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)

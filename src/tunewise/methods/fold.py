@@ -169,7 +169,7 @@ def folding_class(kind: Any) -> Any:
 def make_folding(layer: Any) -> None:
     """Give the layer the behaviour of `FoldingLayer`; its parameters and names stay."""
     if not isinstance(layer, FoldingLayer):
-        layer.__class__ = folding_class(type(layer))
+        layer.__class__ = folding_class(type(layer))  # type: ignore[arg-type]
         layer.register_state_dict_post_hook(_save_pristine)
         layer.register_load_state_dict_pre_hook(_load_unfolded)
 

@@ -71,6 +71,7 @@ def render(
     """The page of `write_report` as text."""
     templates = _templates()
     marks = palette.marks([m.label for m in comparison.methods] + [s.label for s in summaries])
+    metric = summaries[0].metric if summaries else "accuracy"
     comparison_table = build_table(summaries, recommendation, costs)
     confusions = confusion_panels(records, summaries, recommendation)
     classes = next((len(r.data.labels) for r in records if r.data), 0)
@@ -86,13 +87,13 @@ def render(
         cost_panels=cost_panels(summaries, costs, recommendation, marks),
         table=comparison_table,
         downloads=_downloads(comparison_table),
-        curve_panels=curve_panels(records, histories, marks),
+        curve_panels=curve_panels(records, histories, summaries, marks),
         gap_panel=gap_panel(summaries, marks),
         confusions=[p for p in confusions if not p.folded],
         folded_confusions=[p for p in confusions if p.folded],
         classes=classes,
-        run_columns=provenance.run_columns(records),
-        runs=provenance.run_lines(records, folders),
+        run_columns=provenance.run_columns(metric),
+        runs=provenance.run_lines(records, folders, metric),
         facts=provenance.facts(comparison, records, costs),
         style=Markup(_style()),
         plotly=Markup(_plotly()),

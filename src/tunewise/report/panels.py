@@ -105,16 +105,19 @@ def cost_panels(
 
 
 def curve_panels(
-    records: Sequence[RunRecord], histories: Mapping[str, curves.History], marks: Mapping[str, Mark]
+    records: Sequence[RunRecord],
+    histories: Mapping[str, curves.History],
+    summaries: Sequence[MethodSummary],
+    marks: Mapping[str, Mark],
 ) -> list[Panel]:
-    """Validation loss, validation metric and training loss of the finished runs."""
-    finished = [r for r in records if r.status == "done" and r.results and histories.get(r.id)]
+    """Validation loss, validation metric and training loss of the runs that entered the means."""
+    finished = [r for r in counted(records, summaries) if histories.get(r.id)]
     by_method: dict[str, list[curves.History]] = {}
     for record in finished:
         by_method.setdefault(record.spec.method.label, []).append(histories[record.id])
     if not finished:
         return []
-    metric = finished[0].results.metric if finished[0].results else "accuracy"
+    metric = summaries[0].metric
     found = []
     for key, what, drawn in (
         ("validation-loss", "validation loss, nats", curves.validation_curves(by_method)),
@@ -166,8 +169,8 @@ def confusion_panels(
     if recommendation:
         role[recommendation.choice] = " (recommended)"
     by_method: dict[str, list[RunRecord]] = {}
-    for record in records:
-        if record.status == "done" and record.results and record.results.confusion:
+    for record in counted(records, summaries):
+        if record.results and record.results.confusion:
             by_method.setdefault(record.spec.method.label, []).append(record)
     found = []
     for place, (method, runs) in enumerate(by_method.items()):
@@ -191,6 +194,14 @@ def confusion_panels(
             )
         )
     return sorted(found, key=lambda panel: (panel.folded, not panel.title.endswith("(recommended)")))
+
+
+def counted(records: Sequence[RunRecord], summaries: Sequence[MethodSummary]) -> list[RunRecord]:
+    """The runs whose results are in the summaries."""
+    seeds = {s.label: s.seeds for s in summaries}
+    return [
+        r for r in records if r.status == "done" and r.results and r.spec.seed in seeds.get(r.spec.method.label, ())
+    ]
 
 
 def _point(

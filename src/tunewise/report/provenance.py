@@ -53,20 +53,19 @@ def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
     )
 
 
-def run_columns(records: Sequence[RunRecord]) -> list[str]:
-    metric = next((r.results.metric for r in records if r.results), "accuracy")
+def run_columns(metric: str) -> list[str]:
     return [f"test {metric_name(metric)}, %", "test loss", "train loss", "gap", "epoch kept", "training time"]
 
 
-def run_lines(records: Sequence[RunRecord], folders: Mapping[str, str]) -> list[RunLine]:
+def run_lines(records: Sequence[RunRecord], folders: Mapping[str, str], metric: str) -> list[RunLine]:
     """Every run, finished or not, in the order of `records`."""
-    columns = run_columns(records)
+    columns = run_columns(metric)
     lines = []
     for record in records:
         results = record.results
         values = [numbers.MISSING] * 5
         if results:
-            main = results.test.metrics.get(results.metric)
+            main = results.test.metrics.get(metric)
             values = [
                 numbers.MISSING if main is None else numbers.percent(main),
                 numbers.nats(results.test.loss),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ class Journal:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def mean_loss_since_epoch(self) -> float | None:
+        """Mean training loss (dropout on, weights moving) of the steps after the last epoch's entry."""
+        losses: list[float] = []
+        for entry in reversed(read_history(self.path)):
+            if entry["kind"] == "epoch":
+                break
+            losses.append(entry["loss"])
+        return math.fsum(losses) / len(losses) if losses else None
 
     def rewind(self, step: int) -> None:
         """Keep the entries up to optimizer step `step`; 0 empties the file."""

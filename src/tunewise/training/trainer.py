@@ -24,6 +24,7 @@ from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task
 from tunewise.training.checkpoints import seal
 from tunewise.training.events import EpochDone, Listener, StepDone
+from tunewise.training.exact_columns import ExactColumns
 from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
 from tunewise.training.selection import Selection
@@ -88,7 +89,6 @@ class RunCallback(TrainerCallback):
         self.journal = journal
         self.selection = selection
         self.trainer: RunTrainer | None = None
-        self._epoch_losses: list[float] = []
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,7 +101,6 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.trainer is not None
         loss = self.trainer.last_loss
-        self._epoch_losses.append(loss)
         epoch = float(state.epoch or 0.0)
         rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
         self.journal.write(kind="step", step=state.global_step, epoch=epoch, loss=loss, learning_rate=rate)
@@ -114,12 +113,11 @@ class RunCallback(TrainerCallback):
         metrics: dict[str, float] = kwargs["metrics"]
         epoch = round(state.epoch or 0.0)
         scores = {key.removeprefix("eval_"): value for key, value in metrics.items() if key != "eval_loss"}
-        losses, self._epoch_losses = self._epoch_losses, []
         self.journal.write(
             kind="epoch",
             epoch=epoch,
             step=state.global_step,
-            train_loss=sum(losses) / len(losses) if losses else None,
+            train_loss=self.journal.mean_loss_since_epoch(),
             validation={"loss": metrics["eval_loss"], "metrics": scores},
         )
         self.selection.offer(kwargs["model"], epoch, metrics["eval_loss"], scores[self.task.metric])
@@ -171,7 +169,7 @@ def make_trainer(
         train_dataset=task.train,
         eval_dataset=task.validation,
         data_collator=task.collate,
-        callbacks=[ChainCallback(), callback],
+        callbacks=[ChainCallback(), ExactColumns(), callback],
         spec=spec,
         task=task,
         listener=listener,
