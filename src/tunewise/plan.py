@@ -12,8 +12,7 @@ from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.tasks.build import build_task
 from tunewise.tasks.classification import digest_of, load_classification
 from tunewise.tasks.contract import Task
-from tunewise.training.build import chain_of, facts_of, put_on
-from tunewise.training.trainer import total_steps
+from tunewise.training.build import chain_of, facts_of, put_on, total_steps
 
 
 @dataclass(frozen=True)
@@ -70,5 +69,6 @@ def _count(spec: CompareSpec, method: MethodSpec, labels: list[str]) -> PlannedM
     rate = spec.model_copy(update={"methods": [method]}).runs()[0].learning_rate
     # LoRA-One has LoRA's factors; its start needs a gradient, which shapes alone don't give.
     stand_in = method.model_copy(update={"name": "lora"}) if get_method(method.name).start == "gradient" else method
-    facts = facts_of(put_on(meta_classifier(spec.model, labels), stand_in, seed=0))
+    options = {"peft_options": {"total_step": 1000}} if method.name == "peft:adalora" else {}
+    facts = facts_of(put_on(meta_classifier(spec.model, labels), stand_in, seed=0, **options))
     return PlannedMethod(method, rate, facts)

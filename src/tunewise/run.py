@@ -25,11 +25,11 @@ from tunewise.store.records import Check, ModelFacts, Results, RunRecord
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training import checkpoints
-from tunewise.training.build import build_model, facts_of
+from tunewise.training.build import build_model, facts_of, total_steps
 from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
 from tunewise.training.journal import Journal
 from tunewise.training.selection import Selection
-from tunewise.training.trainer import make_trainer, total_steps
+from tunewise.training.trainer import make_trainer
 
 
 def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: Listener | None = None) -> RunRecord:

@@ -186,6 +186,9 @@ class CompareSpec(Frozen):
         if len(set(labels)) < len(labels):
             twice = next(n for n in labels if labels.count(n) > 1)
             raise SpecError(f"method {twice!r} is listed twice; each row of a comparison must be its own")
+        # Its default stands for "the first method" where there is no lora among them.
+        if self.reference not in labels and self.reference != "lora":
+            raise SpecError(f"reference {self.reference!r} is not among the methods{nearest(self.reference, labels)}")
         return self
 
     def runs(self) -> list[RunSpec]:

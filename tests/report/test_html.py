@@ -132,6 +132,7 @@ def test_what_users_wrote_is_text_and_never_markup(compared):
     ordinary = Page(render(title="t", **tame.arguments))
     page = Page(text)
     assert "<script>alert(1)" not in text
+    assert not any(set("<>&") & set(json_text) for a, json_text in page.scripts if "json" in a.get("type", ""))
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in ordinary.elements]
     assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
     links = [a["href"] for tag, a in page.elements if tag == "a"]
@@ -209,6 +210,7 @@ def test_headings_tables_and_language_are_there_for_screen_readers(page):
     assert all("scope" in a for tag, a in page.elements if tag == "th")
     regions = [a for tag, a in page.elements if a.get("role") == "region"]
     assert len(regions) == tags.count("table") == 2
+    assert tags.count("caption") == 2
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     referred = [name for _, a in page.elements for name in a.get("aria-labelledby", "").split()]

@@ -81,6 +81,10 @@ def load(base: nn.Module, path: str | Path, trainable: bool = False) -> Any:
             raise StoreError(f"{path}: {missing[0]}")
         model.__dict__["tunewise"] = {done.adapter_name: done}
         return model
+    if done.method.passed_through:
+        model = PeftModel.from_pretrained(base, str(path), is_trainable=True)
+        model.__dict__["tunewise"] = {"default": done}
+        return model
     start = done.method if done.method.start == "zero" else replace(done.method, start="zero", where="random")
     model = attach(base, start, rank=done.rank, alpha=done.alpha, targets=_names(done), seed=done.seed)
     restore(model, path)
@@ -162,7 +166,8 @@ def _describe(model: nn.Module, done: Attachment) -> dict[str, Any]:
         "adapter_name": done.adapter_name,
         "head": list(done.head),
         "targets": [asdict(target) for target in done.targets],
-        "base": fingerprint(model, done.targets) if done.targets else None,
+        # PEFT's own methods may move the base's weights (pissa, olora), so there is nothing to recognise it by.
+        "base": fingerprint(model, done.targets) if done.targets and not done.method.passed_through else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from tunewise.methods.fold import make_folding
 from tunewise.methods.gather import InputGroup
 from tunewise.methods.layer_adapter import LayerAdapter, adapters_of, keep_saved_form
 from tunewise.methods.low_rank import LowRankAdapter, RowAdapter
+from tunewise.methods.pass_through import inject, peft_config
 from tunewise.methods.row_space import random_factor
 from tunewise.models.head import head_modules
 from tunewise.models.layers import Target, find_targets, linear_layers
@@ -58,6 +60,7 @@ def attach(
     fold: str = "auto",
     adapter_name: str = "default",
     batches: Iterable[Mapping[str, Tensor]] | None = None,
+    peft_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Put a method onto a model, ready to train. The outputs stay the base model's (`lora-one` aside).
 
@@ -75,6 +78,7 @@ def attach(
         fold: `"auto"`, `"never"` (additive path), or `"always"` (also into bf16 and fp16 weights, where small
             updates are rounded away).
         adapter_name: PEFT's name of the adapter.
+        peft_options: for `peft:NAME`: fields of PEFT's own config (`{"total_step": 1000}` for adalora).
         batches: for `lora-one`: batches with labels, over which the one full gradient is taken.
 
     Returns:
@@ -98,12 +102,16 @@ def attach(
     alpha = 2.0 * rank if alpha is None else float(alpha)
     if row.scaling == "one":
         alpha = float(rank)
+    if peft_options and not row.passed_through:
+        raise SpecError(f"peft_options= is for methods of PEFT ('peft:dora'), not for {row.name!r}")
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     head = tuple(head_modules(base))
     if not row.adapts:
         return _train_weights(model, Attachment(row, rank, alpha, seed, (), head, adapter_name))
 
     found = tuple(find_targets(base, targets))
+    if row.passed_through:
+        return _pass_through(model, Attachment(row, rank, alpha, seed, found, head, adapter_name), peft_options or {})
     for target in found:
         _check_rank(row, rank, target)
     done = Attachment(row, rank, alpha, seed, found, head, adapter_name)
@@ -163,6 +171,8 @@ def delta(model: nn.Module, base: nn.Module | None = None) -> dict[str, Tensor]:
         before = {name: _out_in(module) for name, module in linear_layers(base).items()}
         after = {name: _out_in(module) for name, module in linear_layers(model).items()}
         return {name: (after[name] - before[name]).float() for name in after}
+    if done.method.passed_through:
+        return {target.name: _merged_difference(model, target) for target in done.targets}
     deltas = {}
     for target in done.targets:
         layer = _layer(model, target)
@@ -173,6 +183,15 @@ def delta(model: nn.Module, base: nn.Module | None = None) -> dict[str, Tensor]:
             dense = layer.get_delta_weight(done.adapter_name).detach().float()
             deltas[target.name] = dense.T if layer.fan_in_fan_out else dense
     return deltas
+
+
+def _merged_difference(model: nn.Module, target: Target) -> Tensor:
+    """dW of a method that may not be additive (DoRA): a copy of the layer, merged, minus the layer."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layer: Any = copy.deepcopy(base.get_submodule(target.name))
+    before = _out_in(layer.get_base_layer()).clone().float()
+    layer.merge()
+    return _out_in(layer.get_base_layer()).float() - before
 
 
 def _resolve(method: Method, chain: Chain | None, a_law: ALaw | None, layout: Layout | None) -> Method:
@@ -209,6 +228,26 @@ def _train_weights(model: nn.Module, done: Attachment) -> nn.Module:
         parameter.requires_grad_(parameter.is_floating_point() and (done.method.trained == "all" or in_head))
     _remember(model, done)
     return model
+
+
+def _pass_through(model: nn.Module, done: Attachment, options: Mapping[str, Any]) -> PeftModel:
+    """A method of PEFT's own. Fused projections are adapted whole: PEFT has no slices."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole = tuple(replace(t, parts=((0, t.out_features),)) for t in done.targets)
+    config = peft_config(
+        done.method.name.removeprefix("peft:"),
+        rank=done.rank,
+        alpha=done.alpha,
+        target_modules=_short_names([t.name for t in whole], list(linear_layers(base))),
+        head=list(done.head),
+        task_type=_task_type(base),
+        options=options,
+    )
+    if isinstance(model, PeftModel):
+        raise SpecError(f"method {done.method.name!r} can't be a second adapter; give it a fresh base model")
+    peft_model = inject(model, config, done.adapter_name, done.seed)
+    _remember(peft_model, replace(done, targets=whole))
+    return peft_model
 
 
 def _inject(model: nn.Module, done: Attachment, dropout: float) -> PeftModel:

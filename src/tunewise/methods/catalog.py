@@ -18,7 +18,7 @@ from typing import Literal
 
 from tunewise.errors import SpecError, nearest
 
-Trained = Literal["all", "head", "AB", "B", "A", "columns"]
+Trained = Literal["all", "head", "AB", "B", "A", "columns", "peft"]
 Where = Literal["random", "selector", "sampled", "gradient"]
 ALaw = Literal["kaiming", "normal", "orthonormal"]
 Layout = Literal["permutation", "block"]
@@ -94,7 +94,7 @@ class Method:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.trained in ("all", "head"):
+        if self.trained in ("all", "head", "peft"):
             if self.where is not None or self.chain is not None:
                 raise SpecError(f"trained={self.trained!r} has no factors, so 'where' and 'chain' must be left out")
             return
@@ -118,6 +118,11 @@ class Method:
     def adapts(self) -> bool:
         """Whether there is an adapter at all (not for fft and head)."""
         return self.trained not in ("all", "head")
+
+    @property
+    def passed_through(self) -> bool:
+        """Whether it is a method of the PEFT library under its own config (`peft:NAME`)."""
+        return self.trained == "peft"
 
     @property
     def selects_columns(self) -> bool:
@@ -226,10 +231,33 @@ _ROWS: list[Method] = [
 CATALOG: dict[str, Method] = {row.name: row for row in _ROWS}
 
 
+# Methods of PEFT that are options of its LoRA ...
+PEFT_LORA_OPTIONS: dict[str, dict[str, object]] = {
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "lora": {},
+}
+# ... and those with a config of their own that adapt layers by name.
+PEFT_TYPES = (
+    *("adalora", "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "ia3", "ln_tuning", "loha", "lokr"),
+    *("miss", "oft", "randlora", "road", "shira", "vblora", "vera", "waveft"),
+)
+
+
 def get_method(method: str | Method) -> Method:
-    """The catalog row of a name; a `Method` of one's own is handed back as it is. Raises `SpecError`."""
+    """The catalog row of a name, or the pass-through `peft:NAME`; a `Method` of one's own is handed back as it is.
+    Raises `SpecError`."""
     if isinstance(method, Method):
         return method
+    if method.startswith("peft:"):
+        name = method.removeprefix("peft:")
+        if name not in (*PEFT_LORA_OPTIONS, *PEFT_TYPES):
+            raise SpecError(
+                f"unknown method {method!r}{nearest(name, (*PEFT_LORA_OPTIONS, *PEFT_TYPES))} (after 'peft:')"
+            )
+        return Method("peft", name=method, summary="PEFT's own", source="the PEFT library")
     if method in CATALOG:
         return CATALOG[method]
     raise SpecError(f"unknown method {method!r}{nearest(method, CATALOG)}")

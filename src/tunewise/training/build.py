@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,8 +16,11 @@ from tunewise.tasks.contract import Task
 
 def build_model(spec: RunSpec, task: Task) -> nn.Module:
     """The base model with the run's method on it."""
-    row = get_method(spec.method.name)
-    options: dict[str, Any] = {"batches": one_step_batches(spec, task)} if row.start == "gradient" else {}
+    options: dict[str, Any] = {}
+    if get_method(spec.method.name).start == "gradient":
+        options["batches"] = one_step_batches(spec, task)
+    if spec.method.name == "peft:adalora":  # its schedule of ranks is laid out over the run
+        options["peft_options"] = {"total_step": total_steps(spec, len(task.train))}
     return put_on(task.load_model(spec.seed), spec.method, seed=spec.seed, **options)
 
 
@@ -32,6 +36,11 @@ def put_on(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -
         chain=chain_of(method) if method.links is not None else None,
         **options,
     )
+
+
+def total_steps(spec: RunSpec, examples: int) -> int:
+    """Optimizer steps of the whole run."""
+    return math.ceil(examples / spec.training.batch_size) * spec.training.epochs
 
 
 def chain_of(method: MethodSpec) -> Chain | None:
@@ -52,7 +61,8 @@ def facts_of(model: nn.Module) -> ModelFacts:
     trainable = trainable_parameters(model)
     head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and _is_head(n, done.head))
     frozen_copies = sum(p.numel() for n, p in model.named_parameters() if ".original_module." in n)
-    adapter_own = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)
+    adapter_own = sum(p.numel() for n, p in model.named_parameters() if isinstance(prefix, str) and f".{prefix}" in n)
     return ModelFacts(
         parameters=sum(p.numel() for p in model.parameters()) - frozen_copies - adapter_own,
         trainable=trainable,

@@ -20,6 +20,7 @@ from transformers import (
 from tunewise.errors import DivergedError
 from tunewise.measures.quality import evaluate
 from tunewise.methods.chain import ChainCallback
+from tunewise.methods.pass_through import RankAllocation
 from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task
 from tunewise.training.checkpoints import seal
@@ -169,7 +170,7 @@ def make_trainer(
         train_dataset=task.train,
         eval_dataset=task.validation,
         data_collator=task.collate,
-        callbacks=[ChainCallback(), ExactColumns(), callback],
+        callbacks=[ChainCallback(), RankAllocation(), ExactColumns(), callback],
         spec=spec,
         task=task,
         listener=listener,
@@ -177,8 +178,3 @@ def make_trainer(
     callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def total_steps(spec: RunSpec, examples: int) -> int:
-    """Optimizer steps of the whole run."""
-    return math.ceil(examples / spec.training.batch_size) * spec.training.epochs
