@@ -24,6 +24,8 @@ _WHERE = {
     "save": "tunewise.methods.adapter_files",
     "load": "tunewise.methods.adapter_files",
     "optimizer": "tunewise.training.optimizers",
+    "compare": "tunewise.comparison",
+    "export": "tunewise.exporting",
     "CompareSpec": "tunewise.spec",
     "RunSpec": "tunewise.spec",
     "TunewiseError": "tunewise.errors",
@@ -32,7 +34,9 @@ _WHERE = {
 __all__ = [*_WHERE]
 
 if TYPE_CHECKING:
+    from tunewise.comparison import compare
     from tunewise.errors import TunewiseError
+    from tunewise.exporting import export
     from tunewise.methods.adapter_files import load, save
     from tunewise.methods.attach import attach, attachment, delta, trainable_parameters
     from tunewise.methods.catalog import CATALOG, Chain, Method, OptimizerRule

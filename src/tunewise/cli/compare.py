@@ -10,8 +10,8 @@ import typer
 from tunewise.errors import SpecError, nearest
 
 if TYPE_CHECKING:
-    from tunewise.compare import Comparison
-    from tunewise.plan import Plan
+    from tunewise.comparison import Comparison
+    from tunewise.planning import Plan
 
 _Text = Annotated[str | None, typer.Option()]
 
@@ -117,8 +117,8 @@ def compare(
     quiet_libraries()
     console = Console()
     with console.status("reading data and model ..."):
-        from tunewise.compare import compare as run_compare
-        from tunewise.plan import make_plan
+        from tunewise.comparison import compare as run_compare
+        from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
 
         plan = make_plan(checked, RunStore(folder))

@@ -8,6 +8,7 @@ import typer
 
 import tunewise
 from tunewise.cli import compare as compare_verb
+from tunewise.cli import export as export_verb
 from tunewise.errors import TunewiseError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.command("compare")(compare_verb.compare)
+app.command("export")(export_verb.export)
 
 
 def _version(asked: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from tunewise.plan import Plan
+from tunewise.planning import Plan
 from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, StepDone
 
 

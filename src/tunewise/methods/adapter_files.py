@@ -25,10 +25,13 @@ from tunewise.errors import StoreError
 from tunewise.methods.attach import Attachment, attach, attachment
 from tunewise.methods.catalog import Chain, Method, OptimizerRule
 from tunewise.methods.fold import FoldingLayer
+from tunewise.methods.row_space import one_hot
 from tunewise.models.layers import Target, linear_layers
 
 SIDECAR = "tunewise.json"
 CHANGED = "changed.safetensors"
+COLUMNS = "columns.safetensors"
+"""The compact form of a column method: {layer}.columns, {layer}.update with its scale in, and the head."""
 FORMAT = 1
 
 
@@ -72,7 +75,7 @@ def load(base: nn.Module, path: str | Path, trainable: bool = False) -> Any:
         raise StoreError(f"{path} was trained on another base model (its weights' hash is not this one's)")
     if not done.method.adapts:
         return _load_changed(base, path, done, trainable)
-    if not trainable:
+    if not trainable and not (path / COLUMNS).exists():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(base, str(path))
@@ -89,6 +92,8 @@ def load(base: nn.Module, path: str | Path, trainable: bool = False) -> Any:
     model = attach(base, start, rank=done.rank, alpha=done.alpha, targets=_names(done), seed=done.seed)
     restore(model, path)
     model.__dict__["tunewise"] = {"default": done}
+    if not trainable:
+        model.requires_grad_(False)
     return model
 
 
@@ -100,13 +105,29 @@ def restore(model: nn.Module, path: str | Path) -> None:
         _read_changed(model, path, whole=done.method.trained == "all")
         return
     try:
-        weights = load_peft_weights(str(path), device="cpu")
+        compact = (path / COLUMNS).exists()
+        weights = (
+            _from_columns(load_file(path / COLUMNS), done) if compact else load_peft_weights(str(path), device="cpu")
+        )
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{path}: the adapter's weights can't be read ({error})") from None
     result: Any = set_peft_model_state_dict(model, weights, adapter_name=done.adapter_name)
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     if missing or result.unexpected_keys:
         raise StoreError(f"{path} does not fit: missing {missing[:2]}, unexpected {result.unexpected_keys[:2]}")
+
+
+def _from_columns(compact: dict[str, Tensor], done: Attachment) -> dict[str, Tensor]:
+    """The stock form of a compact one: the one-hot A put back, the scale taken out of B."""
+    features = {target.name: target.in_features for target in done.targets}
+    weights = {key: tensor for key, tensor in compact.items() if not key.endswith((".columns", ".update"))}
+    for key, columns in compact.items():
+        if key.endswith(".columns"):
+            layer = key.removesuffix(".columns")
+            stem = f"base_model.model.{layer}"
+            weights[f"{stem}.lora_A.weight"] = one_hot(columns.long(), features[layer])
+            weights[f"{stem}.lora_B.weight"] = compact[f"{layer}.update"] / done.scale
+    return weights
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import StoreError
 from tunewise.measures.cost import probe_costs
 from tunewise.models.load import quiet_transformers
-from tunewise.plan import Plan, make_plan
+from tunewise.planning import Plan, make_plan
 from tunewise.report.html import write_report
 from tunewise.run import run
 from tunewise.spec import CompareSpec, content_hash

@@ -1,0 +1,59 @@
+"""`tunewise export`: a run's adapter as stock LoRA, merged into its model, or as compact columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunewise.errors import SpecError
+
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or an adapter folder of one.")],
+    to: Annotated[str, typer.Option(help="lora (stock), merged (the whole model), or columns (compact).")] = "lora",
+    out: Annotated[Path | None, typer.Option(help="Folder to write.  [default: RUN-FORM beside it]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Precision of a merged model: fp32, bf16, fp16.")] = None,
+) -> None:
+    """Hand a trained adapter on in the form that the next tool wants."""
+    if dtype is not None and dtype not in _PRECISIONS:
+        raise SpecError(f"--dtype {dtype!r}; choose fp32, bf16 or fp16")
+    adapter = run / "adapter" if (run / "adapter").is_dir() else run
+    if not adapter.is_dir():
+        raise SpecError(f"{run} is no run folder and no adapter folder")
+    target = out or run.parent / f"{run.name}-{to}"
+
+    from tunewise.cli.progress import quiet_libraries
+
+    quiet_libraries()
+    import torch
+
+    from tunewise.exporting import export as write
+    from tunewise.store.folders import RunStore
+    from tunewise.tasks.build import build_task
+
+    if to not in ("lora", "merged", "columns"):
+        raise SpecError(f"--to {to!r}; choose lora, merged or columns")
+    base = batch = None
+    if to == "merged":
+        record = RunStore(run.parent).record(run.name) if adapter != run else None
+        if record is None:
+            raise SpecError(f"{run} has no run.json, so its base model is not known; use tunewise.export in Python")
+        task = build_task(record.spec)
+        base, batch = task.load_model(record.spec.seed), task.collate(task.test[:16])
+    done = write(
+        adapter,
+        to,  # type: ignore[arg-type]
+        target,
+        base=base,
+        batch=batch,
+        dtype=getattr(torch, _PRECISIONS[dtype]) if dtype else None,
+    )
+    typer.echo(f"{done.path}  ({done.size / 1e6:.2f} MB)")
+    if done.max_logit_difference is not None:
+        typer.echo(f"largest difference of logits, merged against unmerged: {done.max_logit_difference:.2g}")
+    if done.warning:
+        typer.echo(f"warning: {done.warning}", err=True)
