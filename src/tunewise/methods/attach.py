@@ -323,8 +323,7 @@ def _furnish(layer: Any, target: Target, done: Attachment, fold: str, config: An
         )
         layer.lora_variant[name] = adapter
         keep_saved_form(layer)
-        if isinstance(adapter, ColumnAdapter):
-            make_folding(layer)
+        make_folding(layer)
         adapter.describe()
         adapter.draw()
         adapter.engage()

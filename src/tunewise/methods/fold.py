@@ -97,7 +97,7 @@ class Fold:
 
 
 class FoldingLayer(_LayerBehaviour):
-    """What a PEFT LoRA layer does once a column adapter is on it: the same, over a weight that may be folded."""
+    """What a PEFT LoRA layer does once an adapter of ours is on it: the same, over a weight that may be folded."""
 
     _fold: Fold | None = None
 
@@ -129,6 +129,14 @@ class FoldingLayer(_LayerBehaviour):
         if self._fold is not None and self.disable_adapters:
             return _linear(self.get_base_layer(), x, self._fold.pristine())
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """dW as the layer stores its weight; for our adapters over all links (quantized layers merge by this)."""
+        ours = adapters_of(self).get(adapter)
+        if ours is None:
+            return super().get_delta_weight(adapter)  # type: ignore[misc]
+        delta = ours.delta()
+        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self.undo_fold()
