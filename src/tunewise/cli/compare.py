@@ -59,7 +59,9 @@ def compare(
     preset: Annotated[str | None, typer.Option(help="A spec that comes with tunewise: quickstart.")] = None,
     spec: Annotated[Path | None, typer.Option(help="YAML file with any of these flags; flags given here win.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where runs and report go.  [default: runs]")] = None,
-    costs: Annotated[bool, typer.Option(help="Measure step time and memory after the runs.")] = True,
+    costs: Annotated[
+        bool | None, typer.Option("--costs/--no-costs", help="Measure step time and memory after the runs.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train several methods over seeds, measure them side by side, recommend one, write report.html.
@@ -94,6 +96,7 @@ def compare(
         "seeds": _seeds(seeds),
         "reference": reference,
         "out": str(out) if out else None,
+        "costs": costs,
     }
     from tunewise.spec import CompareSpec, load_yaml, merged, parse
 
@@ -104,6 +107,7 @@ def compare(
         content = merged(content, load_yaml(spec))
     content = merged(content, given)
     folder = content.pop("out", None) or "runs"
+    with_costs = content.pop("costs", True)
     title = content.pop("title", None) or "Which fine-tuning method?"
     for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
         if not content.get(name):
@@ -126,7 +130,7 @@ def compare(
     if dry_run:
         return
     with LiveProgress(console, plan) as listener:
-        found = run_compare(checked, folder, title=title, costs=costs, listener=listener, plan=plan)
+        found = run_compare(checked, folder, title=title, costs=with_costs, listener=listener, plan=plan)
     _show_result(found, console)
 
 

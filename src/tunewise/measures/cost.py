@@ -119,20 +119,21 @@ def probe_costs(
 
 
 def probe_batch(spec: CompareSpec, task: Task) -> dict[str, Tensor]:
-    """The batch that is stepped: the first training examples, one batch of them."""
-    return task.collate(task.train[: spec.training.batch_size])
+    """The batch that is stepped: the first training examples, one batch of them, on the device."""
+    batch = task.collate(task.train[: spec.training.batch_size])
+    return {key: value.to(_device()) for key, value in batch.items()}
 
 
 def stepper(label: str, run: RunSpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
     """A method as a run would train it."""
-    model = build_model(run, task).train()
+    model = build_model(run, task).to(_device()).train()
     adamw = optimizer(model, lr=run.learning_rate, weight_decay=run.training.weight_decay)
     return Stepper(label, model, adamw, batch)
 
 
 def floor_stepper(spec: CompareSpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
     """The frozen floor over the layers of the first method that has any (query and value where none has)."""
-    model = task.load_model(0).train()
+    model = task.load_model(0).to(_device()).train()
     wanted = next((m.targets for m in spec.methods if m.name not in ("fft", "head")), "qv")
     first = model.get_submodule(find_targets(model, wanted)[0].name)
     head = head_modules(model)
@@ -201,6 +202,10 @@ def _interleaved(
     return times
 
 
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -236,11 +241,17 @@ def _measure_peak(content: str, label: str, threads: int, send: Any) -> None:
         if run is None:
             run = spec.runs()[0].model_copy(update={"method": MethodSpec(name="fft")})
         one = stepper(label, run, task, batch)
-    base = psutil.Process().memory_info().rss
-    _reset_peak()
+    on_device = torch.cuda.is_available()
+    if on_device:
+        base = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        base = psutil.Process().memory_info().rss
+        _reset_peak()
     for _ in range(WARM_UP):
         one.step()
-    send.send((max(_peak_rss(), base), base))
+    peak = torch.cuda.max_memory_allocated() if on_device else _peak_rss()
+    send.send((max(peak, base), base))
     send.close()
 
 
