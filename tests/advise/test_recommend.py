@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunewise.advise.recommend import Limits, margin, recommend
+from tunewise.advise.decision import Limits, margin
+from tunewise.advise.recommend import recommend
 from tunewise.advise.summary import summarise
 from tunewise.errors import SpecError, TunewiseError
 
