@@ -464,6 +464,41 @@ def test_k_links_touch_exactly_k_r_columns_and_all_from_k_r_equal_m(kind, name, 
             assert int(dense[start:stop].any(dim=0).sum()) == min(links * RANK, models.HIDDEN)
 
 
+# --- methods of one's own --------------------------------------------------------------------------------------------
+
+OWN = {
+    "columns at the paper's alpha / r": Method("columns", "sampled"),
+    "first columns in a chain": Method("columns", "selector", chain=Chain(links=3), scaling="one"),
+    "columns in a chain at alpha / r": Method("columns", "sampled", chain=Chain(links=3)),
+    "cla at the root of r": Method("B", "selector", scaling="alpha/sqrt(r)"),
+    "a chain of lora at the root of r": Method("AB", "random", chain=Chain(links=3), scaling="alpha/sqrt(r)"),
+    "asym with orthonormal rows": Method("B", "random", a_law="orthonormal"),
+}
+
+
+@pytest.mark.parametrize("fold", ["auto", "never"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("label", list(OWN))
+def test_a_method_of_ones_own_keeps_the_same_promises(label, kind, fold, tmp_path):
+    """Identity to 1e-6; trained, restarted, saved: the same logits by PEFT, by tunewise and merged, to 1e-5."""
+    model, inputs = attach(OWN[label], kind, alpha=12, fold=fold), models.batch(kind)
+    base = models.logits(models.make(kind), inputs)
+    torch.testing.assert_close(models.logits(model, inputs), base, rtol=0, atol=1e-6)
+    for link in range(3 if OWN[label].chain is not None else 1):
+        if link:
+            tunewise.restart(model)
+        models.train(model, inputs, steps=2)
+    expected = models.logits(model, inputs)
+    assert (expected - base).abs().max() > 1e-2
+    folder = tunewise.save(model, tmp_path / "adapter")
+    for other in (
+        PeftModel.from_pretrained(models.make(kind), str(folder)),
+        tunewise.load(models.make(kind), folder, trainable=True),
+        copy.deepcopy(model).merge_and_unload(),
+    ):
+        torch.testing.assert_close(models.logits(other, inputs), expected, rtol=0, atol=1e-5)
+
+
 # --- what is saved is stock ------------------------------------------------------------------------------------------
 
 

@@ -562,6 +562,44 @@ def test_a_change_of_dtype_keeps_the_function_and_trains_on(name):
         assert torch.equal(state["base_model.model." + key.replace(".weight", ".base_layer.weight")], tensor)
 
 
+def test_an_average_of_the_weights_over_steps_is_the_average_of_the_factors():
+    """torch's `AveragedModel` (EMA, SWA) walks over all parameters, the folded weights too; 1e-5."""
+    model, inputs = attach("cla"), models.batch("gpt2")
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    total = [torch.zeros_like(p) for p in factors(model)]
+    for step in range(4):
+        models.train(model, inputs, steps=1)
+        averaged.update_parameters(model)
+        for mean, p in zip(total, factors(model), strict=True):
+            mean.copy_(p.detach() if step == 0 else 0.5 * mean + 0.5 * p.detach())
+    for mean, p in zip(total, factors(averaged), strict=True):
+        torch.testing.assert_close(p.detach(), mean, rtol=0, atol=1e-6)
+    same_outputs(averaged.module, "gpt2", "default")
+
+
+@pytest.mark.parametrize("name", ["cla", "c-paca"])
+def test_an_evaluation_in_inference_mode_can_come_first(name):
+    """The fold made there serves training, restarts, merging and the gradient alike."""
+    plain, model = attach(name), attach(name)
+    for one in (plain, model):
+        one.double()
+    with torch.inference_mode():
+        model(**models.batch("gpt2"))
+        with model.disable_adapter():
+            model(**models.batch("gpt2"))
+    for link in range(2 if name == "c-paca" else 1):
+        for one in (plain, model):
+            if link:
+                tunewise.restart(one)
+        losses = [models.train(one, models.batch("gpt2"), steps=2) for one in (plain, model)]
+        assert losses[0] == losses[1]
+        with torch.inference_mode():
+            model(**models.batch("gpt2"))
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert torch.equal(models.logits(plain, models.batch("gpt2")), models.logits(model, models.batch("gpt2")))
+
+
 @pytest.mark.parametrize("keep_vars", [False, True])
 @pytest.mark.parametrize("name", ["cla", "c3la", "paca"])
 def test_state_dict_holds_the_pristine_base_while_folded(name, keep_vars):
