@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,8 +116,13 @@ def attach(
         _check_rank(row, rank, target)
     done = Attachment(row, rank, alpha, seed, found, head, adapter_name)
     peft_model = _inject(model, done, dropout)
+    shared = _shared_storages(peft_model) if row.selects_columns else set()
     for target in found:
-        _furnish(_layer(peft_model, target), target, done, fold, peft_model.peft_config[adapter_name])
+        layer = _layer(peft_model, target)
+        tied = _storage(layer) in shared
+        if tied and fold == "always":
+            raise ModelError(f"layer {target.name} shares its weight with another one; use fold='auto' (additive there)")
+        _furnish(layer, target, done, "never" if tied else fold, peft_model.peft_config[adapter_name])
     _share_inputs(peft_model, done)
     _remember(peft_model, done)
     if row.start == "gradient":
@@ -272,7 +277,9 @@ def _inject(model: nn.Module, done: Attachment, dropout: float) -> PeftModel:
             model.add_adapter(done.adapter_name, config)
             model.set_adapter(done.adapter_name)
             return model
-        return get_peft_model(model, config, adapter_name=done.adapter_name)
+        # A model without weights (meta device) gets factors without values: counting an 8 B model takes a second.
+        on_meta = any(p.is_meta for p in model.parameters())
+        return get_peft_model(model, config, adapter_name=done.adapter_name, low_cpu_mem_usage=on_meta)
 
 
 @torch.no_grad()
@@ -283,23 +290,25 @@ def _furnish(layer: Any, target: Target, done: Attachment, fold: str, config: An
     kind: type[LayerAdapter] | None = None
     options: dict[str, Any] = {}
     if method.selects_columns:
-        kind, options = ColumnAdapter, {"fold": fold if _sole_owner(layer) else "never"}
+        kind, options = ColumnAdapter, {"fold": fold}
     elif method.trained == "A":
         kind = RowAdapter
     elif method.chain is not None or target.fused:
         kind = LowRankAdapter
     if kind is None:
-        layer.lora_A[name].weight.copy_(
-            random_factor(
-                method.a_law,
-                seed=done.seed,
-                layer=target.name,
-                link=0,
-                rank=done.rank,
-                features=target.in_features,
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        if not a.is_meta:  # on the meta device there are no values to draw
+            a.copy_(
+                random_factor(
+                    method.a_law,
+                    seed=done.seed,
+                    layer=target.name,
+                    link=0,
+                    rank=done.rank,
+                    features=target.in_features,
+                )
             )
-        )
-        layer.lora_B[name].weight.zero_()
+            b.zero_()
     else:
         factor = layer.lora_B[name].weight
         if target.fused:
@@ -343,9 +352,17 @@ def _share_inputs(model: PeftModel, done: Attachment) -> None:
             member.group = group
 
 
-def _sole_owner(layer: LoraLayer) -> bool:
-    """Whether no other parameter shares the weight's storage, as far as the layer can tell by itself."""
-    return not getattr(layer.get_base_layer().weight, "_tunewise_shared", False)
+def _shared_storages(model: nn.Module) -> set[int]:
+    """Storages that more than one parameter name reaches: tied weights, and views into one buffer. Writing columns
+    into one of them would change the others."""
+    names = Counter(p.untyped_storage().data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
+    return {storage for storage, count in names.items() if count > 1 and storage != 0}
+
+
+def _storage(layer: Any) -> int | None:
+    """Where the base weight's values lie; None for what has no plain storage (quantized)."""
+    weight = layer.get_base_layer().weight
+    return weight.untyped_storage().data_ptr() if type(weight) in (nn.Parameter, Tensor) else None
 
 
 def _remember(model: nn.Module, done: Attachment) -> None:

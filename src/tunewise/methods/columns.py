@@ -76,7 +76,8 @@ class ColumnAdapter(LayerAdapter):
 
     def _select(self, columns: Tensor) -> None:
         self.columns = columns.clone() if self.b.is_meta else columns.to(self.b.device)
-        self.a.data = one_hot(columns, self.target.in_features).to(self.a.device, self.a.dtype)
+        if not self.a.is_meta:
+            self.a.data = one_hot(columns, self.target.in_features).to(self.a.device, self.a.dtype)
         self.group.forget()
 
     def update(self) -> Tensor:

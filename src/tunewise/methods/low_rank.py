@@ -24,6 +24,8 @@ class LowRankAdapter(LayerAdapter):
 
     @torch.no_grad()
     def draw(self) -> None:
+        if self.a.is_meta:
+            return
         drawn = [
             random_factor(
                 self.method.a_law,
