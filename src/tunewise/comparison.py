@@ -15,7 +15,6 @@ from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import StoreError
 from tunewise.measures.cost import probe_costs
-from tunewise.models.load import quiet_transformers
 from tunewise.planning import Plan, make_plan
 from tunewise.report.html import write_report
 from tunewise.run import run
@@ -55,7 +54,6 @@ def compare(
     Raises what `run` and `make_plan` raise, and `TunewiseError` where no run came to a good end.
     """
     listener = listener or Listener()
-    quiet_transformers()
     store = RunStore(out)
     plan = plan or make_plan(spec, store)
     records = []

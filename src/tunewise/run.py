@@ -17,7 +17,6 @@ from tunewise.errors import DivergedError
 from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
 from tunewise.methods.verify import verify
-from tunewise.models.load import quiet_transformers
 from tunewise.spec import RunSpec
 from tunewise.store.environment import environment
 from tunewise.store.folders import RunStore
@@ -47,7 +46,6 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
     done = store.finished(spec.id)
     if done is not None:
         return done
-    quiet_transformers()
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     task = task or build_task(spec)
     status: Literal["done", "diverged", "oom"] = "done"

@@ -114,11 +114,13 @@ def compare(
             raise SpecError(f"{name!r} is missing: give {flag}, a --spec file, or --preset quickstart")
     checked = parse(CompareSpec, content, source=str(spec) if spec else "")
 
-    from rich.console import Console
-
-    from tunewise.cli.progress import LiveProgress, quiet_libraries
+    from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
+    from rich.console import Console
+
+    from tunewise.cli.progress import LiveProgress
+
     console = Console()
     with console.status("reading data and model ..."):
         from tunewise.comparison import compare as run_compare

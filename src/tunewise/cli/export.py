@@ -26,7 +26,7 @@ def export(
         raise SpecError(f"{run} is no run folder and no adapter folder")
     target = out or run.parent / f"{run.name}-{to}"
 
-    from tunewise.cli.progress import quiet_libraries
+    from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
     import torch

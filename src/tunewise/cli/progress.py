@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import time
-import warnings
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,15 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tunewise.planning import Plan
 from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, StepDone
-
-
-def quiet_libraries() -> None:
-    """Advice that libraries give to developers is not for the reader of a progress display."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
 class LiveProgress(Listener):

@@ -121,7 +121,9 @@ def attach(
         layer = _layer(peft_model, target)
         tied = _storage(layer) in shared
         if tied and fold == "always":
-            raise ModelError(f"layer {target.name} shares its weight with another one; use fold='auto' (additive there)")
+            raise ModelError(
+                f"layer {target.name} shares its weight with another one; use fold='auto' (additive there)"
+            )
         _furnish(layer, target, done, "never" if tied else fold, peft_model.peft_config[adapter_name])
     _share_inputs(peft_model, done)
     _remember(peft_model, done)

@@ -1,0 +1,80 @@
+"""Peak memory of a method: of a fresh process on a CPU, of the allocator on a device.
+
+A method is stepped in a process of its own, forked from one that has the libraries loaded and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from tunewise.measures.stepping import WARM_UP, probe_batch, stepper
+from tunewise.quiet import quiet_libraries
+from tunewise.spec import CompareSpec
+from tunewise.tasks.build import build_task
+
+quiet_libraries()  # this module is what the children's common parent imports first
+
+
+def peak_memory(
+    spec: CompareSpec, labels: list[str], check: Callable[[], None] = lambda: None
+) -> dict[str, tuple[int, int]]:
+    """{label: (peak bytes while stepping, bytes before the first step)}; a method whose process died is left out."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tunewise.measures.peak_memory"])
+    threads = torch.get_num_threads()
+    peaks: dict[str, tuple[int, int]] = {}
+    for label in labels:
+        check()
+        receive, send = context.Pipe(duplex=False)
+        child = context.Process(target=_measure_peak, args=(spec.model_dump_json(), label, threads, send), daemon=True)
+        child.start()
+        send.close()
+        with contextlib.suppress(EOFError):  # a child that ran out of memory: no figure rather than a wrong one
+            peaks[label] = receive.recv()
+        child.join()
+    return peaks
+
+
+def _measure_peak(content: str, label: str, threads: int, send: Any) -> None:
+    torch.set_num_threads(threads)
+    spec = CompareSpec.model_validate_json(content)
+    task = build_task(spec)
+    batch = probe_batch(spec, task)
+    one = stepper(label, spec, task, batch)
+    on_device = torch.cuda.is_available()
+    if on_device:
+        base = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        base = psutil.Process().memory_info().rss
+        _reset_peak()
+    for _ in range(WARM_UP):
+        one.step()
+    peak = torch.cuda.max_memory_allocated() if on_device else _peak_rss()
+    send.send((max(peak, base), base))
+    send.close()
+
+
+def _reset_peak() -> None:
+    """Linux: forget the peak of loading; elsewhere it stays in."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5", encoding="ascii")
+
+
+def _peak_rss() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

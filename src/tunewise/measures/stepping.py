@@ -1,0 +1,94 @@
+"""One method, or a reference line, ready to be stepped on one batch: what costs are measured on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.models.head import head_modules
+from tunewise.models.layers import find_targets
+from tunewise.spec import CompareSpec, MethodSpec, RunSpec
+from tunewise.tasks.contract import Task
+from tunewise.training.build import build_model
+from tunewise.training.optimizers import optimizer
+
+FLOOR = "frozen floor"
+FULL = "fft"
+WARM_UP = 3
+
+
+@dataclass
+class Stepper:
+    """One method, ready to be stepped on one batch."""
+
+    label: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: Mapping[str, Tensor]
+
+    def step(self) -> None:
+        """Forward, backward, update."""
+        self.model(**self.batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def timed(self) -> float:
+        """Seconds of one step, the device's queue emptied before and after."""
+        synchronize()
+        start = time.perf_counter()
+        self.step()
+        synchronize()
+        return time.perf_counter() - start
+
+
+def cost_lines(spec: CompareSpec) -> dict[str, RunSpec]:
+    """A run a method, by label, and full fine-tuning as a reference line where it is not among the methods."""
+    lines = {m.label: run for m, run in zip(spec.methods, spec.runs()[: len(spec.methods)], strict=True)}
+    full = next(iter(lines.values())).model_copy(update={"method": MethodSpec(name=FULL)})
+    return {**lines, **({} if FULL in lines else {FULL: full})}
+
+
+def stepper(label: str, spec: CompareSpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
+    """The line `label`: a method as a run would train it, or the frozen floor."""
+    if label == FLOOR:
+        return _floor(spec, task, batch)
+    run = cost_lines(spec)[label]
+    model = build_model(run, task).to(device()).train()
+    adamw = optimizer(model, lr=run.learning_rate, weight_decay=run.training.weight_decay)
+    return Stepper(label, model, adamw, batch)
+
+
+def probe_batch(spec: CompareSpec, task: Task) -> dict[str, Tensor]:
+    """The batch that is stepped: the first training examples, one batch of them, on the device."""
+    batch = task.collate(task.train[: spec.training.batch_size])
+    return {key: value.to(device()) for key, value in batch.items()}
+
+
+def _floor(spec: CompareSpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
+    """The frozen floor over the layers of the first method that has any (query and value where none has)."""
+    model = task.load_model(0).to(device()).train()
+    wanted = next((m.targets for m in spec.methods if m.name not in ("fft", "head")), "qv")
+    first = model.get_submodule(find_targets(model, wanted)[0].name)
+    head = head_modules(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] in head)
+    weight: Tensor = first.weight  # type: ignore[assignment]
+    if getattr(first, "bias", None) is None:
+        first.bias = nn.Parameter(weight.new_zeros(find_targets(model, wanted)[0].out_features))
+    first.bias.requires_grad_(True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return Stepper(FLOOR, model, torch.optim.AdamW(trained, lr=1e-4, fused=True), batch)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    """Wait for the device's queue."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
