@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -233,6 +234,9 @@ def _with_digest(path: str, digest: str | None) -> str:
 
 
 def _last(path: str) -> str:
+    """The name that a person would use: of a path inside a package, what stands before a bare 'model' or 'data'."""
+    if path.startswith("package:"):
+        path = re.sub(r"/(model|data)(\.zip)?$", "", path.removeprefix("package:"))
     return path.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or path
 
 
