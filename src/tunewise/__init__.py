@@ -21,6 +21,7 @@ _WHERE = {
     "CATALOG": "tunewise.methods.catalog",
     "ChainCallback": "tunewise.methods.chain",
     "restart": "tunewise.methods.chain",
+    "refold": "tunewise.methods.fold",
     "save": "tunewise.methods.adapter_files",
     "load": "tunewise.methods.adapter_files",
     "optimizer": "tunewise.training.optimizers",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from tunewise.methods.attach import attach, attachment, delta, trainable_parameters
     from tunewise.methods.catalog import CATALOG, Chain, Method, OptimizerRule
     from tunewise.methods.chain import ChainCallback, restart
+    from tunewise.methods.fold import refold
     from tunewise.spec import CompareSpec, RunSpec
     from tunewise.training.optimizers import optimizer
 

@@ -9,14 +9,13 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from peft.utils.save_and_load import load_peft_weights
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,11 +24,14 @@ from tunewise.errors import StoreError
 from tunewise.methods.attach import Attachment, attach, attachment
 from tunewise.methods.catalog import Chain, Method, OptimizerRule
 from tunewise.methods.fold import FoldingLayer
+from tunewise.methods.layer_adapter import adapters_of
 from tunewise.methods.row_space import one_hot
 from tunewise.models.layers import Target, linear_layers
 
 SIDECAR = "tunewise.json"
 CHANGED = "changed.safetensors"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 COLUMNS = "columns.safetensors"
 """The compact form of a column method: {layer}.columns, {layer}.update with its scale in, and the head."""
 FORMAT = 1
@@ -76,12 +78,7 @@ def load(base: nn.Module, path: str | Path, trainable: bool = False) -> Any:
     if not done.method.adapts:
         return _load_changed(base, path, done, trainable)
     if not trainable and not (path / COLUMNS).exists():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model = PeftModel.from_pretrained(base, str(path))
-        missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
-        if missing:
-            raise StoreError(f"{path}: {missing[0]}")
+        model = _load_stock(base, path)
         model.__dict__["tunewise"] = {done.adapter_name: done}
         return model
     if done.method.passed_through:
@@ -89,7 +86,8 @@ def load(base: nn.Module, path: str | Path, trainable: bool = False) -> Any:
         model.__dict__["tunewise"] = {"default": done}
         return model
     start = done.method if done.method.start == "zero" else replace(done.method, start="zero", where="random")
-    model = attach(base, start, rank=done.rank, alpha=done.alpha, targets=_names(done), seed=done.seed)
+    options = {"rank": done.rank, "alpha": done.alpha, "targets": done.targets, "seed": done.seed}
+    model = attach(base, start, **options, dropout=done.dropout, fold=done.fold)  # type: ignore[arg-type]
     restore(model, path)
     model.__dict__["tunewise"] = {"default": done}
     if not trainable:
@@ -104,14 +102,11 @@ def restore(model: nn.Module, path: str | Path) -> None:
     if not done.method.adapts:
         _read_changed(model, path, whole=done.method.trained == "all")
         return
+    weights = _from_columns(_read(path / COLUMNS), done) if (path / COLUMNS).exists() else _read(path / WEIGHTS)
     try:
-        compact = (path / COLUMNS).exists()
-        weights = (
-            _from_columns(load_file(path / COLUMNS), done) if compact else load_peft_weights(str(path), device="cpu")
-        )
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path}: the adapter's weights can't be read ({error})") from None
-    result: Any = set_peft_model_state_dict(model, weights, adapter_name=done.adapter_name)
+        result: Any = set_peft_model_state_dict(model, weights, adapter_name=done.adapter_name)
+    except (RuntimeError, KeyError) as error:
+        raise StoreError(f"{path} does not fit: {_first_line(error)}") from None
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     if missing or result.unexpected_keys:
         raise StoreError(f"{path} does not fit: missing {missing[:2]}, unexpected {result.unexpected_keys[:2]}")
@@ -128,6 +123,36 @@ def _from_columns(compact: dict[str, Tensor], done: Attachment) -> dict[str, Ten
             weights[f"{stem}.lora_A.weight"] = one_hot(columns.long(), features[layer])
             weights[f"{stem}.lora_B.weight"] = compact[f"{layer}.update"] / done.scale
     return weights
+
+
+def _load_stock(base: nn.Module, path: Path) -> Any:
+    """By PEFT's own hands; what is on disk and what is in the model afterwards must be the same tensors."""
+    weights = _read(path / WEIGHTS)
+    try:
+        json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path / CONFIG} can't be read: {error}") from None
+    try:
+        model = PeftModel.from_pretrained(base, str(path))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise StoreError(f"{path} does not fit this model: {_first_line(error)}") from None
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name in sorted(weights.keys() ^ held.keys()):
+        raise StoreError(
+            f"{path} does not fit: tensor {name} is {'not in the model' if name in weights else 'missing'}"
+        )
+    return model
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{file} can't be read: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -160,6 +185,11 @@ def fingerprint(model: nn.Module, targets: tuple[Target, ...]) -> str | None:
         holder = base.get_submodule(target.name)
         if isinstance(holder, FoldingLayer) and holder._fold is not None:
             weight = holder._fold.pristine()
+        elif isinstance(holder, LoraLayer) and holder.merged:
+            ours = adapters_of(holder).get(holder.merged_adapters[0])
+            if ours is None:
+                return None  # PEFT keeps no copy of what it merged into
+            weight = ours.merged_over
         if type(weight) not in (nn.Parameter, Tensor) or weight.is_meta or not weight.is_floating_point():
             return None
         values = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
@@ -185,6 +215,8 @@ def _describe(model: nn.Module, done: Attachment) -> dict[str, Any]:
         "alpha": done.alpha,
         "seed": done.seed,
         "adapter_name": done.adapter_name,
+        "dropout": done.dropout,
+        "fold": done.fold,
         "head": list(done.head),
         "targets": [asdict(target) for target in done.targets],
         # PEFT's own methods may move the base's weights (pissa, olora), so there is nothing to recognise it by.
@@ -208,12 +240,9 @@ def _attachment_of(notes: dict[str, Any]) -> Attachment:
         targets,
         tuple(notes["head"]),
         "default",
+        notes["dropout"],
+        notes["fold"],
     )
-
-
-def _names(done: Attachment) -> Any:
-    """What `attach` needs to find the same targets again: slices of fused weights have words, not names."""
-    return "qv" if any(t.fused for t in done.targets) else [t.name for t in done.targets]
 
 
 def _load_changed(base: nn.Module, path: Path, done: Attachment, trainable: bool) -> nn.Module:
@@ -226,10 +255,7 @@ def _load_changed(base: nn.Module, path: Path, done: Attachment, trainable: bool
 
 def _read_changed(model: nn.Module, path: Path, *, whole: bool) -> None:
     """Copy the saved tensors into the model's own; `whole`: every parameter must be among them."""
-    try:
-        changed = load_file(path / CHANGED)
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path / CHANGED} can't be read: {error}") from None
+    changed = _read(path / CHANGED)
     own = dict(model.named_parameters())
     unknown = [name for name in changed if name not in own or own[name].shape != changed[name].shape]
     if unknown:

@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from tunewise.methods.low_rank import LowRankAdapter, RowAdapter
 from tunewise.methods.pass_through import inject, peft_config
 from tunewise.methods.row_space import random_factor
 from tunewise.models.head import head_modules
-from tunewise.models.layers import Target, find_targets, linear_layers
+from tunewise.models.layers import READ_TOGETHER, Target, find_targets, linear_layers
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Attachment:
     targets: tuple[Target, ...]
     head: tuple[str, ...]
     adapter_name: str = "default"
+    dropout: float = 0.0
+    fold: str = "auto"
 
     @property
     def scale(self) -> float:
@@ -51,7 +54,7 @@ def attach(
     *,
     rank: int = 8,
     alpha: float | None = None,
-    targets: str | Sequence[str] = "qv",
+    targets: str | Sequence[str] | Sequence[Target] = "qv",
     seed: int = 0,
     chain: Chain | None = None,
     dropout: float = 0.0,
@@ -114,18 +117,20 @@ def attach(
         return _pass_through(model, Attachment(row, rank, alpha, seed, found, head, adapter_name), peft_options or {})
     for target in found:
         _check_rank(row, rank, target)
-    done = Attachment(row, rank, alpha, seed, found, head, adapter_name)
-    peft_model = _inject(model, done, dropout)
+    done = Attachment(row, rank, alpha, seed, found, head, adapter_name, dropout, fold)
+    peft_model = _inject(model, done)
     shared = _shared_storages(peft_model) if row.selects_columns else set()
     for target in found:
         layer = _layer(peft_model, target)
-        tied = _storage(layer) in shared
+        tied = _storage(layer.get_base_layer().weight) in shared
         if tied and fold == "always":
             raise ModelError(
                 f"layer {target.name} shares its weight with another one; use fold='auto' (additive there)"
             )
         _furnish(layer, target, done, "never" if tied else fold, peft_model.peft_config[adapter_name])
     _share_inputs(peft_model, done)
+    if layer_adapters(peft_model, adapter_name):
+        _guard_weighted_sums(peft_model)
     _remember(peft_model, done)
     if row.start == "gradient":
         from tunewise.methods.one_step import start_at_gradient
@@ -257,20 +262,22 @@ def _pass_through(model: nn.Module, done: Attachment, options: Mapping[str, Any]
     return peft_model
 
 
-def _inject(model: nn.Module, done: Attachment, dropout: float) -> PeftModel:
+def _inject(model: nn.Module, done: Attachment) -> PeftModel:
     """PEFT's own injection. Its random initial values are drawn aside: the global generator is left alone."""
     fused = {t.name: len(t.parts) * done.rank for t in done.targets if t.fused}
+    # PEFT's root scaling fits one factor pair a layer; elsewhere alpha is set so that alpha / rank is the scale.
+    by_root = done.method.scaling == "alpha/sqrt(r)" and done.method.chain is None and not fused
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     linears = linear_layers(base)
     config = LoraConfig(
         r=done.rank,
-        lora_alpha=_tidy(done.alpha),
-        lora_dropout=dropout,
+        lora_alpha=_tidy(done.alpha if by_root else done.scale * done.rank),
+        lora_dropout=done.dropout,
         target_modules=_short_names([t.name for t in done.targets], list(linears)),
         rank_pattern=fused,
-        alpha_pattern={name: _tidy(done.alpha * rank / done.rank) for name, rank in fused.items()},
+        alpha_pattern={name: _tidy(done.scale * rank) for name, rank in fused.items()},
         modules_to_save=list(done.head) or None,
-        use_rslora=done.method.scaling == "alpha/sqrt(r)" and done.method.chain is None and not fused,
+        use_rslora=by_root,
         fan_in_fan_out=all(isinstance(linears[t.name], Conv1D) for t in done.targets),
         task_type=_task_type(base),
     )
@@ -342,12 +349,30 @@ def _furnish(layer: Any, target: Target, done: Attachment, fold: str, config: An
     layer._freeze_non_trainable_peft_weights(name)
 
 
+def _guard_weighted_sums(model: PeftModel) -> None:
+    """PEFT combines adapters from their active tensors alone; refuse where those are not the whole update."""
+    tuner: Any = model.base_model
+
+    def add_weighted_adapter(self: Any, adapters: list[str], *args: Any, **kwargs: Any) -> Any:
+        for adapter in layer_adapters(self):
+            if adapter.name in adapters and not adapter.is_stock:
+                raise SpecError(
+                    f"adapter {adapter.name!r} ({adapter.method.name}) can't be combined in memory: its tensors are not "
+                    "plain LoRA factors; save it, and combine the saved folders"
+                )
+        return type(self).add_weighted_adapter(self, adapters, *args, **kwargs)
+
+    tuner.add_weighted_adapter = MethodType(add_weighted_adapter, tuner)
+
+
 def _share_inputs(model: PeftModel, done: Attachment) -> None:
     """Sibling layers that read one input take its columns together."""
-    families: dict[tuple[str, int], list[ColumnAdapter]] = defaultdict(list)
+    families: dict[tuple[str, frozenset[str], int], list[ColumnAdapter]] = defaultdict(list)
     for adapter in layer_adapters(model, done.adapter_name):
         if isinstance(adapter, ColumnAdapter):
-            families[adapter.target.name.rpartition(".")[0], adapter.target.in_features].append(adapter)
+            parent, _, leaf = adapter.target.name.rpartition(".")
+            kin = next((names for names in READ_TOGETHER if leaf in names), frozenset({leaf}))
+            families[parent, kin, adapter.target.in_features].append(adapter)
     for members in families.values():
         group = InputGroup(members)
         for member in members:
@@ -357,14 +382,15 @@ def _share_inputs(model: PeftModel, done: Attachment) -> None:
 def _shared_storages(model: nn.Module) -> set[int]:
     """Storages that more than one parameter name reaches: tied weights, and views into one buffer. Writing columns
     into one of them would change the others."""
-    names = Counter(p.untyped_storage().data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
-    return {storage for storage, count in names.items() if count > 1 and storage != 0}
+    storages = Counter(_storage(p) for _, p in model.named_parameters(remove_duplicate=False))
+    return {storage for storage, count in storages.items() if storage is not None and count > 1}
 
 
-def _storage(layer: Any) -> int | None:
-    """Where the base weight's values lie; None for what has no plain storage (quantized)."""
-    weight = layer.get_base_layer().weight
-    return weight.untyped_storage().data_ptr() if type(weight) in (nn.Parameter, Tensor) else None
+def _storage(parameter: Tensor) -> int | None:
+    """Where the values lie; None for what has no plain storage (quantized, meta)."""
+    if type(parameter.data) is not Tensor or parameter.is_meta:
+        return None
+    return parameter.untyped_storage().data_ptr() or None
 
 
 def _remember(model: nn.Module, done: Attachment) -> None:

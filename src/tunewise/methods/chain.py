@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tunewise.errors import SpecError, StoreError
 from tunewise.methods.attach import attachment, layer_adapters
 from tunewise.methods.catalog import Chain
+from tunewise.methods.exact_columns import read_columns, write_columns
 from tunewise.methods.layer_adapter import LayerAdapter
 
 
@@ -32,6 +34,8 @@ def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = 
     Raises `SpecError` where the model's method has no chain.
     """
     adapters = _chained(model, adapter_name)
+    if any(adapter.layer.merged for adapter in adapters):
+        raise SpecError("the adapter is merged; call unmerge_adapter() before the next link")
     for adapter in adapters:
         adapter.restart()
     if optimizer is not None:
@@ -69,11 +73,25 @@ def _is_wrapper(model: nn.Module) -> bool:
     return isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
 
 
+def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int | None:
+    """Optimizer steps in one pass over the data, as the Trainer counts them; None where the length is not known."""
+    try:
+        batches = len(loader)
+    except TypeError:
+        return None
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
 class ChainCallback(TrainerCallback):
     """Restarts the chain on schedule in any `transformers.Trainer`; nothing to do for methods without a chain.
 
     It acts at the end of a step, before the Trainer writes that step's checkpoint, so a checkpoint on the boundary
-    already holds the new link.
+    already holds the new link. For PaCA it keeps the columns themselves in the checkpoints, so that a resumed run
+    equals the uninterrupted one to the last bit.
     """
 
     def __init__(self, chain: Chain | None = None) -> None:
@@ -84,18 +102,22 @@ class ChainCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = _unwrapped(kwargs["model"])
+        if state.global_step:
+            read_columns(model, _checkpoint(args, state))
         chain = self.chain or attachment(model).method.chain
         if chain is None:
             self.restarts = []
             return
-        steps_per_epoch = math.ceil(state.max_steps / state.num_train_epochs) if state.num_train_epochs else None
-        self.restarts = chain.restarts(state.max_steps, steps_per_epoch)
+        self.restarts = chain.restarts(state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
         due, found = bisect.bisect_right(self.restarts, state.global_step), current_link(model)
         if due != found:
             raise StoreError(
                 f"at step {state.global_step} of {state.max_steps} the chain should be in link {due + 1}, and the "
                 f"adapter is in link {found + 1}; it was trained on another schedule, so start afresh"
             )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        write_columns(_unwrapped(kwargs["model"]), _checkpoint(args, state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.restarts:

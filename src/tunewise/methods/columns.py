@@ -46,6 +46,10 @@ class ColumnAdapter(LayerAdapter):
         """Whether the trained tensor is W's columns themselves (PaCA) rather than an update of them."""
         return self.method.trained == "columns"
 
+    @property
+    def is_stock(self) -> bool:
+        return super().is_stock and not self.holds_weights
+
     # --- factors ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -141,9 +145,13 @@ class ColumnAdapter(LayerAdapter):
         return parts
 
     def _weight_columns(self) -> Tensor:
-        """The active columns of W0 (with finished links on them) in B's dtype, stacked; W0 must not be folded."""
+        """The active columns of W0 (with finished links on them) in B's dtype, stacked."""
         self.release()
-        weight = oriented(self.layer.get_base_layer())
+        base_layer = self.layer.get_base_layer()
+        weight = oriented(base_layer)
+        if self.incoming_weight is not None:  # a whole state is being loaded, and W0 is about to be this
+            weight = self.incoming_weight.to(self.b.device)
+            weight = weight.T if isinstance(base_layer, Conv1D) else weight
         if weight.is_meta:
             return torch.empty_like(self.b)
         if not weight.is_floating_point() or type(weight.data) is not Tensor:
@@ -186,16 +194,20 @@ class _HandThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, taken: Tensor, b: Tensor, scale: float, parts: tuple[Part, ...]) -> Tensor:
-        return y.view_as(y)
+        return y.view_as(y) if torch.compiler.is_compiling() else y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, taken, b, ctx.scale, ctx.parts = inputs
+        y, taken, b, ctx.scale, ctx.parts = inputs
+        if output is y:
+            ctx.mark_dirty(y)  # y itself, not a view of it, which the next module could not change in place
         ctx.save_for_backward(taken)
         ctx.dtype = b.dtype
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a folded column method has no second derivative; attach it with fold='never'")
         (taken,) = ctx.saved_tensors
         flat = grad_y.reshape(-1, grad_y.shape[-1])
         rows = taken.reshape(-1, taken.shape[-1]).to(flat.dtype)

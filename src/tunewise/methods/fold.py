@@ -11,10 +11,10 @@ disabled adapter computes with it without touching W (a graph that still waits f
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunewise.methods.columns import ColumnAdapter, oriented
 from tunewise.methods.gather import run_of
-from tunewise.methods.layer_adapter import ADAPTERS, adapters_of
+from tunewise.methods.layer_adapter import ADAPTERS, LayerAdapter, adapters_of
 
 if TYPE_CHECKING:
     _LayerBehaviour = LoraLayer
@@ -38,6 +38,7 @@ class Fold:
         self.adapter = adapter
         self.weight: Tensor = adapter.layer.get_base_layer().weight
         view = oriented(adapter.layer.get_base_layer()).detach()
+        self.scale = adapter.scale
         self.touched = torch.cat([columns for columns, _ in adapter.finished] + [adapter.columns]).unique()
         self.original = view.index_select(1, self.touched)
         self.base = adapter.base_columns(view)
@@ -76,12 +77,15 @@ class Fold:
                 view[start:stop, run[0] : run[1]].copy_(new)
             else:
                 view[start:stop].index_copy_(1, cols, new.to(view.dtype))
-        self._written = (adapter.b._version, adapter.scale)
+        self._written = (adapter.b, adapter.b._version, adapter.b.data_ptr())
 
     @property
     def stale(self) -> bool:
-        """Whether B or its scale has changed since `write`, as far as torch counts such changes."""
-        return self._written != (self.adapter.b._version, self.adapter.scale)
+        """Whether B has changed since `write`, or another tensor stands in its place (a functional call, `.data`
+        assigned). What torch does not count can't be seen: a write into `.data`, a fused function called by hand;
+        call `tunewise.refold(model)` after those."""
+        b, version, where = self._written
+        return b is not self.adapter.b or version != b._version or where != b.data_ptr()
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -105,7 +109,7 @@ class FoldingLayer(_LayerBehaviour):
         """Fold, refold or undo, as the active adapters want it."""
         wanted = foldable_adapter(self)
         fold = self._fold
-        if fold is not None and fold.adapter is not wanted:
+        if fold is not None and (fold.adapter is not wanted or fold.scale != wanted.scale):
             self.undo_fold()
             fold = None
         if wanted is not None:
@@ -121,13 +125,17 @@ class FoldingLayer(_LayerBehaviour):
             object.__setattr__(self, "_fold", None)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        mixed = kwargs.get("adapter_names") is not None
         if not torch.compiler.is_compiling():
-            if kwargs.get("adapter_names") is not None:
+            if mixed:
                 self.undo_fold()
             else:
                 self.sync_fold()
+        elif mixed and self._fold is not None:
+            raise RuntimeError("adapter_names= in a compiled model needs column adapters attached with fold='never'")
         if self._fold is not None and self.disable_adapters:
-            return _linear(self.get_base_layer(), x, self._fold.pristine())
+            pristine = {"weight": self._fold.pristine()}
+            return torch.func.functional_call(self.get_base_layer(), pristine, (x,))
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
 
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -153,9 +161,40 @@ class FoldingLayer(_LayerBehaviour):
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.undo_fold()
+        gone = adapters_of(self).get(adapter_name)
+        if gone is not None:
+            ADAPTERS.discard(gone)
         super().delete_adapter(adapter_name)
 
+    # A compiled forward does not look whether the fold is still the wanted one, so whatever changes that does.
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        super().set_adapter(*args, **kwargs)
+        self.sync_fold()
+
+    def set_scale(self, *args: Any, **kwargs: Any) -> None:
+        super().set_scale(*args, **kwargs)
+        self.sync_fold()
+
+    def scale_layer(self, *args: Any, **kwargs: Any) -> None:
+        super().scale_layer(*args, **kwargs)
+        self.sync_fold()
+
+    def unscale_layer(self, *args: Any, **kwargs: Any) -> None:
+        super().unscale_layer(*args, **kwargs)
+        self.sync_fold()
+
+    def update_layer(self, *args: Any, **kwargs: Any) -> None:
+        """One more adapter: PEFT may start it from W, which must then be W0."""
+        self.undo_fold()
+        super().update_layer(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The class is made at run time, so a pickle names the class that it was made from."""
+        return _empty_folding_layer, (type(self).__mro__[2],), self.__dict__
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        folded = self._fold is not None
         self.undo_fold()  # a new device or dtype: folded afresh there, or not at all
         result = super()._apply(*args, **kwargs)  # type: ignore[misc]
         for adapter in adapters_of(self).values():
@@ -165,6 +204,8 @@ class FoldingLayer(_LayerBehaviour):
                 if adapter._origin is not None:
                     adapter._origin = adapter._origin.to(adapter.b.device, adapter.b.dtype)
                 adapter.group.forget()
+        if folded:
+            self.sync_fold()
         return result
 
 
@@ -172,6 +213,11 @@ class FoldingLayer(_LayerBehaviour):
 def folding_class(kind: Any) -> Any:
     """A subclass of PEFT's layer class `kind` with the behaviour of `FoldingLayer`."""
     return type(f"Folding{kind.__name__}", (FoldingLayer, kind), {"__module__": __name__})
+
+
+def _empty_folding_layer(kind: Any) -> Any:
+    made = folding_class(kind)
+    return made.__new__(made)
 
 
 def make_folding(layer: Any) -> None:
@@ -211,8 +257,16 @@ def can_fold(adapter: ColumnAdapter) -> bool:
     return adapter.fold_mode == "always" and weight.dtype in (torch.bfloat16, torch.float16)
 
 
-def refold(adapters: list[ColumnAdapter]) -> None:
-    """Write the adapters' present values into the weights that they are folded into."""
+def refold(model: nn.Module) -> None:
+    """Write the present values of all folded columns into their weights.
+
+    Needed only after an update that neither an optimizer made nor torch counts (a write into `.data`), and in a
+    compiled model after any update that no optimizer made.
+    """
+    _write([a for m in model.modules() if isinstance(m, LoraLayer) for a in adapters_of(m).values()])
+
+
+def _write(adapters: Iterable[LayerAdapter]) -> None:
     for adapter in adapters:
         fold = getattr(adapter.layer, "_fold", None)
         if fold is not None and fold.adapter is adapter:
@@ -221,15 +275,10 @@ def refold(adapters: list[ColumnAdapter]) -> None:
 
 def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    refold([a for a in ADAPTERS if isinstance(a, ColumnAdapter) and id(a.b) in stepped])
+    _write([a for a in ADAPTERS if isinstance(a, ColumnAdapter) and id(a.b) in stepped])
 
 
 register_optimizer_step_post_hook(_after_optimizer_step)
-
-
-def _linear(base_layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    bias: Any = base_layer.bias
-    return F.linear(x, weight.T if isinstance(base_layer, Conv1D) else weight, bias)
 
 
 def _save_pristine(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:

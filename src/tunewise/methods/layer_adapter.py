@@ -55,6 +55,7 @@ class LayerAdapter(LoraVariant):
         self.finished: list[tuple[Tensor, Tensor]] = []
         """(where, B) of the links before the active one; what `where` is, the subclass says."""
         self._merged_over: list[Tensor] = []
+        self.incoming_weight: Tensor | None = None
         ADAPTERS.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -85,6 +86,11 @@ class LayerAdapter(LoraVariant):
     def trained(self) -> list[nn.Parameter]:
         """The active link's trained tensors."""
         return [p for p in (self.a, self.b) if p.requires_grad]
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the tensors in memory are the plain LoRA factors of the whole update."""
+        return not self.finished and not self.target.fused
 
     def parts_of(self, b: Tensor) -> list[Tensor]:
         """The blocks of a stacked B, one per part: (rows of the part, r) each."""
@@ -201,6 +207,11 @@ class LayerAdapter(LoraVariant):
     def unmerge(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
         return self._merged_over.pop()
 
+    @property
+    def merged_over(self) -> Tensor:
+        """The weight as it was before the first merge."""
+        return self._merged_over[0]
+
     def _with_delta(self, weight: Tensor) -> Tensor:
         delta = self.delta()
         delta = delta if weight.shape == delta.shape and not self.layer.fan_in_fan_out else delta.T
@@ -232,12 +243,20 @@ def _write_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: 
 
 def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, adapter in adapters_of(layer).items():
-        keys = _keys(prefix, name)
-        if all(key in state for key in keys):
-            adapter.take_saved(*(state[key].to(adapter.b.device) for key in keys))
-            # What torch copies afterwards is the active link, already in place.
-            for key, own in zip(keys, (adapter.a, adapter.b), strict=True):
-                state[key] = own.detach().clone()
+        key_a, key_b = _keys(prefix, name)
+        if key_b not in state:
+            continue
+        # A state of the trained tensors alone has no A: it is the one in place.
+        a = state[key_a] if key_a in state else adapter.saved_factors()[0]
+        adapter.incoming_weight = state.get(prefix + "base_layer.weight")
+        try:
+            adapter.take_saved(a.to(adapter.b.device), state[key_b].to(adapter.b.device))
+        finally:
+            adapter.incoming_weight = None
+        # What torch copies afterwards is the active link, already in place.
+        state[key_b] = adapter.b.detach().clone()
+        if key_a in state:
+            state[key_a] = adapter.a.detach().clone()
 
 
 def _keys(prefix: str, name: str) -> tuple[str, str]:

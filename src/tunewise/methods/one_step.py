@@ -12,7 +12,7 @@ All of it is fp32 and W0 is only read by the forward, so quantized and bf16 base
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import DataError, DivergedError
 from tunewise.methods.streams import stream
+from tunewise.models.layers import shape_of
 
 if TYPE_CHECKING:
     from tunewise.methods.attach import Attachment
@@ -30,6 +31,10 @@ OVERSAMPLING = 8
 POWER_ITERATIONS = 2
 
 
+Slice = tuple[str, int, int]
+"""A run of output rows, [start, stop), of a layer: (its name, start, stop)."""
+
+
 def gradient_svd(
     model: nn.Module,
     layers: Mapping[str, Any],
@@ -37,34 +42,39 @@ def gradient_svd(
     *,
     rank: int,
     seed: int,
+    slices: Sequence[Slice] | None = None,
     oversampling: int = OVERSAMPLING,
     power_iterations: int = POWER_ITERATIONS,
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Top-r SVD of G = -grad of the mean loss for each layer: {name: (U (n, r), S (r,), V (m, r))}, fp32.
+) -> dict[Slice, tuple[Tensor, Tensor, Tensor]]:
+    """Top-r SVD of G = -grad of the mean loss, for each slice of rows (whole layers unless given).
 
-    `batches` are dictionaries of tensors with labels, so that `model(**batch).loss` is the mean loss of a batch; a
-    batch counts by its number of rows. 2 + 2 x `power_iterations` passes over them. The model is left as it was.
-    Raises `DataError` for no batches, `DivergedError` for a loss that is not finite.
+    Returns {slice: (U (rows, r), S (r,), V (m, r))}, fp32. `batches` are dictionaries of tensors with labels, so that
+    `model(**batch).loss` is the mean loss of a batch; a batch counts by its number of rows. 2 + 2 x
+    `power_iterations` passes over them. The model is left as it was. Raises `DataError` for no batches, or a layer
+    that the loss does not reach; `DivergedError` for a loss that is not finite.
     """
     batches = list(batches)
     if not batches:
         raise DataError("the one-step gradient needs at least one batch with labels")
+    shapes = {name: shape_of(layer) for name, layer in layers.items()}
+    wanted = list(slices) if slices is not None else [(name, 0, shapes[name][0]) for name in layers]
     device = next(iter(layers.values())).weight.device
-    omega = {
-        name: torch.randn(
-            _shape(layer)[1], min(rank + oversampling, *_shape(layer)), generator=stream(seed, "sketch", name)
-        ).to(device)
-        for name, layer in layers.items()
-    }
-    basis = _range(_products(model, layers, batches, omega, left=False))
+    omega = {}
+    for name, start, stop in wanted:
+        features = shapes[name][1]
+        width = min(rank + oversampling, stop - start, features)
+        generator = stream(seed, "sketch", name, start)
+        omega[name, start, stop] = torch.randn(features, width, generator=generator, dtype=torch.float32, device="cpu")
+    factors = {key: value.to(device) for key, value in omega.items()}
+    basis = _range(_products(model, layers, batches, factors, left=False))
     for _ in range(power_iterations):
         basis = _range(_products(model, layers, batches, basis, left=True))
         basis = _range(_products(model, layers, batches, basis, left=False))
     projected = _products(model, layers, batches, basis, left=True)  # G^T Q, (m, p)
     result = {}
-    for name, q in basis.items():
-        v, s, u_small = torch.linalg.svd(projected[name], full_matrices=False)
-        result[name] = (q @ u_small.T[:, :rank], s[:rank], v[:, :rank])
+    for key, q in basis.items():
+        v, s, u_small = torch.linalg.svd(projected[key], full_matrices=False)
+        result[key] = (q @ u_small.T[:, :rank], s[:rank], v[:, :rank])
     return result
 
 
@@ -72,16 +82,23 @@ def gradient_svd(
 def start_at_gradient(model: PeftModel, done: Attachment, batches: Iterable[Mapping[str, Tensor]]) -> None:
     """Set A and B of every adapted layer to the start of 2502.01235; B = 0 until here, so G is taken at W0."""
     base = model.get_base_model()
-    layers: dict[str, Any] = {t.name: base.get_submodule(t.name) for t in done.targets}
-    plain = {name: layer.get_base_layer() for name, layer in layers.items()}
-    found = gradient_svd(model, plain, batches, rank=done.rank, seed=done.seed)
-    for name, layer in layers.items():
-        u, s, v = found[name]
-        if not bool(s[0] > 0):
-            raise DivergedError(f"the gradient of layer {name} is zero, so it gives no direction to start in")
-        root = torch.sqrt(s / s[0]) / math.sqrt(GAMMA)
-        layer.lora_B[done.adapter_name].weight.copy_(u * root)
-        layer.lora_A[done.adapter_name].weight.copy_((v * root).T)
+    adapted: dict[str, Any] = {t.name: base.get_submodule(t.name) for t in done.targets}
+    plain = {name: layer.get_base_layer() for name, layer in adapted.items()}
+    slices = [(t.name, start, stop) for t in done.targets for start, stop in t.parts]
+    found = gradient_svd(model, plain, batches, rank=done.rank, seed=done.seed, slices=slices)
+    for target in done.targets:
+        left, right = [], []
+        for start, stop in target.parts:
+            u, s, v = found[target.name, start, stop]
+            if not bool(s[0] > 0):
+                raise DivergedError(
+                    f"the gradient of layer {target.name} is zero, so it gives no direction to start in"
+                )
+            root = torch.sqrt(s / s[0]) / math.sqrt(GAMMA)
+            left.append(u * root)
+            right.append((v * root).T)
+        adapted[target.name].lora_B[done.adapter_name].weight.copy_(torch.cat(left))
+        adapted[target.name].lora_A[done.adapter_name].weight.copy_(torch.cat(right))
 
 
 class _Tap(torch.autograd.Function):
@@ -90,7 +107,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, anchor: Tensor, take: Callable[[Tensor], None]) -> Tensor:
         ctx.take = take
-        return y.view_as(y)
+        return y.clone()  # not a view, which the next module could not change in place
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
@@ -100,34 +117,37 @@ class _Tap(torch.autograd.Function):
 
 def _products(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Any],
     batches: list[Mapping[str, Tensor]],
-    factors: Mapping[str, Tensor],
+    factors: Mapping[Slice, Tensor],
     *,
     left: bool,
-) -> dict[str, Tensor]:
-    """G F (n, p) for every layer's F (m, p); with `left`, G^T F (m, p) for F (n, p)."""
-    sums: dict[str, Tensor] = {}
+) -> dict[Slice, Tensor]:
+    """G F (rows, p) for every slice's F (m, p); with `left`, G^T F (m, p) for F (rows, p)."""
+    sums: dict[Slice, Tensor] = {}
     weight = [0.0]
-    anchor = torch.zeros((), requires_grad=True)
+    anchor = torch.zeros((), dtype=torch.float32, device=next(iter(factors.values())).device, requires_grad=True)
 
     def watch(name: str) -> Callable[..., Tensor]:
+        own = [key for key in factors if key[0] == name]
+
         def hook(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
             x = args[0].detach()
 
             def take(grad_y: Tensor) -> None:
                 flat_x = x.reshape(-1, x.shape[-1]).float()
                 flat_g = grad_y.reshape(-1, grad_y.shape[-1]).float()
-                f = factors[name]
-                product = flat_x.T @ (flat_g @ f) if left else flat_g.T @ (flat_x @ f)
-                sums[name] = sums.get(name, 0.0) - weight[0] * product
+                for key in own:
+                    g, f = flat_g[:, key[1] : key[2]], factors[key]
+                    product = flat_x.T @ (g @ f) if left else g.T @ (flat_x @ f)
+                    sums[key] = sums.get(key, 0.0) - weight[0] * product
 
             return _Tap.apply(y, anchor, take)
 
         return hook
 
     total = sum(_rows(batch) for batch in batches)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     wanted = [p for p in model.parameters() if p.requires_grad]
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     try:
@@ -146,19 +166,19 @@ def _products(
             handle.remove()
         for p in wanted:
             p.requires_grad_(True)
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
+    unreached = [key[0] for key in factors if key not in sums]
+    if unreached:
+        raise DataError(
+            f"the loss does not depend on layer {unreached[0]}, so it has no gradient; leave it out of targets"
+        )
     return sums
 
 
-def _range(products: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.linalg.qr(y).Q for name, y in products.items()}
+def _range(products: Mapping[Slice, Tensor]) -> dict[Slice, Tensor]:
+    return {key: torch.linalg.qr(y).Q for key, y in products.items()}
 
 
 def _rows(batch: Mapping[str, Tensor]) -> int:
     return len(next(iter(batch.values())))
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    from tunewise.models.layers import shape_of
-
-    return shape_of(layer)

@@ -6,6 +6,7 @@ Everything here depends on (seed, layer name, link) alone, so a link can be draw
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +23,15 @@ def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: i
     permutation. With `layout="block"` a contiguous random block instead.
     """
     if method.where == "selector":
-        return (torch.arange(rank) + link * rank) % features
+        return (_range(rank) + link * rank) % features
     if method.layout == "block":
-        offset = torch.randint(features - rank + 1, (1,), generator=stream(seed, "block", layer, link))
-        return torch.arange(rank) + offset
+        offset = torch.randint(features - rank + 1, (1,), generator=stream(seed, "block", layer, link), device="cpu")
+        return _range(rank) + offset
     runs = math.ceil(features / rank)
     cycle, run = divmod(link, runs)
-    permutation = torch.randperm(features, generator=stream(seed, "columns", layer, cycle))
+    permutation = torch.randperm(features, generator=stream(seed, "columns", layer, cycle), device="cpu")
     # The last run of a cycle is filled up from the permutation's start where rank does not divide features.
-    return permutation[(torch.arange(rank) + run * rank) % features]
+    return permutation[(_range(rank) + run * rank) % features]
 
 
 def random_factor(law: ALaw, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
@@ -40,18 +41,24 @@ def random_factor(law: ALaw, *, seed: int, layer: str, link: int, rank: int, fea
     `orthonormal`: orthonormal rows, Haar-distributed.
     """
     generator = stream(seed, "A", layer, link)
+    # Named in full: a script may have moved torch's default dtype and device.
+    fp32: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     if law == "kaiming":
         bound = 1.0 / math.sqrt(features)
-        return (torch.rand(rank, features, generator=generator) * 2 - 1) * bound
+        return (torch.rand(rank, features, **fp32) * 2 - 1) * bound
     if law == "normal":
-        return torch.randn(rank, features, generator=generator) * 0.02
-    gaussian = torch.randn(features, rank, generator=generator, dtype=torch.float64)
+        return torch.randn(rank, features, **fp32) * 0.02
+    gaussian = torch.randn(features, rank, generator=generator, dtype=torch.float64, device="cpu")
     q, r = torch.linalg.qr(gaussian)
     return (q * torch.sign(torch.diagonal(r))).T.to(torch.float32).contiguous()
 
 
 def one_hot(columns: Tensor, features: int) -> Tensor:
     """The selector S (rank, features) of `columns`: x S^T = x[..., columns]. For saving only, never multiplied."""
-    selector = torch.zeros(len(columns), features)
-    selector[torch.arange(len(columns)), columns.cpu()] = 1.0
+    selector = torch.zeros(len(columns), features, dtype=torch.float32, device="cpu")
+    selector[_range(len(columns)), columns.cpu()] = 1.0
     return selector
+
+
+def _range(count: int) -> Tensor:
+    return torch.arange(count, device="cpu")

@@ -27,6 +27,14 @@ ROLES: dict[str, frozenset[str]] = {
 # One weight with q, k and v side by side, each a third of the output: leaf name -> the order of the thirds.
 FUSED: dict[str, tuple[str, ...]] = {"c_attn": ("query", "key", "value")}
 
+# Leaf names of layers that read one and the same input: attention's three projections, a gated MLP's two.
+READ_TOGETHER: tuple[frozenset[str], ...] = (
+    frozenset().union(*ROLES.values()),
+    frozenset({"gate_proj", "up_proj"}),
+    frozenset({"w1", "w3"}),
+    frozenset({"wi_0", "wi_1"}),
+)
+
 _IN_BLOCK = re.compile(r"\.\d+\.")
 _IN_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*)(\.|$)", re.IGNORECASE)
 
@@ -73,14 +81,19 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def find_targets(model: nn.Module, targets: str | Sequence[str]) -> list[Target]:
+def find_targets(model: nn.Module, targets: str | Sequence[str] | Sequence[Target]) -> list[Target]:
     """The layers that `targets` names, in the model's order.
 
     `targets` is a word (`"qv"`, `"attention"`, `"all-linear"`) or names: a leaf (`"query"`, `"q_proj"`), the end of
     a path (`"output.dense"`), a whole path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no
-    layer has that very name. Raises `ModelError` with the nearest names where one matches nothing.
+    layer has that very name; or `Target`s, as found before. Raises `ModelError` with the nearest names where one
+    matches nothing.
     """
     linears = linear_layers(model)
+    if not targets and not isinstance(targets, str):
+        raise ModelError("targets names no layer; use 'qv', 'attention', 'all-linear', or names")
+    if not isinstance(targets, str) and all(isinstance(t, Target) for t in targets):
+        return _known(model, linears, [t for t in targets if isinstance(t, Target)])
     if not linears:
         raise ModelError(f"{type(model).__name__} has no linear layer that could be adapted")
     if isinstance(targets, str) and targets in _WORDS:
@@ -91,10 +104,23 @@ def find_targets(model: nn.Module, targets: str | Sequence[str]) -> list[Target]
                 f"targets={_leaves(linears)[:4]}"
             )
     else:
-        names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else list(targets)
+        names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else [str(t) for t in targets]
         found = _by_names(linears, names, type(model).__name__)
     order = {name: i for i, name in enumerate(linears)}
     return sorted((_target(name, linears[name], slices) for name, slices in found.items()), key=lambda t: order[t.name])
+
+
+def _known(model: nn.Module, linears: dict[str, nn.Module], targets: list[Target]) -> list[Target]:
+    for target in targets:
+        if target.name not in linears:
+            raise ModelError(f"{type(model).__name__} has no layer {target.name}{nearest(target.name, linears)}")
+        found = shape_of(linears[target.name])
+        if found != (target.out_features, target.in_features):
+            raise ModelError(
+                f"layer {target.name} is {found[0]} x {found[1]} here, and {target.out_features} x {target.in_features}"
+                " where the adapter was made; this is another base model"
+            )
+    return targets
 
 
 _WORDS = ("qv", "attention", "all-linear")

@@ -25,7 +25,6 @@ from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task
 from tunewise.training.checkpoints import seal
 from tunewise.training.events import EpochDone, Listener, StepDone
-from tunewise.training.exact_columns import ExactColumns
 from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
 from tunewise.training.selection import Selection
@@ -170,7 +169,7 @@ def make_trainer(
         train_dataset=task.train,
         eval_dataset=task.validation,
         data_collator=task.collate,
-        callbacks=[ChainCallback(), RankAllocation(), ExactColumns(), callback],
+        callbacks=[ChainCallback(), RankAllocation(), callback],
         spec=spec,
         task=task,
         listener=listener,
