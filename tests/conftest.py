@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tiny import save_tiny_model, save_toy_csv
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

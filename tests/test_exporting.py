@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from test_run import make_spec
 from transformers import AutoModelForSequenceClassification
 
 import tunewise
+from test_run import make_spec
 from tunewise.errors import SpecError
 from tunewise.run import run
 from tunewise.store.folders import RunStore

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
 
 from tunewise.errors import StoreError
 from tunewise.run import run

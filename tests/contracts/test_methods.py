@@ -35,7 +35,6 @@ fresh = SimpleNamespace(**runpy.run_path(str(HERE / "fresh_process.py")))
 RANK = 4
 KINDS = ["bert", "gpt2", "llama", "vit"]
 NOT_OFFERED = {("head", "gpt2")}  # a language model has no task head
-FAULTY = {("lora-one", "gpt2"): "the gradient of a whole fused projection is written to its slices"}
 TARGETS = {("cla-rows", "gpt2"): ["c_fc"]}  # rows of a fused projection are refused
 
 
@@ -48,12 +47,7 @@ def combinations(*, adapters: bool = False) -> Any:
     return pytest.mark.parametrize(
         ("name", "kind"),
         [
-            pytest.param(
-                name,
-                kind,
-                id=f"{name}-{kind}",
-                marks=pytest.mark.xfail(strict=True, reason=FAULTY[name, kind]) if (name, kind) in FAULTY else (),
-            )
+            pytest.param(name, kind, id=f"{name}-{kind}")
             for name, method in CATALOG.items()
             for kind in KINDS
             if (name, kind) not in NOT_OFFERED and (method.adapts or not adapters)
@@ -310,7 +304,7 @@ def elsewhere(tmp_path_factory):
     cases: dict[str, dict[str, Any]] = {"stock": {}, "built": {}}
     for name, method in CATALOG.items():
         for kind in KINDS:
-            if (name, kind) in NOT_OFFERED or (name, kind) in FAULTY:
+            if (name, kind) in NOT_OFFERED:
                 continue
             key = f"{name} {kind}"
             cases["built"][key] = (kind, name, targets_of(name, kind))

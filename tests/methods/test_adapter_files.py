@@ -120,25 +120,15 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "sidecar of another format": (SIDECAR, another_format, "99"),
     "a selector that selects nothing": (WEIGHTS, not_a_selector, "selector"),
 }
+
+
 # What comes through as another library's error, or not at all, when loading for use (False) or to train on (True).
-UNTOLD = {
-    ("weights cut short", False): "safetensors' own error comes through",
-    ("weights absent", False): "huggingface_hub's own error comes through: it looks for a repository of that name",
-    ("weights absent", True): "huggingface_hub's own error comes through: it looks for a repository of that name",
-    ("a tensor too many", False): "PEFT passes over a tensor that belongs to no layer",
-    ("a tensor of another shape", False): "torch's own error comes through",
-    ("config absent", False): "PEFT's own error comes through",
-    ("config cut short", False): "json's own error comes through",
-}
-
-
 @pytest.mark.parametrize(
     ("damage", "trainable"),
     [
         pytest.param(
             damage,
             trainable,
-            marks=pytest.mark.xfail(strict=True, reason=UNTOLD[damage, trainable]) if (damage, trainable) in UNTOLD else (),
         )
         for damage in DAMAGE
         for trainable in (False, True)

@@ -45,7 +45,12 @@ def test_k_links_are_cut_as_step_by_step_counting_cuts_them(links, total):
     assert sorted(set(link_of)) == list(range(links)) and len(chain.restarts(total)) == links - 1
 
 
-@given(every=st.integers(1, 40), epoch=st.integers(1, 30), total=st.integers(1, 300), unit=st.sampled_from(["step", "epoch"]))
+@given(
+    every=st.integers(1, 40),
+    epoch=st.integers(1, 30),
+    total=st.integers(1, 300),
+    unit=st.sampled_from(["step", "epoch"]),
+)
 def test_links_of_a_fixed_length_are_cut_as_step_by_step_counting_cuts_them(every, epoch, total, unit):
     """The last link may be short and is never empty."""
     span = every * (epoch if unit == "epoch" else 1)
@@ -169,9 +174,7 @@ def test_a_restart_needs_a_chain():
     [
         "c3la",
         "cola",
-        pytest.param(
-            "c-paca", marks=pytest.mark.xfail(strict=True, reason="the merged weight is taken for the next link's start")
-        ),
+        "c-paca",
     ],
 )
 def test_a_restart_while_merged_is_right_or_refused(name):

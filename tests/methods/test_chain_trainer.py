@@ -109,18 +109,11 @@ def test_every_checkpoint_is_a_stock_adapter_with_the_right_outputs(name, folder
 
 
 RESUMED = {"inside a link": 2, "one step before a restart": 3, "on a restart": 4, "in the last link": 9}
-ROUNDED = pytest.mark.xfail(
-    strict=True, reason="a checkpoint holds b - origin rounded to fp32, and origin + (b - origin) is not always b"
-)
 
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [
-        pytest.param(name, step, id=f"{name}-{when}", marks=ROUNDED if name == "c-paca" and step in (2, 3) else ())
-        for name in CHAINED
-        for when, step in RESUMED.items()
-    ],
+    [pytest.param(name, step, id=f"{name}-{when}") for name in CHAINED for when, step in RESUMED.items()],
 )
 def test_a_resumed_run_ends_with_the_same_bits(name, step, folder, tmp_path):
     """CPU, fp32, dropout on: links, columns or frozen A, optimizer, schedule and random state all go on."""
@@ -189,15 +182,8 @@ EPOCHS = {
     [
         "whole epochs",
         "accumulated",
-        *(
-            pytest.param(
-                case,
-                marks=pytest.mark.xfail(
-                    strict=True, reason="the epoch's length is taken from the rounded number of epochs"
-                ),
-            )
-            for case in ("part of an epoch", "a number of steps")
-        ),
+        "part of an epoch",
+        "a number of steps",
     ],
 )
 def test_a_chain_counted_in_epochs_restarts_where_epochs_end(case, tmp_path):
@@ -223,9 +209,7 @@ def tiny_tokenizer() -> Any:
     words = ["<pad>", "<eos>", "<unk>", *sorted({word for line in SENTENCES for word in line.split()})]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 @pytest.mark.parametrize(("kind", "name"), [("gpt2", "c3la"), ("llama-causal", "cola"), ("llama-causal", "c-paca")])

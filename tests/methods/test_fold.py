@@ -156,14 +156,16 @@ UPDATES = {
     "vector_to_parameters": from_one_vector,
     "a fused function called by hand": fused_function,
 }
-UNNOTICED = ["into .data", ".data assigned", "vector_to_parameters", "a fused function called by hand"]
+UNNOTICED = ["into .data", "a fused function called by hand"]  # `tunewise.refold` is for these
 
 
 @pytest.mark.parametrize("name", ["cla", "paca"])
 @pytest.mark.parametrize(
     "update",
     [
-        pytest.param(key, marks=fails("a write that moves no version counter is not noticed") if key in UNNOTICED else ())
+        pytest.param(
+            key, marks=fails("a write that moves no version counter is not noticed") if key in UNNOTICED else ()
+        )
         for key in UPDATES
     ],
 )
@@ -186,7 +188,7 @@ def test_the_forward_after_an_update_uses_it(name, update):
 def test_another_scale_counts_for_all_links(name, links, fold, request):
     """PEFT's set_scale, scale_layer and unscale_layer; 1e-5 against the merged weights."""
     if links > 1 and fold == "auto":
-        request.applymarker(fails("the finished links stay in the weight at the scale they were folded with"))
+        pass
     model, inputs = attach(name, fold=fold), models.batch("gpt2")
     for link in range(links):
         if link:
@@ -320,7 +322,6 @@ def test_a_switched_adapter_trains_alone(first, second, kind):
         assert not any(f".{rest}." in key for key in moved)
 
 
-@fails("the optimizer-step hook asks every adapter still in memory for its B, also those of deleted adapters")
 def test_training_goes_on_after_an_adapter_is_deleted():
     model = pair("cla", "r-cla")
     model.delete_adapter("other")
@@ -349,9 +350,9 @@ def test_a_mixed_batch_uses_each_rows_own_adapter(first, second, kind):
     [
         "cla",
         "r-cla",
-        pytest.param("paca", marks=fails("the tensor called lora_B holds columns of W, which PEFT adds as an update")),
-        pytest.param("c3la", marks=fails("finished links are not in the tensors that PEFT combines")),
-        pytest.param("cola", marks=fails("finished links are not in the tensors that PEFT combines")),
+        pytest.param("paca"),
+        pytest.param("c3la"),
+        pytest.param("cola"),
     ],
 )
 @pytest.mark.parametrize("combination", ["cat", "linear"])
@@ -376,7 +377,6 @@ def test_a_weighted_sum_of_adapters_is_right_or_refused(name, combination):
     torch.testing.assert_close(models.logits(model, inputs), expected, rtol=0, atol=1e-4)
 
 
-@fails("PEFT initialises a DoRA adapter from the weight as it stands, with the fold in it")
 def test_an_adapter_initialised_from_the_weight_sees_the_pristine_one():
     """DoRA's start is the identity on W0, whatever a trained column adapter stands there; 1e-5."""
     model, inputs = attach("cla", targets=["c_fc"]), models.batch("gpt2")
@@ -437,7 +437,6 @@ def test_disabled_with_gradients_the_base_is_differentiated():
     torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 16), rtol=0, atol=1e-6)
 
 
-@fails("a disabled folded layer computes with a copy of W0 and does not call its base layer")
 def test_hooks_on_the_base_layer_are_called_whether_the_adapter_is_disabled_or_not():
     model = tunewise.attach(nn.Sequential(nn.Linear(16, 8)), "cla", rank=RANK, targets=["0"])
     calls = []
@@ -485,7 +484,6 @@ def test_training_goes_on_after_merging_and_unmerging(name):
     assert torch.equal(*results)
 
 
-@fails("the base model is fingerprinted from the merged weights")
 def test_an_adapter_saved_while_it_is_merged_can_be_loaded(tmp_path):
     """As PEFT's can: what is saved is the adapter."""
     model, inputs = attach("cla"), models.batch("gpt2")
@@ -526,8 +524,8 @@ def test_a_deep_copy_trains_by_itself(name):
     ("name", "kind"),
     [
         ("lora", "llama-causal"),
-        pytest.param("cla", "llama-causal", marks=fails("the class of a folding layer can't be found by its name")),
-        pytest.param("lora", "gpt2", marks=fails("the class of a folding layer can't be found by its name")),
+        pytest.param("cla", "llama-causal"),
+        pytest.param("lora", "gpt2"),
     ],
 )
 def test_a_model_can_be_pickled(name, kind):
@@ -626,7 +624,7 @@ def test_state_dict_holds_the_pristine_base_while_folded(name, keep_vars):
         "cla",
         "r-c3la",
         "cola",
-        pytest.param("paca", marks=fails("the trained columns are rebuilt on the base that is about to be replaced")),
+        pytest.param("paca"),
     ],
 )
 def test_a_whole_state_is_loaded_over_another_base(name, strict, assign):
@@ -652,7 +650,7 @@ def test_a_whole_state_is_loaded_over_another_base(name, strict, assign):
         "cla",
         "lora",
         "c3la",
-        pytest.param("paca", marks=fails("B alone is taken for columns of W, and the saved form holds an update")),
+        pytest.param("paca"),
     ],
 )
 def test_a_state_of_the_trained_tensors_alone_is_taken_or_refused(name):

@@ -15,7 +15,12 @@ from tunewise.methods.row_space import columns_of_link, one_hot, random_factor
 ONE = {"seed": 3, "layer": "encoder.0.query"}
 
 
-@given(features=st.integers(1, 70), rank=st.integers(1, 70), link=st.integers(0, 20), name=st.sampled_from(["cla", "r-cla"]))
+@given(
+    features=st.integers(1, 70),
+    rank=st.integers(1, 70),
+    link=st.integers(0, 20),
+    name=st.sampled_from(["cla", "r-cla"]),
+)
 def test_a_link_selects_r_distinct_columns(features, rank, link, name):
     rank = min(rank, features)
     found = columns_of_link(CATALOG[name], **ONE, link=link, rank=rank, features=features)
@@ -23,7 +28,12 @@ def test_a_link_selects_r_distinct_columns(features, rank, link, name):
     assert int(found.min()) >= 0 and int(found.max()) < features
 
 
-@given(features=st.integers(1, 70), rank=st.integers(1, 70), cycle=st.integers(0, 2), name=st.sampled_from(["c3la", "r-c3la"]))
+@given(
+    features=st.integers(1, 70),
+    rank=st.integers(1, 70),
+    cycle=st.integers(0, 2),
+    name=st.sampled_from(["c3la", "r-c3la"]),
+)
 def test_ceil_m_over_r_links_touch_every_column(features, rank, cycle, name):
     """Proposition 1 of 2606.13767; in every later cycle too."""
     rank = min(rank, features)
@@ -66,7 +76,9 @@ def test_sampled_columns_are_uniform():
 
 def test_the_laws_of_a_random_factor():
     """kaiming: uniform on +-1/sqrt(m). normal: 0.02. orthonormal: A A^T = I to 1e-5. 64 x 1024 numbers, 2 %."""
-    draw = {law: random_factor(law, **ONE, link=0, rank=64, features=1024) for law in ("kaiming", "normal", "orthonormal")}
+    draw = {
+        law: random_factor(law, **ONE, link=0, rank=64, features=1024) for law in ("kaiming", "normal", "orthonormal")
+    }
     assert all(a.dtype == torch.float32 and a.shape == (64, 1024) and a.is_contiguous() for a in draw.values())
     assert float(draw["kaiming"].abs().max()) <= 1 / 32
     assert float(draw["kaiming"].std()) == pytest.approx(1 / 32 / math.sqrt(3), rel=0.02)
@@ -86,7 +98,6 @@ def test_the_selector_is_a_gather():
     assert torch.equal(x @ one_hot(columns, 6).T, x[:, columns])
 
 
-@pytest.mark.xfail(strict=True, reason="the numbers are drawn in torch's default dtype and on its default device")
 @pytest.mark.parametrize("where", ["double", "device"])
 def test_the_defaults_of_torch_change_nothing(where):
     """`set_default_dtype(float64)`, `set_default_device("cuda")` (here: "meta") in somebody's script."""

@@ -200,10 +200,7 @@ def test_a_model_without_pairs_is_refused():
     "targets",
     [
         "qv",
-        pytest.param(
-            ["query", "value", "c_fc"],
-            marks=pytest.mark.xfail(strict=True, reason="pairs on slices are left out without a word"),
-        ),
+        ["query", "value", "c_fc"],
     ],
 )
 def test_pairs_on_slices_are_preconditioned_or_refused(targets):

@@ -357,8 +357,8 @@ def _guard_weighted_sums(model: PeftModel) -> None:
         for adapter in layer_adapters(self):
             if adapter.name in adapters and not adapter.is_stock:
                 raise SpecError(
-                    f"adapter {adapter.name!r} ({adapter.method.name}) can't be combined in memory: its tensors are not "
-                    "plain LoRA factors; save it, and combine the saved folders"
+                    f"adapter {adapter.name!r} ({adapter.method.name}) can't be combined in memory: its tensors are "
+                    "not plain LoRA factors; save it, and combine the saved folders"
                 )
         return type(self).add_weighted_adapter(self, adapters, *args, **kwargs)
 
