@@ -19,7 +19,7 @@ from tunewise.planning import Plan, make_plan
 from tunewise.report.html import write_report
 from tunewise.run import run
 from tunewise.spec import CompareSpec, content_hash
-from tunewise.store.environment import device_name
+from tunewise.store.environment import environment
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.records import CostReport, RunRecord
@@ -59,13 +59,17 @@ def compare(
     records = []
     for one in plan.runs:
         listener.check()
-        records.append(run(one, store, task=plan.task, listener=listener))
+        record = run(one, store, task=plan.task, listener=listener)
+        # A run that another comparison made is called there what it is called here.
+        records.append(record.model_copy(update={"spec": one}))
     folder = store.root / f"compare-{plan.spec.id}"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.json", plan.spec.model_dump_json(indent=1) + "\n")
-    cost_report = _costs(plan, store, folder, listener) if costs else None
     listener.on(Phase("writing the report"))
-    return conclude(plan, records, cost_report, folder, title)
+    found = conclude(plan, records, None, folder, title)  # hours of training are not lost to a failing cost probe
+    if costs:
+        found = conclude(plan, records, _costs(plan, store, folder, listener), folder, title)
+    return found
 
 
 def conclude(plan: Plan, records: list[RunRecord], costs: CostReport | None, folder: Path, title: str) -> Comparison:
@@ -91,7 +95,16 @@ def conclude(plan: Plan, records: list[RunRecord], costs: CostReport | None, fol
 def _costs(plan: Plan, store: RunStore, folder: Path, listener: Listener) -> CostReport:
     """The cost probe's result, measured once per device and set of methods."""
     spec = plan.spec
-    key = content_hash([spec.model_dump(mode="json", exclude={"seeds", "reference"}), device_name()])
+    versions = environment()
+    what = {
+        "model": spec.model.digest,
+        "data": spec.data.digest,
+        "text": [spec.data.text, spec.data.text_pair, spec.data.train_size, spec.training.max_length],
+        "batch_size": spec.training.batch_size,
+        "methods": [m.model_dump(mode="json", exclude={"learning_rate"}) for m in spec.methods],
+        "where": [versions.device, versions.tunewise, versions.versions],
+    }
+    key = content_hash(what)
     file = store.root / "costs" / f"{key}.json"
     if file.exists():
         try:

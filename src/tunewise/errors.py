@@ -43,8 +43,10 @@ class DivergedError(TunewiseError):
     exit_code = 4
 
 
-class TunewiseWarning(UserWarning):
-    """Something works otherwise than one may expect."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or a device, whoever says so."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:

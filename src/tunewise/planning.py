@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunewise.errors import ModelError
 from tunewise.methods.catalog import get_method
-from tunewise.models.load import meta_classifier, model_digest
+from tunewise.models.load import load_classifier, meta_classifier, model_digest
 from tunewise.spec import CompareSpec, MethodSpec, RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
@@ -70,5 +71,13 @@ def _count(spec: CompareSpec, method: MethodSpec, labels: list[str]) -> PlannedM
     # LoRA-One has LoRA's factors; its start needs a gradient, which shapes alone don't give.
     stand_in = method.model_copy(update={"name": "lora"}) if get_method(method.name).start == "gradient" else method
     options = {"peft_options": {"total_step": 1000}} if method.name == "peft:adalora" else {}
-    facts = facts_of(put_on(meta_classifier(spec.model, labels), stand_in, seed=0, **options))
-    return PlannedMethod(method, rate, facts)
+    if method.name in ("peft:pissa", "peft:olora"):  # LoRA's factors again; their start needs the weights
+        stand_in = method.model_copy(update={"name": "peft:lora"})
+    try:
+        model = put_on(meta_classifier(spec.model, labels), stand_in, seed=0, **options)
+    except ModelError:
+        if not get_method(method.name).passed_through:
+            raise
+        # Some of PEFT's methods can't be put on a model without weights; a real fault comes again here.
+        model = put_on(load_classifier(spec.model, labels, seed=0, pad_token_id=None), stand_in, seed=0, **options)
+    return PlannedMethod(method, rate, facts_of(model))

@@ -6,6 +6,8 @@ spec -> task -> model -> method -> train -> select -> measure -> save -> verify 
 from __future__ import annotations
 
 import datetime
+import gc
+import shutil
 import time
 from pathlib import Path
 from typing import Literal
@@ -13,7 +15,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from tunewise.errors import DivergedError
+from tunewise.errors import DivergedError, is_out_of_memory
 from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
 from tunewise.methods.verify import verify
@@ -32,7 +34,8 @@ from tunewise.training.trainer import make_trainer
 
 
 def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: Listener | None = None) -> RunRecord:
-    """Do the run, or what is missing of it, and return its record. A run that is done is not done again.
+    """Do the run, or what is missing of it, and return its record. A run that is done, or
+    that diverged, is not done again: it would come out the same.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`: a record, no exception.
@@ -54,14 +57,14 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
     check: Check | None = None
     problem: str | None = None
     with store.lease(spec.id) as folder:
-        model = build_model(spec, task)
-        model_facts = facts_of(model)
         try:
+            model = build_model(spec, task)
+            model_facts = facts_of(model)
             results, check = _train_and_measure(model, spec, task, folder, listener)
         except DivergedError as error:
             status, problem = "diverged", str(error)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             status = "oom"
             problem = "out of memory; use a smaller batch_size, max_length or rank, or another method"
@@ -81,6 +84,7 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
         )
         store.write(record)
         store.tidy(spec.id)
+    gc.collect()  # layers and adapters refer to each other: without this the finished model waits for the collector
     listener.on(RunFinished(spec.id, record.status, record.seconds))
     return record
 
@@ -90,11 +94,15 @@ def _train_and_measure(
 ) -> tuple[Results, Check]:
     journal = Journal(folder / "history.jsonl")
     selection = Selection(folder / "selected", by=spec.training.select)
+    if spec.method.name == "peft:adalora":  # its ranks change, and PEFT can't load such a checkpoint into a fresh model
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     checkpoint = checkpoints.latest(folder / "checkpoints")
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
     journal.rewind(first_step)
-    if checkpoint is None:
+    if checkpoint is None:  # from the start: nothing of an earlier, damaged run may be taken for this one's
         selection.forget()
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        (folder / "predictions.npz").unlink(missing_ok=True)
     steps = total_steps(spec, len(task.train))
     listener.on(RunStarted(spec.id, spec.method.label, spec.seed, steps, first_step))
 
@@ -130,8 +138,3 @@ def _keep_predictions(path: Path, test: Evaluation) -> None:
     """Test logits and labels, for item-level comparisons later."""
     with path.open("wb") as file:
         np.savez_compressed(file, logits=test.logits.numpy(), labels=test.labels.numpy())
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

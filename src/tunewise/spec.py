@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -68,6 +68,7 @@ class MethodSpec(Frozen):
     targets: str | list[str] = "qv"
     links: int | None = Field(None, ge=1, description="chains: number of links; the catalog's own unless given")
     learning_rate: float | None = Field(None, gt=0)
+    title: str | None = Field(None, description="in tables; made up where two rows have one name")
 
     @field_validator("name")
     @classmethod
@@ -83,8 +84,8 @@ class MethodSpec(Frozen):
 
     @property
     def label(self) -> str:
-        """How the method is called in tables: its name, and what differs from the plain row."""
-        return self.name if self.links is None else f"{self.name} ({self.links} links)"
+        """How the method is called in tables: its name, and where another row has it too, what differs."""
+        return self.title or self.name
 
 
 class TrainingSpec(Frozen):
@@ -127,12 +128,29 @@ class RunSpec(Frozen):
         content = self.model_dump(mode="json")
         for part in ("model", "data"):
             if content[part]["digest"] is not None:
-                for key in ("path", "validation", "test", "revision"):
+                for key in ("path", "validation", "test"):
                     if content[part].get(key) is not None:
                         content[part][key] = "by digest"
+        if self.model.digest is not None and not self.model.trust_remote_code:
+            content["model"]["revision"] = None  # the digest says what it is
+        content["method"] = self._method_content()
         content["learning_rate"] = self.learning_rate
+        content["training"].pop("learning_rate")
+        content["training"].pop("save_every")
         content["protocol"] = PROTOCOL
         return content_hash(content)
+
+    def _method_content(self) -> dict[str, Any]:
+        """What the method comes to: defaults filled in, and what means nothing to it left out."""
+        row = get_method(self.method.name)
+        content = self.method.model_dump(mode="json", exclude={"learning_rate", "title"})
+        if not row.adapts:
+            return {"name": self.method.name}
+        content["alpha"] = None if row.scaling == "one" else self.method.alpha or 2.0 * self.method.rank
+        content["links"] = self.method.links or (row.chain.links if row.chain else None)
+        if isinstance(content["targets"], str) and "," in content["targets"]:
+            content["targets"] = [t.strip() for t in content["targets"].split(",")]
+        return content
 
 
 class CompareSpec(Frozen):
@@ -143,7 +161,7 @@ class CompareSpec(Frozen):
     data: DataSpec
     methods: Annotated[list[MethodSpec], Field(min_length=1)]
     training: TrainingSpec = TrainingSpec()
-    seeds: list[int] = [0, 1, 2]
+    seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     reference: str = Field("lora", description="the method that the others are tested against")
 
     @model_validator(mode="before")
@@ -159,7 +177,10 @@ class CompareSpec(Frozen):
         common = {key: content.pop(key) for key in ("rank", "alpha", "targets") if key in content}
         methods = cls._names_are_enough(content.get("methods"))
         if common and isinstance(methods, list):
-            content["methods"] = [{**common, **m} if isinstance(m, dict) else m for m in methods]
+            methods = [{**common, **m} if isinstance(m, dict) else m for m in methods]
+        content["methods"] = methods
+        if isinstance(content.get("methods"), list):
+            content["methods"] = _told_apart(content["methods"])
         return content
 
     @field_validator("methods", mode="before")
@@ -210,6 +231,24 @@ class CompareSpec(Frozen):
     def id(self) -> str:
         """Hash over the ids of the runs: names the comparison's own folder."""
         return content_hash([r.id for r in self.runs()] + [self.reference])
+
+
+def _told_apart(methods: list[Any]) -> list[Any]:
+    """Rows of one name get a title that says in what they differ: 'lora r=4', 'lora r=16'."""
+    words = {"rank": "r", "alpha": "alpha", "targets": "on", "links": "links", "learning_rate": "lr"}
+    titled = []
+    for method in methods:
+        kin = [
+            m
+            for m in methods
+            if isinstance(m, dict) and isinstance(method, dict) and m.get("name") == method.get("name")
+        ]
+        differing = [key for key in words if len({str(m.get(key)) for m in kin}) > 1]
+        if len(kin) > 1 and differing and not method.get("title"):
+            parts = [f"{words[key]}={method[key]}" for key in differing if method.get(key) is not None]
+            method = {**method, "title": " ".join([method["name"], *parts])}
+        titled.append(method)
+    return titled
 
 
 def content_hash(content: Any) -> str:
@@ -282,27 +321,17 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """A spec file as a dictionary. Raises `SpecError` where it is absent or not a YAML mapping."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML 1.1 wants a dot in 1e-3; everybody else reads it as a number."""
+
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise SpecError(f"spec file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"spec file {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise SpecError(f"spec file {path}: a mapping is expected at the top (model:, data:, methods:, ...)")
-    return _numbers(content)
-
-
-def _numbers(content: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as text; what looks like a number is one."""
-    if isinstance(content, dict):
-        return {k: _numbers(v) for k, v in content.items()}
-    if isinstance(content, list):
-        return [_numbers(v) for v in content]
-    if isinstance(content, str) and content[:1] in "+-.0123456789":
-        try:
-            number = float(content)
-        except ValueError:
-            return content
-        return number if math.isfinite(number) and "e" in content.lower() else content
     return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import runpy
 import weakref
 from pathlib import Path
@@ -231,7 +230,6 @@ def test_only_a_copy_of_the_active_columns_is_kept(name, kind):
     assert x.untyped_storage().data_ptr() not in kept
     alive = weakref.ref(x)
     del x
-    gc.collect()
     assert alive() is None
     output.sum().backward()
 
@@ -265,7 +263,6 @@ class Counting:
         return found
 
     def alive(self) -> int:
-        gc.collect()
         return sum(1 for *_, found in self.taken if found() is not None)
 
 

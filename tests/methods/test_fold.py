@@ -210,7 +210,7 @@ def test_another_scale_counts_for_all_links(name, links, fold, request):
 # --- low precision ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cla", "r-cla", "paca", "c3la"])
+@pytest.mark.parametrize("name", ["paca", "c3la"])
 def test_a_thousand_steps_in_bf16_do_not_drift(name):
     """Folded on demand: W[:, cols] == round(W0 + s B) to the bit, fp32 factors; the other columns keep their bits."""
     with torch.random.fork_rng(devices=[]):

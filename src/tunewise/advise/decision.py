@@ -182,7 +182,7 @@ def _nothing_finished(summaries: Sequence[MethodSummary]) -> str:
     ways = {
         "diverged": "lower the learning rate",
         "oom": "lower the batch size or the maximum length",
-        "failed": "read the error with `tunewise runs show`",
+        "failed": "read the error in its run.json",
         "running": "wait for the runs, or resume them with the same command",
     }
     statuses = {status for s in summaries for status in s.missing}

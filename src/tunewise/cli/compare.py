@@ -106,7 +106,8 @@ def compare(
     if spec:
         content = merged(content, load_yaml(spec))
     content = merged(content, given)
-    folder = content.pop("out", None) or "runs"
+    content["methods"] = _flags_win(content.get("methods"), given)
+    folder = str(content.pop("out", None) or "runs").rstrip("/")
     with_costs = content.pop("costs", True)
     title = content.pop("title", None) or "Which fine-tuning method?"
     for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
@@ -134,6 +135,16 @@ def compare(
     with LiveProgress(console, plan) as listener:
         found = run_compare(checked, folder, title=title, costs=with_costs, listener=listener, plan=plan)
     _show_result(found, console)
+
+
+def _flags_win(methods: Any, given: dict[str, Any]) -> Any:
+    """A flag for all methods stands above what a spec file says of one."""
+    flags = {key: given[key] for key in ("rank", "alpha", "targets") if given[key] is not None}
+    if given["training"]["learning_rate"] is not None:
+        flags["learning_rate"] = None
+    if not flags or not isinstance(methods, list):
+        return methods
+    return [{k: v for k, v in m.items() if k not in flags} if isinstance(m, dict) else m for m in methods]
 
 
 def _seeds(text: str | None) -> Any:
@@ -191,7 +202,7 @@ def _show_plan(plan: Plan, console: Any, folder: str) -> None:
         )
     console.print(table)
     ready = f", {len(plan.done)} done already" if plan.done else ""
-    console.print(f"{todo} runs to do{ready}; everything goes to {folder}/", highlight=False)
+    console.print(f"{todo} runs to do{ready}; everything goes to {folder}", highlight=False)
 
 
 def _show_result(found: Comparison, console: Any) -> None:

@@ -32,8 +32,8 @@ def export(
     import torch
 
     from tunewise.exporting import export as write
+    from tunewise.models.load import load_classifier, load_tokenizer
     from tunewise.store.folders import RunStore
-    from tunewise.tasks.build import build_task
 
     if to not in ("lora", "merged", "columns"):
         raise SpecError(f"--to {to!r}; choose lora, merged or columns")
@@ -42,8 +42,13 @@ def export(
         record = RunStore(run.parent).record(run.name) if adapter != run else None
         if record is None:
             raise SpecError(f"{run} has no run.json, so its base model is not known; use tunewise.export in Python")
-        task = build_task(record.spec)
-        base, batch = task.load_model(record.spec.seed), task.collate(task.test[:16])
+        assert record.data is not None
+        tokenizer = load_tokenizer(record.spec.model)
+        base = load_classifier(
+            record.spec.model, record.data.labels, seed=record.spec.seed, pad_token_id=tokenizer.pad_token_id
+        )
+        probe = ["The same text, for both.", "A second and rather longer one, so that there is padding too."]
+        batch = dict(tokenizer(probe, padding=True, return_tensors="pt"))
     done = write(
         adapter,
         to,  # type: ignore[arg-type]
@@ -53,6 +58,8 @@ def export(
         dtype=getattr(torch, _PRECISIONS[dtype]) if dtype else None,
     )
     typer.echo(f"{done.path}  ({done.size / 1e6:.2f} MB)")
+    if to == "merged":
+        tokenizer.save_pretrained(target)
     if done.max_logit_difference is not None:
         typer.echo(f"largest difference of logits, merged against unmerged: {done.max_logit_difference:.2g}")
     if done.warning:

@@ -62,7 +62,7 @@ class LiveProgress(Listener):
             case RunStarted():
                 self.current = f"{event.label}, seed {event.seed}"
                 self._loss = None
-                self.steps_done += event.first_step
+                self.steps_to_do -= event.first_step  # they are done already, and cost nothing now
                 resumed = f"from step {event.first_step}" if event.first_step else ""
                 self.progress.reset(
                     self.one,

@@ -13,6 +13,9 @@ import random
 import time
 from collections.abc import Callable
 
+from torch import Tensor
+
+from tunewise.errors import is_out_of_memory
 from tunewise.measures.peak_memory import peak_memory
 from tunewise.measures.saved_bytes import saved_for_backward
 from tunewise.measures.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper
@@ -39,8 +42,8 @@ def probe_costs(
     batch = probe_batch(spec, task)
     labels = [FLOOR, *cost_lines(spec)]
     asked = {method.label for method in spec.methods}
-    steppers = [stepper(label, spec, task, batch) for label in labels]
-    memory = {one.label: saved_for_backward(one.model, one.batch) for one in steppers}
+    steppers, memory = _ready(labels, spec, task, batch)
+    labels = [one.label for one in steppers]
     times = _interleaved(steppers, seconds, most_rounds, check)
     counts = {s.label: trainable_parameters(s.model) for s in steppers}
     del steppers
@@ -88,6 +91,23 @@ def median_interval(values: list[float], confidence: float = 0.95) -> tuple[floa
             break
         rank = k
     return middle, ordered[rank], ordered[n - 1 - rank]
+
+
+def _ready(
+    labels: list[str], spec: CompareSpec, task: Task, batch: dict[str, Tensor]
+) -> tuple[list[Stepper], dict[str, int]]:
+    """The lines that fit into memory together; a method that does not is left without a cost, not the others."""
+    steppers, memory = [], {}
+    for label in labels:
+        try:
+            one = stepper(label, spec, task, batch)
+            memory[label] = saved_for_backward(one.model, one.batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or label == FLOOR:
+                raise
+            continue
+        steppers.append(one)
+    return steppers, memory
 
 
 def _interleaved(

@@ -266,7 +266,8 @@ def _inject(model: nn.Module, done: Attachment) -> PeftModel:
     """PEFT's own injection. Its random initial values are drawn aside: the global generator is left alone."""
     fused = {t.name: len(t.parts) * done.rank for t in done.targets if t.fused}
     # PEFT's root scaling fits one factor pair a layer; elsewhere alpha is set so that alpha / rank is the scale.
-    by_root = done.method.scaling == "alpha/sqrt(r)" and done.method.chain is None and not fused
+    plain = done.method.trained == "AB" and done.method.chain is None and not fused
+    by_root = done.method.scaling == "alpha/sqrt(r)" and plain
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     linears = linear_layers(base)
     config = LoraConfig(

@@ -10,7 +10,7 @@ runs/<run id>/checkpoints/      while it is running, for going on after a stop
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import re
 import shutil
@@ -18,7 +18,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from pydantic import ValidationError
 
 from tunewise.errors import StoreError
@@ -26,7 +25,7 @@ from tunewise.store.files import sha256, write_atomically
 from tunewise.store.records import RunRecord
 
 RECORD = "run.json"
-LEASE = "lease.json"
+LEASES = ".leases"
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -54,9 +53,10 @@ class RunStore:
             raise StoreError(f"{file} can't be read ({reason}); remove that folder to run it again") from None
 
     def finished(self, run_id: str) -> RunRecord | None:
-        """The record of a run that is done and whose files are as they were written; else None."""
+        """The record of a run that came to its end (done, or diverged, which it would again) and whose files are as
+        they were written; else None. A run that ran out of memory is tried again: another machine may have more."""
         record = self.record(run_id)
-        if record is None or record.status != "done":
+        if record is None or record.status not in ("done", "diverged"):
             return None
         folder = self.folder(run_id)
         for name, value in record.files.items():
@@ -96,44 +96,23 @@ class RunStore:
 
     @contextlib.contextmanager
     def lease(self, run_id: str) -> Iterator[Path]:
-        """The run's folder, for this process alone. Raises `StoreError` where another live process has it."""
+        """The run's folder, for this process alone, until the end of the block or of the process, however it ends.
+
+        Raises `StoreError` where another process has it. The file stays: to remove it would let two processes hold
+        locks on two files of one name.
+        """
         folder = self.folder(run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / LEASE
-        while True:
+        leases = self.root / LEASES
+        leases.mkdir(exist_ok=True)
+        with (leases / run_id).open("a+", encoding="utf-8") as file:
             try:
-                handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
-                self._drop_dead(file)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}, stream)
-        try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise StoreError(f"run {run_id} is being run by {holder}; wait for it, or stop it") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
             yield folder
-        finally:
-            file.unlink(missing_ok=True)
-
-    def _drop_dead(self, file: Path) -> None:
-        """Remove the lease of a process that is no more. Raises `StoreError` where it is alive or elsewhere."""
-        try:
-            holder = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        except ValueError:
-            holder = {}  # killed between creating and writing it
-        if holder and holder["host"] != socket.gethostname():
-            raise StoreError(
-                f"run {file.parent.name} is held by process {holder['pid']} on {holder['host']}; wait for it, or "
-                f"remove {file} if that process is gone"
-            )
-        if holder and _started(holder["pid"]) == holder["started"]:
-            raise StoreError(f"run {file.parent.name} is being run by process {holder['pid']}; wait for it, or stop it")
-        file.unlink(missing_ok=True)
-
-
-def _started(pid: int) -> float | None:
-    """When a process started; None where there is no such process (a number may be given again)."""
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None

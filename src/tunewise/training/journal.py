@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tunewise.store.files import write_atomically
+
 
 class Journal:
     """Appends lines; a run that is resumed first drops what came after its checkpoint."""
@@ -28,11 +30,15 @@ class Journal:
             losses.append(entry["loss"])
         return math.fsum(losses) / len(losses) if losses else None
 
+    def has_epoch(self, epoch: int) -> bool:
+        """Whether that epoch's evaluation is written."""
+        return any(e["kind"] == "epoch" and e["epoch"] == epoch for e in read_history(self.path))
+
     def rewind(self, step: int) -> None:
         """Keep the entries up to optimizer step `step`; 0 empties the file."""
         kept = [entry for entry in read_history(self.path) if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in kept)
-        self.path.write_text(text, encoding="utf-8")
+        write_atomically(self.path, text)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -90,6 +90,15 @@ class RunCallback(TrainerCallback):
         self.selection = selection
         self.trainer: RunTrainer | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint on an epoch's last step may be older than that epoch's evaluation, which is made up for here.
+        assert self.trainer is not None
+        epoch, rest = divmod(state.global_step * self.spec.training.epochs, state.max_steps)
+        if epoch and not rest and not self.journal.has_epoch(epoch):
+            self.trainer.evaluate()
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -163,6 +172,8 @@ def make_trainer(
         dataloader_pin_memory=False,
     )
     callback = RunCallback(spec, task, listener, journal, selection)
+    _ = arguments.device  # sets the number of GPUs, of which a run takes one: DataParallel would change the batch
+    arguments._n_gpu = min(arguments._n_gpu, 1)
     trainer = RunTrainer(
         model=model,
         args=arguments,
