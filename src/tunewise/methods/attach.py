@@ -272,7 +272,9 @@ def _inject(model: nn.Module, done: Attachment) -> PeftModel:
     linears = linear_layers(base)
     config = LoraConfig(
         r=done.rank,
-        lora_alpha=_tidy(done.alpha if by_root else done.scale * done.rank),
+        lora_alpha=_tidy(
+            done.scale * done.rank if done.method.scaling == "alpha/sqrt(r)" and not by_root else done.alpha
+        ),
         lora_dropout=done.dropout,
         target_modules=_short_names([t.name for t in done.targets], list(linears)),
         rank_pattern=fused,

@@ -117,7 +117,8 @@ class ChainCallback(TrainerCallback):
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        write_columns(_unwrapped(kwargs["model"]), _checkpoint(args, state))
+        if args.should_save:  # one process of several
+            write_columns(_unwrapped(kwargs["model"]), _checkpoint(args, state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.restarts:

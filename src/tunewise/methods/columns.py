@@ -84,6 +84,16 @@ class ColumnAdapter(LayerAdapter):
             self.a.data = one_hot(columns, self.target.in_features).to(self.a.device, self.a.dtype)
         self.group.forget()
 
+    @torch.no_grad()
+    def rebase(self, weight: Tensor) -> None:
+        """W0 is about to be `weight`: W's own columns keep their update of it."""
+        if self.holds_weights:
+            update = self.update().detach().clone()
+            self.incoming_weight = weight
+            self._origin = self._weight_columns()
+            self.incoming_weight = None
+            self.b.copy_(self._origin + update)
+
     def update(self) -> Tensor:
         """The active link's B as an update of the columns, stacked: (sum of the parts' rows, r)."""
         if not self.holds_weights:
@@ -194,13 +204,13 @@ class _HandThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, taken: Tensor, b: Tensor, scale: float, parts: tuple[Part, ...]) -> Tensor:
-        return y.view_as(y) if torch.compiler.is_compiling() else y
+        # Not a view, which the next module could not change in place; and not y marked dirty: an output that is a view
+        # (any layer with a bias) would then be copied three times in the backward.
+        return y.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        y, taken, b, ctx.scale, ctx.parts = inputs
-        if output is y:
-            ctx.mark_dirty(y)  # y itself, not a view of it, which the next module could not change in place
+        _, taken, b, ctx.scale, ctx.parts = inputs
         ctx.save_for_backward(taken)
         ctx.dtype = b.dtype
 

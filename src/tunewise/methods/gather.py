@@ -66,6 +66,8 @@ class InputGroup:
             and self._taken.dtype == x.dtype
         )
         if not again:
+            if id(member) in self._waiting and self._split(x):
+                return member.group.gather(member, x)
             self._taken = take_columns(x, columns, run)
             self._seen = (weakref.ref(x), x._version)
             self._waiting = {id(m) for m in self.members}
@@ -75,6 +77,18 @@ class InputGroup:
         if not self._waiting:  # all served: the backward's references alone keep it
             self._taken = self._seen = None
         return taken if stop - start == taken.shape[-1] else taken[..., start:stop]
+
+    def _split(self, x: Tensor) -> bool:
+        """Part the members for good where those still waiting read another input than those served (keys and values
+        of cross-attention). False where nobody has been served, or it is that very input."""
+        late = [m for m in self.members if id(m) in self._waiting]
+        if len(late) == len(self.members) or (self._seen is not None and self._seen[0]() is x):
+            return False
+        for members in ([m for m in self.members if id(m) not in self._waiting], late):
+            group = InputGroup(members)
+            for m in members:
+                m.group = group
+        return True
 
     def _make_plan(self) -> tuple[Tensor, tuple[int, int] | None, dict[int, tuple[int, int]]]:
         """The columns to take, as a run where they are one, and each member's place among them."""

@@ -119,6 +119,10 @@ class LayerAdapter(LoraVariant):
         """After that: take up the place in the base weight again."""
 
     @torch.no_grad()
+    def rebase(self, weight: Tensor) -> None:
+        """Before a state_dict puts `weight` in W0's place without factors of its own."""
+
+    @torch.no_grad()
     def restart(self) -> None:
         """Begin the next link: what was learnt stays in the function, the new factors start at dW = 0."""
         self.release()
@@ -245,6 +249,8 @@ def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, *_: Any) ->
     for name, adapter in adapters_of(layer).items():
         key_a, key_b = _keys(prefix, name)
         if key_b not in state:
+            if prefix + "base_layer.weight" in state:
+                adapter.rebase(state[prefix + "base_layer.weight"])
             continue
         # A state of the trained tensors alone has no A: it is the one in place.
         a = state[key_a] if key_a in state else adapter.saved_factors()[0]
