@@ -290,23 +290,10 @@ def test_layers_that_read_one_input_take_their_columns_once(kind, name, counting
     loss.backward()
 
 
-def sharing_faults(*, kept: bool) -> Any:
-    """In all but BERT the output projection is a sibling of q, k and v, and as wide."""
-    reason = "the attention's output projection is grouped with q, k and v, whose input it does not read"
-    return pytest.mark.parametrize(
-        ("kind", "name"),
-        [
-            pytest.param(
-                kind,
-                name,
-            )
-            for kind in INPUTS
-            for name in ("cla", "r-cla")
-        ],
-    )
+EVERY_KIND = pytest.mark.parametrize(("kind", "name"), [(k, n) for k in INPUTS for n in ("cla", "r-cla")])
 
 
-@sharing_faults(kept=True)
+@EVERY_KIND
 def test_what_all_layers_keep_is_the_columns_they_select(kind, name, counting):
     """rows x r for every layer's own columns; where siblings select the same ones, once."""
     model = tunewise.attach(models.make(kind), name, rank=RANK, targets="all-linear")
@@ -318,7 +305,7 @@ def test_what_all_layers_keep_is_the_columns_they_select(kind, name, counting):
     loss.backward()
 
 
-@sharing_faults(kept=False)
+@EVERY_KIND
 def test_after_the_backward_no_columns_are_kept(kind, name, counting):
     model = tunewise.attach(models.make(kind), name, rank=RANK, targets="all-linear")
     loss = model(**models.batch(kind)).loss

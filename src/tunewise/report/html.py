@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +21,7 @@ from tunewise.report import palette, provenance, table
 from tunewise.report.panels import Panel, confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import Table, build_table, metric_name
 from tunewise.spec import CompareSpec
+from tunewise.store.files import write_atomically
 from tunewise.store.records import CostReport, RunRecord
 
 
@@ -187,21 +186,9 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise StoreError(
             f"the report {path} can't be written: {error.strerror}; free space or choose another place"
         ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
