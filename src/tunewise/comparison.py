@@ -1,6 +1,6 @@
 """The main job: methods x seeds on one model and data set, their costs, a recommendation, a report.
 
-    plan -> runs, seed by seed -> costs -> summaries -> recommendation -> report.html
+    plan -> runs, seed by seed -> costs -> measures -> summaries -> recommendation -> report.html
 
 Calling it again with the same spec does what is missing, and only that.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import StoreError
+from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan
 from tunewise.report.html import write_report
@@ -36,6 +37,7 @@ class Comparison:
     costs: CostReport | None
     summaries: list[MethodSummary]
     recommendation: Recommendation
+    measured: Collected
     folder: Path
     report: Path
 
@@ -66,13 +68,17 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.json", plan.spec.model_dump_json(indent=1) + "\n")
     listener.on(Phase("writing the report"))
-    found = conclude(plan, records, None, folder, title)  # hours of training are not lost to a failing cost probe
-    if costs:
-        found = conclude(plan, records, _costs(plan, store, folder, listener), folder, title)
+    found = conclude(plan, records, None, {}, folder, title)  # hours of training are not lost to a failing measure
+    probed = _costs(plan, store, folder, listener) if costs else None
+    measured = collect(plan.spec.measures, records, store, plan.task, listener)
+    if probed or measured:
+        found = conclude(plan, records, probed, measured, folder, title)
     return found
 
 
-def conclude(plan: Plan, records: list[RunRecord], costs: CostReport | None, folder: Path, title: str) -> Comparison:
+def conclude(
+    plan: Plan, records: list[RunRecord], costs: CostReport | None, measured: Collected, folder: Path, title: str
+) -> Comparison:
     """Summaries, recommendation and report of finished runs."""
     summaries = summarise(records, costs, plan.spec.reference)
     recommendation = recommend(summaries)
@@ -87,9 +93,10 @@ def conclude(plan: Plan, records: list[RunRecord], costs: CostReport | None, fol
         costs=costs,
         summaries=summaries,
         recommendation=recommendation,
+        measured=measured,
         folders={r.id: os.path.relpath(root / r.id, folder) for r in records},
     )
-    return Comparison(plan, records, costs, summaries, recommendation, folder, report)
+    return Comparison(plan, records, costs, summaries, recommendation, measured, folder, report)
 
 
 def _costs(plan: Plan, store: RunStore, folder: Path, listener: Listener) -> CostReport:

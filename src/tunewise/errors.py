@@ -37,6 +37,10 @@ class StoreError(TunewiseError):
     exit_code = 3
 
 
+class MeasureError(TunewiseError):
+    """A run is not of a kind that a measure applies to, or lacks what it needs; the reason stands in the report."""
+
+
 class DivergedError(TunewiseError):
     """Loss or gradient is NaN or infinite; the run is marked `diverged` and never enters a mean."""
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tunewise.errors import SpecError, nearest
+from tunewise.measures.catalog import default_measures, get_measure
 from tunewise.methods.catalog import get_method
 
 # Bumped when the same spec would give another result, so that old folders are not taken for new ones.
@@ -163,6 +164,17 @@ class CompareSpec(Frozen):
     training: TrainingSpec = TrainingSpec()
     seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     reference: str = Field("lora", description="the method that the others are tested against")
+    measures: list[str] = Field(default_factory=default_measures, description="made of every finished run")
+
+    @field_validator("measures", mode="before")
+    @classmethod
+    def _known_measures(cls, measures: Any) -> Any:
+        """`none`, or names with commas, or a list."""
+        if isinstance(measures, str):
+            measures = [] if measures == "none" else [m.strip() for m in measures.split(",") if m.strip()]
+        for name in measures if isinstance(measures, list) else []:
+            get_measure(str(name))
+        return measures
 
     @model_validator(mode="before")
     @classmethod

@@ -62,6 +62,9 @@ def compare(
     costs: Annotated[
         bool | None, typer.Option("--costs/--no-costs", help="Measure step time and memory after the runs.")
     ] = None,
+    measures: Annotated[
+        str | None, typer.Option(help="Made of every finished run: names with commas, or none.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train several methods over seeds, measure them side by side, recommend one, write report.html.
@@ -95,6 +98,7 @@ def compare(
         "targets": targets.split(",") if targets and "," in targets else targets,
         "seeds": _seeds(seeds),
         "reference": reference,
+        "measures": measures,
         "out": str(out) if out else None,
         "costs": costs,
     }

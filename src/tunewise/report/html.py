@@ -20,9 +20,10 @@ from tunewise.errors import StoreError
 from tunewise.report import palette, provenance, table
 from tunewise.report.panels import Panel, confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import Table, build_table, metric_name
+from tunewise.report.sections import ReportData, build_sections
 from tunewise.spec import CompareSpec
 from tunewise.store.files import write_atomically
-from tunewise.store.records import CostReport, RunRecord
+from tunewise.store.records import CostReport, Measured, RunRecord
 
 
 def write_report(
@@ -36,11 +37,12 @@ def write_report(
     summaries: Sequence[MethodSummary],
     recommendation: Recommendation | None,
     folders: Mapping[str, str],
+    measured: Mapping[str, Mapping[str, Measured]] | None = None,
 ) -> None:
     """Writes the report of a comparison to `path`, whole or not at all.
 
     `histories` (lines of `history.jsonl`) and `folders` (a run's folder, relative to the report's) are by run id;
-    either may lack runs. `recommendation` is None where nothing can be recommended. The same arguments give the
+    either may lack runs; `measured` is by measure and run id. `recommendation` is None where nothing can be recommended. The same arguments give the
     same bytes. Raises `StoreError` where the file can't be written.
     """
     page = render(
@@ -52,6 +54,7 @@ def write_report(
         summaries=summaries,
         recommendation=recommendation,
         folders=folders,
+        measured=measured,
     )
     _write_whole(path, page)
 
@@ -66,6 +69,7 @@ def render(
     summaries: Sequence[MethodSummary],
     recommendation: Recommendation | None,
     folders: Mapping[str, str],
+    measured: Mapping[str, Mapping[str, Measured]] | None = None,
 ) -> str:
     """The page of `write_report` as text."""
     templates = _templates()
@@ -74,6 +78,7 @@ def render(
     comparison_table = build_table(summaries, recommendation, costs)
     confusions = confusion_panels(records, summaries, recommendation)
     classes = next((len(r.data.labels) for r in records if r.data), 0)
+    data = ReportData(comparison, records, histories, costs, summaries, recommendation, measured or {}, marks)
     script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
     return templates.get_template("page.html.jinja").render(
         title=title,
@@ -88,6 +93,7 @@ def render(
         downloads=_downloads(comparison_table),
         curve_panels=curve_panels(records, histories, summaries, marks),
         gap_panel=gap_panel(summaries, marks),
+        sections=build_sections(data),
         confusions=[p for p in confusions if not p.folded],
         folded_confusions=[p for p in confusions if p.folded],
         classes=classes,

@@ -5,7 +5,7 @@ Tables, statistics, recommendation and report are all made from lists of these, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -91,6 +91,16 @@ class RunRecord(_Record):
     check: Check | None = None
     error: str | None = Field(None, description="one line, where status is failed, diverged or oom")
     files: dict[str, str] = Field(default={}, description="file name relative to the folder -> sha256")
+
+
+class Measured(_Record):
+    """`measures/NAME.json`: what one measure found in one run, or why it found nothing."""
+
+    name: str
+    version: int
+    seconds: float
+    values: dict[str, Any] | None = None
+    error: str | None = Field(None, description="one line, where there are no values")
 
 
 class StepTime(_Record):

@@ -1,0 +1,47 @@
+"""A finished run, opened again: its data, its models and its trajectory, for the measures that look into it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from tunewise.methods.adapter_files import restore
+from tunewise.spec import RunSpec
+from tunewise.store.records import RunRecord
+from tunewise.tasks.contract import Task
+from tunewise.training.build import build_model
+
+
+class FinishedRun:
+    """What is known of a run after its end. Models are loaded when first asked for, and shared by the measures of
+    one run: a measure leaves them bit for bit as it found them."""
+
+    def __init__(self, record: RunRecord, folder: Path, task: Task, cache: Path) -> None:
+        self.record = record
+        self.folder = folder
+        self.task = task
+        self.cache = cache
+        """A folder for what belongs to the base model and not to the run (its spectra, its features), by hash."""
+
+    @property
+    def spec(self) -> RunSpec:
+        return self.record.spec
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the selected epoch's adapter."""
+        return self.folder / "adapter"
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The base model with the untrained head that the run started from, nothing attached; eval mode."""
+        return self.task.load_model(self.spec.seed).eval()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained model, selected epoch, with its method on it; eval mode."""
+        model = build_model(self.spec, self.task)
+        restore(model, self.adapter)
+        return model.eval()
