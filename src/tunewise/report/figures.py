@@ -62,7 +62,7 @@ def accuracy_against_cost(
     ring is the recommended method; `lines` are named costs drawn as uprights (the frozen floor). A method far
     below the others (`off_scale`) stands at the lower edge with its score in words, so that the rest can be
     told apart."""
-    figure = _blank(height=400)
+    figure = blank_figure(height=400)
     below = off_scale(points)
     inside = [p for p in points if p.method not in below]
     bottom, top = _score_range(inside)
@@ -154,7 +154,7 @@ def off_scale(points: Sequence[Point]) -> set[str]:
 
 def gap_per_method(bars: Sequence[GapBar], marks: Mapping[str, Mark]) -> go.Figure:
     """The gap of each method: mean and interval, and every seed as a small open dot."""
-    figure = _blank(height=110 + 40 * len(bars))
+    figure = blank_figure(height=110 + 40 * len(bars))
     for row, bar in enumerate(bars):
         mark = marks[bar.method]
         figure.add_scatter(
@@ -194,7 +194,7 @@ def gap_per_method(bars: Sequence[GapBar], marks: Mapping[str, Mark]) -> go.Figu
 
 def learning_curves(curves: Mapping[str, Curve], marks: Mapping[str, Mark], *, what: str) -> go.Figure:
     """One line per method, the mean over seeds; the band goes from the lowest seed to the highest."""
-    figure = _blank(height=340)
+    figure = blank_figure(height=340)
     first = min((curve.x[0] for curve in curves.values()), default=0.0)
     last = max((curve.x[-1] for curve in curves.values()), default=1.0)
     for method, curve in curves.items():
@@ -248,7 +248,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figu
         for j, said in enumerate(names)
     ]
     hover = [[said[i * count + j][0] for j in range(count)] for i in range(count)]
-    figure = _blank(height=min(760, 110 + max(count * 28, 160)))
+    figure = blank_figure(height=min(760, 110 + max(count * 28, 160)))
     figure.add_heatmap(
         z=shares,
         text=[[str(value) for value in row] for row in matrix],
@@ -283,7 +283,8 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figu
     return figure
 
 
-def _blank(height: int) -> go.Figure:
+def blank_figure(height: int) -> go.Figure:
+    """No data yet, axes and fonts in the report's style, `height` in pixels."""
     figure = go.Figure()
     axis = {
         "gridcolor": palette.GRID,

@@ -100,10 +100,10 @@ def render(
         run_columns=provenance.run_columns(metric),
         runs=provenance.run_lines(records, folders, metric),
         facts=provenance.facts(comparison, records, costs),
-        style=Markup(_style()),
-        plotly=Markup(_plotly()),
+        style=Markup(style_sheet()),
+        plotly=Markup(plotly_script()),
         script=script,
-        policy=_policy([_plotly(), script]),
+        policy=content_policy([plotly_script(), script]),
     )
 
 
@@ -174,16 +174,18 @@ def _checked(panel: Panel) -> str:
 
 
 @cache
-def _style() -> str:
+def style_sheet() -> str:
+    """The page's CSS, both colour schemes."""
     return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 @cache
-def _plotly() -> str:
+def plotly_script() -> str:
+    """plotly.js as it can stand in a script element."""
     return str(get_plotlyjs()).replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def content_policy(scripts: Sequence[str]) -> str:
     """Content-Security-Policy: just these scripts, and no request to anywhere."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
