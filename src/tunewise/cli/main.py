@@ -9,6 +9,7 @@ import typer
 import tunewise
 from tunewise.cli import compare as compare_verb
 from tunewise.cli import export as export_verb
+from tunewise.cli import lab as lab_verb
 from tunewise.errors import TunewiseError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command("compare")(compare_verb.compare)
 app.command("export")(export_verb.export)
+app.command("lab")(lab_verb.lab)
 
 
 def _version(asked: bool) -> None:

@@ -64,7 +64,7 @@ _STATEMENTS = (
         ),
         source="arXiv 2502.01235 Theorem 3.3",
         mark="text",
-        expectation="The relative distance of the start to the target falls with the samples N at a log-log slope -1/2.",
+        expectation="The relative distance of the start to the target falls with the samples N, log-log slope -1/2.",
     ),
     Statement(
         name="preconditioner",

@@ -1,0 +1,138 @@
+"""An experiment's plots as plotly figures, in the report's style and colours (both of them: light and dark)."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from tunewise.lab.contract import Curve, Plot
+from tunewise.report import palette
+from tunewise.report.figures import blank_figure
+
+_FEW = 24  # points up to this many get a marker each
+
+
+def figure(plot: Plot) -> go.Figure:
+    """Measured curves with error bars (or a band where points are many); the theorem's dashed and without marks.
+
+    Curves whose names are equal but for "theory" are told apart by colour alone, so names should differ.
+    """
+    drawn = blank_figure(height=380)
+    marks = palette.marks([curve.name for curve in plot.curves])
+    for curve in plot.curves:
+        mark = marks[curve.name]
+        x, y = list(curve.x), [_shown(v, plot.log_y) for v in curve.y]
+        few = len(x) <= _FEW
+        banded = bool(curve.low) and not few
+        if banded:
+            low, high = ([_shown(v, plot.log_y) for v in ends] for ends in (curve.low, curve.high))
+            drawn.add_scatter(
+                x=x + x[::-1],
+                y=high + low[::-1],
+                mode="lines",
+                line={"width": 0},
+                fill="toself",
+                fillcolor=mark.light,
+                opacity=0.14,
+                legendgroup=curve.name,
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        drawn.add_scatter(
+            x=x,
+            y=y,
+            error_y=_bars(curve) if curve.low and not banded else None,
+            mode="lines" if curve.theory or not few else "lines+markers",
+            name=_plain(curve.name),
+            legendgroup=curve.name,
+            line={
+                "color": palette.MUTED if curve.theory else mark.light,
+                "width": 1.5 if curve.theory else 2,
+                "dash": "dash" if curve.theory else "solid",
+            },
+            marker={"symbol": mark.symbol, "size": 8, "color": mark.light},
+            hovertemplate="%{x:.4~g}: %{y:.4~g}",
+        )
+    _axes(drawn, plot)
+    for name, value in plot.uprights:
+        _upright(drawn, name, value, plot.log_x)
+    drawn.update_layout(
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "font": {"size": 12, "color": palette.INK}},
+        margin={"b": 70},
+    )
+    return drawn
+
+
+def _axes(drawn: go.Figure, plot: Plot) -> None:
+    for update, title, log, values in (
+        (drawn.update_xaxes, plot.x, plot.log_x, [v for c in plot.curves for v in c.x]),
+        (drawn.update_yaxes, plot.y, plot.log_y, [v for c in plot.curves for v in (*c.y, *c.low, *c.high)]),
+    ):
+        update(title_text=title + (" (log scale)" if log else ""), type="log" if log else "linear")
+        positive = [v for v in values if v > 0 and math.isfinite(v)]
+        if log and positive:
+            wide = max(positive) / min(positive) > 30
+            update(dtick=1 if max(positive) / min(positive) < 1e8 and wide else None, exponentformat="power")
+        else:
+            update(tickformat=".4~g")
+
+
+def _upright(drawn: go.Figure, name: str, value: float, log: bool) -> None:
+    at = math.log10(value) if log else value
+    drawn.add_shape(
+        type="line",
+        x0=value,
+        x1=value,
+        y0=0,
+        y1=1,
+        yref="paper",
+        layer="below",
+        line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
+    )
+    drawn.add_annotation(
+        x=at,
+        y=1,
+        yref="paper",
+        text=_plain(name),
+        showarrow=False,
+        xanchor="left",
+        yanchor="top",
+        xshift=4,
+        font={"size": 12, "color": palette.MUTED},
+    )
+
+
+def _bars(curve: Curve) -> dict[str, object]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(high - y, 0.0) for y, high in zip(curve.y, curve.high)],
+        "arrayminus": [max(y - low, 0.0) for y, low in zip(curve.y, curve.low)],
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
+def _shown(value: float, log: bool) -> float | None:
+    """A value that the axis can show."""
+    return value if math.isfinite(value) and (value > 0 or not log) else None
+
+
+def _plain(text: str) -> str:
+    """Text as plotly shows it letter for letter."""
+    return html.escape(text, quote=False)
+
+
+def in_words(plots: Sequence[Plot]) -> list[str]:
+    """What each plot shows, for a reader who can't see it: the ends of every curve."""
+    found = []
+    for plot in plots:
+        curves = "; ".join(
+            f"{c.name} from {c.y[0]:.4g} at {c.x[0]:.4g} to {c.y[-1]:.4g} at {c.x[-1]:.4g}" for c in plot.curves if c.y
+        )
+        found.append(f"{plot.title}: {plot.y} against {plot.x}; {curves}.")
+    return found
