@@ -20,7 +20,8 @@ from tunewise.errors import StoreError
 from tunewise.report import palette, provenance, table
 from tunewise.report.panels import Panel, confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import Table, build_table, metric_name
-from tunewise.report.sections import ReportData, build_sections
+from tunewise.report.section import ReportData
+from tunewise.report.sections import build_sections
 from tunewise.spec import CompareSpec
 from tunewise.store.files import write_atomically
 from tunewise.store.records import CostReport, Measured, RunRecord

@@ -1,86 +1,18 @@
-"""Further sections of the report: what each measure has to show. A new one is one file and a row in `SECTIONS`.
+"""The further sections of the report: what each measure has to show. A new one is one file and a row in `SECTIONS`.
 
 A section is a function from `ReportData` to a `Section`, or to None where there is nothing to show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from tunewise.advise.recommend import Recommendation
-from tunewise.advise.summary import MethodSummary
-from tunewise.report.palette import Mark
-from tunewise.report.panels import Panel
-from tunewise.spec import CompareSpec
-from tunewise.store.records import CostReport, Measured, RunRecord
+from tunewise.report.section import ReportData, Section
 
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything that a report is made from."""
-
-    comparison: CompareSpec
-    records: Sequence[RunRecord]
-    histories: Mapping[str, Sequence[dict[str, Any]]]
-    costs: CostReport | None
-    summaries: Sequence[MethodSummary]
-    recommendation: Recommendation | None
-    measured: Mapping[str, Mapping[str, Measured]]
-    """By the measure's name, then by run id."""
-    marks: Mapping[str, Mark]
-    """Colour, dash and symbol of each method's label."""
-
-    def values(self, measure: str) -> list[tuple[RunRecord, dict[str, Any]]]:
-        """The finished runs that the measure found something in, with what it found, in the report's order."""
-        made = self.measured.get(measure, {})
-        return [
-            (r, found)
-            for r in self.records
-            if r.status == "done" and r.id in made and (found := made[r.id].values) is not None
-        ]
-
-    def missing(self, measure: str) -> list[str]:
-        """Why there is nothing for some methods: one sentence for each reason, with the methods' names."""
-        reasons: dict[str, list[str]] = {}
-        for record in self.records:
-            known = self.measured.get(measure, {}).get(record.id)
-            if known is not None and known.error:
-                names = reasons.setdefault(known.error, [])
-                if record.spec.method.label not in names:
-                    names.append(record.spec.method.label)
-        return [f"{', '.join(names)}: {reason}." for reason, names in reasons.items()]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts. The first column is the row's name; the others are numbers, set to the right."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """`key`: the anchor. `words`: paragraphs above the figures. `panels` stand two beside each other where there is
-    room (`wide`: one below the other); `folded` ones below, opened on demand."""
-
-    key: str
-    title: str
-    words: Sequence[str] = ()
-    panels: Sequence[Panel] = ()
-    grids: Sequence[Grid] = ()
-    folded: Sequence[Panel] = ()
-    folded_title: str = "More figures"
-    notes: Sequence[str] = field(default=())
-    wide: bool = False
-
-
-SECTIONS: list[Callable[[ReportData], Section | None]] = []
+SECTIONS: Sequence[Callable[[ReportData], Section | None]] = ()
+"""In the order of the page."""
 
 
 def build_sections(data: ReportData) -> list[Section]:
-    """All sections that have something to show, in the order of `SECTIONS`."""
+    """All sections that have something to show."""
     return [section for make in SECTIONS if (section := make(data)) is not None]
