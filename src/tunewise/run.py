@@ -27,7 +27,7 @@ from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training import checkpoints
 from tunewise.training.build import build_model, facts_of, total_steps
-from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
+from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunStarted
 from tunewise.training.journal import Journal
 from tunewise.training.selection import Selection
 from tunewise.training.trainer import make_trainer
@@ -38,7 +38,8 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
     that diverged, is not done again: it would come out the same.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
-    gradient that is not finite ends the run as `diverged`, running out of memory as `oom`: a record, no exception.
+    gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
+    fallen behind (`Pruned`) as `pruned`: a record, no exception.
 
     Raises:
         SpecError, DataError, ModelError: what the user can mend.
@@ -51,7 +52,7 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
         return done
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     task = task or build_task(spec)
-    status: Literal["done", "diverged", "oom"] = "done"
+    status: Literal["done", "diverged", "oom", "pruned"] = "done"
     model_facts: ModelFacts | None = None
     results: Results | None = None
     check: Check | None = None
@@ -63,6 +64,8 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
             results, check = _train_and_measure(model, spec, task, folder, listener)
         except DivergedError as error:
             status, problem = "diverged", str(error)
+        except Pruned as error:
+            status, problem = "pruned", str(error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

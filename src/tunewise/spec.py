@@ -104,6 +104,17 @@ class TrainingSpec(Frozen):
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch unless given")
 
 
+class TuningSpec(Frozen):
+    """A search for each method's learning rate, with one budget for all of them, decided on validation alone."""
+
+    trials: int = Field(4, ge=2, le=50, description="rates tried for each method")
+    factor: float = Field(3.0, gt=1, le=100, description="from one rate of the grid to the next")
+    extend: int = Field(0, ge=0, le=50, description="further trials for all, where a best rate lies on a grid's edge")
+    seed: int = Field(1000, ge=0, description="of the trials; none of the comparison's own")
+    given: bool = Field(False, description="search around rates that are given, too")
+    stop: Literal["median", "never"] = Field("median", description="whether a trial that falls behind is stopped early")
+
+
 class RunSpec(Frozen):
     """One run: one method, one seed. `id` is its content hash."""
 
@@ -165,6 +176,7 @@ class CompareSpec(Frozen):
     seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     reference: str = Field("lora", description="the method that the others are tested against")
     measures: list[str] = Field(default_factory=default_measures, description="made of every finished run")
+    tuning: TuningSpec | None = Field(None, description="a learning-rate search first; `tuning: 4` is four trials each")
 
     @field_validator("measures", mode="before")
     @classmethod
@@ -209,12 +221,22 @@ class CompareSpec(Frozen):
     def _count_or_list(cls, seeds: Any) -> Any:
         return list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
 
+    @field_validator("tuning", mode="before")
+    @classmethod
+    def _trials_are_enough(cls, tuning: Any) -> Any:
+        """`tuning: 4` for four trials a method, `tuning: 0` for no search."""
+        if isinstance(tuning, int) and not isinstance(tuning, bool):
+            tuning = {"trials": tuning}
+        return None if isinstance(tuning, dict) and tuning.get("trials") == 0 else tuning
+
     @model_validator(mode="after")
     def _no_repeats(self) -> CompareSpec:
         if not self.seeds:
             raise SpecError("no seeds: give a count (--seeds 3) or a list")
         if len(set(self.seeds)) < len(self.seeds):
             raise SpecError(f"seeds {self.seeds} hold one twice; each run must be its own")
+        if self.tuning and self.tuning.seed in self.seeds:
+            raise SpecError(f"tuning.seed {self.tuning.seed} is one of the seeds; the search needs one of its own")
         labels = [m.label for m in self.methods]
         if len(set(labels)) < len(labels):
             twice = next(n for n in labels if labels.count(n) > 1)

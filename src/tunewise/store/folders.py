@@ -56,14 +56,14 @@ class RunStore:
         """The record of a run that came to its end (done, or diverged, which it would again) and whose files are as
         they were written; else None. A run that ran out of memory is tried again: another machine may have more."""
         record = self.record(run_id)
-        if record is None or record.status not in ("done", "diverged"):
+        if record is None or record.status not in ("done", "diverged") or not self.intact(record):
             return None
-        folder = self.folder(run_id)
-        for name, value in record.files.items():
-            file = folder / name
-            if not file.is_file() or sha256(file) != value:
-                return None  # damaged: to be run again
         return record
+
+    def intact(self, record: RunRecord) -> bool:
+        """Whether the files of a run are as they were written; those of a damaged one are to be made again."""
+        folder = self.folder(record.id)
+        return all((folder / n).is_file() and sha256(folder / n) == value for n, value in record.files.items())
 
     def write(self, record: RunRecord) -> None:
         """Write `run.json`, whole or not at all."""

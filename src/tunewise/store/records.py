@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunewise.spec import RunSpec
+from tunewise.spec import RunSpec, TuningSpec
 
 SCHEMA = 1
 
-Status = Literal["done", "running", "failed", "diverged", "oom"]
+Status = Literal["done", "running", "failed", "diverged", "oom", "pruned"]
 
 
 class _Record(BaseModel):
@@ -89,7 +89,7 @@ class RunRecord(_Record):
     data: DataFacts | None = None
     results: Results | None = None
     check: Check | None = None
-    error: str | None = Field(None, description="one line, where status is failed, diverged or oom")
+    error: str | None = Field(None, description="one line, where status is failed, diverged, oom or pruned")
     files: dict[str, str] = Field(default={}, description="file name relative to the folder -> sha256")
 
 
@@ -137,3 +137,35 @@ class CostReport(_Record):
     max_length: int
     tokens: int = Field(description="tokens in the probe's batch, padding included")
     rows: list[CostRecord]
+
+
+class Trial(_Record):
+    """One rate that was tried: a run of its own at the tuning seed, judged on validation alone."""
+
+    rate: float
+    run: str = Field(description="id of its folder")
+    status: Status
+    epochs: int = Field(description="evaluated on the validation split")
+    value: float | None = Field(description="the objective at the epoch kept; of a pruned trial, the best until then")
+
+
+class MethodTuning(_Record):
+    """A method's share of a learning-rate search."""
+
+    method: str = Field(description="MethodSpec.label")
+    middle: float = Field(description="the rate that the grid lies around, or the one that was given")
+    given: bool = Field(False, description="the rate was given and not tuned")
+    trials: list[Trial] = Field([], description="in the order in which they were run")
+    chosen: float = Field(description="the rate that the runs were made with")
+    edge: Literal["lowest", "highest"] | None = Field(None, description="where the best rate ends the grid")
+    note: str | None = None
+
+
+class TuningReport(_Record):
+    """`tuning.json` of a comparison."""
+
+    schema_version: int = SCHEMA
+    settings: TuningSpec
+    objective: str = Field(description="in words: 'validation loss'")
+    lower_is_better: bool = True
+    methods: list[MethodTuning]

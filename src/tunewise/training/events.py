@@ -46,7 +46,14 @@ class RunFinished:
     seconds: float
 
 
-Event = RunStarted | StepDone | EpochDone | Phase | RunFinished
+@dataclass(frozen=True)
+class RunsToDo:
+    """How many runs are still to be done, where that has changed."""
+
+    count: int
+
+
+Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo
 
 
 class Listener:
@@ -67,3 +74,7 @@ class Interrupted(TunewiseError):
     """The user asked for a stop; everything needed to continue is on disk."""
 
     exit_code = 130
+
+
+class Pruned(TunewiseError):
+    """A listener ends this run for good, because it has fallen behind others; its record says so."""
