@@ -23,7 +23,9 @@ class Measure:
     """Whether a comparison makes it unless told otherwise: only what costs little next to training."""
 
 
-_ROWS: tuple[Measure, ...] = ()
+_ROWS: tuple[Measure, ...] = (
+    Measure("forgetting", "forgetting", "tunewise.measures.forgetting:forgetting", default=True),
+)
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ROWS}
 

@@ -152,8 +152,10 @@ def off_scale(points: Sequence[Point]) -> set[str]:
     return {p.method for p in points if p.score < scores[0] - reach}
 
 
-def gap_per_method(bars: Sequence[GapBar], marks: Mapping[str, Mark]) -> go.Figure:
-    """The gap of each method: mean and interval, and every seed as a small open dot."""
+def gap_per_method(
+    bars: Sequence[GapBar], marks: Mapping[str, Mark], *, axis: str = "test loss − train loss, nats", unit: str = "nats"
+) -> go.Figure:
+    """The gap of each method, or another quantity in one `unit`: mean and interval, every seed a small open dot."""
     figure = blank_figure(height=110 + 40 * len(bars))
     for row, bar in enumerate(bars):
         mark = marks[bar.method]
@@ -165,7 +167,7 @@ def gap_per_method(bars: Sequence[GapBar], marks: Mapping[str, Mark]) -> go.Figu
             legendgroup=bar.method,
             name=_plain(bar.method),
             marker={"symbol": "circle-open", "size": 6, "color": mark.light, "line": {"width": 1.2}},
-            hovertemplate="%{text}: %{x:.4f} nats<extra></extra>",
+            hovertemplate=f"%{{text}}: %{{x:.4f}} {unit}<extra></extra>",
         )
         figure.add_scatter(
             x=[bar.mean],
@@ -176,11 +178,9 @@ def gap_per_method(bars: Sequence[GapBar], marks: Mapping[str, Mark]) -> go.Figu
             legendgroup=bar.method,
             name=_plain(bar.method),
             marker={"symbol": mark.symbol, "size": 12, "color": mark.light},
-            hovertemplate="%{text}: mean %{x:.4f} nats<extra></extra>",
+            hovertemplate=f"%{{text}}: mean %{{x:.4f}} {unit}<extra></extra>",
         )
-    figure.update_xaxes(
-        title_text="test loss − train loss, nats", rangemode="tozero", zeroline=True, zerolinecolor=palette.ZERO
-    )
+    figure.update_xaxes(title_text=axis, rangemode="tozero", zeroline=True, zerolinecolor=palette.ZERO)
     figure.update_yaxes(
         tickvals=list(range(len(bars))),
         ticktext=[_plain(bar.method) for bar in bars],

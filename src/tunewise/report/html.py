@@ -42,9 +42,9 @@ def write_report(
 ) -> None:
     """Writes the report of a comparison to `path`, whole or not at all.
 
-    `histories` (lines of `history.jsonl`) and `folders` (a run's folder, relative to the report's) are by run id;
-    either may lack runs; `measured` is by measure and run id. `recommendation` is None where nothing can be recommended. The same arguments give the
-    same bytes. Raises `StoreError` where the file can't be written.
+    `histories` (lines of `history.jsonl`) and `folders` (a run's folder, relative to the report's) are by run id,
+    `measured` by measure and run id; each may lack runs. `recommendation` is None where nothing can be recommended.
+    The same arguments give the same bytes. Raises `StoreError` where the file can't be written.
     """
     page = render(
         title=title,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tunewise.report import forgetting_section
 from tunewise.report.section import ReportData, Section
 
-SECTIONS: Sequence[Callable[[ReportData], Section | None]] = ()
+SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (forgetting_section.section,)
 """In the order of the page."""
 
 

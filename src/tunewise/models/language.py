@@ -1,0 +1,50 @@
+"""A checkpoint's own language-model head, where it has one: what fine-tuning may make it forget."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from tunewise.models.load import load_config, model_folder
+from tunewise.spec import ModelSpec
+
+LanguageKind = Literal["masked", "causal"]
+
+
+@lru_cache(maxsize=1)
+def language_model(spec: ModelSpec) -> tuple[LanguageKind, nn.Module] | None:
+    """The checkpoint with its pretrained head, fp32 and frozen, and which kind it is; None where it holds no such
+    head: one that transformers would have to make up is no pretrained one.
+
+    The last model asked for is kept; the caller leaves it as it was.
+    """
+    kind = load_config(spec).model_type
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # a BERT can be read as a causal model, but was not trained so
+            family: Any = AutoModelForMaskedLM
+            name: LanguageKind = "masked"
+        elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            family, name = AutoModelForCausalLM, "causal"
+        else:
+            return None
+        model, report = family.from_pretrained(
+            model_folder(spec),
+            dtype=torch.float32,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError):
+        return None
+    finally:
+        transformers_logging.set_verbosity(level)
+    if any(not key.startswith(f"{model.base_model_prefix}.") for key in report["missing_keys"]):
+        return None
+    return name, model.eval().requires_grad_(False)
