@@ -16,9 +16,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from tunewise.errors import is_out_of_memory
+from tunewise.measures.energy import find_meter, joules_a_step
 from tunewise.measures.peak_memory import peak_memory
 from tunewise.measures.saved_bytes import saved_for_backward
-from tunewise.measures.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper
+from tunewise.measures.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper, synchronize
 from tunewise.methods.attach import trainable_parameters
 from tunewise.spec import CompareSpec
 from tunewise.store.environment import device_name
@@ -45,6 +46,7 @@ def probe_costs(
     steppers, memory = _ready(labels, spec, task, batch)
     labels = [one.label for one in steppers]
     times = _interleaved(steppers, seconds, most_rounds, check)
+    energy, source = _energy(steppers, check)
     counts = {s.label: trainable_parameters(s.model) for s in steppers}
     del steppers
     peaks = peak_memory(spec, labels, check)
@@ -67,6 +69,7 @@ def probe_costs(
                 peak_bytes=peak,
                 base_bytes=base,
                 trainable=counts[label],
+                joules=energy.get(label),
                 reference_line=label not in asked,
             )
         )
@@ -75,6 +78,7 @@ def probe_costs(
         batch_size=len(batch["labels"]),
         max_length=spec.training.max_length,
         tokens=batch["input_ids"].numel() if "input_ids" in batch else 0,
+        energy_source=source,
         rows=rows,
     )
 
@@ -108,6 +112,19 @@ def _ready(
             continue
         steppers.append(one)
     return steppers, memory
+
+
+def _energy(steppers: list[Stepper], check: Callable[[], None]) -> tuple[dict[str, float], str | None]:
+    """Joules a step, the mean of two blocks that lie apart in time; nothing where the machine keeps no count."""
+    meter = find_meter()
+    if meter is None:
+        return {}, None
+    blocks: dict[str, list[float]] = {one.label: [] for one in steppers}
+    for order in (steppers, steppers[::-1]):
+        for one in order:
+            check()
+            blocks[one.label].append(joules_a_step(one.step, meter, synchronize=synchronize))
+    return {label: sum(found) / len(found) for label, found in blocks.items()}, meter.source
 
 
 def _interleaved(

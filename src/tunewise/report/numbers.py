@@ -48,6 +48,15 @@ def memory(value: int | None) -> str:
     return f"{_three(size)} GiB"
 
 
+def energy(joules: float | None) -> str:
+    """`3.4 J`, `240 mJ`, `1.2 kJ`."""
+    if joules is None:
+        return MISSING
+    if joules < 1:
+        return f"{_three(joules * 1e3)} mJ"
+    return f"{_three(joules)} J" if joules < 1e3 else f"{_three(joules / 1e3)} kJ"
+
+
 def ratio(value: float | None) -> str:
     """`1.42 ×`."""
     return MISSING if value is None else f"{value:.2f} ×"

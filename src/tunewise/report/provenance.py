@@ -200,7 +200,10 @@ def _costs(costs: CostReport | None) -> list[str]:
     return [
         f"A separate probe on {costs.device}: one batch of {costs.batch_size} texts ({costs.tokens:,} tokens with "
         f"padding, at most {costs.max_length} each), methods timed in turns, {counted} steps each after warm-up; "
-        f"medians with 95 % intervals. Kept for the backward are the exact bytes that autograd holds for one batch."
+        f"medians with 95 % intervals. Kept for the backward are the exact bytes that autograd holds for one batch.",
+        f"Energy is the difference of the {costs.energy_source} over at least a second of steps, twice."
+        if costs.energy_source
+        else "Energy was not measured: this machine keeps no counter that may be read.",
     ]
 
 

@@ -93,6 +93,8 @@ def build_table(
             Column("kept", "kept for backward", "one batch"),
             Column("peak", "peak memory", "of training"),
         ]
+    if any(cost.joules is not None for cost in timed.values()):
+        columns.append(Column("energy", "energy", "a step"))
     rows = [_row(s, {key: found.get(s.label) for key, found in given.items()}, recommendation) for s in summaries]
     known = {row.method for row in rows}
     for line in costs.rows if costs else []:
@@ -142,7 +144,7 @@ def _interval(interval: Interval | None, place: Place | None, shown: Callable[[f
 
 def _cost_cells(cost: CostRecord | None, place: dict[str, Place | None]) -> dict[str, Cell]:
     if cost is None:
-        return {"step": Cell(), "kept": Cell(), "peak": Cell()}
+        return {"step": Cell(), "kept": Cell(), "peak": Cell(), "energy": Cell()}
     step = cost.step
     return {
         "step": Cell(
@@ -155,6 +157,7 @@ def _cost_cells(cost: CostRecord | None, place: dict[str, Place | None]) -> dict
         ),
         "kept": Cell(numbers.memory(cost.saved_bytes), value=cost.saved_bytes, place=place.get("kept")),
         "peak": Cell(numbers.memory(cost.peak_bytes), value=cost.peak_bytes, place=place.get("peak")),
+        "energy": Cell(numbers.energy(cost.joules), value=cost.joules),
     }
 
 
@@ -203,7 +206,7 @@ def _legend(reference: str, timed: bool) -> list[str]:
     legend = [
         "1, 2, 3: first, second and third of a column; the smallest is first in all but the test metric. A "
         "shared place, 1=, means not told apart from the leader of its group: for the test metric and the gap "
-        f"by a paired t test over seeds (95 %, Holm-corrected){costs if timed else ''}.",
+        f"by a paired t test over seeds (95 %, Holm-corrected over all pairs){costs if timed else ''}.",
         f"Against {reference}: difference of the test metric in points, paired by seed, with its "
         f"Holm-corrected 95 % interval. “Better” and “worse” are said only where that interval leaves out "
         f"zero, and “smaller” and “larger” of a gap by the same rule.",

@@ -125,6 +125,7 @@ class CostRecord(_Record):
     peak_bytes: int | None = Field(description="peak memory: RSS of a fresh process, or the device allocator's")
     base_bytes: int | None = Field(description="the same before the first step: what the loaded model takes")
     trainable: int
+    joules: float | None = Field(None, description="energy of one step, where the machine counts it")
     reference_line: bool = Field(False, description="frozen floor, or fft where it is not among the methods")
 
 
@@ -136,6 +137,7 @@ class CostReport(_Record):
     batch_size: int
     max_length: int
     tokens: int = Field(description="tokens in the probe's batch, padding included")
+    energy_source: str | None = Field(None, description="which counter; None where the machine keeps none")
     rows: list[CostRecord]
 
 
