@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tunewise.advise.statistics import (
+    against_leader,
     against_reference,
     holm,
     item_noise,
@@ -306,3 +307,35 @@ def test_no_further_seeds_are_needed_where_the_differences_do_not_vary():
 def test_seeds_needed_refuses_what_it_cannot_answer(differences, size):
     with pytest.raises(ValueError):
         seeds_needed(differences, size)
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+@pytest.mark.parametrize("copies", [2, 7, 12])
+def test_copies_of_one_method_tested_against_the_luckiest_are_called_different_at_most_19_times_in_200(copies, seeds):
+    random = np.random.default_rng(2)
+    called = 0
+    for _ in range(200):
+        table = {f"copy {i}": by_seed(row) for i, row in enumerate(random.binomial(200, 0.85, (copies, seeds)) / 200)}
+        luckiest = max(table, key=lambda name: sum(table[name].values()))
+        verdicts = {c.verdict for c in against_leader(table, luckiest, True, resolution=1 / 200)}
+        called += verdicts != {"no difference seen"}
+    assert called <= 19
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(0, 50), min_size=4, max_size=4), min_size=2, max_size=5))
+def test_corrected_for_all_pairs_p_is_holms_over_scipys_p_of_every_pair(rows):
+    table = {f"m{i}": by_seed([x / 50 for x in row]) for i, row in enumerate(rows)}
+    pairs = [(a, b) for a in table for b in table if a < b]
+    assume(all(np.std(np.subtract([*table[a].values()], [*table[b].values()])) > 0.01 for a, b in pairs))
+    raw = [stats.ttest_rel([*table[a].values()], [*table[b].values()]).pvalue for a, b in pairs]
+    ours = {c.name: c.p for c in against_leader(table, "m0", True)}
+    theirs = dict(zip(pairs, multipletests(raw)))
+    for name, p in ours.items():
+        assert p == pytest.approx(theirs["m0", name], rel=1e-6, abs=1e-12)
+
+
+def multipletests(p):
+    """Holm's adjusted p by its definition: the largest (m - i) p_(i) up to each rank, at most 1."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    return [min(1.0, max((len(p) - k) * p[order[k]] for k in range(order.index(i) + 1))) for i in range(len(p))]

@@ -13,7 +13,7 @@ The rule
      score on so many test items or the standard error of its mean over seeds, whichever is larger, and at
      most 3 points;
    - it is not significantly worse than the best by more than `tolerance` (paired t over seeds, Holm-corrected
-     over the comparisons with the best).
+     over all pairs, since the best was picked by its score).
 
    Either alone would mislead. "p > 0.05" from 3 seeds is no evidence of equality: a method 10 points below
    the best with a wide interval would pass. The margin is therefore about means, and is made from the best's
@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewise.advise.pareto import cheapest, pareto_methods
-from tunewise.advise.statistics import Comparison, against_reference, item_standard_error, standard_error
+from tunewise.advise.statistics import Comparison, against_leader, item_standard_error, standard_error
 from tunewise.advise.summary import MethodSummary
 from tunewise.errors import SpecError, TunewiseError
 
@@ -140,8 +140,8 @@ def standings_to(best: MethodSummary, entrants: Sequence[MethodSummary], toleran
     """Each other entrant beside the best."""
     scores = {s.label: s.metric_by_seed for s in entrants}
     lowered = scores | {best.label: {seed: v - tolerance for seed, v in best.metric_by_seed.items()}}
-    compared = {c.name: c for c in against_reference(scores, best.label, True, resolution=step_of(best))}
-    beyond = against_reference(lowered, best.label, True, resolution=step_of(best))
+    compared = {c.name: c for c in against_leader(scores, best.label, True, resolution=step_of(best))}
+    beyond = against_leader(lowered, best.label, True, resolution=step_of(best))
     allowed = {c.name for c in beyond if c.verdict != "worse"}
     widest = margin(best, tolerance) + ROUNDING
     standings = []

@@ -20,7 +20,7 @@ from tunewise.advise.decision import (
     step_of,
 )
 from tunewise.advise.pareto import cheaper_by
-from tunewise.advise.statistics import against_reference, item_standard_error, seeds_needed
+from tunewise.advise.statistics import against_leader, against_reference, item_standard_error, seeds_needed
 from tunewise.advise.summary import MethodSummary
 
 
@@ -196,7 +196,7 @@ def _other_aims(made: Decision, summaries: Sequence[MethodSummary], limits: Limi
             f"close enough; {cheaper_by(at.method, choice)}."
         )
     gaps = {s.label: s.gap_by_seed for s in made.entrants}
-    smaller = {c.name for c in against_reference(gaps, choice.label, False) if c.verdict == "better"}
+    smaller = {c.name for c in against_leader(gaps, choice.label, False) if c.verdict == "better"}
     for s in (best, *(at.method for at in made.standings if at.as_good)):
         if s.label in smaller and s.gap and choice.gap:
             changes.append(

@@ -8,10 +8,10 @@ imported where it is used, so that importing this module stays cheap.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Literal, TypeVar
 
 Verdict = Literal["better", "worse", "no difference seen", "not tested"]
 
@@ -186,39 +186,90 @@ def against_reference(
 ) -> list[Comparison]:
     """Every other method against `reference`, paired by seed and Holm-corrected together, in the order given.
 
-    A method's corrected interval has the level at which Holm's procedure tested it: alpha / (m - rank) for
-    those rejected; the rest share the level of the first that was not. It excludes zero exactly where Holm
-    rejects (the widths of several such intervals taken together are not simultaneous; Bonferroni's would be).
-    Fewer than two common seeds: "not tested", and not counted in the correction. `resolution`: see
-    `paired_difference`. Raises `KeyError` where `reference` is not in `scores`.
+    The reference is to be one that was named beforehand; for one that the scores themselves singled out see
+    `against_leader`. Fewer than two common seeds: "not tested", and not counted in the correction. `resolution`:
+    see `paired_difference`. Raises `KeyError` where `reference` is not in `scores`.
+    """
+    base = scores[reference]
+    pairs = {name: (values, base) for name, values in scores.items() if name != reference}
+    corrected = _holm_corrected(pairs, confidence, resolution)
+    return [
+        _comparison(name, reference, corrected.get(name), higher_is_better, 1 - confidence)
+        for name in scores
+        if name != reference
+    ]
+
+
+def against_leader(
+    scores: Mapping[str, Mapping[int, float]],
+    leader: str,
+    higher_is_better: bool,
+    confidence: float = 0.95,
+    resolution: float = 0.0,
+) -> list[Comparison]:
+    """Every other method against one that was picked for its score, such as the best: Holm-corrected over *all* pairs.
+
+    The highest of several noisy means is partly luck, and tests against it are tests of the largest of many
+    differences. Corrected for the comparisons with it alone, copies of one method are called different far too
+    often (12 copies at 10 seeds: 18 % of the time). Corrected for all k (k - 1) / 2 pairs that it could have been,
+    the promise holds whoever leads. Otherwise as `against_reference`.
+    """
+    names = list(scores)
+    pairs = {
+        (a, b) if b == leader else (b, a): (scores[a], scores[b]) if b == leader else (scores[b], scores[a])
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    }
+    corrected = _holm_corrected(pairs, confidence, resolution)
+    return [
+        _comparison(name, leader, corrected.get((name, leader)), higher_is_better, 1 - confidence)
+        for name in names
+        if name != leader
+    ]
+
+
+_Pair = TypeVar("_Pair", bound=Hashable)
+
+
+def _holm_corrected(
+    pairs: Mapping[_Pair, tuple[Mapping[int, float], Mapping[int, float]]], confidence: float, resolution: float
+) -> dict[_Pair, tuple[PairedDifference, float | None, PairedDifference | None]]:
+    """Plain difference a - b, corrected p, and the difference with its corrected interval, for pairs with a common
+    seed; the latter two are None where there is only one.
+
+    A corrected interval has the level at which Holm's procedure tested its pair: alpha / (m - rank) for those
+    rejected; the rest share the level of the first that was not. It excludes zero exactly where Holm rejects
+    (the widths of several such intervals taken together are not simultaneous; Bonferroni's would be).
     """
     alpha = 1 - confidence
-    others = {name: values for name, values in scores.items() if name != reference}
-    base = scores[reference]
     plain = {
-        name: paired_difference(values, base, confidence, resolution)
-        for name, values in others.items()
-        if values.keys() & base.keys()
+        pair: paired_difference(a, b, confidence, resolution) for pair, (a, b) in pairs.items() if a.keys() & b.keys()
     }
-    tested = sorted((name for name in plain if plain[name].n > 1), key=lambda name: plain[name].p)
-    adjusted = dict(zip(tested, holm([plain[name].p for name in tested])))
-    corrected: dict[str, PairedDifference] = {}
+    tested = sorted((pair for pair in plain if plain[pair].n > 1), key=lambda pair: plain[pair].p)
+    adjusted = dict(zip(tested, holm([plain[pair].p for pair in tested])))
+    corrected: dict[_Pair, PairedDifference] = {}
     level = alpha
-    for rank, name in enumerate(tested):
+    for rank, pair in enumerate(tested):
         if rank == 0 or adjusted[tested[rank - 1]] < alpha:
             level = alpha / (len(tested) - rank)
-        corrected[name] = paired_difference(others[name], base, 1 - level, resolution)
-    comparisons = []
-    for name in others:
-        if name not in corrected:
-            comparisons.append(Comparison(name, reference, plain.get(name), None, None, None, "not tested"))
-            continue
-        verdict: Verdict = "no difference seen"
-        if adjusted[name] < alpha:
-            verdict = "better" if (plain[name].mean > 0) == higher_is_better else "worse"
-        low, high = corrected[name].low, corrected[name].high
-        comparisons.append(Comparison(name, reference, plain[name], adjusted[name], low, high, verdict))
-    return comparisons
+        corrected[pair] = paired_difference(*pairs[pair], 1 - level, resolution)
+    return {pair: (plain[pair], adjusted.get(pair), corrected.get(pair)) for pair in plain}
+
+
+def _comparison(
+    name: str,
+    reference: str,
+    found: tuple[PairedDifference, float | None, PairedDifference | None] | None,
+    higher_is_better: bool,
+    alpha: float,
+) -> Comparison:
+    plain, p, corrected = found or (None, None, None)
+    if plain is None or p is None or corrected is None:
+        return Comparison(name, reference, plain, None, None, None, "not tested")
+    verdict: Verdict = "no difference seen"
+    if p < alpha:
+        verdict = "better" if (plain.mean > 0) == higher_is_better else "worse"
+    return Comparison(name, reference, plain, p, corrected.low, corrected.high, verdict)
 
 
 def item_noise(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> ItemNoise:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tunewise.advise.statistics import against_reference
+from tunewise.advise.statistics import against_leader
 from tunewise.store.records import CostRecord
 
 LAST_MARKED = 3
@@ -43,13 +43,13 @@ def by_seed(
     scores: Mapping[str, Mapping[int, float]], higher_is_better: bool, resolution: float = 0.0
 ) -> dict[str, Place]:
     """Places by mean over seeds. Tied: not shown to be worse than the leader by a paired t test over seeds,
-    Holm-corrected over those who are compared with it, at 95 %."""
+    Holm-corrected over all pairs (the scores themselves made it the leader), at 95 %."""
     means = {name: sum(seeds.values()) / len(seeds) for name, seeds in scores.items() if seeds}
+    field = {name: scores[name] for name in means}
     order = sorted(means, key=lambda name: (-means[name] if higher_is_better else means[name], name))
 
     def tied(leader: str, others: list[str]) -> set[str]:
-        field = {name: scores[name] for name in [leader, *others]}
-        found = against_reference(field, leader, higher_is_better, resolution=resolution)
+        found = against_leader(field, leader, higher_is_better, resolution=resolution)
         return {c.name for c in found if c.verdict != "worse"}
 
     return places(order, tied)
