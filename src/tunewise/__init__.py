@@ -25,6 +25,8 @@ _WHERE = {
     "save": "tunewise.methods.adapter_files",
     "load": "tunewise.methods.adapter_files",
     "optimizer": "tunewise.training.optimizers",
+    "TrajectoryCallback": "tunewise.training.trajectory",
+    "snapshots": "tunewise.training.trajectory",
     "compare": "tunewise.comparison",
     "export": "tunewise.exporting",
     "CompareSpec": "tunewise.spec",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from tunewise.methods.fold import refold
     from tunewise.spec import CompareSpec, RunSpec
     from tunewise.training.optimizers import optimizer
+    from tunewise.training.trajectory import TrajectoryCallback, snapshots
 
 
 def __getattr__(name: str) -> Any:

@@ -50,18 +50,20 @@ def compare(
     costs: bool = True,
     listener: Listener | None = None,
     plan: Plan | None = None,
+    again: bool = False,
 ) -> Comparison:
-    """Run a comparison, or what is missing of it, and write its report under `out`.
+    """Run a comparison, or what is missing of it, and write its report under `out`. With `again`, finished runs that
+    kept no trajectory where the spec asks for one are trained anew.
 
     Raises what `run` and `make_plan` raise, and `TunewiseError` where no run came to a good end.
     """
     listener = listener or Listener()
     store = RunStore(out)
-    plan = plan or make_plan(spec, store)
+    plan = plan or make_plan(spec, store, again=again)
     records = []
     for one in plan.runs:
         listener.check()
-        record = run(one, store, task=plan.task, listener=listener)
+        record = run(one, store, task=plan.task, listener=listener, trajectory=plan.trajectory, again=again)
         # A run that another comparison made is called there what it is called here.
         records.append(record.model_copy(update={"spec": one}))
     folder = store.root / f"compare-{plan.spec.id}"

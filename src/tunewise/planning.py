@@ -14,6 +14,7 @@ from tunewise.tasks.build import build_task
 from tunewise.tasks.classification import digest_of, load_classification
 from tunewise.tasks.contract import Task
 from tunewise.training.build import chain_of, facts_of, put_on, total_steps
+from tunewise.training.trajectory import Keep, lacks_trajectory
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,18 @@ class Plan:
     done: set[str]
     methods: list[PlannedMethod]
     steps: int
+    trajectory: Keep | None
+    without_trajectory: set[str]
+    """Finished runs that kept none although one is asked for."""
 
     @property
     def data(self) -> DataFacts:
         return self.task.facts
 
 
-def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
-    """Read config and data, check every method on the model's shapes, fill in the digests.
+def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Plan:
+    """Read config and data, check every method on the model's shapes, fill in the digests. With `again`, a finished
+    run without the trajectory that is asked for counts as not done.
 
     Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a bad file.
     """
@@ -62,8 +67,10 @@ def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
         chain = chain_of(run.method)
         if chain is not None:
             chain.restarts(steps, steps // spec.training.epochs)  # raises where the run is too short for its links
-    done = {run.id for run in runs if store.finished(run.id) is not None}
-    return Plan(spec, task, runs, done, counted, steps)
+    keep = Keep(spec.trajectory, full=spec.trajectory_full) if spec.trajectory else None
+    finished = {run.id: record for run in runs if (record := store.finished(run.id)) is not None}
+    without = {run_id for run_id, record in finished.items() if lacks_trajectory(record, store.folder(run_id), keep)}
+    return Plan(spec, task, runs, {*finished} - (without if again else set()), counted, steps, keep, without)
 
 
 def _count(spec: CompareSpec, method: MethodSpec, labels: list[str]) -> PlannedMethod:

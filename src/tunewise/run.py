@@ -31,11 +31,23 @@ from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunSt
 from tunewise.training.journal import Journal
 from tunewise.training.selection import Selection
 from tunewise.training.trainer import make_trainer
+from tunewise.training.trajectory import TRAJECTORY, Keep, is_whole, lacks_trajectory
 
 
-def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: Listener | None = None) -> RunRecord:
+def run(
+    spec: RunSpec,
+    store: RunStore,
+    *,
+    task: Task | None = None,
+    listener: Listener | None = None,
+    trajectory: Keep | None = None,
+    again: bool = False,
+) -> RunRecord:
     """Do the run, or what is missing of it, and return its record. A run that is done, or
     that diverged, is not done again: it would come out the same.
+
+    `trajectory` keeps snapshots of the training in the run's folder; the result is the same to the last bit. A
+    finished run that kept none is trained anew for them only with `again`.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
@@ -48,7 +60,7 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
     """
     listener = listener or Listener()
     done = store.finished(spec.id)
-    if done is not None:
+    if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
         return done
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     task = task or build_task(spec)
@@ -61,7 +73,7 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
         try:
             model = build_model(spec, task)
             model_facts = facts_of(model)
-            results, check = _train_and_measure(model, spec, task, folder, listener)
+            results, check = _train_and_measure(model, spec, task, folder, listener, trajectory)
         except DivergedError as error:
             status, problem = "diverged", str(error)
         except Pruned as error:
@@ -92,24 +104,43 @@ def run(spec: RunSpec, store: RunStore, *, task: Task | None = None, listener: L
     return record
 
 
+def _has_no_beginning(spec: RunSpec, folder: Path, steps: int, checkpoint: Path, wanted: Keep | None) -> bool:
+    """Whether a run was begun without the trajectory that is wanted now, so that going on would leave it with holes."""
+    if wanted is None or not wanted.applies_to(spec.method.name):
+        return False
+    return not is_whole(folder / TRAJECTORY, wanted.count, steps, until=checkpoints.step_of(checkpoint))
+
+
 def _train_and_measure(
-    model: nn.Module, spec: RunSpec, task: Task, folder: Path, listener: Listener
+    model: nn.Module, spec: RunSpec, task: Task, folder: Path, listener: Listener, trajectory: Keep | None
 ) -> tuple[Results, Check]:
     journal = Journal(folder / "history.jsonl")
     selection = Selection(folder / "selected", by=spec.training.select)
     if spec.method.name == "peft:adalora":  # its ranks change, and PEFT can't load such a checkpoint into a fresh model
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    steps = total_steps(spec, len(task.train))
     checkpoint = checkpoints.latest(folder / "checkpoints")
+    if checkpoint and _has_no_beginning(spec, folder, steps, checkpoint, trajectory):
+        shutil.rmtree(folder / "checkpoints")
+        checkpoint = None
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
     journal.rewind(first_step)
     if checkpoint is None:  # from the start: nothing of an earlier, damaged run may be taken for this one's
         selection.forget()
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         (folder / "predictions.npz").unlink(missing_ok=True)
-    steps = total_steps(spec, len(task.train))
     listener.on(RunStarted(spec.id, spec.method.label, spec.seed, steps, first_step))
 
-    trainer = make_trainer(model, spec, task, folder=folder, listener=listener, journal=journal, selection=selection)
+    trainer = make_trainer(
+        model,
+        spec,
+        task,
+        folder=folder,
+        listener=listener,
+        journal=journal,
+        selection=selection,
+        trajectory=trajectory,
+    )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     listener.check()
 

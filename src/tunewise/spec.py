@@ -176,6 +176,8 @@ class CompareSpec(Frozen):
     seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     reference: str = Field("lora", description="the method that the others are tested against")
     measures: list[str] = Field(default_factory=default_measures, description="made of every finished run")
+    trajectory: int = Field(0, ge=0, description="snapshots that each run keeps of its way; no part of a run's id")
+    trajectory_full: bool = Field(False, description="full fine-tuning too: a model's size for each snapshot")
     tuning: TuningSpec | None = Field(None, description="a learning-rate search first; `tuning: 4` is four trials each")
 
     @field_validator("measures", mode="before")

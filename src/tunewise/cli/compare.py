@@ -65,6 +65,16 @@ def compare(
     measures: Annotated[
         str | None, typer.Option(help="Made of every finished run: names with commas, or none.")
     ] = None,
+    trajectory: Annotated[
+        int | None, typer.Option(help="Snapshots that each run keeps of its way, for measures that follow it.")
+    ] = None,
+    trajectory_full: Annotated[
+        bool | None,
+        typer.Option("--trajectory-full", help="Of full fine-tuning too: a model's size for each snapshot."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Train finished runs that kept no trajectory once more, with one.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train several methods over seeds, measure them side by side, recommend one, write report.html.
@@ -99,6 +109,8 @@ def compare(
         "seeds": _seeds(seeds),
         "reference": reference,
         "measures": measures,
+        "trajectory": trajectory,
+        "trajectory_full": trajectory_full,
         "out": str(out) if out else None,
         "costs": costs,
     }
@@ -132,12 +144,15 @@ def compare(
         from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
 
-        plan = make_plan(checked, RunStore(folder))
+        plan = make_plan(checked, RunStore(folder), again=again)
     _show_plan(plan, console, str(folder))
+    if plan.without_trajectory and not again:
+        count = len(plan.without_trajectory)
+        console.print(f"{count} finished runs kept no trajectory; --again trains them anew with one", highlight=False)
     if dry_run:
         return
     with LiveProgress(console, plan) as listener:
-        found = run_compare(checked, folder, title=title, costs=with_costs, listener=listener, plan=plan)
+        found = run_compare(checked, folder, title=title, costs=with_costs, listener=listener, plan=plan, again=again)
     _show_result(found, console)
 
 

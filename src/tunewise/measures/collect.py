@@ -20,6 +20,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import Measured, RunRecord
 from tunewise.tasks.contract import Task
 from tunewise.training.events import Listener, Phase
+from tunewise.training.trajectory import Keep
 
 Collected = dict[str, dict[str, Measured]]
 """By the measure's name, then by run id."""
@@ -67,12 +68,20 @@ def _make(measure: Measure, run: FinishedRun, listener: Listener) -> Measured:
     values: dict[str, Any] | None = None
     error: str | None = None
     try:
+        if measure.needs_trajectory and not run.snapshots:
+            raise MeasureError(no_trajectory(run.spec.method.name))
         values = load_measure(measure)(run, listener.check)
         json.dumps(values, allow_nan=False)
     except MeasureError as reason:
         values, error = None, str(reason)
     seconds = time.monotonic() - begun
     return Measured(name=measure.name, version=measure.version, seconds=seconds, values=values, error=error)
+
+
+def no_trajectory(method: str) -> str:
+    """What to do about a run that kept none."""
+    flags = "--trajectory 20" if Keep().applies_to(method) else "--trajectory 20 --trajectory-full"
+    return f"kept no trajectory; add {flags} --again to train it once more with one (the result is the same)"
 
 
 def _file(folder: Path, measure: Measure) -> Path:

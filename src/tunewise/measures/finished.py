@@ -12,6 +12,7 @@ from tunewise.spec import RunSpec
 from tunewise.store.records import RunRecord
 from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
+from tunewise.training.trajectory import Snapshot, kept_by
 
 
 class FinishedRun:
@@ -33,6 +34,11 @@ class FinishedRun:
     def adapter(self) -> Path:
         """The folder of the selected epoch's adapter."""
         return self.folder / "adapter"
+
+    @cached_property
+    def snapshots(self) -> list[Snapshot]:
+        """What was trained at evenly spaced steps, from the start to the end; empty where the run kept none."""
+        return kept_by(self.record, self.folder)
 
     @cached_property
     def base(self) -> nn.Module:

@@ -28,6 +28,7 @@ from tunewise.training.events import EpochDone, Listener, StepDone
 from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
 from tunewise.training.selection import Selection
+from tunewise.training.trajectory import TRAJECTORY, Keep, TrajectoryCallback
 
 
 class RunTrainer(Trainer):
@@ -145,8 +146,10 @@ def make_trainer(
     listener: Listener,
     journal: Journal,
     selection: Selection,
+    trajectory: Keep | None = None,
 ) -> RunTrainer:
-    """A Trainer that leaves sealed checkpoints in `folder/checkpoints` and the selected weights in `selection`."""
+    """A Trainer that leaves sealed checkpoints in `folder/checkpoints`, the selected weights in `selection` and, where
+    it is asked for, the path there in `folder/trajectory`."""
     training = spec.training
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -172,6 +175,7 @@ def make_trainer(
         dataloader_pin_memory=False,
     )
     callback = RunCallback(spec, task, listener, journal, selection)
+    kept = [TrajectoryCallback(folder / TRAJECTORY, trajectory.count, full=trajectory.full)] if trajectory else []
     _ = arguments.device  # sets the number of GPUs, of which a run takes one: DataParallel would change the batch
     arguments._n_gpu = min(arguments._n_gpu, 1)
     trainer = RunTrainer(
@@ -180,7 +184,7 @@ def make_trainer(
         train_dataset=task.train,
         eval_dataset=task.validation,
         data_collator=task.collate,
-        callbacks=[ChainCallback(), RankAllocation(), callback],
+        callbacks=[ChainCallback(), RankAllocation(), *kept, callback],
         spec=spec,
         task=task,
         listener=listener,
