@@ -7,9 +7,11 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from tunewise.cli.live_curves import LiveCurves
 from tunewise.planning import Plan
 from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, StepDone
 
@@ -33,8 +35,9 @@ class LiveProgress(Listener):
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not self.live,
         )
+        self.curves = LiveCurves()
+        self.display = Live(Group(self.curves, self.progress), console=console, refresh_per_second=4)
         self.all: TaskID = self.progress.add_task("runs", total=self.todo, note="")
         self.one: TaskID = self.progress.add_task("", total=plan.steps, note="", visible=False)
         self._loss: float | None = None
@@ -42,13 +45,15 @@ class LiveProgress(Listener):
 
     def __enter__(self) -> LiveProgress:
         self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
-        self.progress.start()
+        if self.live:
+            self.display.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if self.live:
+            self.display.stop()
         signal.signal(signal.SIGINT, self._old_handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -58,6 +63,7 @@ class LiveProgress(Listener):
         self.console.print("stopping at the next step; press Ctrl-C again to stop at once")
 
     def on(self, event: Event) -> None:
+        self.curves.on(event)
         match event:
             case RunStarted():
                 self.current = f"{event.label}, seed {event.seed}"
