@@ -1,6 +1,6 @@
 """The main job: methods x seeds on one model and data set, their costs, a recommendation, a report.
 
-    plan -> runs, seed by seed -> costs -> measures -> summaries -> recommendation -> report.html
+    plan -> learning rates -> runs, seed by seed -> costs -> measures -> summaries -> recommendation -> report.html
 
 Calling it again with the same spec does what is missing, and only that.
 """
@@ -8,33 +8,38 @@ Calling it again with the same spec does what is missing, and only that.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import StoreError
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
-from tunewise.planning import Plan, make_plan
+from tunewise.planning import Plan, make_plan, with_rates
 from tunewise.report.html import write_report
 from tunewise.run import run
 from tunewise.spec import CompareSpec, content_hash
 from tunewise.store.environment import environment
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
-from tunewise.store.records import CostReport, RunRecord
-from tunewise.training.events import Listener, Phase
+from tunewise.store.records import CostReport, RunRecord, TuningReport
+from tunewise.training.events import Listener, Phase, RunsToDo
 from tunewise.training.journal import read_history
+from tunewise.training.tracking import check_trackers
+from tunewise.tuning import chosen_rates, tune
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What a comparison found, and where it lies."""
 
-    plan: Plan
+    spec: CompareSpec
     records: list[RunRecord]
     costs: CostReport | None
+    tuning: TuningReport | None
     summaries: list[MethodSummary]
     recommendation: Recommendation
     measured: Collected
@@ -46,72 +51,96 @@ def compare(
     spec: CompareSpec,
     out: str | Path = "runs",
     *,
-    title: str = "Which fine-tuning method?",
+    title: str = evidence.DEFAULT_TITLE,
     costs: bool = True,
     listener: Listener | None = None,
     plan: Plan | None = None,
     again: bool = False,
+    track: Sequence[str] = (),
 ) -> Comparison:
     """Run a comparison, or what is missing of it, and write its report under `out`. With `again`, finished runs that
-    kept no trajectory where the spec asks for one are trained anew.
+    kept no trajectory where the spec asks for one are trained anew. `track` names trackers to report to: tensorboard,
+    wandb, trackio.
 
     Raises what `run` and `make_plan` raise, and `TunewiseError` where no run came to a good end.
     """
     listener = listener or Listener()
+    check_trackers(track)
     store = RunStore(out)
     plan = plan or make_plan(spec, store, again=again)
+    tuning = None
+    if plan.spec.tuning is not None:
+        tuning = tune(plan, store, listener)
+        plan = with_rates(plan, chosen_rates(tuning), store, again=again)
+        listener.on(RunsToDo(len(plan.runs) - len(plan.done)))
+    folder = evidence.begin(plan.spec, store, title, tuning)
     records = []
     for one in plan.runs:
         listener.check()
-        record = run(one, store, task=plan.task, listener=listener, trajectory=plan.trajectory, again=again)
+        record = run(
+            one, store, task=plan.task, listener=listener, trajectory=plan.trajectory, again=again, track=track
+        )
         # A run that another comparison made is called there what it is called here.
         records.append(record.model_copy(update={"spec": one}))
-    folder = store.root / f"compare-{plan.spec.id}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "compare.json", plan.spec.model_dump_json(indent=1) + "\n")
     listener.on(Phase("writing the report"))
-    found = conclude(plan, records, None, {}, folder, title)  # hours of training are not lost to a failing measure
-    probed = _costs(plan, store, folder, listener) if costs else None
+    known = evidence.Evidence(plan.spec, folder, records, title, tuning=tuning)
+    found = conclude(known)  # hours of training are not lost to a failing measure
+    probed = _costs(plan, store, listener) if costs else None
+    if probed is not None:
+        evidence.keep_costs(folder, probed)
     measured = collect(plan.spec.measures, records, store, plan.task, listener)
     if probed or measured:
-        found = conclude(plan, records, probed, measured, folder, title)
+        found = conclude(replace(known, costs=probed, measured=measured))
     return found
 
 
-def conclude(
-    plan: Plan, records: list[RunRecord], costs: CostReport | None, measured: Collected, folder: Path, title: str
-) -> Comparison:
-    """Summaries, recommendation and report of finished runs."""
-    summaries = summarise(records, costs, plan.spec.reference)
+def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison:
+    """Summaries, recommendation and report (beside the specification unless given) of finished runs; nothing is
+    trained or measured."""
+    summaries = summarise(known.records, known.costs, known.spec.reference)
     recommendation = recommend(summaries)
-    report = folder / "report.html"
-    root = folder.parent
+    report = report or known.folder / "report.html"
+    root, here = known.folder.parent, report.absolute().parent
     write_report(
         report,
-        title=title,
-        comparison=plan.spec,
-        records=records,
-        histories={r.id: read_history(root / r.id / "history.jsonl") for r in records},
-        costs=costs,
+        title=known.title,
+        comparison=known.spec,
+        records=known.records,
+        histories={r.id: read_history(root / r.id / "history.jsonl") for r in known.records},
+        costs=known.costs,
         summaries=summaries,
         recommendation=recommendation,
-        measured=measured,
-        folders={r.id: os.path.relpath(root / r.id, folder) for r in records},
+        measured=known.measured,
+        tuning=known.tuning,
+        folders={r.id: os.path.relpath(root.absolute() / r.id, here) for r in known.records},
     )
-    return Comparison(plan, records, costs, summaries, recommendation, measured, folder, report)
+    return Comparison(
+        spec=known.spec,
+        records=known.records,
+        costs=known.costs,
+        tuning=known.tuning,
+        summaries=summaries,
+        recommendation=recommendation,
+        measured=known.measured,
+        folder=known.folder,
+        report=report,
+    )
 
 
-def _costs(plan: Plan, store: RunStore, folder: Path, listener: Listener) -> CostReport:
+def _costs(plan: Plan, store: RunStore, listener: Listener) -> CostReport:
     """The cost probe's result, measured once per device and set of methods."""
     spec = plan.spec
     versions = environment()
     what = {
         "model": spec.model.digest,
         "data": spec.data.digest,
-        "text": [spec.data.text, spec.data.text_pair, spec.data.train_size, spec.training.max_length],
+        "task": spec.task,
+        "shown": [spec.data.text, spec.data.text_pair, spec.data.image, spec.data.image_size, spec.training.max_length],
+        "train_size": spec.data.train_size,
         "batch_size": spec.training.batch_size,
         "methods": [m.model_dump(mode="json", exclude={"learning_rate"}) for m in spec.methods],
         "where": [versions.device, versions.tunewise, versions.versions],
+        **({"linearised": True} if spec.training.linearised else {}),
     }
     key = content_hash(what)
     file = store.root / "costs" / f"{key}.json"

@@ -9,13 +9,15 @@ import datetime
 import gc
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from tunewise.errors import DivergedError, is_out_of_memory
+from tunewise.measures.clipping import TRAIN_LOSSES
 from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
 from tunewise.methods.verify import verify
@@ -29,7 +31,9 @@ from tunewise.training import checkpoints
 from tunewise.training.build import build_model, facts_of, total_steps
 from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunStarted
 from tunewise.training.journal import Journal
+from tunewise.training.linearised import verify_linearised
 from tunewise.training.selection import Selection
+from tunewise.training.tracking import tracked
 from tunewise.training.trainer import make_trainer
 from tunewise.training.trajectory import TRAJECTORY, Keep, is_whole, lacks_trajectory
 
@@ -42,12 +46,14 @@ def run(
     listener: Listener | None = None,
     trajectory: Keep | None = None,
     again: bool = False,
+    track: Sequence[str] = (),
 ) -> RunRecord:
     """Do the run, or what is missing of it, and return its record. A run that is done, or
     that diverged, is not done again: it would come out the same.
 
     `trajectory` keeps snapshots of the training in the run's folder; the result is the same to the last bit. A
-    finished run that kept none is trained anew for them only with `again`.
+    finished run that kept none is trained anew for them only with `again`. `track` names trackers of
+    `training.tracking` that the Trainer reports to.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
@@ -73,7 +79,7 @@ def run(
         try:
             model = build_model(spec, task)
             model_facts = facts_of(model)
-            results, check = _train_and_measure(model, spec, task, folder, listener, trajectory)
+            results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track)
         except DivergedError as error:
             status, problem = "diverged", str(error)
         except Pruned as error:
@@ -112,7 +118,13 @@ def _has_no_beginning(spec: RunSpec, folder: Path, steps: int, checkpoint: Path,
 
 
 def _train_and_measure(
-    model: nn.Module, spec: RunSpec, task: Task, folder: Path, listener: Listener, trajectory: Keep | None
+    model: nn.Module,
+    spec: RunSpec,
+    task: Task,
+    folder: Path,
+    listener: Listener,
+    trajectory: Keep | None,
+    track: Sequence[str],
 ) -> tuple[Results, Check]:
     journal = Journal(folder / "history.jsonl")
     selection = Selection(folder / "selected", by=spec.training.select)
@@ -131,17 +143,20 @@ def _train_and_measure(
         (folder / "predictions.npz").unlink(missing_ok=True)
     listener.on(RunStarted(spec.id, spec.method.label, spec.seed, steps, first_step))
 
-    trainer = make_trainer(
-        model,
-        spec,
-        task,
-        folder=folder,
-        listener=listener,
-        journal=journal,
-        selection=selection,
-        trajectory=trajectory,
-    )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with tracked(track, spec, folder) as name:
+        trainer = make_trainer(
+            model,
+            spec,
+            task,
+            folder=folder,
+            listener=listener,
+            journal=journal,
+            selection=selection,
+            trajectory=trajectory,
+            track=track,
+            name=name,
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     listener.check()
 
     listener.on(Phase("measuring"))
@@ -160,15 +175,18 @@ def _train_and_measure(
         test=scored["test"].scores,
         confusion=task.confusion(scored["test"].logits, scored["test"].labels),
     )
-    _keep_predictions(folder / "predictions.npz", scored["test"])
+    train_losses = task.losses(scored["train"].logits, scored["train"].labels)
+    _keep_predictions(folder / "predictions.npz", scored["test"], train_losses)
     listener.on(Phase("saving and checking"))
     save(model, folder / "adapter")
     rows = task.test[: min(16, len(task.test))]
-    check = verify(model, folder / "adapter", task.load_model(spec.seed), task.collate(rows))
+    again = verify_linearised if spec.training.linearised else verify
+    check = again(model, folder / "adapter", task.load_model(spec.seed), task.collate(rows))
     return results, check
 
 
-def _keep_predictions(path: Path, test: Evaluation) -> None:
-    """Test logits and labels, for item-level comparisons later."""
+def _keep_predictions(path: Path, test: Evaluation, train_losses: Tensor) -> None:
+    """Test logits and labels, for item-level comparisons later, and each training example's loss."""
+    kept = {"logits": test.logits, "labels": test.labels, TRAIN_LOSSES: train_losses}
     with path.open("wb") as file:
-        np.savez_compressed(file, logits=test.logits.numpy(), labels=test.labels.numpy())
+        np.savez_compressed(file, allow_pickle=False, **{name: values.numpy() for name, values in kept.items()})

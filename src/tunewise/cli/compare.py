@@ -11,12 +11,15 @@ from tunewise.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from tunewise.comparison import Comparison
-    from tunewise.planning import Plan
+    from tunewise.planning import Plan, PlannedMethod
 
 _Text = Annotated[str | None, typer.Option()]
 
 
 def compare(
+    task: Annotated[
+        str | None, typer.Option(help="text or image.  [default: what the data is, by its form]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, or package:MODULE/path.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision to pin.")] = None,
     trust_remote_code: Annotated[
@@ -31,6 +34,12 @@ def compare(
     text: Annotated[str | None, typer.Option(help="Name of the text column.  [default: text]")] = None,
     text_pair: Annotated[str | None, typer.Option(help="Name of the second text column, for pairs.")] = None,
     label: Annotated[str | None, typer.Option(help="Name of the label column.  [default: label]")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Name of the column of images, or of their paths.  [default: found by its name]")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side that images are shown at.  [default: the model's own]")
+    ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(help="Of the files; several are tried in turn: utf-8,latin-1.  [default: utf-8]"),
@@ -50,9 +59,15 @@ def compare(
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="[default: 0]")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut to.  [default: 128]")] = None,
+    linearised: Annotated[
+        bool | None, typer.Option("--linearised", help="Train the network's linearisation at W0 (the NTK regime).")
+    ] = None,
     train_size: Annotated[int | None, typer.Option(help="Train on this many examples only.")] = None,
     validation_size: Annotated[int | None, typer.Option(help="Validate on this many examples only.")] = None,
     test_size: Annotated[int | None, typer.Option(help="Test on this many examples only.")] = None,
+    tune: Annotated[
+        int | None, typer.Option(help="Search each method's learning rate first: so many trials each; 0 for none.")
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Method that the others are tested against.  [default: lora]")
     ] = None,
@@ -75,6 +90,9 @@ def compare(
     again: Annotated[
         bool, typer.Option("--again", help="Train finished runs that kept no trajectory once more, with one.")
     ] = False,
+    track: Annotated[
+        str | None, typer.Option(help="Report to trackers as well: tensorboard, wandb, trackio, with commas.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train several methods over seeds, measure them side by side, recommend one, write report.html.
@@ -82,6 +100,7 @@ def compare(
     The same command again does what is missing, and only that.
     """
     given = {
+        "task": task,
         "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
         "data": {
             "path": data,
@@ -90,6 +109,8 @@ def compare(
             "text": text,
             "text_pair": text_pair,
             "label": label,
+            "image": image,
+            "image_size": image_size,
             "encoding": encoding,
             "train_size": train_size,
             "validation_size": validation_size,
@@ -101,12 +122,14 @@ def compare(
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "max_length": max_length,
+            "linearised": linearised,
         },
         "methods": methods,
         "rank": rank,
         "alpha": alpha,
         "targets": targets.split(",") if targets and "," in targets else targets,
         "seeds": _seeds(seeds),
+        "tuning": {"trials": tune},
         "reference": reference,
         "measures": measures,
         "trajectory": trajectory,
@@ -125,6 +148,7 @@ def compare(
     content["methods"] = _flags_win(content.get("methods"), given)
     folder = str(content.pop("out", None) or "runs").rstrip("/")
     with_costs = content.pop("costs", True)
+    trackers = _trackers(track, content.pop("track", None))
     title = content.pop("title", None) or "Which fine-tuning method?"
     for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
         if not content.get(name):
@@ -143,17 +167,39 @@ def compare(
         from tunewise.comparison import compare as run_compare
         from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
+        from tunewise.training.tracking import check_trackers
 
+        check_trackers(trackers)
         plan = make_plan(checked, RunStore(folder), again=again)
     _show_plan(plan, console, str(folder))
     if plan.without_trajectory and not again:
         count = len(plan.without_trajectory)
         console.print(f"{count} finished runs kept no trajectory; --again trains them anew with one", highlight=False)
+    if plan.spec.tuning is not None:
+        from tunewise.tuning import waiting_trials
+
+        trials = waiting_trials(plan, RunStore(folder))
+        console.print(f"{trials} trials for the learning rates come first", highlight=False)
     if dry_run:
         return
     with LiveProgress(console, plan) as listener:
-        found = run_compare(checked, folder, title=title, costs=with_costs, listener=listener, plan=plan, again=again)
+        found = run_compare(
+            checked,
+            folder,
+            title=title,
+            costs=with_costs,
+            listener=listener,
+            plan=plan,
+            again=again,
+            track=trackers,
+        )
     _show_result(found, console)
+
+
+def _trackers(flag: str | None, from_file: Any) -> list[str]:
+    """Names from `--track a,b`, or from a spec file: a name, names with commas, or a list."""
+    said = flag or from_file or []
+    return [name.strip() for name in said.split(",") if name.strip()] if isinstance(said, str) else list(said)
 
 
 def _flags_win(methods: Any, given: dict[str, Any]) -> Any:
@@ -217,11 +263,23 @@ def _show_plan(plan: Plan, console: Any, folder: str) -> None:
             f"{facts.adapter:,}",
             f"{facts.head:,}",
             f"{facts.trainable / facts.parameters:.3%}",
-            f"{planned.learning_rate:g}",
+            _rate(planned, plan),
         )
     console.print(table)
     ready = f", {len(plan.done)} done already" if plan.done else ""
     console.print(f"{todo} runs to do{ready}; everything goes to {folder}", highlight=False)
+
+
+def _rate(planned: PlannedMethod, plan: Plan) -> str:
+    """The rate, or the grid that will be searched."""
+    tuning = plan.spec.tuning
+    method, common = planned.method.learning_rate, plan.spec.training.learning_rate
+    if tuning is None or (not tuning.given and (method or common)):
+        return f"{planned.learning_rate:g}" + (", given" if tuning else "")
+    from tunewise.tuning.grid import first_rates
+
+    rates = first_rates(planned.learning_rate, tuning.factor, tuning.trials)
+    return f"{min(rates):g} to {max(rates):g}"
 
 
 def _show_result(found: Comparison, console: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tunewise.methods.chain import ChainCallback
 from tunewise.methods.pass_through import RankAllocation
 from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task
+from tunewise.training.build import total_steps
 from tunewise.training.checkpoints import seal
 from tunewise.training.events import EpochDone, Listener, StepDone
 from tunewise.training.journal import Journal
@@ -76,6 +78,8 @@ class RunTrainer(Trainer):
             on_batch=self.listener.check,
         ).scores
         metrics = {"eval_loss": scored.loss, **{f"eval_{k}": v for k, v in scored.metrics.items()}}
+        if self.args.report_to:
+            self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -147,10 +151,13 @@ def make_trainer(
     journal: Journal,
     selection: Selection,
     trajectory: Keep | None = None,
+    track: Sequence[str] = (),
+    name: str | None = None,
 ) -> RunTrainer:
     """A Trainer that leaves sealed checkpoints in `folder/checkpoints`, the selected weights in `selection` and, where
-    it is asked for, the path there in `folder/trajectory`."""
+    it is asked for, the path there in `folder/trajectory`. It reports to the trackers `track` under `name`."""
     training = spec.training
+    steps = total_steps(spec, len(task.train))
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=training.epochs,
@@ -166,9 +173,12 @@ def make_trainer(
         save_strategy="epoch" if training.save_every is None else "steps",
         save_steps=training.save_every or 500,
         save_total_limit=2,  # the one before, should the newest be damaged
-        logging_strategy="no",
+        logging_strategy="steps" if track else "no",
+        logging_steps=max(1, steps // 200),
+        logging_first_step=True,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(track) or "none",
+        run_name=name,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,
