@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from tunewise.errors import ModelError
 from tunewise.methods.catalog import get_method
@@ -68,9 +69,28 @@ def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Pla
         if chain is not None:
             chain.restarts(steps, steps // spec.training.epochs)  # raises where the run is too short for its links
     keep = Keep(spec.trajectory, full=spec.trajectory_full) if spec.trajectory else None
+    done, without = _survey(runs, store, keep, again)
+    return Plan(spec, task, runs, done, counted, steps, keep, without)
+
+
+def with_rates(plan: Plan, rates: Mapping[str, float], store: RunStore, *, again: bool = False) -> Plan:
+    """The plan with other learning rates, by label. Its spec says what is run, so there is nothing left to tune."""
+    methods = [m.model_copy(update={"learning_rate": rates.get(m.label, m.learning_rate)}) for m in plan.spec.methods]
+    spec = plan.spec.model_copy(update={"methods": methods, "tuning": None})
+    runs = spec.runs()
+    done, without = _survey(runs, store, plan.trajectory, again)
+    planned = [
+        replace(known, method=method, learning_rate=rates.get(method.label, known.learning_rate))
+        for known, method in zip(plan.methods, methods, strict=True)
+    ]
+    return replace(plan, spec=spec, runs=runs, done=done, without_trajectory=without, methods=planned)
+
+
+def _survey(runs: list[RunSpec], store: RunStore, keep: Keep | None, again: bool) -> tuple[set[str], set[str]]:
+    """Which runs are done, and which of the finished ones lack the trajectory that is asked for."""
     finished = {run.id: record for run in runs if (record := store.finished(run.id)) is not None}
     without = {run_id for run_id, record in finished.items() if lacks_trajectory(record, store.folder(run_id), keep)}
-    return Plan(spec, task, runs, {*finished} - (without if again else set()), counted, steps, keep, without)
+    return {*finished} - (without if again else set()), without
 
 
 def _count(spec: CompareSpec, method: MethodSpec, labels: list[str]) -> PlannedMethod:

@@ -108,7 +108,7 @@ class TuningSpec(Frozen):
     """A search for each method's learning rate, with one budget for all of them, decided on validation alone."""
 
     trials: int = Field(4, ge=2, le=50, description="rates tried for each method")
-    factor: float = Field(3.0, gt=1, le=100, description="from one rate of the grid to the next")
+    factor: float = Field(3.0, ge=1.2, le=100, description="from one rate of the grid to the next")
     extend: int = Field(0, ge=0, le=50, description="further trials for all, where a best rate lies on a grid's edge")
     seed: int = Field(1000, ge=0, description="of the trials; none of the comparison's own")
     given: bool = Field(False, description="search around rates that are given, too")

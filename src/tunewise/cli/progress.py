@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tunewise.cli.live_curves import LiveCurves
 from tunewise.planning import Plan
-from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, StepDone
+from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, RunsToDo, StepDone
 
 
 class LiveProgress(Listener):
@@ -105,8 +105,14 @@ class LiveProgress(Listener):
                 self.progress.update(self.one, note=event.name)
                 if not self.live and not event.name.startswith("saving"):
                     self.console.print(f"    {event.name}", markup=False)
+            case RunsToDo():
+                self.todo = self.finished + event.count
+                self.steps_to_do = self.steps_done + event.count * self.plan.steps
+                self.progress.update(self.all, total=self.todo)
             case RunFinished():
                 self.finished += 1
+                if event.status == "pruned":  # its steps will not be done
+                    self.steps_to_do = self.steps_done + (self.todo - self.finished) * self.plan.steps
                 self.progress.update(self.all, completed=self.finished, note=self._remaining())
                 line = f"[{self.finished}/{self.todo}] {self.current}: {event.status} in {event.seconds:.0f} s"
                 left = self._remaining()

@@ -24,7 +24,7 @@ from tunewise.report.section import ReportData
 from tunewise.report.sections import build_sections
 from tunewise.spec import CompareSpec
 from tunewise.store.files import write_atomically
-from tunewise.store.records import CostReport, Measured, RunRecord
+from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
 
 def write_report(
@@ -39,6 +39,7 @@ def write_report(
     recommendation: Recommendation | None,
     folders: Mapping[str, str],
     measured: Mapping[str, Mapping[str, Measured]] | None = None,
+    tuning: TuningReport | None = None,
 ) -> None:
     """Writes the report of a comparison to `path`, whole or not at all.
 
@@ -56,6 +57,7 @@ def write_report(
         recommendation=recommendation,
         folders=folders,
         measured=measured,
+        tuning=tuning,
     )
     _write_whole(path, page)
 
@@ -71,6 +73,7 @@ def render(
     recommendation: Recommendation | None,
     folders: Mapping[str, str],
     measured: Mapping[str, Mapping[str, Measured]] | None = None,
+    tuning: TuningReport | None = None,
 ) -> str:
     """The page of `write_report` as text."""
     templates = _templates()
@@ -79,7 +82,7 @@ def render(
     comparison_table = build_table(summaries, recommendation, costs)
     confusions = confusion_panels(records, summaries, recommendation)
     classes = next((len(r.data.labels) for r in records if r.data), 0)
-    data = ReportData(comparison, records, histories, costs, summaries, recommendation, measured or {}, marks)
+    data = ReportData(comparison, records, histories, costs, summaries, recommendation, measured or {}, marks, tuning)
     script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
     return templates.get_template("page.html.jinja").render(
         title=title,
@@ -100,7 +103,7 @@ def render(
         classes=classes,
         run_columns=provenance.run_columns(metric),
         runs=provenance.run_lines(records, folders, metric),
-        facts=provenance.facts(comparison, records, costs),
+        facts=provenance.facts(comparison, records, costs, tuning),
         style=Markup(style_sheet()),
         plotly=Markup(plotly_script()),
         script=script,

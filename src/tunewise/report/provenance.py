@@ -11,7 +11,7 @@ from tunewise.methods.catalog import get_method
 from tunewise.report import numbers
 from tunewise.report.rows import metric_name
 from tunewise.spec import CompareSpec
-from tunewise.store.records import CostReport, DataFacts, RunRecord
+from tunewise.store.records import CostReport, DataFacts, RunRecord, TuningReport
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,12 @@ def run_lines(records: Sequence[RunRecord], folders: Mapping[str, str], metric: 
     return lines
 
 
-def facts(comparison: CompareSpec, records: Sequence[RunRecord], costs: CostReport | None) -> list[Fact]:
+def facts(
+    comparison: CompareSpec,
+    records: Sequence[RunRecord],
+    costs: CostReport | None,
+    tuning: TuningReport | None = None,
+) -> list[Fact]:
     """How the comparison was made, heading by heading; only what the records say."""
     finished = [r for r in records if r.status == "done" and r.results]
     found = [
@@ -103,7 +108,7 @@ def facts(comparison: CompareSpec, records: Sequence[RunRecord], costs: CostRepo
         Fact("Notes on the data", list(dict.fromkeys(n for r in records if r.data for n in r.data.notes)), True),
         Fact("Methods", _methods(comparison, records), True),
         Fact("Training", [_training(comparison)]),
-        Fact("Learning rates", _rates(records)),
+        Fact("Learning rates", [*_rates(records), *tuning_words(tuning)]),
         Fact("Selection", _selection(finished)),
         Fact(
             "Gap",
@@ -174,6 +179,30 @@ def _rates(records: Sequence[RunRecord]) -> list[str]:
         return []
     said = ", ".join(f"{method} {' / '.join(map(numbers.rate, used))}" for method, used in rates.items())
     return [f"As used, one rate a method: {said}."]
+
+
+def tuning_words(tuning: TuningReport | None) -> list[str]:
+    """How the rates were found, and where methods did not get the same."""
+    if tuning is None:
+        return ["They were given or are the methods' defaults; none was searched for here."]
+    searched = [row for row in tuning.methods if not row.given]
+    given = [row.method for row in tuning.methods if row.given]
+    budgets = sorted({len(row.trials) for row in searched})
+    trials = " or ".join(map(str, budgets))
+    stop = (
+        " A trial past half of its epochs was stopped where it was worse than the median of those before it and no "
+        "longer getting better."
+        if tuning.settings.stop == "median"
+        else ""
+    )
+    said = [
+        f"Each was searched for with {trials} trials, a factor of {tuning.settings.factor:g} from one rate to the next "
+        f"around the method's default, at seed {tuning.settings.seed}, which none of the runs below has; the best "
+        f"{tuning.objective} decided, and the test split was not looked at.{stop}"
+    ]
+    if given:
+        said.append(f"Given, not tuned: {', '.join(given)}; the budgets are unequal there.")
+    return said
 
 
 def _selection(finished: Sequence[RunRecord]) -> list[str]:

@@ -11,7 +11,7 @@ from tunewise.advise.summary import MethodSummary
 from tunewise.report.palette import Mark
 from tunewise.report.panels import Panel
 from tunewise.spec import CompareSpec
-from tunewise.store.records import CostReport, Measured, RunRecord
+from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class ReportData:
     """By the measure's name, then by run id."""
     marks: Mapping[str, Mark]
     """Colour, dash and symbol of each method's label."""
+    tuning: TuningReport | None = None
 
     def values(self, measure: str) -> list[tuple[RunRecord, dict[str, Any]]]:
         """The finished runs that the measure found something in, with what it found, in the report's order."""

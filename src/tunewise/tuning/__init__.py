@@ -3,6 +3,6 @@
 One rate for all methods is no comparison of methods, and one rate each, picked by hand, is a comparison of hands.
 """
 
-from tunewise.tuning.search import tune, waiting_trials, with_rates
+from tunewise.tuning.search import chosen_rates, tune, waiting_trials
 
-__all__ = ["tune", "waiting_trials", "with_rates"]
+__all__ = ["chosen_rates", "tune", "waiting_trials"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 from tunewise.errors import SpecError
 from tunewise.planning import Plan
@@ -51,7 +51,7 @@ def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
             for _ in range(settings.extend):
                 search.attempt(next_rate(search.values, settings.factor), listener)
     found = {search.method.label: search.outcome() for search in searches}
-    rows = [found.get(planned.method.label) or _given(planned.method, planned.learning_rate) for planned in plan.methods]
+    rows = [found.get(known.method.label) or _given(known.method, known.learning_rate) for known in plan.methods]
     by_loss = plan.spec.training.select == "loss"
     return TuningReport(
         settings=settings,
@@ -61,22 +61,9 @@ def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
     )
 
 
-def with_rates(plan: Plan, report: TuningReport, store: RunStore) -> Plan:
-    """The plan with the chosen rates in its runs. Its spec says what is run, so it has no `tuning` any more."""
-    rates = {row.method: row.chosen for row in report.methods if not row.given}
-    methods = [m.model_copy(update={"learning_rate": rates.get(m.label, m.learning_rate)}) for m in plan.spec.methods]
-    spec = plan.spec.model_copy(update={"methods": methods, "tuning": None})
-    runs = spec.runs()
-    return replace(
-        plan,
-        spec=spec,
-        runs=runs,
-        done={r.id for r in runs if store.finished(r.id) is not None},
-        methods=[
-            replace(planned, method=method, learning_rate=rates.get(method.label, planned.learning_rate))
-            for planned, method in zip(plan.methods, methods, strict=True)
-        ],
-    )
+def chosen_rates(report: TuningReport) -> dict[str, float]:
+    """What the search chose, by the methods' labels; methods whose rate was given are not among them."""
+    return {row.method: row.chosen for row in report.methods if not row.given}
 
 
 def waiting_trials(plan: Plan, store: RunStore) -> int:
@@ -199,7 +186,7 @@ class Search:
         )
 
 
-def _epochs(entries: list[dict]) -> list[dict]:
+def _epochs(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["kind"] == "epoch"]
 
 

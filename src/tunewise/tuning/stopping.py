@@ -15,6 +15,7 @@ With three epochs and four trials this saves two epochs of twelve at most: it is
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,10 @@ def _study(epochs: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # A step below `n_warmup_steps` stops nothing; epochs count from 1.
     behind = optuna.pruners.MedianPruner(n_startup_trials=_LEAST_TRIALS, n_warmup_steps=math.ceil(epochs / 2))
-    return optuna.create_study(direction="minimize", pruner=optuna.pruners.PatientPruner(behind, patience=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # it has stood so since 2021
+        pruner = optuna.pruners.PatientPruner(behind, patience=0)
+    return optuna.create_study(direction="minimize", pruner=pruner)
 
 
 def require_optuna() -> None:

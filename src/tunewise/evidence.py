@@ -1,0 +1,165 @@
+"""What a comparison rests on, in its folder: written when it starts, read again by `report`, `recommend` and `aa`.
+
+runs/compare-<id>/compare.json   the specification that was run, rates and digests filled in
+runs/compare-<id>/about.json     its title
+runs/compare-<id>/tuning.json    the learning-rate search, where there was one
+runs/compare-<id>/costs.json     the cost probe, where it was made
+runs/compare-<id>/report.html
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tunewise.errors import SpecError, StoreError, nearest
+from tunewise.spec import CompareSpec, RunSpec
+from tunewise.store.files import write_atomically
+from tunewise.store.folders import RunStore
+from tunewise.store.records import CostReport, RunRecord, TuningReport
+
+if TYPE_CHECKING:
+    from tunewise.measures.collect import Collected
+
+DEFAULT_TITLE = "Which fine-tuning method?"
+_PREFIX = "compare-"
+_SPEC = "compare.json"
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A comparison's runs and what is known of them. `records` has every run of the specification, in its order;
+    one that has not come to its end has the status "running"."""
+
+    spec: CompareSpec
+    folder: Path
+    records: list[RunRecord]
+    title: str = DEFAULT_TITLE
+    costs: CostReport | None = None
+    tuning: TuningReport | None = None
+    measured: Collected = field(default_factory=dict)
+
+    @property
+    def store(self) -> RunStore:
+        return RunStore(self.folder.parent)
+
+    @property
+    def unfinished(self) -> int:
+        """Runs that have not come to their end."""
+        return sum(record.status == "running" for record in self.records)
+
+
+def begin(spec: CompareSpec, store: RunStore, title: str, tuning: TuningReport | None) -> Path:
+    """Make a comparison's folder, before its first run, so that an unfinished one can be looked at too."""
+    folder = store.root / f"{_PREFIX}{spec.id}"
+    write_atomically(folder / _SPEC, spec.model_dump_json(indent=1) + "\n")
+    write_atomically(folder / "about.json", json.dumps({"title": title}, indent=1) + "\n")
+    if tuning is not None:
+        write_atomically(folder / "tuning.json", tuning.model_dump_json(indent=1) + "\n")
+    return folder
+
+
+def keep_costs(folder: Path, costs: CostReport) -> None:
+    """Put the cost probe's result beside the comparison that it belongs to."""
+    write_atomically(folder / "costs.json", costs.model_dump_json(indent=1) + "\n")
+
+
+def comparisons(root: Path) -> list[Path]:
+    """Folders of the comparisons in a runs folder, the latest first."""
+    found = [file.parent for file in root.glob(f"{_PREFIX}*/{_SPEC}")]
+    return sorted(found, key=lambda folder: ((folder / _SPEC).stat().st_mtime, folder.name), reverse=True)
+
+
+def locate(path: Path) -> tuple[Path, list[Path]]:
+    """The comparison folder that is meant by `path`: it itself, or the latest one in a runs folder; and the others
+    that stand beside it in that case. Raises `SpecError` where there is none."""
+    if (path / _SPEC).is_file():
+        return path, []
+    if not path.is_dir():
+        beside = [f.name for f in comparisons(path.parent)] if path.parent.is_dir() else []
+        hint = nearest(path.name, beside) if beside else "; give the folder that `tunewise compare --out` wrote to"
+        raise SpecError(f"{path} is no folder{hint}")
+    found = comparisons(path)
+    if not found:
+        raise SpecError(f"{path} holds no comparison; give a runs folder, or a compare-... folder in one")
+    return found[0], found[1:]
+
+
+def read(folder: Path, *, measures: bool = False) -> Evidence:
+    """A comparison as it stands on disk. `measures` reads what its measures found, too (imports torch).
+
+    Raises `StoreError` where a file can't be read, or where not one run has a record.
+    """
+    spec = _read(folder / _SPEC, CompareSpec)
+    assert spec is not None
+    store = RunStore(folder.parent)
+    known = {run.id: (run, store.record(run.id)) for run in spec.runs()}
+    sample = next((record for _, record in known.values() if record is not None), None)
+    if sample is None:
+        raise StoreError(f"{folder} has no finished run yet; wait for `tunewise compare`, or start it again")
+    records = [
+        # A run that another comparison made is called there what it is called here.
+        record.model_copy(update={"spec": run}) if record is not None else _unfinished(run, sample)
+        for run, record in known.values()
+    ]
+    return Evidence(
+        spec=spec,
+        folder=folder,
+        records=records,
+        title=_title(folder),
+        costs=_read(folder / "costs.json", CostReport),
+        tuning=_read(folder / "tuning.json", TuningReport),
+        measured=_measured(spec, records, store) if measures else {},
+    )
+
+
+def _unfinished(run: RunSpec, sample: RunRecord) -> RunRecord:
+    return RunRecord(
+        id=run.id,
+        status="running",
+        spec=run,
+        environment=sample.environment,
+        started=sample.started,
+        seconds=0.0,
+        error="not finished; the command that began it goes on with it",
+    )
+
+
+def _measured(spec: CompareSpec, records: list[RunRecord], store: RunStore) -> Collected:
+    from tunewise.measures.catalog import get_measure
+    from tunewise.measures.collect import read as read_measure
+
+    found: Collected = {}
+    for name in spec.measures:
+        made = {
+            record.id: values
+            for record in records
+            if record.status == "done" and (values := read_measure(store.folder(record.id), get_measure(name)))
+        }
+        found[name] = made
+    return found
+
+
+def _title(folder: Path) -> str:
+    try:
+        title = json.loads((folder / "about.json").read_text(encoding="utf-8"))["title"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_TITLE
+    return str(title)
+
+
+def _read(file: Path, kind: type[_Model]) -> _Model | None:
+    try:
+        return kind.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if file.name == _SPEC:
+            raise StoreError(f"{file.parent} holds no {_SPEC}; give the folder of a comparison") from None
+        return None
+    except (OSError, ValidationError, SpecError) as error:
+        raise StoreError(f"{file} can't be read ({str(error).splitlines()[0]}); run `tunewise compare` again") from None

@@ -1,0 +1,86 @@
+"""The learning-rate search: every trial of every method, what was chosen, and where budgets were not equal."""
+
+from __future__ import annotations
+
+from tunewise.report import numbers
+from tunewise.report.provenance import tuning_words
+from tunewise.report.section import Grid, ReportData, Section
+from tunewise.store.records import MethodTuning, Trial, TuningReport
+
+
+def section(data: ReportData) -> Section | None:
+    """None where no rate was searched for."""
+    tuning = data.tuning
+    if tuning is None:
+        return None
+    searched = [row for row in tuning.methods if not row.given]
+    notes = [note for row in searched if (note := _edge(row, tuning))]
+    notes += [f"{row.method}: {row.note}." for row in searched if row.note]
+    return Section(
+        key="tuning",
+        title="Learning rates",
+        words=tuning_words(tuning),
+        grids=[_chosen(tuning), *([_trials(tuning, searched)] if searched else [])],
+        notes=notes,
+    )
+
+
+def _chosen(tuning: TuningReport) -> Grid:
+    rows = []
+    for row in tuning.methods:
+        best = next((t for t in row.trials if t.rate == row.chosen and t.status == "done"), None)
+        pruned = sum(t.status == "pruned" for t in row.trials)
+        rows.append(
+            [
+                row.method,
+                numbers.rate(row.chosen) + (", given, not tuned" if row.given else ""),
+                _value(best.value) if best else numbers.MISSING,
+                str(len(row.trials)),
+                str(pruned),
+                str(sum(t.epochs for t in row.trials)),
+            ]
+        )
+    return Grid(
+        columns=["method", "rate used", f"best {tuning.objective}", "trials", "stopped early", "epochs spent"],
+        rows=rows,
+        caption="The rate of each method and what the search for it cost",
+    )
+
+
+def _trials(tuning: TuningReport, searched: list[MethodTuning]) -> Grid:
+    longest = max(len(row.trials) for row in searched)
+    rows = []
+    for row in searched:
+        cells = [_cell(trial, row) for trial in sorted(row.trials, key=lambda t: t.rate)]
+        rows.append([row.method, *cells, *[numbers.MISSING] * (longest - len(cells))])
+    return Grid(
+        columns=["method", *(f"trial {i + 1}" for i in range(longest))],
+        rows=rows,
+        caption=f"Every trial, from the lowest rate: rate, {tuning.objective} of its best epoch, what became of it",
+    )
+
+
+def _cell(trial: Trial, row: MethodTuning) -> str:
+    if trial.status == "done":
+        fate = ", chosen" if trial.rate == row.chosen and row.note is None else ""
+    elif trial.status == "pruned":
+        fate = f", stopped after epoch {trial.epochs}"
+    else:
+        fate = f", {trial.status}"
+    value = "" if trial.value is None else f": {_value(trial.value)}"
+    return f"{numbers.rate(trial.rate)}{value}{fate}"
+
+
+def _edge(row: MethodTuning, tuning: TuningReport) -> str:
+    if row.edge is None:
+        return ""
+    further = "higher" if row.edge == "highest" else "lower"
+    way = "" if tuning.settings.extend else "; `extend` under `tuning` spends further trials, the same for all methods"
+    return (
+        f"{row.method}: the best rate, {numbers.rate(row.chosen)}, is the {row.edge} that was tried, so a {further} "
+        f"one might do better{way}."
+    )
+
+
+def _value(value: float | None) -> str:
+    return numbers.MISSING if value is None else numbers.nats(value)
