@@ -75,6 +75,10 @@ def trainer(model: Any, folder: Path, callbacks: list[Any], **options: Any) -> T
     )
 
 
+def freeze(model: Any) -> Any:
+    return model.requires_grad_(False)
+
+
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
@@ -104,15 +108,20 @@ def test_a_snapshot_is_about_as_large_as_what_is_trained(tmp_path: Path) -> None
 
 
 def test_a_plain_peft_model_keeps_its_trained_tensors(tmp_path: Path) -> None:
-    def make() -> Any:
+    def make(*targets: str) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return get_peft_model(models.make("bert"), LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+            config = LoraConfig(r=2, target_modules=list(targets), task_type="SEQ_CLS")
+            return get_peft_model(models.make("bert"), config)
 
-    model, again = make(), make()
+    model, again = make("query"), make("query")
     trainer(model, tmp_path, [tunewise.TrajectoryCallback(tmp_path, 2)]).train()
     snapshots(tmp_path)[-1].restore(again)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    with pytest.raises(StoreError, match="does not fit this model: it has no base_model.*value"):
+        snapshots(tmp_path)[-1].restore(make("query", "value"))
+    with pytest.raises(StoreError, match=r"does not fit this model: base_model.*query.* is not in the model"):
+        snapshots(tmp_path)[-1].restore(freeze(make("value")))
 
 
 def test_full_fine_tuning_keeps_nothing_unless_asked(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_damaged_foreign_and_unfitting_snapshots_are_named(tmp_path: Path) -> No
     first, middle, last = snapshots(tmp_path)
     with pytest.raises(StoreError, match="is of lora, rank 4, seed 0, and this model has cla-rows, rank 4, seed 0"):
         first.restore(attached("cla-rows"))
-    with pytest.raises(StoreError, match="does not fit this model: base_model"):
+    with pytest.raises(StoreError, match="is of lora, rank 4, seed 0, and this model has no method"):
         first.restore(models.make("bert"))
     content = bytearray(middle.path.read_bytes())
     content[-1] ^= 1

@@ -183,18 +183,20 @@ def delta(model: nn.Module, base: nn.Module | None = None) -> dict[str, Tensor]:
         before = {name: _out_in(module) for name, module in linear_layers(base).items()}
         after = {name: _out_in(module) for name, module in linear_layers(model).items()}
         return {name: (after[name] - before[name]).float() for name in after}
+    return {target.name: layer_delta(model, target) for target in done.targets}
+
+
+def layer_delta(model: nn.Module, target: Target) -> Tensor:
+    """dW of one adapted layer, fp32 (out, in), alpha / rank and all links included; not for `fft` and `head`."""
+    done = attachment(model)
     if done.method.passed_through:
-        return {target.name: _merged_difference(model, target) for target in done.targets}
-    deltas = {}
-    for target in done.targets:
-        layer = _layer(model, target)
-        ours = adapters_of(layer).get(done.adapter_name)
-        if ours is not None:
-            deltas[target.name] = ours.delta()
-        else:
-            dense = layer.get_delta_weight(done.adapter_name).detach().float()
-            deltas[target.name] = dense.T if layer.fan_in_fan_out else dense
-    return deltas
+        return _merged_difference(model, target)
+    layer = _layer(model, target)
+    ours = adapters_of(layer).get(done.adapter_name)
+    if ours is not None:
+        return ours.delta()
+    dense = layer.get_delta_weight(done.adapter_name).detach().float()
+    return dense.T if layer.fan_in_fan_out else dense
 
 
 def _merged_difference(model: nn.Module, target: Target) -> Tensor:

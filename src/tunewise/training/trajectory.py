@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -61,46 +62,49 @@ class Snapshot:
     path: Path
     checksum: str
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What the file holds: `trained.NAME` for every trained parameter, and for each adapter with a place of its
-        own `link.I.where.ADAPTER:LAYER` (columns, or A) and, for a finished link, `link.I.b.ADAPTER:LAYER`.
-
-        Raises `StoreError` for a file that is damaged or gone.
-        """
+    def check(self) -> None:
+        """Raises `StoreError` where the file is not as it was written, or gone."""
         try:
             if sha256(self.path) != self.checksum:
                 raise StoreError(f"{self.path} is not as it was written; train that run again with a trajectory")
-            return load_file(self.path)
+        except OSError as error:
+            raise StoreError(f"{self.path} can't be read: {error}") from None
+
+    def tensors(self, layer: str | None = None) -> dict[str, Tensor]:
+        """What the file holds: `trained.NAME` for every trained parameter, and for each adapter with a place of its
+        own `link.I.where.ADAPTER:LAYER` (columns, or A) and, for a finished link, `link.I.b.ADAPTER:LAYER`.
+
+        With `layer` only what belongs to that layer is read. Raises `StoreError` for a file that can't be read.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys() if _belongs(key, layer)}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise StoreError(f"{self.path} can't be read: {error}") from None
 
-    def _made_by(self) -> str:
-        with safe_open(self.path, "pt") as file:
-            return str((file.metadata() or {}).get("made_by", ""))
-
-    @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
         """Put this moment's trained state into a model that carries the same method on the same base model (as
         `training.build.build_model` makes it): the same function, the same dW, bit for bit.
 
-        Raises `StoreError` where the model is another one.
+        Raises `StoreError` where the file is damaged, or the model is another one.
         """
+        self.check()
         tensors = self.tensors()
-        held = {key.removeprefix("trained."): t for key, t in tensors.items() if key.startswith("trained.")}
-        own = dict(model.named_parameters())
-        adapters = {_key(adapter): adapter for adapter in layer_adapters(model)}
-        strange = [name for name, t in held.items() if name not in own or own[name].shape != t.shape]
-        strange += [key for key in tensors if key.startswith("link.") and key.split(".", 3)[3] not in adapters]
-        strange += [name for name, p in own.items() if p.requires_grad and name not in held]
-        if strange:
-            raise StoreError(f"{self.path} does not fit this model: {strange[0]} is in one of them, or has two shapes")
         if self._made_by() != (mine := made_by(model)):
-            raise StoreError(f"{self.path} is of {self._made_by()}, and this model has {mine}")
-        for key, adapter in adapters.items():
-            _take_links(adapter, key, tensors)
-        for name, tensor in held.items():
-            own[name].copy_(tensor)
-        refold(model)
+            raise StoreError(
+                f"{self.path} is of {self._made_by() or 'another hand'}, and this model has {mine or 'no method'}"
+            )
+        names = {name for name, p in model.named_parameters() if p.requires_grad}
+        if missing := sorted(names - {key.removeprefix("trained.") for key in tensors}):
+            raise StoreError(f"{self.path} does not fit this model: it has no {missing[0]}")
+        try:
+            put_state(model, tensors)
+        except StoreError as error:
+            raise StoreError(f"{self.path} does not fit this model: {error}") from None
+
+    def _made_by(self) -> str:
+        with safe_open(self.path, "pt") as file:
+            return str((file.metadata() or {}).get("made_by", ""))
 
 
 def snapshots(folder: str | Path) -> list[Snapshot]:
@@ -241,6 +245,28 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
+@torch.no_grad()
+def put_state(model: nn.Module, tensors: Mapping[str, Tensor], layer: str | None = None) -> None:
+    """The inverse of `state_of`, for a model that carries the same method; for one layer only, where it is named.
+    Raises `StoreError` for a tensor that is not in the model, or has another shape there."""
+    held = {key.removeprefix("trained."): t for key, t in tensors.items() if key.startswith("trained.")}
+    own = dict(model.named_parameters())
+    adapters = {_key(a): a for a in layer_adapters(model) if layer is None or a.target.name == layer}
+    strange = [name for name, t in held.items() if name not in own or own[name].shape != t.shape]
+    strange += [key for key in tensors if key.startswith("link.") and key.split(".", 3)[3] not in adapters]
+    if strange:
+        raise StoreError(f"{strange[0]} is not in the model, or has another shape there")
+    for key, adapter in adapters.items():
+        _take_links(adapter, key, tensors)
+    for name, tensor in held.items():
+        own[name].copy_(tensor)
+    refold(model)
+
+
+def _belongs(key: str, layer: str | None) -> bool:
+    return layer is None or f".{layer}." in key or key.endswith(f":{layer}")
+
+
 def _where(adapter: LayerAdapter) -> Tensor | None:
     """What places the active link, where it is not trained itself: its columns, or its A."""
     if isinstance(adapter, ColumnAdapter):
@@ -248,7 +274,7 @@ def _where(adapter: LayerAdapter) -> Tensor | None:
     return adapter.a if isinstance(adapter, LowRankAdapter) else None
 
 
-def _take_links(adapter: LayerAdapter, key: str, tensors: dict[str, Tensor]) -> None:
+def _take_links(adapter: LayerAdapter, key: str, tensors: Mapping[str, Tensor]) -> None:
     def factor(where: Tensor) -> Tensor:
         if isinstance(adapter, ColumnAdapter):
             return one_hot(where, adapter.target.in_features).to(adapter.b.device)
