@@ -102,6 +102,7 @@ class TrainingSpec(Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     select: Literal["loss", "metric"] = Field("loss", description="the epoch kept: lowest loss or best metric")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch unless given")
+    linearised: bool = Field(False, description="train the network's linearisation at W0 (the NTK regime)")
 
 
 class TuningSpec(Frozen):
@@ -149,6 +150,8 @@ class RunSpec(Frozen):
         content["learning_rate"] = self.learning_rate
         content["training"].pop("learning_rate")
         content["training"].pop("save_every")
+        if not self.training.linearised:  # runs from before there was this choice keep their names
+            content["training"].pop("linearised")
         content["protocol"] = PROTOCOL
         return content_hash(content)
 
@@ -230,6 +233,13 @@ class CompareSpec(Frozen):
         if isinstance(tuning, int) and not isinstance(tuning, bool):
             tuning = {"trials": tuning}
         return None if isinstance(tuning, dict) and tuning.get("trials") == 0 else tuning
+
+    @model_validator(mode="after")
+    def _own_updates_where_linearised(self) -> CompareSpec:
+        foreign = [m.name for m in self.methods if get_method(m.name).passed_through]
+        if self.training.linearised and foreign:
+            raise SpecError(f"{foreign[0]!r} can't be trained linearised: its update is PEFT's own; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _no_repeats(self) -> CompareSpec:

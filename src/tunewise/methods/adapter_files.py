@@ -56,7 +56,10 @@ def save(model: nn.Module, path: str | Path, adapter_name: str | None = None) ->
         else:
             changed = {n: p.detach().contiguous().cpu() for n, p in model.named_parameters() if p.requires_grad}
             save_file(changed, scratch / CHANGED, metadata={"format": "pt"})
-        (scratch / SIDECAR).write_text(json.dumps(_describe(model, done), indent=1) + "\n", encoding="utf-8")
+        notes = _describe(model, done)
+        if getattr(model, "linearised", False):  # its scores are not those of the network that a reader loads
+            notes["linearised"] = True
+        (scratch / SIDECAR).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
         _replace_folder(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

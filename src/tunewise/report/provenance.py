@@ -50,7 +50,8 @@ def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
     return (
         f"{methods} method{'s' if methods != 1 else ''} × {seeds} seed{'s' if seeds != 1 else ''} on "
         f"{_last(comparison.model.path)} with {_last(comparison.data.path)}{sizes}, "
-        f"{comparison.training.epochs} epoch{'s' if comparison.training.epochs != 1 else ''} each."
+        f"{comparison.training.epochs} epoch{'s' if comparison.training.epochs != 1 else ''} each"
+        f"{', of the network linearised at its pretrained weights' if comparison.training.linearised else ''}."
     )
 
 
@@ -164,10 +165,16 @@ def _methods(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]
 
 def _training(comparison: CompareSpec) -> str:
     t = comparison.training
+    linearised = (
+        " What was trained and scored is the network's linearisation at the pretrained weights (the NTK regime), "
+        "dropout off; an adapter loaded elsewhere puts its dW into the network itself, whose outputs are others."
+        if t.linearised
+        else ""
+    )
     return (
         f"{t.epochs} epochs, batch size {t.batch_size}, AdamW with weight decay {t.weight_decay:g}, {t.schedule} "
         f"schedule after {100 * t.warmup_ratio:g} % warm-up, gradients clipped at {t.max_grad_norm:g}, at most "
-        f"{t.max_length} tokens."
+        f"{t.max_length} tokens.{linearised}"
     )
 
 

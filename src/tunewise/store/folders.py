@@ -3,7 +3,7 @@
 runs/<run id>/run.json          spec, versions, device, seed, results
 runs/<run id>/history.jsonl     a line a step, a line an epoch
 runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
-runs/<run id>/predictions.npz   test logits and labels
+runs/<run id>/predictions.npz   test logits and labels, training losses
 runs/<run id>/trajectory/       what was trained at evenly spaced steps, where that was asked for
 runs/<run id>/checkpoints/      while it is running, for going on after a stop
 """

@@ -12,16 +12,23 @@ from tunewise.methods.catalog import Chain, get_method
 from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task
+from tunewise.training.linearised import frozen_twin, linearise
 
 
 def build_model(spec: RunSpec, task: Task) -> nn.Module:
-    """The base model with the run's method on it."""
+    """The base model with the run's method on it; linearised at W0 where the spec says so."""
     options: dict[str, Any] = {}
     if get_method(spec.method.name).start == "gradient":
         options["batches"] = one_step_batches(spec, task)
     if spec.method.name == "peft:adalora":  # its schedule of ranks is laid out over the run
         options["peft_options"] = {"total_step": total_steps(spec, len(task.train))}
-    return put_on(task.load_model(spec.seed), spec.method, seed=spec.seed, **options)
+    base = task.load_model(spec.seed)
+    if not spec.training.linearised:
+        return put_on(base, spec.method, seed=spec.seed, **options)
+    twin = frozen_twin(base, own_values=not get_method(spec.method.name).adapts)
+    model = put_on(base, spec.method, seed=spec.seed, fold="never", **options)
+    linearise(model, twin)
+    return model
 
 
 def put_on(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -> nn.Module:
