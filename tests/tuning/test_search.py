@@ -1,0 +1,286 @@
+"""The search on a tiny model: equal budgets, validation alone, nothing done twice, and what the report says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunewise.comparison import Comparison, compare
+from tunewise.errors import DivergedError, SpecError
+from tunewise.planning import make_plan
+from tunewise.spec import CompareSpec
+from tunewise.store.folders import RunStore
+from tunewise.store.records import TuningReport
+from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, RunsToDo
+from tunewise.training.journal import read_history
+from tunewise.tuning import tune, waiting_trials
+
+
+class Notes(Listener):
+    """Remembers events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def on(self, event: Event) -> None:
+        self.events.append(event)
+
+    def started(self) -> list[str]:
+        return [e.label for e in self.events if isinstance(e, RunStarted)]
+
+
+def spec_of(model: Path, data: Path, **changes: object) -> CompareSpec:
+    content: dict[str, object] = {
+        "model": str(model),
+        "data": str(data),
+        "methods": ["head", "fft"],
+        "rank": 4,
+        "seeds": 1,
+        "tuning": {"trials": 3, "factor": 10},
+        "measures": "none",
+        "training": {"epochs": 2, "batch_size": 16, "max_length": 16},
+    }
+    return CompareSpec.model_validate(content | changes)
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_model: Path, toy_csv: Path) -> CompareSpec:
+    return spec_of(tiny_model, toy_csv)
+
+
+@pytest.fixture(scope="module")
+def searched(spec: CompareSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Notes]:
+    notes = Notes()
+    return compare(spec, tmp_path_factory.mktemp("tuned"), costs=False, listener=notes), notes
+
+
+def report_of(found: Comparison) -> TuningReport:
+    assert found.tuning is not None
+    return found.tuning
+
+
+def test_every_method_has_the_same_number_of_trials_around_its_own_default(searched) -> None:
+    found, _ = searched
+    assert {row.method: sorted(t.rate for t in row.trials) for row in report_of(found).methods} == {
+        "head": [1e-4, 1e-3, 1e-2],
+        "fft": [5e-6, 5e-5, 5e-4],
+    }
+
+
+def test_the_rate_chosen_has_the_lowest_validation_loss_of_the_trials_own_records(searched) -> None:
+    found, _ = searched
+    store = RunStore(found.folder.parent)
+    for row in report_of(found).methods:
+        losses = {t.rate: store.record(t.run).results.validation.loss for t in row.trials}
+        assert {t.rate: t.value for t in row.trials} == losses
+        assert row.chosen == min(losses, key=losses.__getitem__)
+
+
+def test_the_runs_are_made_with_the_chosen_rates_at_seeds_that_no_trial_has(searched) -> None:
+    found, _ = searched
+    chosen = {row.method: row.chosen for row in report_of(found).methods}
+    assert len(found.records) == 2
+    for record in found.records:
+        assert record.spec.learning_rate == chosen[record.spec.method.label]
+        assert record.spec.seed == 0
+    store = RunStore(found.folder.parent)
+    assert {store.record(t.run).spec.seed for row in report_of(found).methods for t in row.trials} == {1000}
+
+
+def test_progress_counts_trials_as_runs(searched) -> None:
+    _, notes = searched
+    (first, last) = [e.count for e in notes.events if isinstance(e, RunsToDo)]
+    assert (first, last) == (6 + 2, 2)
+    assert sum(isinstance(e, RunFinished) for e in notes.events) == 8
+    assert "head at 0.01" in notes.started()
+
+
+def test_a_finished_search_is_not_repeated(searched, spec) -> None:
+    found, _ = searched
+    notes = Notes()
+    again = compare(spec, found.folder.parent, costs=False, listener=notes)
+    assert notes.started() == []
+    assert again.tuning == found.tuning
+    assert again.folder == found.folder
+
+
+def test_the_test_split_has_no_say(searched, spec) -> None:
+    """With the test scores of all trials turned upside down, the same rates are chosen."""
+    found, _ = searched
+    store = RunStore(found.folder.parent)
+    kept = {}
+    for row in report_of(found).methods:
+        for trial in row.trials:
+            file = store.folder(trial.run) / "run.json"
+            kept[file] = file.read_text()
+            content = json.loads(kept[file])
+            content["results"]["test"]["loss"] = 9.0 if trial.rate == row.chosen else 0.0
+            content["results"]["test"]["metrics"] = {"accuracy": 0.0, "macro_f1": 0.0}
+            file.write_text(json.dumps(content))
+    try:
+        again = tune(make_plan(spec, store), store, Listener())
+    finally:
+        for file, text in kept.items():
+            file.write_text(text)
+    assert again == found.tuning
+
+
+def test_what_was_run_can_be_run_again_from_the_folder(searched) -> None:
+    found, _ = searched
+    stored = CompareSpec.model_validate_json((found.folder / "compare.json").read_text())
+    assert stored.tuning is None
+    assert {r.id for r in stored.runs()} == {r.id for r in found.records}
+    assert TuningReport.model_validate_json((found.folder / "tuning.json").read_text()) == found.tuning
+
+
+def test_the_report_shows_every_trial_and_a_best_rate_on_the_edge(searched) -> None:
+    found, _ = searched
+    page = found.report.read_text()
+    assert "Each was searched for with 3 trials, a factor of 10" in page
+    for row in report_of(found).methods:
+        for trial in row.trials:
+            assert f"{trial.rate:g}: {trial.value:.4f}" in page
+        if row.edge:
+            assert f"{row.method}: the best rate, {row.chosen:g}, is the {row.edge} that was tried" in page
+    assert any(row.edge for row in report_of(found).methods)
+
+
+class StopAfter(Notes):
+    """Asks for a stop after so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.left = epochs
+
+    def on(self, event: Event) -> None:
+        super().on(event)
+        if isinstance(event, EpochDone):
+            self.left -= 1
+            self.stop_requested = self.left <= 0
+
+
+def test_a_search_that_was_stopped_goes_on_and_finds_the_same(searched, tiny_model, toy_csv, tmp_path: Path) -> None:
+    found, _ = searched
+    spec = spec_of(tiny_model, toy_csv, methods=["head"])
+    store = RunStore(tmp_path)
+    with pytest.raises(Interrupted):
+        tune(make_plan(spec, store), store, StopAfter(3))
+    assert waiting_trials(make_plan(spec, store), store) == 2
+    notes = Notes()
+    (row,) = tune(make_plan(spec, store), store, notes).methods
+    assert notes.started() == ["head at 0.01", "head at 0.0001"]
+    assert row == report_of(found).methods[0]
+
+
+def test_a_given_rate_is_not_tuned_and_the_report_says_so(searched, tiny_model, toy_csv) -> None:
+    found, _ = searched
+    spec = spec_of(tiny_model, toy_csv, methods=["head", {"name": "fft", "learning_rate": 0.002}])
+    notes = Notes()
+    partly = compare(spec, found.folder.parent, costs=False, listener=notes)
+    assert not any(label.startswith("fft at") for label in notes.started())
+    row = next(row for row in report_of(partly).methods if row.method == "fft")
+    assert (row.given, row.chosen, row.trials) == (True, 0.002, [])
+    page = partly.report.read_text()
+    assert "Given, not tuned: fft; the budgets are unequal there." in page
+    assert "0.002, given, not tuned" in page
+
+
+def test_a_given_rate_is_the_middle_of_the_grid_where_that_is_asked_for(searched, tiny_model, toy_csv) -> None:
+    found, _ = searched
+    store = RunStore(found.folder.parent)
+    spec = spec_of(
+        tiny_model,
+        toy_csv,
+        methods=[{"name": "head", "learning_rate": 0.001}],
+        tuning={"trials": 3, "factor": 10, "given": True},
+    )
+    (row,) = tune(make_plan(spec, store), store, Listener()).methods
+    assert sorted(t.rate for t in row.trials) == [1e-4, 1e-3, 1e-2]
+    assert not row.given
+
+
+def test_nothing_to_tune_is_refused_with_the_way_out(tiny_model, toy_csv, tmp_path: Path) -> None:
+    spec = spec_of(tiny_model, toy_csv, training={"epochs": 2, "learning_rate": 0.01})
+    store = RunStore(tmp_path)
+    with pytest.raises(SpecError, match=r"nothing to tune.*given: true"):
+        tune(make_plan(spec, store), store, Listener())
+
+
+def test_a_tuning_seed_that_is_one_of_the_seeds_is_refused(tiny_model, toy_csv) -> None:
+    with pytest.raises(SpecError, match="the search needs one of its own"):
+        spec_of(tiny_model, toy_csv, seeds=[0, 1000])
+
+
+def test_further_trials_are_spent_on_all_methods_where_one_lies_on_an_edge(searched, tiny_model, toy_csv) -> None:
+    found, _ = searched
+    store = RunStore(found.folder.parent)
+    spec = spec_of(tiny_model, toy_csv, tuning={"trials": 3, "factor": 10, "extend": 1})
+    notes = Notes()
+    rows = tune(make_plan(spec, store), store, notes).methods
+    assert [len(row.trials) for row in rows] == [4, 4]
+    assert len(notes.started()) == 2
+    before = {row.method: row for row in report_of(found).methods}
+    for row in rows:
+        if before[row.method].edge == "highest":
+            assert row.trials[-1].rate == pytest.approx(10 * before[row.method].chosen)
+
+
+SCRIPT = {0.001: [0.9, 0.8, 0.7], 0.003: [0.9, 0.7, 0.6], 0.000333: [1.0, 1.5, 0.1]}
+
+
+def test_a_trial_that_falls_behind_is_stopped_recorded_as_pruned_and_never_chosen(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs are real; the validation losses that the search reads are those of the script."""
+    training = {"epochs": 3, "batch_size": 16, "max_length": 16}
+    spec = spec_of(tiny_model, toy_csv, methods=["head"], seeds=1, tuning=3, training=training)
+    store = RunStore(tmp_path)
+    plan = make_plan(spec, store)
+    method = plan.runs[0].method
+    rates = {
+        plan.runs[0].model_copy(update={"method": method.model_copy(update={"learning_rate": r}), "seed": 1000}).id: r
+        for r in SCRIPT
+    }
+
+    def scripted(file: Path) -> list[dict[str, Any]]:
+        reached = [e for e in read_history(file) if e["kind"] == "epoch"]
+        losses = SCRIPT[rates[file.parent.name]]
+        return [{"kind": "epoch", "validation": {"loss": x, "metrics": {}}} for x, _ in zip(losses, reached)]
+
+    monkeypatch.setattr("tunewise.tuning.search.read_history", scripted)
+    (row,) = tune(plan, store, Listener()).methods
+    pruned = row.trials[2]
+    assert (pruned.rate, pruned.status, pruned.epochs, pruned.value) == (0.000333, "pruned", 2, 1.0)
+    assert row.chosen in (0.001, 0.003)
+    record = store.record(pruned.run)
+    assert record is not None
+    assert (record.status, record.results) == ("pruned", None)
+    assert "stopped after epoch 2 of 3" in (record.error or "")
+    assert {f.name for f in store.folder(pruned.run).iterdir()} == {"run.json", "history.jsonl"}
+
+    notes = Notes()  # again: nothing is left to do
+    assert tune(plan, store, notes).methods == [row]
+    assert notes.started() == []
+
+    monkeypatch.setitem(SCRIPT, 0.000333, [1.0, 0.95, 0.1])  # beside other trials it would not have been stopped
+    (row,) = tune(plan, store, notes).methods
+    assert notes.started() == ["head at 0.000333"]
+    assert row.trials[2].status == "done"
+
+
+def test_a_method_whose_trials_all_fail_keeps_its_default_and_says_so(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise DivergedError("the training loss is nan at step 1; lower the learning rate")
+
+    monkeypatch.setattr("tunewise.run._train_and_measure", diverge)
+    spec = spec_of(tiny_model, toy_csv, methods=["head"], tuning=2)
+    store = RunStore(tmp_path)
+    (row,) = tune(make_plan(spec, store), store, Listener()).methods
+    assert [t.status for t in row.trials] == ["diverged", "diverged"]
+    assert (row.chosen, row.edge) == (0.001, None)
+    assert "no trial came to its end" in (row.note or "")
