@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from tunewise.errors import ModelError
 from tunewise.methods.catalog import get_method
-from tunewise.models.load import load_classifier, meta_classifier, model_digest
+from tunewise.models.head import Head
+from tunewise.models.load import load_model, meta_model, model_digest
 from tunewise.spec import CompareSpec, MethodSpec, RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
-from tunewise.tasks.build import build_task
-from tunewise.tasks.classification import digest_of, load_classification
+from tunewise.tasks.build import KINDS, build_task, head_of, task_of
 from tunewise.tasks.contract import Task
 from tunewise.training.build import chain_of, facts_of, put_on, total_steps
 from tunewise.training.trajectory import Keep, lacks_trajectory
@@ -53,12 +53,15 @@ def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Pla
     Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a bad file.
     """
     # Shapes first: they need the number of classes, but neither weights nor tokens, and fail in a second.
-    labels = load_classification(spec.data).labels
-    counted = [_count(spec, method, labels) for method in spec.methods]
+    name = task_of(spec)
+    kind = KINDS[name]
+    head = head_of(name, kind.labels(spec.data))
+    counted = [_count(spec, method, head) for method in spec.methods]
     spec = spec.model_copy(
         update={
+            "task": name,
             "model": spec.model.model_copy(update={"digest": model_digest(spec.model)}),
-            "data": spec.data.model_copy(update={"digest": digest_of(spec.data)}),
+            "data": spec.data.model_copy(update={"digest": kind.digest(spec.data)}),
         }
     )
     task = build_task(spec)
@@ -93,7 +96,7 @@ def _survey(runs: list[RunSpec], store: RunStore, keep: Keep | None, again: bool
     return {*finished} - (without if again else set()), without
 
 
-def _count(spec: CompareSpec, method: MethodSpec, labels: list[str]) -> PlannedMethod:
+def _count(spec: CompareSpec, method: MethodSpec, head: Head) -> PlannedMethod:
     rate = spec.model_copy(update={"methods": [method]}).runs()[0].learning_rate
     # LoRA-One has LoRA's factors; its start needs a gradient, which shapes alone don't give.
     stand_in = method.model_copy(update={"name": "lora"}) if get_method(method.name).start == "gradient" else method
@@ -101,10 +104,10 @@ def _count(spec: CompareSpec, method: MethodSpec, labels: list[str]) -> PlannedM
     if method.name in ("peft:pissa", "peft:olora"):  # LoRA's factors again; their start needs the weights
         stand_in = method.model_copy(update={"name": "peft:lora"})
     try:
-        model = put_on(meta_classifier(spec.model, labels), stand_in, seed=0, **options)
+        model = put_on(meta_model(spec.model, head), stand_in, seed=0, **options)
     except ModelError:
         if not get_method(method.name).passed_through:
             raise
         # Some of PEFT's methods can't be put on a model without weights; a real fault comes again here.
-        model = put_on(load_classifier(spec.model, labels, seed=0, pad_token_id=None), stand_in, seed=0, **options)
+        model = put_on(load_model(spec.model, head, seed=0), stand_in, seed=0, **options)
     return PlannedMethod(method, rate, facts_of(model))

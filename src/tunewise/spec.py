@@ -24,6 +24,12 @@ PROTOCOL = 1
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
+TaskName = Literal["text", "image"]
+"""What is learned: labels of texts or text pairs, or of images."""
+
+# Keys of `DataSpec` that mean nothing to a task, and so don't enter a run's hash.
+_UNUSED: dict[str, tuple[str, ...]] = {"image": ("text", "text_pair")}
+
 
 class Frozen(BaseModel):
     """Immutable, unknown keys refused, NaN and infinity refused."""
@@ -42,7 +48,8 @@ class ModelSpec(Frozen):
 
 class DataSpec(Frozen):
     """Labelled text or text pairs: csv, tsv, jsonl, parquet (each also .gz), a folder of class folders of .txt
-    files, or `package:MODULE/inner/path` for one of these inside an installed package."""
+    files, or `package:MODULE/inner/path` for one of these inside an installed package. Images: a folder of class
+    folders, parquet with the images in it, or csv, tsv, jsonl with their paths."""
 
     path: str
     validation: str | None = None
@@ -50,6 +57,8 @@ class DataSpec(Frozen):
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    image: str | None = Field(None, description="column of images or of their paths; found by its name unless given")
+    image_size: int | None = Field(None, ge=8, description="pixels a side; the model's own unless given")
     encoding: str = Field("utf-8", description="one encoding, or several tried in turn: 'utf-8,latin-1'")
     train_size: int | None = Field(None, ge=2, description="keep this many training examples (fixed split seed)")
     validation_size: int | None = Field(None, ge=1)
@@ -58,6 +67,11 @@ class DataSpec(Frozen):
     test_fraction: float = Field(0.2, gt=0, lt=0.9, description="cut from train where no file is given")
     split_seed: int = 0
     digest: str | None = Field(None, description="sha256 over the files; filled in by the plan")
+
+    def content(self, task: str) -> dict[str, Any]:
+        """What decides the examples of `task` and how they are shown to a model: what means nothing to it left out."""
+        unused = _UNUSED.get(task, ("image", "image_size"))
+        return self.model_dump(mode="json", exclude=set(unused))
 
 
 class MethodSpec(Frozen):
@@ -119,7 +133,7 @@ class TuningSpec(Frozen):
 class RunSpec(Frozen):
     """One run: one method, one seed. `id` is its content hash."""
 
-    task: Literal["text"] = "text"
+    task: TaskName = "text"
     model: ModelSpec
     data: DataSpec
     method: MethodSpec
@@ -139,6 +153,9 @@ class RunSpec(Frozen):
     def id(self) -> str:
         """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
         content = self.model_dump(mode="json")
+        content["data"] = self.data.content(self.task)
+        if self.task == "image":
+            content["training"].pop("max_length")
         for part in ("model", "data"):
             if content[part]["digest"] is not None:
                 for key in ("path", "validation", "test"):
@@ -171,7 +188,7 @@ class RunSpec(Frozen):
 class CompareSpec(Frozen):
     """Methods x seeds on one model and one data set: what `tunewise compare` runs."""
 
-    task: Literal["text"] = "text"
+    task: TaskName | None = Field(None, description="known from the data's form unless given; the plan fills it in")
     model: ModelSpec
     data: DataSpec
     methods: Annotated[list[MethodSpec], Field(min_length=1)]
@@ -262,7 +279,7 @@ class CompareSpec(Frozen):
         """All runs, seed by seed, so that a comparison cut short still has every method at the first seeds."""
         return [
             RunSpec(
-                task=self.task,
+                task=self.task or "text",
                 model=self.model,
                 data=self.data,
                 method=method,

@@ -32,8 +32,9 @@ def export(
     import torch
 
     from tunewise.exporting import export as write
-    from tunewise.models.load import load_classifier, load_tokenizer
+    from tunewise.models.load import load_model
     from tunewise.store.folders import RunStore
+    from tunewise.tasks.build import KINDS
 
     if to not in ("lora", "merged", "columns"):
         raise SpecError(f"--to {to!r}; choose lora, merged or columns")
@@ -43,12 +44,9 @@ def export(
         if record is None:
             raise SpecError(f"{run} has no run.json, so its base model is not known; use tunewise.export in Python")
         assert record.data is not None
-        tokenizer = load_tokenizer(record.spec.model)
-        base = load_classifier(
-            record.spec.model, record.data.labels, seed=record.spec.seed, pad_token_id=tokenizer.pad_token_id
-        )
-        probe = ["The same text, for both.", "A second and rather longer one, so that there is padding too."]
-        batch = dict(tokenizer(probe, padding=True, return_tensors="pt"))
+        found = KINDS[record.spec.task].stand_in(record.spec.model, record.spec.data, record.data.labels)
+        base = load_model(record.spec.model, found.head, seed=record.spec.seed, pad_token_id=found.pad_token_id)
+        batch = found.inputs
     done = write(
         adapter,
         to,  # type: ignore[arg-type]
@@ -59,7 +57,7 @@ def export(
     )
     typer.echo(f"{done.path}  ({done.size / 1e6:.2f} MB)")
     if to == "merged":
-        tokenizer.save_pretrained(target)
+        found.processor.save_pretrained(target)
     if done.max_logit_difference is not None:
         typer.echo(f"largest difference of logits, merged against unmerged: {done.max_logit_difference:.2g}")
     if done.warning:

@@ -49,7 +49,7 @@ def probe_costs(
     energy, source = _energy(steppers, check)
     counts = {s.label: trainable_parameters(s.model) for s in steppers}
     del steppers
-    peaks = peak_memory(spec, labels, check)
+    peaks = peak_memory(spec, task, labels, check)
     rows = []
     for label in labels:
         median, low, high = median_interval(times[label])
@@ -78,6 +78,7 @@ def probe_costs(
         batch_size=len(batch["labels"]),
         max_length=spec.training.max_length,
         tokens=batch["input_ids"].numel() if "input_ids" in batch else 0,
+        batch=task.describe(batch),
         energy_source=source,
         rows=rows,
     )

@@ -15,25 +15,29 @@ import psutil
 import torch
 
 from tunewise.measures.stepping import WARM_UP, probe_batch, stepper
-from tunewise.quiet import quiet_libraries
 from tunewise.spec import CompareSpec
-from tunewise.tasks.build import build_task
-
-quiet_libraries()  # this module is what the children's common parent imports first
+from tunewise.tasks.contract import Task, beginning
+from tunewise.training.build import ONE_STEP_SAMPLES
 
 
 def peak_memory(
-    spec: CompareSpec, labels: list[str], check: Callable[[], None] = lambda: None
+    spec: CompareSpec, task: Task, labels: list[str], check: Callable[[], None] = lambda: None
 ) -> dict[str, tuple[int, int]]:
-    """{label: (peak bytes while stepping, bytes before the first step)}; a method whose process died is left out."""
+    """{label: (peak bytes while stepping, bytes before the first step)}; a method whose process died is left out.
+
+    The processes are given the task with as few examples as they need, so that no data is read again.
+    """
+    task = beginning(task, max(spec.training.batch_size, ONE_STEP_SAMPLES))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tunewise.measures.peak_memory"])
+    context.set_forkserver_preload(["tunewise.measures.quietly", "tunewise.measures.peak_memory"])
     threads = torch.get_num_threads()
     peaks: dict[str, tuple[int, int]] = {}
     for label in labels:
         check()
         receive, send = context.Pipe(duplex=False)
-        child = context.Process(target=_measure_peak, args=(spec.model_dump_json(), label, threads, send), daemon=True)
+        child = context.Process(
+            target=_measure_peak, args=(spec.model_dump_json(), task, label, threads, send), daemon=True
+        )
         child.start()
         send.close()
         with contextlib.suppress(EOFError):  # a child that ran out of memory: no figure rather than a wrong one
@@ -42,10 +46,9 @@ def peak_memory(
     return peaks
 
 
-def _measure_peak(content: str, label: str, threads: int, send: Any) -> None:
+def _measure_peak(content: str, task: Task, label: str, threads: int, send: Any) -> None:
     torch.set_num_threads(threads)
     spec = CompareSpec.model_validate_json(content)
-    task = build_task(spec)
     batch = probe_batch(spec, task)
     one = stepper(label, spec, task, batch)
     on_device = torch.cuda.is_available()

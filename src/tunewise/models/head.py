@@ -1,24 +1,94 @@
-"""The task head: everything outside the backbone that is not a language-model head.
+"""The end of a model: what a task asks for there, and which modules it is.
 
-RoBERTa's `classifier` (dense and projection), DeBERTa's `pooler` and `classifier`, Llama's `score`. BERT's pooler is
-inside its backbone and stays frozen with it. A language-model head belongs to the pretrained model: frozen too.
+The task head is everything outside the backbone that is not a language-model head: RoBERTa's `classifier` (dense and
+projection), DeBERTa's `pooler` and `classifier`, Llama's `score`. BERT's pooler is inside its backbone and stays
+frozen with it. A language-model head belongs to the pretrained model: frozen too.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+HeadKind = Literal["text", "image"]
+
+_FAMILIES: dict[HeadKind, tuple[Any, str]] = {
+    "text": (AutoModelForSequenceClassification, "a classifier of texts"),
+    "image": (AutoModelForImageClassification, "a classifier of images"),
+}
+# Where a model has its backbone's parts side by side with the head (CLIP, SigLIP), the head goes by its name.
+_HEAD_NAMES = ("classifier", "score", "head")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task asks of the end of a model: the kind of output and, for a classifier, its classes in order.
+
+    `image_size` is (height, width) of the images that the model will be given, in pixels; None for text.
+    """
+
+    kind: HeadKind
+    labels: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def family(self) -> Any:
+        """The transformers class that builds the model."""
+        return _FAMILIES[self.kind][0]
+
+    @property
+    def words(self) -> str:
+        """For messages: `a classifier of texts`."""
+        return _FAMILIES[self.kind][1]
+
+    def config(self) -> dict[str, Any]:
+        """What the model's configuration says of the head."""
+        return {
+            "id2label": dict(enumerate(self.labels)),  # sets num_labels too
+            "label2id": {label: i for i, label in enumerate(self.labels)},
+            "problem_type": "single_label_classification",  # whatever a checkpoint for another task says
+        }
 
 
 def head_modules(model: Any) -> list[str]:
     """Names of the direct children of `model` that make up its task head; empty where it has none."""
     prefix = getattr(model, "base_model_prefix", "")
-    if not prefix or not hasattr(model, prefix):
+    if not prefix:
         return []
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [
         name
         for name, child in model.named_children()
-        if name != prefix
+        if (name != prefix if hasattr(model, prefix) else name in _HEAD_NAMES)
         and any(True for _ in child.parameters())
         and (output is None or all(module is not output for module in child.modules()))
     ]
+
+
+def prepare(model: Any, head: Head) -> None:
+    """Make the model take images of the head's size.
+
+    A vision transformer has one position embedding a patch of the images it was pretrained on. Given images of
+    another size, transformers interpolates them where `interpolate_pos_encoding=True` is passed to `forward`; a hook
+    passes it here, so that the parameters stay those of the checkpoint and adapters fit it as they are.
+    """
+    if head.image_size is not None and needs_interpolation(model, head.image_size):
+        model.register_forward_pre_hook(_with_interpolation, with_kwargs=True)
+
+
+def needs_interpolation(model: Any, image_size: tuple[int, int]) -> bool:
+    """Whether `model` takes images of this size only with `interpolate_pos_encoding=True`."""
+    config = getattr(model.config, "vision_config", model.config)
+    own = getattr(config, "image_size", None)
+    if own is None or (tuple(own) if isinstance(own, list | tuple) else (own, own)) == image_size:
+        return False
+    asked = (inspect.signature(module.forward).parameters for module in (model, *model.children()))
+    return any("interpolate_pos_encoding" in parameters for parameters in asked)
+
+
+def _with_interpolation(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {"interpolate_pos_encoding": True, **kwargs}

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tunewise.errors import ModelError
 from tunewise.locate import digest, resolve, unpack
+from tunewise.models.head import Head, prepare
 from tunewise.spec import ModelSpec
 
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -78,10 +79,11 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
-def load_classifier(spec: ModelSpec, labels: list[str], *, seed: int, pad_token_id: int | None) -> nn.Module:
-    """The model with a classification head of `len(labels)` outputs, fp32, on the CPU.
+def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | None = None) -> nn.Module:
+    """The model with the head that a task needs, fp32, on the CPU.
 
-    The head's initial values depend on `seed` alone: every method at one seed starts from the same one.
+    A new head's initial values depend on `seed` alone: every method at one seed starts from the same one. Raises
+    `ModelError` where the model can't be loaded so.
     """
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
@@ -89,34 +91,35 @@ def load_classifier(spec: ModelSpec, labels: list[str], *, seed: int, pad_token_
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                model_folder(spec), dtype=torch.float32, **_head_options(spec, labels)
+            model = head.family.from_pretrained(
+                model_folder(spec),
+                dtype=torch.float32,
+                trust_remote_code=spec.trust_remote_code,
+                ignore_mismatched_sizes=True,  # a checkpoint with a head for other classes
+                **head.config(),
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"model {spec.path!r} can't be loaded as a classifier: {_first_line(error)}") from None
+        raise ModelError(f"model {spec.path!r} can't be loaded as {head.words}: {_first_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(level)
-    model.config.pad_token_id = pad_token_id
+    if pad_token_id is not None:
+        model.config.pad_token_id = pad_token_id
+    prepare(model, head)
     return model
 
 
-def meta_classifier(spec: ModelSpec, labels: list[str]) -> nn.Module:
+def meta_model(spec: ModelSpec, head: Head) -> nn.Module:
     """The same model without weights, on the meta device: for counting and checking before anything is loaded."""
     config = load_config(spec)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
-    with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
-
-
-def _head_options(spec: ModelSpec, labels: list[str]) -> dict[str, Any]:
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "num_labels": len(labels),
-        "trust_remote_code": spec.trust_remote_code,
-        "ignore_mismatched_sizes": True,  # a checkpoint with a head for other classes
-    }
+    for key, value in head.config().items():
+        setattr(config, key, value)
+    try:
+        with torch.device("meta"):
+            model = head.family.from_config(config, trust_remote_code=spec.trust_remote_code)
+    except ValueError as error:
+        raise ModelError(f"model {spec.path!r} can't be made {head.words}: {_first_line(error)}") from None
+    prepare(model, head)
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -178,6 +178,13 @@ def _training(comparison: CompareSpec) -> str:
     )
 
 
+def _shown(comparison: CompareSpec) -> str:
+    if comparison.task != "image":
+        return f", at most {comparison.training.max_length} tokens"
+    size = comparison.data.image_size
+    return f", images of {size} x {size} pixels" if size else ""
+
+
 def _rates(records: Sequence[RunRecord]) -> list[str]:
     rates: dict[str, dict[float, None]] = {}
     for record in records:
@@ -202,9 +209,10 @@ def tuning_words(tuning: TuningReport | None) -> list[str]:
         if tuning.settings.stop == "median"
         else ""
     )
+    middle = "rate that was given, or else its default" if tuning.settings.given else "default"
     said = [
         f"Each was searched for with {trials} trials, a factor of {tuning.settings.factor:g} from one rate to the next "
-        f"around the method's default, at seed {tuning.settings.seed}, which none of the runs below has; the best "
+        f"around the method's {middle}, at seed {tuning.settings.seed}, which none of the runs below has; the best "
         f"{tuning.objective} decided, and the test split was not looked at.{stop}"
     ]
     if given:
@@ -234,13 +242,18 @@ def _costs(costs: CostReport | None) -> list[str]:
     steps = sorted({row.step.steps for row in costs.rows})
     counted = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else "no"
     return [
-        f"A separate probe on {costs.device}: one batch of {costs.batch_size} texts ({costs.tokens:,} tokens with "
-        f"padding, at most {costs.max_length} each), methods timed in turns, {counted} steps each after warm-up; "
-        f"medians with 95 % intervals. Kept for the backward are the exact bytes that autograd holds for one batch.",
+        f"A separate probe on {costs.device}: one batch of {costs.batch or _texts(costs)}, methods timed in turns, "
+        f"{counted} steps each after warm-up; medians with 95 % intervals. Kept for the backward are the exact "
+        "bytes that autograd holds for one batch.",
         f"Energy is the difference of the {costs.energy_source} over at least a second of steps, twice."
         if costs.energy_source
         else "Energy was not measured: this machine keeps no counter that may be read.",
     ]
+
+
+def _texts(costs: CostReport) -> str:
+    """The batch of a report from before there were images."""
+    return f"{costs.batch_size} texts ({costs.tokens:,} tokens with padding, at most {costs.max_length} each)"
 
 
 def _checks(finished: Sequence[RunRecord]) -> list[str]:

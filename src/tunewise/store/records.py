@@ -99,6 +99,7 @@ class Measured(_Record):
     name: str
     version: int
     seconds: float
+    settings: dict[str, Any] = Field(default={}, description="of a measure that can be set; all of them")
     values: dict[str, Any] | None = None
     error: str | None = Field(None, description="one line, where there are no values")
 
@@ -136,7 +137,8 @@ class CostReport(_Record):
     device: str
     batch_size: int
     max_length: int
-    tokens: int = Field(description="tokens in the probe's batch, padding included")
+    tokens: int = Field(description="tokens in the probe's batch, padding included; 0 where there are none")
+    batch: str = Field("", description="the probe's batch in words: '16 images of 112 x 112 pixels'")
     energy_source: str | None = Field(None, description="which counter; None where the machine keeps none")
     rows: list[CostRecord]
 

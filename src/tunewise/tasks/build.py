@@ -1,21 +1,63 @@
-"""The task of a spec; kept between runs, since reading and tokenising are the same for all of them."""
+"""The tasks by name: how each is built, what it asks of a model, what its files hold, and which one data is for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
-from tunewise.spec import CompareSpec, RunSpec
-from tunewise.tasks.contract import Task
-from tunewise.tasks.text import TextClassification
+from tunewise.locate import resolve
+from tunewise.models.head import Head
+from tunewise.spec import CompareSpec, DataSpec, ModelSpec, RunSpec, TaskName
+from tunewise.tasks.classification import digest_of, load_classification
+from tunewise.tasks.contract import StandIn, Task
+from tunewise.tasks.image import ImageClassification, image_data_digest, image_labels, image_stand_in
+from tunewise.tasks.image_files import looks_like_images
+from tunewise.tasks.text import TextClassification, text_stand_in
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """One kind of task. `labels` and `digest` need neither tokens nor pixels, so that a plan fails in a second."""
+
+    build: Callable[[ModelSpec, DataSpec, int], Task]
+    """From model, data and the most tokens of a text."""
+    labels: Callable[[DataSpec], list[str]]
+    """The classes, for the head's shape; none where there are no classes."""
+    digest: Callable[[DataSpec], str]
+    """sha256 over all files of the data."""
+    stand_in: Callable[[ModelSpec, DataSpec, list[str]], StandIn]
+    """Inputs and head where the data is not at hand; the labels come from a record."""
+
+
+KINDS: dict[TaskName, TaskKind] = {
+    "text": TaskKind(TextClassification, lambda data: load_classification(data).labels, digest_of, text_stand_in),
+    "image": TaskKind(
+        lambda model, data, _: ImageClassification(model, data), image_labels, image_data_digest, image_stand_in
+    ),
+}
 
 
 def build_task(spec: RunSpec | CompareSpec) -> Task:
-    """The data of a spec, read, split and tokenised. Raises `DataError`, `ModelError`."""
-    return _text(spec.model.model_dump_json(), spec.data.model_dump_json(), spec.training.max_length)
+    """The data of a spec, read, split and made ready for its model; kept between runs, since it is the same for all
+    of them. Raises `DataError`, `ModelError`."""
+    return _built(task_of(spec), spec.model.model_dump_json(), spec.data.model_dump_json(), spec.training.max_length)
 
 
 @lru_cache(maxsize=2)
-def _text(model: str, data: str, max_length: int) -> Task:
-    from tunewise.spec import DataSpec, ModelSpec
+def _built(task: TaskName, model: str, data: str, max_length: int) -> Task:
+    return KINDS[task].build(ModelSpec.model_validate_json(model), DataSpec.model_validate_json(data), max_length)
 
-    return TextClassification(ModelSpec.model_validate_json(model), DataSpec.model_validate_json(data), max_length)
+
+def task_of(spec: RunSpec | CompareSpec) -> TaskName:
+    """The task that a spec names, or the one that its data is for by its form: images, else text."""
+    if spec.task is not None:
+        return spec.task
+    if spec.data.image is not None or spec.data.image_size is not None or looks_like_images(resolve(spec.data.path)):
+        return "image"
+    return "text"
+
+
+def head_of(task: TaskName, labels: list[str]) -> Head:
+    """What a task asks of a model, as far as shapes go."""
+    return Head(task, tuple(labels))

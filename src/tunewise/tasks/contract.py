@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from tunewise.models.head import Head
 from tunewise.store.records import DataFacts
 
 Encoded = Mapping[str, Any]
-"""One example as the model takes it, not yet padded; `labels` among its keys."""
+"""One example, ready for `collate`: token ids not yet padded, or an image not yet decoded; `labels` among its keys."""
 
 Split = Sequence[Encoded]
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What is known of a task without its data: the model's end, inputs to try a model on, and what makes inputs."""
+
+    head: Head
+    inputs: dict[str, Tensor]
+    processor: Any
+    """A tokenizer or an image processor; has `save_pretrained`."""
+    pad_token_id: int | None
 
 
 class Task(Protocol):
@@ -34,8 +48,12 @@ class Task(Protocol):
         """A padded batch with labels."""
         ...
 
+    def describe(self, batch: dict[str, Tensor]) -> str:
+        """A batch in words: `16 texts (1,024 tokens with padding)`."""
+        ...
+
     def length(self, example: Encoded) -> int:
-        """Tokens, for batches of like lengths in evaluation."""
+        """Tokens, for batches of like lengths in evaluation; 1 where all examples are of one size."""
         ...
 
     def load_model(self, seed: int) -> nn.Module:
@@ -53,3 +71,11 @@ class Task(Protocol):
     def confusion(self, logits: Tensor, labels: Tensor) -> list[list[int]] | None:
         """Rows true class, columns predicted; None where there are no classes."""
         ...
+
+
+def beginning(task: Task, examples: int) -> Task:
+    """The task with no more than its first `examples` training examples, and nothing to evaluate on: small enough to
+    be handed to another process."""
+    small = copy.copy(task)
+    small.train, small.validation, small.test = task.train[:examples], [], []
+    return small

@@ -50,9 +50,9 @@ def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") ->
     candidates = _codecs(encoding)
     files = data_files(path)
     if path.is_dir():
-        _positions(FOLDER_COLUMNS, columns, str(path))
+        column_positions(FOLDER_COLUMNS, columns, str(path))
         return [_class_file_row(file, columns, candidates) for file in files]
-    kind = _format_of(path)
+    kind = format_of(path)
     if kind == "parquet":
         rows = _parquet_rows(path, columns)
     else:
@@ -88,7 +88,8 @@ def _neighbours(path: Path) -> str:
     return nearest(path.name, names) if names else f"; the folder {str(path.parent)!r} is empty"
 
 
-def _format_of(path: Path) -> str:
+def format_of(path: Path) -> str:
+    """`csv`, `tsv`, `jsonl` or `parquet`. Raises `DataError` for a name that ends in none of theirs."""
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     kind = FORMATS.get(suffix)
     if kind is None or (kind == "parquet" and path.suffix.lower() == ".gz"):
@@ -170,7 +171,7 @@ def _refuse_nul(text: str, name: str) -> None:
 # --- columns and values ---------------------------------------------------------------------------
 
 
-def _positions(names: Sequence[str], columns: Sequence[str], file: str) -> dict[str, int]:
+def column_positions(names: Sequence[str], columns: Sequence[str], file: str) -> dict[str, int]:
     """Where each wanted column stands among `names`. `DataError` for one that is absent or there twice."""
     for column in columns:
         if column not in names:
@@ -178,6 +179,21 @@ def _positions(names: Sequence[str], columns: Sequence[str], file: str) -> dict[
         if list(names).count(column) > 1:
             raise DataError(f"{file}: two columns are named {column!r}; rename one")
     return {column: list(names).index(column) for column in columns}
+
+
+def table_columns(path: Path, encoding: str = "utf-8") -> list[str]:
+    """The names of a table's columns; of json lines, the keys of the first object. Raises as `read_rows` does."""
+    candidates = _codecs(encoding)
+    data_files(path)
+    kind = format_of(path)
+    if kind == "parquet":
+        with parquet_file(path) as file:
+            return list(file.schema_arrow.names)
+    text = _decode(_content(path), candidates, path.name)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if kind == "jsonl":
+        return list(_json_object(first, f"{path.name}, line 1"))
+    return next(csv.reader([first], delimiter="," if kind == "csv" else "\t"), [])
 
 
 def _column_hint(column: str, names: Sequence[str]) -> str:
@@ -245,7 +261,7 @@ def _delimited_rows(text: str, columns: Sequence[str], file: str, *, delimiter: 
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
         records = _records(reader, file)
         _, header = next(records)
-        positions = _positions(header, columns, file)
+        positions = column_positions(header, columns, file)
         rows = []
         for line, fields in records:
             where = f"{file}, line {line}"
@@ -302,7 +318,7 @@ def _jsonl_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
             continue
         where = f"{file}, line {line}"
         record = _json_object(record_text, where)
-        _positions(list(record), columns, where)
+        column_positions(list(record), columns, where)
         rows.append(_row({column: record[column] for column in columns}, where))
     return rows
 
@@ -327,15 +343,22 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> list[Row]:
     """Parquet has no lines: rows are counted from 1."""
+    with parquet_file(path) as file:
+        column_positions(file.schema_arrow.names, columns, path.name)
+        table = file.read(columns=list(columns))
+        cells = (dict(zip(columns, row)) for row in zip(*(table.column(c).to_pylist() for c in columns)))
+        return [_row(row, f"{path.name}, row {number}") for number, row in enumerate(cells, start=1)]
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """An open `pyarrow.parquet.ParquetFile`; whatever pyarrow finds wrong with it becomes a `DataError`."""
     import pyarrow  # here, because it takes longer to import than all the rest
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            _positions(file.schema_arrow.names, columns, path.name)
-            table = file.read(columns=list(columns))
-        cells = (dict(zip(columns, row)) for row in zip(*(table.column(c).to_pylist() for c in columns)))
-        return [_row(row, f"{path.name}, row {number}") for number, row in enumerate(cells, start=1)]
+            yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         fault = str(error).partition("\n")[0]
         raise DataError(f"{path.name}: not readable as parquet ({fault}); write or fetch it again") from None

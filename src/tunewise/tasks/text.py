@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunewise.errors import DataError
-from tunewise.models.load import load_classifier, load_tokenizer
+from tunewise.models.head import Head
+from tunewise.models.load import load_model, load_tokenizer
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.store.records import DataFacts
 from tunewise.tasks.classification import Example, load_classification
-from tunewise.tasks.contract import Encoded, Split
+from tunewise.tasks.contract import Encoded, Split, StandIn
+from tunewise.tasks.scores import ClassificationScores
 
 
-class TextClassification:
+class TextClassification(ClassificationScores):
     """Texts or text pairs with one label each, for an encoder or a decoder with a classification head."""
-
-    metric = "accuracy"
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
         self.model_spec = model
@@ -69,25 +68,25 @@ class TextClassification:
         batch = self.tokenizer.pad(features, return_tensors="pt", return_attention_mask=True)
         return {**batch, "labels": torch.tensor([e["labels"] for e in examples])}
 
+    def describe(self, batch: dict[str, Tensor]) -> str:
+        count, longest = batch["input_ids"].shape
+        return f"{count} texts ({count * longest:,} tokens with padding, at most {self.max_length} each)"
+
+    @property
+    def head(self) -> Head:
+        """What the model ends in."""
+        return Head("text", tuple(self.labels))
+
     def load_model(self, seed: int) -> nn.Module:
-        return load_classifier(self.model_spec, self.labels, seed=seed, pad_token_id=self.tokenizer.pad_token_id)
+        return load_model(self.model_spec, self.head, seed=seed, pad_token_id=self.tokenizer.pad_token_id)
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.double(), labels, reduction="none")
 
-    def score(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        table = torch.tensor(self.confusion(logits, labels), dtype=torch.float64)
-        right = table.diagonal()
-        support, predicted = table.sum(1), table.sum(0)
-        # Classes that occur neither in the labels nor in the predictions say nothing about either.
-        seen = (support + predicted) > 0
-        f1 = 2 * right / (support + predicted).clamp(min=1)
-        return {"accuracy": float(right.sum() / table.sum()), "macro_f1": float(f1[seen].mean())}
-
-    def confusion(self, logits: Tensor, labels: Tensor) -> list[list[int]]:
-        count = len(self.labels)
-        flat = torch.bincount(labels * count + logits.argmax(dim=-1), minlength=count * count)
-        return flat.reshape(count, count).tolist()
+def text_stand_in(model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
+    """Two sentences for any model of texts."""
+    tokenizer = load_tokenizer(model)
+    probe = ["The same text, for both.", "A second and rather longer one, so that there is padding too."]
+    inputs = dict(tokenizer(probe, padding=True, return_tensors="pt"))
+    return StandIn(Head("text", tuple(labels)), inputs, tokenizer, tokenizer.pad_token_id)
 
 
 def _longest(tokenizer: Any) -> int:

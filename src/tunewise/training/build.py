@@ -14,6 +14,9 @@ from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task
 from tunewise.training.linearised import frozen_twin, linearise
 
+ONE_STEP_SAMPLES = 128
+"""Training examples of which LoRA-One takes its gradient."""
+
 
 def build_model(spec: RunSpec, task: Task) -> nn.Module:
     """The base model with the run's method on it; linearised at W0 where the spec says so."""
@@ -55,7 +58,7 @@ def chain_of(method: MethodSpec) -> Chain | None:
     return Chain(links=method.links) if method.links is not None else get_method(method.name).chain
 
 
-def one_step_batches(spec: RunSpec, task: Task, samples: int = 128) -> list[dict[str, Tensor]]:
+def one_step_batches(spec: RunSpec, task: Task, samples: int = ONE_STEP_SAMPLES) -> list[dict[str, Tensor]]:
     """The sample over which LoRA-One takes its gradient: the first `samples` training examples."""
     size = spec.training.batch_size
     rows = task.train[: min(samples, len(task.train))]

@@ -1,0 +1,209 @@
+"""From an encoded image to a model's input: decoded once, shown to the model by its own image processor.
+
+The processor's geometry (resizing, cropping) gives whole numbers from 0 to 255, which are what is kept; its
+arithmetic (rescaling, normalising) is done on batches. Both together are checked against the processor itself, and
+where they differ (a processor with steps of its own) its own output is kept instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from transformers import AutoImageProcessor, ViTImageProcessorPil
+
+from tunewise.errors import DataError, ModelError, SpecError
+from tunewise.models.load import load_config, model_folder
+from tunewise.spec import ModelSpec
+from tunewise.tasks.image_files import ImageRow
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_ORIENTATION = 274  # the EXIF tag
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image as RGB (or grey, for a model of one channel), and what was done to make it so."""
+
+    image: Image.Image
+    changes: tuple[str, ...]
+
+    def key(self) -> str:
+        """Digest of size and pixels: equal for one image in two encodings without loss."""
+        return f"{self.image.size}{hashlib.blake2b(self.image.tobytes(), digest_size=16).hexdigest()}"
+
+
+def decode(row: ImageRow, mode: str = "RGB") -> Decoded:
+    """The image of a row, turned as its EXIF says and converted to `mode`, "RGB" or "L".
+
+    Raises `DataError`, naming the row, for what can't be read as an image.
+    """
+    content = row.content()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, and of damaged EXIF in sound ones
+            image = Image.open(io.BytesIO(content))
+            image.load()
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
+            plain = ImageOps.exif_transpose(image) if turned else image
+            changes = ("turned as its EXIF says",) if turned else ()
+            if plain.mode == mode:
+                return Decoded(plain, changes)
+            return Decoded(_converted(plain, mode), (*changes, _origin(plain)))
+    except UnidentifiedImageError:
+        fault = "no image that could be read"
+    except Image.DecompressionBombError:
+        fault = "far too large when decoded"
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError) as error:
+        fault = f"a damaged image ({str(error).strip() or type(error).__name__})"
+    raise DataError(f"{row.where}: {fault}; replace the image or remove the row")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):  # sixteen bits a pixel: convert() would cut off all above 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}: pixels without a known range; save it with 8 or 16 bits a channel")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _origin(image: Image.Image) -> str:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return "transparency dropped"
+    if image.mode in ("L", "1") or image.mode.startswith("I;16"):
+        return "grey, converted"
+    if image.mode == "RGB":
+        return "colours made grey"
+    return f"{'palette' if image.mode == 'P' else image.mode} converted"
+
+
+class Pixels:
+    """A model's image processor at one size.
+
+    `size` is (channels, height, width) of what the model sees, `mode` the form that `decode` is to give.
+    """
+
+    def __init__(self, model: ModelSpec, image_size: int | None) -> None:
+        self.notes: list[str] = []
+        self.mode = "L" if _channels(model) == 1 else "RGB"
+        self.processor = _resized(_processor(model, self.mode, self.notes), image_size, model)
+        noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+        probe = Image.fromarray(noise).convert(self.mode)
+        whole = self._run(probe)
+        if self._run(probe.transpose(Image.Transpose.ROTATE_90)).shape != whole.shape:
+            raise ModelError(f"model {model.path!r}: its image processor leaves images in different sizes")
+        self.size: tuple[int, int, int] = whole.shape
+        self.compact = True
+        kept = self.prepare(probe)
+        if kept.dtype != np.uint8 or float((self.batch([kept]) - torch.from_numpy(whole)).abs().max()) > 1e-5:
+            self.compact = False
+
+    def prepare(self, image: Image.Image) -> NDArray[Any]:
+        """What is kept of an image: (channels, height, width), uint8 where `compact`, else fp32."""
+        if not self.compact:
+            return self._run(image)
+        found = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        values: NDArray[Any] = found["pixel_values"][0]
+        return values
+
+    def batch(self, kept: list[NDArray[Any]]) -> Tensor:
+        """The model's input from what `prepare` kept: (batch, channels, height, width), fp32."""
+        values = torch.from_numpy(np.stack(kept)).float()
+        if not self.compact:
+            return values
+        if self.processor.do_rescale:
+            values = values * self.processor.rescale_factor
+        if self.processor.do_normalize:
+            mean, deviation = (_per_channel(v) for v in (self.processor.image_mean, self.processor.image_std))
+            values = (values - mean) / deviation
+        return values
+
+    def _run(self, image: Image.Image) -> NDArray[Any]:
+        """The processor's own output for one image, fp32."""
+        found = self.processor(image, return_tensors="np")
+        if set(found) != {"pixel_values"} or np.ndim(found["pixel_values"]) != 4:
+            raise ModelError(
+                f"{type(self.processor).__name__} gives {', '.join(found)}; a model that takes one tensor pixel_values "
+                "of shape (batch, channels, height, width) is needed"
+            )
+        values: NDArray[Any] = np.asarray(found["pixel_values"][0], dtype=np.float32)
+        return values
+
+
+def _per_channel(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+def _channels(model: ModelSpec) -> int:
+    config = load_config(model)
+    return int(getattr(getattr(config, "vision_config", config), "num_channels", 3) or 3)
+
+
+def _processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
+    """The model's own processor, by Pillow, so that the same model and data give the same pixels on every machine."""
+    folder = model_folder(model)
+    if not any((folder / name).exists() for name in _PROCESSOR_FILES):
+        return _default_processor(model, mode, notes)
+    try:
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"model {model.path!r}: its image processor can't be loaded ({reason})") from None
+
+
+def _default_processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
+    config = load_config(model)
+    own = getattr(getattr(config, "vision_config", config), "image_size", None)
+    side = max(own) if isinstance(own, list | tuple) else own
+    notes.append(
+        "The model brings no image processor (preprocessor_config.json): images are resized to a square (bicubic) and "
+        "normalised with ImageNet's mean and deviation."
+    )
+    mean, deviation = (IMAGENET_MEAN, IMAGENET_STD) if mode == "RGB" else ((0.5,), (0.5,))
+    return ViTImageProcessorPil(
+        size={"height": side or 224, "width": side or 224},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(mean),
+        image_std=list(deviation),
+    )
+
+
+def _resized(processor: Any, image_size: int | None, model: ModelSpec) -> Any:
+    """The processor for images of another side; a crop keeps its share of what was resized."""
+    if image_size is None:
+        return processor
+    config = load_config(model)
+    patch = getattr(getattr(config, "vision_config", config), "patch_size", None)
+    if isinstance(patch, int) and image_size % patch:
+        below = max(image_size // patch, 1) * patch
+        raise SpecError(
+            f"image_size {image_size} is no multiple of the model's patches of {patch} pixels; take {below} or "
+            f"{below + patch}"
+        )
+    square = {"height": image_size, "width": image_size}
+    shortest = dict(processor.size or {}).get("shortest_edge")
+    crop = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
+    if crop and crop.get("height") and shortest:
+        edge = round(image_size * shortest / crop["height"])
+        changed = {"size": {"shortest_edge": edge}, "crop_size": square}
+    elif crop and crop.get("height"):
+        scale = image_size / crop["height"]
+        resized = {key: round(value * scale) for key, value in dict(processor.size).items() if value}
+        changed = {"size": resized, "crop_size": square}
+    elif shortest:
+        changed = {"size": {"shortest_edge": image_size}}
+    else:
+        changed = {"size": square}
+    return type(processor)(**{**processor.to_dict(), **changed})
