@@ -173,8 +173,8 @@ def _training(comparison: CompareSpec) -> str:
     )
     return (
         f"{t.epochs} epochs, batch size {t.batch_size}, AdamW with weight decay {t.weight_decay:g}, {t.schedule} "
-        f"schedule after {100 * t.warmup_ratio:g} % warm-up, gradients clipped at {t.max_grad_norm:g}, at most "
-        f"{t.max_length} tokens.{linearised}"
+        f"schedule after {100 * t.warmup_ratio:g} % warm-up, gradients clipped at {t.max_grad_norm:g}"
+        f"{_shown(comparison)}.{linearised}"
     )
 
 
