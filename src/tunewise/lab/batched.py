@@ -54,30 +54,40 @@ def speedup(
     """Time of a run in the loop over its time in the batch: geometric mean of `rounds` ratios, with a t interval.
 
     Each round times the batch and a loop over `looped` of its runs, now the one first and now the other, so that
-    what else the machine does falls on both. Each is warmed up once before.
+    what else the machine does falls on both. Each is warmed up before, and repeated within a round for as long as
+    a clock needs (`_ENOUGH` seconds).
     """
     count = len(arguments[0])
     looped = min(looped, count)
     some = [a[:looped] for a in arguments]
+    work: dict[str, tuple[Callable[[], Any], int]] = {
+        "batch": (lambda: batch(run, *arguments, chunk=chunk), count),
+        "loop": (lambda: loop(run, *some), looped),
+    }
+    times = {}
+    for kind, (once, _) in work.items():
+        _seconds(once, arguments[0])
+        times[kind] = math.ceil(_ENOUGH / _seconds(once, arguments[0]))
     ratios = []
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         spent = {}
-        for kind in ("batch", "loop") if turn % 2 else ("loop", "batch"):
-            if kind == "batch":
-                spent[kind] = _seconds(lambda: batch(run, *arguments, chunk=chunk), arguments[0]) / count
-            else:
-                spent[kind] = _seconds(lambda: loop(run, *some), arguments[0]) / looped
-        if turn:
-            ratios.append(math.log(spent["loop"] / spent["batch"]))
+        for kind in sorted(work, reverse=bool(turn % 2)):
+            once, runs = work[kind]
+            spent[kind] = _seconds(once, arguments[0], times[kind]) / (runs * times[kind])
+        ratios.append(math.log(spent["loop"] / spent["batch"]))
     found = mean_interval(ratios)
     low, high = (math.nan if end is None else math.exp(end) for end in (found.low, found.high))
     return Speedup(what, math.exp(found.mean), low, high, batch=count, looped=looped, rounds=rounds)
 
 
-def _seconds(work: Callable[[], Any], sample: Tensor) -> float:
+_ENOUGH = 0.03
+
+
+def _seconds(work: Callable[[], Any], sample: Tensor, times: int = 1) -> float:
     _wait(sample)
     start = time.perf_counter()
-    work()
+    for _ in range(times):
+        work()
     _wait(sample)
     return time.perf_counter() - start
 
