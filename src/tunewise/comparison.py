@@ -98,7 +98,7 @@ def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison
     """Summaries, recommendation and report (beside the specification unless given) of finished runs; nothing is
     trained or measured."""
     summaries = summarise(known.records, known.costs, known.spec.reference)
-    recommendation = recommend(summaries)
+    recommendation = recommend(summaries, tuning=known.tuning)
     report = report or known.folder / "report.html"
     root, here = known.folder.parent, report.absolute().parent
     write_report(

@@ -23,6 +23,12 @@ class SpecError(TunewiseError):
     """A flag, a spec file or an argument is wrong."""
 
 
+class NothingFits(SpecError):
+    """No method is within the limits that were set; says what would have to give."""
+
+    exit_code = 5
+
+
 class DataError(TunewiseError):
     """A data file can't be used; names the file and, where there is one, the row."""
 

@@ -4,8 +4,8 @@ The rule
 --------
 1. *Who takes part.* Methods within the user's limits that finished at every seed. One that diverged or failed
    at a seed is left out (its mean would be over its lucky seeds), unless that is true of all.
-2. *The best* is the one with the highest mean test metric. It is not yet the choice: the highest of several
-   noisy means is partly luck.
+2. *The best* is the one with the highest mean test metric (the lowest, of a perplexity). It is not yet the
+   choice: the highest of several noisy means is partly luck.
 3. *Who is as good.* A method stays in the running if both hold:
 
    - its mean over common seeds is at most a **margin** below the best's. The margin is the larger of the
@@ -18,41 +18,49 @@ The rule
    Either alone would mislead. "p > 0.05" from 3 seeds is no evidence of equality: a method 10 points below
    the best with a wide interval would pass. The margin is therefore about means, and is made from the best's
    own noise, so that an erratic method does not widen the door for itself; where even the best is erratic,
-   the 3 points hold. And with many seeds a small but certain loss is a loss, though it lies inside the
-   margin.
+   the 3 points hold (a tenth of the value itself, where it is no share). And with many seeds a small but
+   certain loss is a loss, though it lies inside the margin.
 4. *The choice* is the cheapest of these (never one that another beats on all counts): first the step time,
    where intervals of the ratio to the frozen floor don't overlap; then peak memory; then the bytes kept for
    the backward; then trainable parameters; then the higher mean. Time and memory decide only where they are
    known for all.
-5. *Evidence* is called thin, with the reasons, for fewer than 3 seeds; runs missing; nothing clearly better
-   than training the head alone; a best score near chance; a single method; a choice over a cheaper method
-   that is below the margin but not shown to be worse; or a cheap choice that, going by its interval, could
-   lose more than half of what the best gains over the baseline (the head alone where it was run, else
-   chance).
+5. *Evidence* is called thin, with the reasons, for fewer than 3 seeds; runs missing; learning rates found with
+   unequal budgets; nothing clearly better than training the head alone; a best score near chance; a single
+   method; a choice over a cheaper method that is below the margin but not shown to be worse; or a cheap choice
+   that, going by its interval, could lose more than half of what the best gains over the baseline (the head
+   alone where it was run, else chance).
+
+Other criteria
+--------------
+Steps 2 and 3 can be asked of the generalization gap instead ("gap"), the smallest being the best. With
+"metric+gap" they are asked of the test metric first and then, of those who are left, of the gap. That is the
+criterion of 2606.13767, which judges methods by score and gap together (its Tables 2 and 3 mark the first three
+of each) but gives no formula; in this order a small gap that comes of learning little is worth nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from tunewise.advise.goals import Criterion, Goal, goals_of
 from tunewise.advise.pareto import cheapest, pareto_methods
-from tunewise.advise.statistics import Comparison, against_leader, item_standard_error, standard_error
+from tunewise.advise.statistics import Comparison
 from tunewise.advise.summary import MethodSummary
-from tunewise.errors import SpecError, TunewiseError
+from tunewise.advise.units import memory, seconds
+from tunewise.errors import NothingFits, SpecError, TunewiseError
 
-# Noise alone never excuses a larger loss than this, however noisy the runs: a convention, not a theorem.
-_MOST_GIVEN_AWAY = 0.03
 # Two means that differ by the rounding of floats are the same.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user can afford. `tolerance` is the test metric (a share: 0.01 is one point) that may be given
-    away for a cheaper method; `max_seconds` is for one training run, by the runs' own clock;
-    `max_memory_bytes` for the peak of the cost probe; `metric` the test metric that decides, which must be
-    the summaries'."""
+    """What the user can afford. `tolerance` is the test metric that may be given away for a cheaper method (of a share:
+    0.01 is one point); `max_seconds` is for the training of one run, optimizer steps times the cost probe's median
+    step (the whole run by its own clock where there was no probe); `max_memory_bytes` for the peak of the cost
+    probe; `metric` the test metric that decides, which must be the summaries'."""
 
     max_memory_bytes: int | None = None
     max_seconds: float | None = None
@@ -60,8 +68,8 @@ class Limits:
     metric: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1:
-            raise SpecError(f"tolerance {self.tolerance} must be a share from 0 up to 1; one point is 0.01")
+        if not 0 <= self.tolerance < float("inf"):
+            raise SpecError(f"tolerance {self.tolerance} must not be below 0; of an accuracy, one point is 0.01")
         for key, value in (("max_memory_bytes", self.max_memory_bytes), ("max_seconds", self.max_seconds)):
             if value is not None and not value > 0:
                 raise SpecError(f"{key} = {value}: must be above 0")
@@ -69,7 +77,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Standing:
-    """A method beside the best: mean deficit, corrected comparison, and whether it stays in the running."""
+    """A method beside the best: how far its mean is behind, corrected comparison, and whether it stays in the
+    running."""
 
     method: MethodSummary
     deficit: float
@@ -82,26 +91,50 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What the rule comes to, before it is put in words: `standings` has all entrants but the best."""
+class Stage:
+    """One goal, asked of the methods that came so far: `standings` has all of them but the best."""
 
-    choice: MethodSummary
+    goal: Goal
     best: MethodSummary
-    runner_up: MethodSummary | None
-    entrants: list[MethodSummary]
     standings: list[Standing]
-    pareto: list[str]
     margin: float
+    running: list[MethodSummary]
 
     def standing(self, method: MethodSummary | None) -> Standing | None:
         return next((s for s in self.standings if s.method is method), None)
 
 
-def decide(summaries: Sequence[MethodSummary], limits: Limits) -> Decision:
+@dataclass(frozen=True)
+class Decision:
+    """What the rule comes to, before it is put in words. The first stage has all entrants."""
+
+    choice: MethodSummary
+    runner_up: MethodSummary | None
+    entrants: list[MethodSummary]
+    stages: list[Stage]
+    pareto: list[str]
+
+    @property
+    def best(self) -> MethodSummary:
+        return self.stages[0].best
+
+    @property
+    def standings(self) -> list[Standing]:
+        return self.stages[0].standings
+
+    @property
+    def margin(self) -> float:
+        return self.stages[0].margin
+
+    def standing(self, method: MethodSummary | None) -> Standing | None:
+        return self.stages[0].standing(method)
+
+
+def decide(summaries: Sequence[MethodSummary], limits: Limits, criterion: Criterion = "metric") -> Decision:
     """Steps 1 to 4 of the rule.
 
-    Raises `TunewiseError` where no run finished, and `SpecError` where no method fits the limits or
-    `limits.metric` is not what the summaries were made on; each says the way out.
+    Raises `TunewiseError` where no run finished, `NothingFits` where no method fits the limits, and `SpecError` where
+    `limits.metric` is not what the summaries were made on or its tolerance makes no sense; each says the way out.
     """
     finished = [s for s in summaries if s.test_metric is not None]
     if not finished:
@@ -110,47 +143,59 @@ def decide(summaries: Sequence[MethodSummary], limits: Limits) -> Decision:
         raise SpecError(
             f"the summaries are on {finished[0].metric!r}; make them anew with summarise(..., metric={limits.metric!r})"
         )
+    goals = goals_of(criterion, finished[0])
+    if goals[0].percent and limits.tolerance >= 1:
+        raise SpecError(f"tolerance {limits.tolerance} must be a share from 0 up to 1; one point is 0.01")
     fitting = [s for s in finished if not beyond(s, limits)]
     if not fitting:
-        reasons = "; ".join(beyond(s, limits) for s in finished)
-        raise SpecError(f"no method fits the limits ({reasons}); raise a limit or compare cheaper methods")
+        raise NothingFits(what_would_have_to_give(finished, limits))
     entrants = _complete(fitting, finished)
-    pareto = pareto_methods(entrants, margin(max(entrants, key=mean_of), limits.tolerance))
-    best = max((s for s in entrants if s.label in pareto), key=mean_of)
-    standings = standings_to(best, entrants, limits.tolerance)
+    first = goals[0]
+    leading = max(entrants, key=first.merit)
+    tolerance = limits.tolerance if first.key == "metric" else 0.0
+    pareto = pareto_methods(entrants, first.margin(leading, tolerance) if first.key == "metric" else 0.0)
+    stages: list[Stage] = []
+    field = entrants
+    for goal in goals:
+        stages.append(_stage(goal, field, pareto, limits.tolerance if goal.key == "metric" else 0.0))
+        field = stages[-1].running
+    choice = cheapest(field)
+    return Decision(choice, _runner_up(choice, stages, entrants), entrants, stages, pareto)
+
+
+def _stage(goal: Goal, field: Sequence[MethodSummary], pareto: list[str], tolerance: float) -> Stage:
+    best = max((m for m in field if m.label in pareto), key=goal.merit)
+    standings = standings_to(best, field, goal, tolerance)
     running = [best, *(s.method for s in standings if s.as_good and s.method.label in pareto)]
-    choice = cheapest(running)
-    rest = [s for s in running if s is not choice] or [s for s in entrants if s is not choice]
-    if choice is not best:
-        runner_up: MethodSummary | None = best
-    elif len(running) > 1:
-        runner_up = cheapest(rest)
-    else:
-        runner_up = max(rest, key=mean_of, default=None)
-    return Decision(choice, best, runner_up, entrants, standings, pareto, margin(best, limits.tolerance))
+    return Stage(goal, best, standings, goal.margin(best, tolerance), running)
 
 
-def margin(best: MethodSummary, tolerance: float) -> float:
-    """How far below the best a mean may lie: the best's noise (3 points at most), or a larger `tolerance`."""
-    seed_noise = standard_error(list(best.metric_by_seed.values())) or 0.0
-    return max(min(max(item_noise_of(best), seed_noise), _MOST_GIVEN_AWAY), tolerance)
+def _runner_up(choice: MethodSummary, stages: list[Stage], entrants: list[MethodSummary]) -> MethodSummary | None:
+    """The best by the last goal where it was not chosen; else the cheapest of those still in the running with the
+    choice; else who comes next by the first goal."""
+    for stage in reversed(stages):
+        if stage.best is not choice:
+            return stage.best
+        if rest := [m for m in stage.running if m is not choice]:
+            return cheapest(rest)
+    return max((m for m in entrants if m is not choice), key=stages[0].goal.merit, default=None)
 
 
-def standings_to(best: MethodSummary, entrants: Sequence[MethodSummary], tolerance: float) -> list[Standing]:
-    """Each other entrant beside the best."""
-    scores = {s.label: s.metric_by_seed for s in entrants}
-    lowered = scores | {best.label: {seed: v - tolerance for seed, v in best.metric_by_seed.items()}}
-    compared = {c.name: c for c in against_leader(scores, best.label, True, resolution=step_of(best))}
-    beyond = against_leader(lowered, best.label, True, resolution=step_of(best))
-    allowed = {c.name for c in beyond if c.verdict != "worse"}
-    widest = margin(best, tolerance) + ROUNDING
+def standings_to(
+    best: MethodSummary, field: Sequence[MethodSummary], goal: Goal, tolerance: float = 0.0
+) -> list[Standing]:
+    """Each other method beside the best."""
+    compared = goal.compared(field, best)
+    allowed = {name for name, c in goal.compared(field, best, tolerance).items() if c.verdict != "worse"}
+    widest = goal.margin(best, tolerance) + ROUNDING
+    sign = 1 if goal.higher_is_better else -1
     standings = []
-    for method in entrants:
+    for method in field:
         if method is best:
             continue
         comparison = compared[method.label]
         paired = comparison.difference
-        deficit = -paired.mean if paired else mean_of(best) - mean_of(method)
+        deficit = -sign * paired.mean if paired else goal.merit(best) - goal.merit(method)
         as_good = method.label in allowed and deficit <= widest
         standings.append(Standing(method, deficit, comparison, as_good))
     return standings
@@ -165,15 +210,47 @@ def _complete(fitting: Sequence[MethodSummary], finished: Sequence[MethodSummary
 
 def beyond(method: MethodSummary, limits: Limits) -> str:
     """Which limit the method breaks, in words; empty where it fits. What isn't known doesn't fit."""
+    return "; ".join(_broken(method, limits).values())
+
+
+_Limit = Literal["memory", "time"]
+
+
+def _broken(method: MethodSummary, limits: Limits) -> dict[_Limit, str]:
+    broken: dict[_Limit, str] = {}
     if limits.max_memory_bytes is not None:
         peak = method.peak_bytes
         if peak is None:
-            return f"the peak memory of {method.label} was not measured"
-        if peak > limits.max_memory_bytes:
-            return f"{method.label} needs {peak / 2**30:.2f} GiB of {limits.max_memory_bytes / 2**30:.2f}"
-    if limits.max_seconds is not None and method.seconds and method.seconds.mean > limits.max_seconds:
-        return f"{method.label} takes {method.seconds.mean:.0f} s of {limits.max_seconds:.0f}"
-    return ""
+            broken["memory"] = f"the peak memory of {method.label} was not measured"
+        elif peak > limits.max_memory_bytes:
+            broken["memory"] = f"{method.label} needs {memory(peak)} of {memory(limits.max_memory_bytes)}"
+    if limits.max_seconds is not None:
+        time = method.training_seconds
+        if time is None:
+            broken["time"] = f"the training time of {method.label} is not known"
+        elif time > limits.max_seconds:
+            broken["time"] = f"{method.label} trains for {seconds(time)} of {seconds(limits.max_seconds)}"
+    return broken
+
+
+def what_would_have_to_give(finished: Sequence[MethodSummary], limits: Limits) -> str:
+    """Where nothing fits: the least by which one limit would have to give, or both for the method nearest to them."""
+    broken = {m.label: _broken(m, limits) for m in finished}
+    ways = []
+    for limit, shown in (("memory", "the memory limit"), ("time", "the time limit")):
+        alone = [(m, need) for m in finished if set(broken[m.label]) == {limit} and (need := _need(m, limit))]
+        if alone:
+            method, need = min(alone, key=lambda pair: pair[1])
+            amount = memory(int(need)) if limit == "memory" else seconds(need)
+            ways.append(f"{shown} would have to be {amount} for {method.label}")
+    if ways:
+        return f"no method fits the limits; {', or '.join(ways)}; compare cheaper methods, or raise a limit"
+    reasons = "; ".join(f"{reason}" for m in finished for reason in broken[m.label].values())
+    return f"no method fits the limits, and raising one alone is not enough ({reasons}); compare cheaper methods"
+
+
+def _need(method: MethodSummary, limit: str) -> float | None:
+    return method.peak_bytes if limit == "memory" else method.training_seconds
 
 
 def _nothing_finished(summaries: Sequence[MethodSummary]) -> str:
@@ -183,7 +260,7 @@ def _nothing_finished(summaries: Sequence[MethodSummary]) -> str:
         "diverged": "lower the learning rate",
         "oom": "lower the batch size or the maximum length",
         "failed": "read the error in its run.json",
-        "running": "wait for the runs, or resume them with the same command",
+        "running": "wait for the runs, or go on with them by the same command",
     }
     statuses = {status for s in summaries for status in s.missing}
     lost = "; ".join(f"{s.label}: {lost_runs(s)}" for s in summaries)
@@ -191,19 +268,7 @@ def _nothing_finished(summaries: Sequence[MethodSummary]) -> str:
     return f"no run finished, so nothing can be recommended ({lost}); {way}"
 
 
-def mean_of(method: MethodSummary) -> float:
-    assert method.test_metric is not None
-    return method.test_metric.mean
-
-
-def item_noise_of(method: MethodSummary) -> float:
-    return item_standard_error(mean_of(method), method.test_items) if method.test_items else 0.0
-
-
-def step_of(method: MethodSummary) -> float:
-    """The smallest step by which the test metric can move."""
-    return 1 / method.test_items if method.test_items else 0.0
-
-
 def lost_runs(method: MethodSummary) -> str:
-    return ", ".join(f"{count} {status}" for status, count in method.missing.items())
+    """`1 diverged, 2 not finished`."""
+    words = {"running": "not finished"}
+    return ", ".join(f"{count} {words.get(status, status)}" for status, count in method.missing.items())

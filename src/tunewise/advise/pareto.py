@@ -63,7 +63,7 @@ def pareto_methods(methods: Sequence[MethodSummary], metric_tolerance: float = 0
     peaks = all(m.peak_bytes is not None for m in methods)
     points: dict[str, dict[str, float | None]] = {
         m.label: {
-            "metric": m.test_metric.mean if m.test_metric else None,
+            "metric": m.merit if m.test_metric else None,
             "gap": m.gap.mean if m.gap else None,
             "time": m.cost.ratio_to_floor if m.cost else None,
             "memory": m.peak_bytes if peaks else m.saved_bytes,
@@ -90,7 +90,7 @@ def cheapest(methods: Sequence[MethodSummary]) -> MethodSummary:
         if len(known) == len(left):
             bound = slack * min(known)
             left = [m for m, value in zip(left, known) if value <= bound]
-    return max(left, key=lambda m: m.test_metric.mean if m.test_metric else -math.inf)
+    return max(left, key=lambda m: m.merit)
 
 
 def cheaper_by(method: MethodSummary, other: MethodSummary) -> str:

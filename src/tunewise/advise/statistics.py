@@ -304,32 +304,54 @@ def item_standard_error(score: float, items: int) -> float:
     return math.sqrt(share * (1 - share) / (items + 4))
 
 
-def seeds_needed(differences: Sequence[float], size: float, power: float = 0.8, confidence: float = 0.95) -> int:
+def pair_confidence(methods: int, confidence: float = 0.95) -> float:
+    """The level of one interval where all pairs of so many methods are corrected together (Bonferroni: what Holm asks
+    of its first): what a single difference has to meet at worst to be seen among the others."""
+    pairs = max(1, methods * (methods - 1) // 2)
+    return 1 - (1 - confidence) / pairs
+
+
+def seeds_needed(
+    differences: Sequence[float],
+    size: float,
+    power: float = 0.8,
+    confidence: float = 0.95,
+    resolution: float = 0.0,
+) -> int:
     """How many further seeds a paired t test needs to see a true difference of `size` with this power.
 
     The spread is that of the paired `differences` seen so far, taken as true (from 3 seeds it is itself
-    rough, so is the answer); the power is exact, from the noncentral t. 0: there are enough. Raises
-    `ValueError` for fewer than two differences or size <= 0.
+    rough, so is the answer), and at least half of `resolution`, as in `paired_difference`; the power is exact, from
+    the noncentral t. 0: there are enough. Raises `ValueError` for fewer than two differences or size <= 0.
     """
     _check(differences)
     if len(differences) < 2 or not size > 0:
         raise ValueError("at least two paired differences and a size above 0 are needed")
-    from scipy.special import nctdtr, ndtri
+    from scipy.special import ndtri
 
-    effect = size / spread if (spread := stdev(differences)) > 0 else math.inf
+    spread = max(stdev(differences), resolution / 2)
+    if spread == 0:
+        return 0
+    effect = size / spread
     by_normal = ((_z_quantile(confidence) + float(ndtri(power))) / effect) ** 2
     if by_normal > 1000:  # the t test is the normal test to within 2 seeds
         return max(0, math.ceil(by_normal) + 2 - len(differences))
     total = 2
-    while math.isfinite(effect):
-        shift, bound = effect * math.sqrt(total), _t_quantile(confidence, total - 1)
-        seen = 1.0 - float(nctdtr(total - 1, shift, bound))
-        if shift < 5:  # beyond it the far tail is below 1e-6, and the function leaves its range
-            seen += float(nctdtr(total - 1, shift, -bound))
-        if seen >= power:
-            break
+    while paired_power(effect, total, confidence) < power:
         total += 1
     return max(0, total - len(differences))
+
+
+def paired_power(effect: float, seeds: int, confidence: float = 0.95) -> float:
+    """How often a two-sided paired t test over `seeds` pairs sees a true difference of `effect` standard deviations
+    of the paired differences: 1 - F(t; n - 1, effect sqrt n) + F(-t; ...), F the noncentral t."""
+    from scipy.special import nctdtr
+
+    shift, bound = effect * math.sqrt(seeds), _t_quantile(confidence, seeds - 1)
+    seen = 1.0 - float(nctdtr(seeds - 1, shift, bound))
+    if shift < 5:  # beyond it the far tail is below 1e-6, and the function leaves its range
+        seen += float(nctdtr(seeds - 1, shift, -bound))
+    return seen
 
 
 def _t_quantile(confidence: float, freedom: int) -> float:

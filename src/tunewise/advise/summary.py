@@ -20,10 +20,13 @@ from tunewise.advise.statistics import (
 from tunewise.errors import SpecError, StoreError, nearest
 from tunewise.store.records import CostRecord, CostReport, Results, RunRecord
 
+_CORRELATIONS = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman")
+
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """A method over its seeds. Losses and gap are in nats; the test metric is a share, higher is better.
+    """A method over its seeds. Losses and gap are in nats; the test metric is a share where higher is better, and
+    what it is (a perplexity) where lower is.
 
     Intervals are 95 % t intervals over seeds, and None where no run finished. `gap_ratio` is the gap over the
     reference's: the ratio of the means over common seeds with Fieller's paired interval (None where the
@@ -35,6 +38,7 @@ class MethodSummary:
     label: str
     name: str  # in the catalog
     metric: str
+    higher_is_better: bool  # of the test metric
     reference: str
     seeds: tuple[int, ...]  # of the finished runs
     missing: dict[str, int]  # status -> runs that entered no mean
@@ -47,6 +51,7 @@ class MethodSummary:
     validation_loss: Interval | None
     test_loss: Interval | None
     seconds: Interval | None  # of a whole run, by its own clock
+    steps: int | None  # of the optimizer, in one run
     trainable: int | None
     test_items: int | None
     chance: float | None  # the test metric that needs no learning
@@ -57,6 +62,26 @@ class MethodSummary:
     @property
     def is_reference(self) -> bool:
         return self.label == self.reference
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the test metric is shown as per cent."""
+        return self.higher_is_better
+
+    @property
+    def merit(self) -> float:
+        """The mean test metric, turned so that more is better; minus infinity where no run finished."""
+        if self.test_metric is None:
+            return -math.inf
+        return self.test_metric.mean if self.higher_is_better else -self.test_metric.mean
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Training of one run: optimizer steps times the cost probe's median step, evaluation and saving left out.
+        Without a probe, the mean of whole runs by their own clock."""
+        if self.cost and self.steps:
+            return self.steps * self.cost.step.median
+        return self.seconds.mean if self.seconds else None
 
     @property
     def peak_bytes(self) -> int | None:
@@ -94,12 +119,13 @@ def summarise(
 
     metrics, gaps = scores(lambda r: r.test.metrics[metric]), scores(lambda r: r.gap)
     items = _test_items(runs)
-    resolution = 1 / items if items else 0.0
-    on_metric = {c.name: c for c in against_reference(metrics, reference, True, resolution=resolution)}
+    higher = _higher_is_better(runs)
+    resolution = 1 / items if items and higher else 0.0
+    on_metric = {c.name: c for c in against_reference(metrics, reference, higher, resolution=resolution)}
     on_gap = {c.name: c for c in against_reference(gaps, reference, False)}
     rows = {row.method: row for row in costs.rows} if costs else {}
     finished = [r for by_seed in runs.values() for r in by_seed.values()]
-    chance = _chance(finished[0], metric) if finished else None
+    chance = _chance(finished[0], metric) if finished and higher else None
 
     summaries = []
     for label, by_seed in runs.items():
@@ -112,6 +138,7 @@ def summarise(
                 label=label,
                 name=next(r.spec.method.name for r in records if r.spec.method.label == label),
                 metric=metric,
+                higher_is_better=higher,
                 reference=reference,
                 seeds=tuple(by_seed),
                 missing=_missing(records, label, by_seed),
@@ -124,6 +151,7 @@ def summarise(
                 validation_loss=_over_seeds([r.validation.loss for r in results]),
                 test_loss=_over_seeds([r.test.loss for r in results]),
                 seconds=_over_seeds([r.seconds for r in done]),
+                steps=next((_steps(r) for r in done if r.data), None),
                 trainable=facts.trainable if facts else cost.trainable if cost else None,
                 test_items=items,
                 chance=chance,
@@ -202,13 +230,27 @@ def _metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
     return metric
 
 
+def _higher_is_better(runs: dict[str, dict[int, RunRecord]]) -> bool:
+    """Of the test metric, as the runs say."""
+    results = [_results(r) for by_seed in runs.values() for r in by_seed.values()]
+    return all(getattr(r, "higher_is_better", True) for r in results)
+
+
+def _steps(record: RunRecord) -> int:
+    assert record.data is not None
+    training = record.spec.training
+    return math.ceil(record.data.train / training.batch_size) * training.epochs
+
+
 def _test_items(runs: dict[str, dict[int, RunRecord]]) -> int | None:
     return next((_results(r).test.examples for by_seed in runs.values() for r in by_seed.values()), None)
 
 
 def _chance(record: RunRecord, metric: str) -> float | None:
     """What needs no learning. Accuracy: the share of the commonest test class, where the confusion matrix is
-    known; else, and for other metrics, 1 / classes."""
+    known; a correlation: 0; else, and for other metrics of classes, 1 / classes."""
+    if metric in _CORRELATIONS:
+        return 0.0
     confusion = _results(record).confusion
     if metric == "accuracy" and confusion:
         per_class = [sum(row) for row in confusion]

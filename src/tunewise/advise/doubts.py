@@ -1,0 +1,111 @@
+"""Why the evidence for a choice is thin (step 5 of the rule in `decision.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunewise.advise.decision import Decision, lost_runs
+from tunewise.advise.pareto import cheaper_by
+from tunewise.advise.statistics import against_reference, item_standard_error
+from tunewise.advise.summary import MethodSummary
+from tunewise.store.records import TuningReport
+
+
+def doubts(made: Decision, summaries: Sequence[MethodSummary], tuning: TuningReport | None) -> list[str]:
+    """The reasons, each a clause; empty where the evidence is enough to act on."""
+    return [
+        *_too_little(made, summaries),
+        *_unequal_budgets(made, tuning),
+        *_nothing_gained(made, summaries),
+        *_given_away(made, summaries),
+    ]
+
+
+def _too_little(made: Decision, summaries: Sequence[MethodSummary]) -> list[str]:
+    found = []
+    seeds = min(len(made.choice.seeds), len(made.best.seeds))
+    if seeds < 3:
+        found.append(f"{seeds} seed{'s' if seeds > 1 else ''} finished, and 3 are the least")
+    if lost := [f"{s.label}: {lost_runs(s)}" for s in summaries if s.missing]:
+        found.append(f"runs are missing ({', '.join(lost)})")
+    if not made.standings:
+        found.append(f"{made.choice.label} was compared with no other method")
+    return found
+
+
+def _unequal_budgets(made: Decision, tuning: TuningReport | None) -> list[str]:
+    """Rates searched for with other numbers of trials, or given for some and searched for others."""
+    if tuning is None:
+        return []
+    entrants = {s.label for s in made.entrants}
+    rows = [row for row in tuning.methods if row.method in entrants]
+    given = [row.method for row in rows if row.given]
+    searched = [row for row in rows if not row.given]
+    if given and searched:
+        return [f"tuning budgets are unequal (the learning rate of {', '.join(given)} was given, not searched for)"]
+    if len({len(row.trials) for row in searched}) > 1:
+        spent = ", ".join(f"{row.method} {len(row.trials)}" for row in searched)
+        return [f"tuning budgets are unequal (trials: {spent})"]
+    return []
+
+
+def _nothing_gained(made: Decision, summaries: Sequence[MethodSummary]) -> list[str]:
+    choice, best, found = made.choice, made.best, []
+    head = _head(summaries)
+    if head and made.standings:
+        higher = head.higher_is_better
+        scores = {s.label: s.metric_by_seed for s in summaries if s.test_metric}
+        step = 1 / head.test_items if head.test_items and head.is_share else 0.0
+        better = {
+            c.name for c in against_reference(scores, head.label, higher, resolution=step) if c.verdict == "better"
+        }
+        if choice is not head and choice.label not in better:
+            found.append(f"{choice.label} is not clearly better than training the head alone")
+        elif choice is head and not better:
+            found.append("no method is clearly better than training the head alone")
+    chance = best.chance
+    if chance is not None and best.test_items and best.test_metric:
+        noise = 1.96 * item_standard_error(chance, best.test_items)
+        if best.test_metric.mean - chance <= noise:
+            found.append(f"even the best score is near chance ({100 * chance:.1f} %)")
+    return found
+
+
+def _given_away(made: Decision, summaries: Sequence[MethodSummary]) -> list[str]:
+    """What the choice could cost, going by the intervals; and what it costs over a cheaper method for nothing shown."""
+    stage, choice, found = made.stages[0], made.choice, []
+    goal, best = stage.goal, stage.best
+    cheaper = [s for s in stage.standings if not s.as_good and not s.is_worse and cheaper_by(s.method, choice)]
+    if cheaper:
+        at = min(cheaper, key=lambda s: s.deficit)
+        side = "below" if goal.higher_is_better else "above"
+        count = at.comparison.difference.n if at.comparison.difference else 0
+        found.append(
+            f"{at.method.label} is cheaper and {goal.distance(at.deficit)} {side} {best.label} on average, too much "
+            f"to give away, yet it is not shown to be worse by {count} seed{'' if count == 1 else 's'}"
+        )
+    if goal.key == "gap":
+        at_metric = made.choice.metric_comparison
+        if at_metric and at_metric.verdict == "worse":
+            found.append(
+                f"{choice.label} scores lower than {choice.reference}: its small gap may come of learning little"
+            )
+        return found
+    head = _head(summaries)
+    chosen = stage.standing(choice)
+    floor = goal.mean(head) if head and head is not best else best.chance
+    name = head.label if head and head is not best else "chance"
+    if chosen and floor is not None and choice is not head:
+        bound = chosen.comparison.low if goal.higher_is_better else chosen.comparison.high
+        gained = (goal.mean(best) - floor) * (1 if goal.higher_is_better else -1)
+        if bound is not None and 0 < gained < 2 * abs(bound):
+            found.append(
+                f"{choice.label} could be up to {goal.distance(abs(bound))} "
+                f"{'below' if goal.higher_is_better else 'above'} {best.label}, more than half of what that gains "
+                f"over {name}"
+            )
+    return found
+
+
+def _head(summaries: Sequence[MethodSummary]) -> MethodSummary | None:
+    return next((s for s in summaries if s.name == "head" and s.test_metric), None)
