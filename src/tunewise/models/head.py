@@ -22,6 +22,7 @@ _FAMILIES: dict[HeadKind, tuple[Any, str]] = {
 }
 # Where a model has its backbone's parts side by side with the head (CLIP, SigLIP), the head goes by its name.
 _HEAD_NAMES = ("classifier", "score", "head")
+_INTERPOLATES = "interpolate_pos_encoding"
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,14 @@ def prepare(model: Any, head: Head) -> None:
     """Make the model take images of the head's size.
 
     A vision transformer has one position embedding a patch of the images it was pretrained on. Given images of
-    another size, transformers interpolates them where `interpolate_pos_encoding=True` is passed to `forward`; a hook
-    passes it here, so that the parameters stay those of the checkpoint and adapters fit it as they are.
+    another size, transformers interpolates them where `interpolate_pos_encoding=True` is passed to `forward`; hooks
+    pass it here, to the backbone and its embeddings too (they are called by themselves where features are compared),
+    so that the parameters stay those of the checkpoint and adapters fit it as they are.
     """
     if head.image_size is not None and needs_interpolation(model, head.image_size):
-        model.register_forward_pre_hook(_with_interpolation, with_kwargs=True)
+        for module in model.modules():
+            if _INTERPOLATES in inspect.signature(module.forward).parameters:
+                module.register_forward_pre_hook(_with_interpolation, with_kwargs=True)
 
 
 def needs_interpolation(model: Any, image_size: tuple[int, int]) -> bool:
@@ -86,9 +90,10 @@ def needs_interpolation(model: Any, image_size: tuple[int, int]) -> bool:
     own = getattr(config, "image_size", None)
     if own is None or (tuple(own) if isinstance(own, list | tuple) else (own, own)) == image_size:
         return False
-    asked = (inspect.signature(module.forward).parameters for module in (model, *model.children()))
-    return any("interpolate_pos_encoding" in parameters for parameters in asked)
+    return any(_INTERPOLATES in inspect.signature(module.forward).parameters for module in model.modules())
 
 
 def _with_interpolation(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, {"interpolate_pos_encoding": True, **kwargs}
+    call = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    call.arguments[_INTERPOLATES] = True
+    return call.args, call.kwargs

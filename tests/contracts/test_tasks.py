@@ -1,0 +1,200 @@
+"""What every task promises, checked for each of them on a small model and small data."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny import save_tiny_model, save_toy_csv
+from tiny_images import save_tiny_vit, save_toy_images
+from tunewise.measures.quality import evaluate
+from tunewise.models.load import meta_model
+from tunewise.spec import CompareSpec, TaskName
+from tunewise.tasks.build import KINDS, build_task, head_of, task_of
+from tunewise.tasks.contract import Task, beginning
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task with data: the spec to build it from, and a change of the data that its digest must show."""
+
+    task: TaskName
+    spec: CompareSpec
+    change: Callable[[], None]
+
+
+def _pairs(path: Path) -> Path:
+    rows = list(csv.reader(save_toy_csv(path.with_name("single.csv")).open(encoding="utf-8")))[1:]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["a", "b", "label"], *((t, f"{t} again", label) for t, label in rows)])
+    return path
+
+
+def _append(path: Path) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("a new text,food\n")
+
+
+def make_text(folder: Path) -> Case:
+    model, data = save_tiny_model(folder / "model"), save_toy_csv(folder / "toy.csv")
+    return Case("text", _spec("text", model, path=data), lambda: _append(data))
+
+
+def make_pair(folder: Path) -> Case:
+    model, data = save_tiny_model(folder / "model"), _pairs(folder / "pairs.csv")
+    return Case(
+        "text", _spec("text", model, path=data, text="a", text_pair="b"), lambda: data.write_text("a,b,label\n")
+    )
+
+
+def make_image(folder: Path) -> Case:
+    model, data = save_tiny_vit(folder / "model"), save_toy_images(folder / "toy", each=12)
+    return Case("image", _spec("image", model, path=data), lambda: next(data.glob("red/*")).unlink())
+
+
+MAKE: dict[str, Callable[[Path], Case]] = {"text": make_text, "pair": make_pair, "image": make_image}
+
+
+def _spec(task: TaskName, model: Path, **data: Any) -> CompareSpec:
+    data = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
+    return CompareSpec.model_validate(
+        {"task": task, "model": str(model), "data": data, "methods": "lora", "training": {"max_length": 32}}
+    )
+
+
+@pytest.fixture(scope="module", params=MAKE)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return MAKE[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def task(case: Case) -> Task:
+    return build_task(case.spec)
+
+
+@pytest.fixture(scope="module")
+def model(task: Task) -> Any:
+    return task.load_model(0).eval()
+
+
+def seen(task: Task, example: Any) -> bytes:
+    """What a model sees of an example, labels left out."""
+    batch = task.collate([example])
+    return b"".join(batch[key].numpy().tobytes() for key in sorted(batch) if key != "labels")
+
+
+def test_every_kind_of_task_is_under_contract() -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = {make(Path(folder) / name).task for name, make in MAKE.items() if (Path(folder) / name).mkdir() is None}
+    assert made == set(KINDS)
+
+
+def test_no_example_is_in_two_splits_and_the_facts_count_them(task: Task) -> None:
+    inputs = {part: [seen(task, e) for e in getattr(task, part)] for part in PARTS}
+    assert all(inputs.values())
+    for i, one in enumerate(PARTS):
+        for other in PARTS[i + 1 :]:
+            assert not set(inputs[one]) & set(inputs[other])
+    assert (task.facts.train, task.facts.validation, task.facts.test) == tuple(len(inputs[p]) for p in PARTS)
+    assert task.facts.labels == task.labels
+
+
+def test_a_batch_is_tensors_of_one_length_that_the_model_takes(task: Task, model: Any) -> None:
+    batch = task.collate(task.train[:5])
+    assert all(isinstance(value, torch.Tensor) and len(value) == 5 for value in batch.values())
+    assert "labels" in batch
+    found = model(**batch)
+    assert torch.isfinite(found.loss)
+    assert len(found.logits) == 5
+    assert "5 " in task.describe(batch)
+
+
+def test_an_examples_output_does_not_hang_on_its_batch(task: Task, model: Any) -> None:
+    rows = sorted(task.train[:8], key=task.length)
+    with torch.no_grad():
+        alone, together = (_kept(task, model, batch) for batch in ([rows[0]], [rows[0], *rows[-3:]]))
+    torch.testing.assert_close(alone[0], together[0], rtol=1e-4, atol=1e-5)
+
+
+def _kept(task: Task, model: Any, rows: Any) -> torch.Tensor:
+    batch = task.collate(rows)
+    kept: torch.Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    return kept
+
+
+def test_the_evaluated_loss_is_the_models_own_over_the_split(task: Task, model: Any) -> None:
+    """One batch holds the whole split, so that the model's own mean is over all of it."""
+    split = task.validation
+    scored = evaluate(model, task, split, batch_size=len(split))
+    with torch.no_grad():
+        expected = float(model(**task.collate(split)).loss)
+    assert scored.scores.loss == pytest.approx(expected, rel=1e-4)
+    assert scored.scores.examples == len(split)
+    small = evaluate(model, task, split, batch_size=3)
+    assert small.scores.loss == pytest.approx(scored.scores.loss, rel=1e-5)
+    assert small.scores.metrics == pytest.approx(scored.scores.metrics, rel=1e-4)
+
+
+def test_losses_are_one_an_example_in_double_precision(task: Task, model: Any) -> None:
+    scored = evaluate(model, task, task.test, batch_size=4)
+    losses = task.losses(scored.logits, scored.labels)
+    assert losses.shape == (len(task.test),)
+    assert losses.dtype == torch.float64
+    assert bool((losses >= 0).all())
+
+
+def test_the_main_metric_is_among_the_scores(task: Task, model: Any) -> None:
+    scores = evaluate(model, task, task.test, batch_size=4).scores
+    assert task.metric in scores.metrics
+    assert all(0 <= value <= 1 for value in scores.metrics.values())
+
+
+def test_one_seed_has_one_head_and_another_has_another(task: Task) -> None:
+    first, again, other = (task.load_model(seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_the_model_without_weights_has_the_same_shapes(task: Task, case: Case) -> None:
+    kind = KINDS[case.task]
+    empty = meta_model(case.spec.model, head_of(case.task, kind.labels(case.spec.data)))
+    real = task.load_model(0)
+    assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
+
+
+def test_a_stand_in_needs_no_data_and_fits_the_model(task: Task, case: Case, model: Any) -> None:
+    found = KINDS[case.task].stand_in(case.spec.model, case.spec.data, task.labels)
+    with torch.no_grad():
+        assert torch.isfinite(model(**found.inputs).logits).all()
+    assert found.head.kind == case.task
+
+
+def test_its_beginning_goes_to_another_process(task: Task) -> None:
+    small = pickle.loads(pickle.dumps(beginning(task, 4)))
+    assert len(small.train) == 4
+    ours, theirs = task.collate(task.train[:4]), small.collate(small.train)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert len(task.train) > 4
+
+
+def test_the_task_of_a_built_spec_is_the_one_asked_for(case: Case) -> None:
+    assert task_of(case.spec) == case.task
+
+
+def test_the_digest_changes_with_the_content(case: Case) -> None:
+    """Last, since it changes the data."""
+    before = KINDS[case.task].digest(case.spec.data)
+    assert KINDS[case.task].digest(case.spec.data) == before
+    case.change()
+    assert KINDS[case.task].digest(case.spec.data) != before
