@@ -20,6 +20,8 @@ from transformers import (
     ConvNextImageProcessorPil,
     ConvNextModel,
     EfficientNetImageProcessorPil,
+    ResNetConfig,
+    ResNetModel,
     SwinConfig,
     SwinModel,
     ViTConfig,
@@ -198,6 +200,19 @@ def test_other_architectures_have_their_head_and_take_other_sizes(tmp_path, toys
     batch = task.collate(task.test[:2])
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     assert model(**batch).logits.shape == (2, 3)
+
+
+def test_training_leaves_the_averages_of_batch_normalisation_alone(tmp_path, toys):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(tmp_path / "model")
+    task = ImageClassification(ModelSpec(path=str(tmp_path / "model")), DataSpec(path=str(toys), image_size=32))
+    model = task.load_model(0).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    batch = task.collate(task.train[:4])
+    trained = model(**batch).logits
+    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    torch.testing.assert_close(model.eval()(**batch).logits, trained)
 
 
 def test_a_size_that_a_model_cannot_take_is_one_line(tmp_path, toys, vit, monkeypatch):

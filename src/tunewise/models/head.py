@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 HeadKind = Literal["text", "image"]
@@ -77,7 +78,12 @@ def prepare(model: Any, head: Head) -> None:
     another size, transformers interpolates them where `interpolate_pos_encoding=True` is passed to `forward`; hooks
     pass it here, to the backbone and its embeddings too (they are called by themselves where features are compared),
     so that the parameters stay those of the checkpoint and adapters fit it as they are.
+
+    Batch normalisation keeps its pretrained averages: training would change them, and no adapter holds them.
     """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(_by_its_averages)
     if head.image_size is not None and needs_interpolation(model, head.image_size):
         for module in model.modules():
             if _INTERPOLATES in inspect.signature(module.forward).parameters:
@@ -91,6 +97,10 @@ def needs_interpolation(model: Any, image_size: tuple[int, int]) -> bool:
     if own is None or (tuple(own) if isinstance(own, list | tuple) else (own, own)) == image_size:
         return False
     return any(_INTERPOLATES in inspect.signature(module.forward).parameters for module in model.modules())
+
+
+def _by_its_averages(module: nn.Module, args: Any) -> None:
+    module.training = False
 
 
 def _with_interpolation(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
