@@ -41,7 +41,10 @@ _STATEMENTS = (
         theorem="In the NTK regime, loss + lambda ||dW||_* has a minimiser of a rank r with r (r + 1) / 2 <= K N.",
         source="arXiv 2402.11867 abstract (i)",
         mark="text",
-        expectation="On every problem a certified minimiser within that rank is found.",
+        expectation=(
+            "On every problem a minimiser within that rank is found, by construction and by LoRA's descent; where K N "
+            "numbers pin the minimiser, none of lower rank exists."
+        ),
     ),
     Statement(
         name="lora-one-alignment",
@@ -52,8 +55,8 @@ _STATEMENTS = (
         source="arXiv 2502.01235 Theorems 3.1 and 3.2",
         mark="text",
         expectation=(
-            "The right space's misalignment stays at rounding along the whole run, and the left space's falls as A0 "
-            "gets smaller."
+            "The right space's misalignment stays at rounding along the whole run; the left space's falls with the "
+            "size a of A0, for small a like a^(2 / (2 kappa + 1)) (derived), kappa the gradient's condition number."
         ),
     ),
     Statement(
@@ -92,12 +95,15 @@ _STATEMENTS = (
     Statement(
         name="chain-coverage",
         theorem=(
-            "A chain of k links of random columns sees more of the weight than one adapter: the expected share of "
-            "columns touched is 1 - (1 - r / m)^k where links are drawn afresh."
+            "A chain of k links of r columns touches min(m, k r) of a layer's m columns where links walk through them, "
+            "in order or by a permutation, and m (1 - (1 - r / m)^k) in the mean where links are drawn afresh."
         ),
-        source="arXiv 2606.13767",
+        source="arXiv 2606.13767 Proposition 1",
         mark="derived",
-        expectation="The share of columns touched by chains drawn with the real code agrees with the formula.",
+        expectation=(
+            "Chains drawn with the real code touch what their formulae say; they can express all but 1 - k r / m of a "
+            "target in the mean, and trained over all columns they have it if inputs are white."
+        ),
     ),
     Statement(
         name="perturbation-tightness",
@@ -108,8 +114,8 @@ _STATEMENTS = (
         source="arXiv 2606.13767 Theorem 1",
         mark="fixed",
         expectation=(
-            "On random networks Phi is never below the true difference, is attained where layers line up, and gets "
-            "looser by a constant factor a layer where they do not."
+            "Phi is never below the true difference on random networks, is attained where layers line up, and gets "
+            "looser with every layer where they do not; the printed formula fails on a counterexample."
         ),
     ),
     Statement(
@@ -120,7 +126,10 @@ _STATEMENTS = (
         ),
         source="arXiv 2606.13767",
         mark="derived",
-        expectation="Both pairs of runs stay equal to rounding over many steps.",
+        expectation=(
+            "Both pairs of runs stay equal to rounding over many steps, eps and clipping scaled alike; with the "
+            "other's factor, or with weight decay, they part."
+        ),
     ),
 )
 

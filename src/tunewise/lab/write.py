@@ -36,8 +36,8 @@ def write_result(result: Result, folder: Path) -> Path:
 
 
 def as_data(result: Result) -> dict[str, Any]:
-    """The result as JSON takes it: names of the dataclasses' fields, verdicts beside the numbers, null for what
-    is not finite."""
+    """The result as JSON takes it: names of the dataclasses' fields, verdicts beside the numbers. null
+    stands for what is not finite: a number that could not be measured, an expected interval's missing end."""
     findings = [{**asdict(f), "verdict": f.verdict} for f in result.outcome.findings]
     found: dict[str, Any] = _finite(
         {
@@ -113,6 +113,8 @@ def _number(value: float) -> str:
     """Four digits; whole numbers whole."""
     if math.isnan(value):
         return "not measured"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     text = f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
     return text.replace("-", "−")
 
