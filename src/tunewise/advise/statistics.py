@@ -304,6 +304,19 @@ def item_standard_error(score: float, items: int) -> float:
     return math.sqrt(share * (1 - share) / (items + 4))
 
 
+def proportion_interval(hits: int, tries: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper & Pearson 1934, Biometrika 26(4)): quantiles of Beta(hits, tries - hits
+    + 1) and Beta(hits + 1, tries - hits). Raises `ValueError` where hits is not between 0 and tries > 0."""
+    if not 0 <= hits <= tries or tries < 1:
+        raise ValueError(f"{hits} of {tries} is no proportion")
+    from scipy.special import betaincinv
+
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(hits, tries - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, tries - hits, 1 - tail)) if hits < tries else 1.0
+    return low, high
+
+
 def pair_confidence(methods: int, confidence: float = 0.95) -> float:
     """The level of one interval where all pairs of so many methods are corrected together (Bonferroni: what Holm asks
     of its first): what a single difference has to meet at worst to be seen among the others."""
