@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
-from tunewise.advise.summary import MethodSummary, summarise
+from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
 from tunewise.errors import StoreError
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
@@ -98,6 +98,7 @@ def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison
     """Summaries, recommendation and report (beside the specification unless given) of finished runs; nothing is
     trained or measured."""
     summaries = summarise(known.records, known.costs, known.spec.reference)
+    summaries = with_item_noise(summaries, evidence.answers(known))
     recommendation = recommend(summaries, tuning=known.tuning)
     report = report or known.folder / "report.html"
     root, here = known.folder.parent, report.absolute().parent

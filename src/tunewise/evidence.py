@@ -10,12 +10,14 @@ runs/compare-<id>/report.html
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from tunewise.advise.items import Answers
 from tunewise.errors import SpecError, StoreError, nearest
 from tunewise.spec import CompareSpec, RunSpec
 from tunewise.store.files import write_atomically
@@ -117,6 +119,33 @@ def read(folder: Path, *, measures: bool = False) -> Evidence:
         tuning=_read(folder / "tuning.json", TuningReport),
         measured=_measured(spec, records, store) if measures else {},
     )
+
+
+def answers(known: Evidence) -> dict[str, dict[int, Answers]]:
+    """What the finished runs answered on the test items, by label and seed; of runs that choose among classes."""
+    found: dict[str, dict[int, Answers]] = {}
+    for record in known.records:
+        if record.status != "done" or record.results is None or record.results.confusion is None:
+            continue
+        made = _answers(known.store.folder(record.id) / "predictions.npz")
+        if made is not None:
+            found.setdefault(record.spec.method.label, {})[record.spec.seed] = made
+    return found
+
+
+def _answers(file: Path) -> Answers | None:
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            logits, labels = kept["logits"], kept["labels"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{file} can't be read ({error}); remove that folder to run it again") from None
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        return None
+    return Answers(logits.argmax(axis=1), labels)
 
 
 def _unfinished(run: RunSpec, sample: RunRecord) -> RunRecord:

@@ -14,10 +14,11 @@ from tunewise.advise.statistics import (
     against_leader,
     against_reference,
     holm,
-    item_noise,
     item_standard_error,
     mean_interval,
+    pair_confidence,
     paired_difference,
+    paired_power,
     ratio_interval,
     seeds_needed,
     standard_error,
@@ -246,33 +247,6 @@ def test_six_copies_of_one_method_give_any_verdict_at_most_19_times_in_200(seeds
     assert called <= 19
 
 
-@relaxed
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_item_noise_has_mcnemars_exact_p(pairs):
-    a, b = zip(*pairs)
-    noise = item_noise(a, b)
-    split = noise.only_a + noise.only_b
-    expected = stats.binomtest(noise.only_a, split).pvalue if split else 1.0
-    assert noise.p == pytest.approx(expected)
-    assert noise.difference == pytest.approx(np.mean(a) - np.mean(b))
-    assert noise.low < noise.high
-
-
-def test_item_intervals_hold_the_true_difference_as_often_as_they_say():
-    random = np.random.default_rng(3)
-    cells, items, held = [0.10, 0.04, 0.8, 0.06], 80, 0
-    for _ in range(400):
-        drawn = random.choice(4, items, p=cells)
-        noise = item_noise(np.isin(drawn, [0, 2]), np.isin(drawn, [1, 2]))
-        held += noise.low <= 0.06 <= noise.high
-    assert 0.92 * 400 <= held <= 400
-
-
-def test_item_noise_needs_the_same_items():
-    with pytest.raises(ValueError, match="same items"):
-        item_noise([True], [True, False])
-
-
 def test_a_perfect_score_on_few_items_is_not_exact():
     assert item_standard_error(1.0, 20) > 0.03
     assert item_standard_error(0.5, 10_000) == pytest.approx(0.005, rel=1e-3)
@@ -339,3 +313,40 @@ def multipletests(p):
     """Holm's adjusted p by its definition: the largest (m - i) p_(i) up to each rank, at most 1."""
     order = sorted(range(len(p)), key=lambda i: p[i])
     return [min(1.0, max((len(p) - k) * p[order[k]] for k in range(order.index(i) + 1))) for i in range(len(p))]
+
+
+@relaxed
+@given(st.floats(0.2, 3.0), st.integers(2, 30), st.floats(0.8, 0.999))
+def test_the_power_of_a_paired_test_is_statsmodels_formula_by_scipys_noncentral_t(effect, seeds, confidence):
+    bound, shift = stats.t.ppf(0.5 + confidence / 2, seeds - 1), effect * math.sqrt(seeds)
+    theirs = stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift)
+    assume(math.isfinite(theirs))
+    assert paired_power(effect, seeds, confidence) == pytest.approx(theirs, abs=2e-6)
+
+
+def test_the_power_is_how_often_the_test_sees_a_true_difference():
+    random = np.random.default_rng(1)
+    for seeds, effect in ((3, 2.0), (10, 0.8)):
+        drawn = random.normal(effect, 1, (4000, seeds))
+        seen = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+        assert seen == pytest.approx(paired_power(effect, seeds), abs=0.025)
+
+
+def test_after_the_further_seeds_the_difference_is_seen_four_times_in_five():
+    random = np.random.default_rng(4)
+    so_far = [0.010, -0.012, 0.004, 0.001]
+    size = 0.01
+    total = len(so_far) + seeds_needed(so_far, size)
+    drawn = random.normal(size, np.std(so_far, ddof=1), (4000, total))
+    seen = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+    assert 0.78 < seen < 0.86
+
+
+def test_more_pairs_ask_for_more_seeds_and_items_coarser_than_the_spread_too():
+    differences = [0.010, -0.012, 0.004, 0.001]
+    assert pair_confidence(2) == pytest.approx(0.95)
+    assert pair_confidence(4) == pytest.approx(1 - 0.05 / 6)
+    alone, among = (seeds_needed(differences, 0.01, confidence=pair_confidence(k)) for k in (2, 12))
+    assert among > alone
+    assert seeds_needed([0.01, 0.01, 0.01], 0.01) == 0
+    assert seeds_needed([0.01, 0.01, 0.01], 0.01, resolution=0.05) > 0

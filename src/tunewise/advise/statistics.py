@@ -1,4 +1,4 @@
-"""Intervals and tests over seeds and over test items: what may be said of a difference, and what may not.
+"""Intervals and tests over seeds: what may be said of a difference, and what may not.
 
 Seeds are few (3 to 10), so means get t intervals and comparisons are paired by seed; a bootstrap over 3 seeds
 would be wrong one time in four. Several methods against one reference are Holm-corrected together. scipy is
@@ -67,19 +67,6 @@ class Comparison:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-@dataclass(frozen=True)
-class ItemNoise:
-    """Two classifiers on the same test items: difference of accuracies (a - b), its interval, McNemar's p."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    only_a: int
-    only_b: int
-    n: int
-
-
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """t interval of the mean, mean +- t_{n-1} s / sqrt(n). One value has none: `low` and `high` are None.
 
@@ -90,7 +77,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     error = standard_error(values)
     if error is None:
         return Interval(mean, None, None, n)
-    half = _t_quantile(confidence, n - 1) * error
+    half = t_quantile(confidence, n - 1) * error
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -131,7 +118,7 @@ def paired_difference(
     from scipy.special import stdtr
 
     error = spread / math.sqrt(n)
-    half = _t_quantile(confidence, n - 1) * error
+    half = t_quantile(confidence, n - 1) * error
     p = min(1.0, 2 * float(stdtr(n - 1, -abs(mean) / error)))
     return PairedDifference(mean, mean - half, mean + half, p, n)
 
@@ -152,7 +139,7 @@ def ratio_interval(a: Mapping[int, float], b: Mapping[int, float], confidence: f
     x, y = fmean(xs), fmean(ys)
     if n == 1:
         return Interval(x / y, None, None, n)
-    weight = _t_quantile(confidence, n - 1) ** 2 / n / (n - 1)
+    weight = t_quantile(confidence, n - 1) ** 2 / n / (n - 1)
     quadratic = y * y - weight * sum((v - y) ** 2 for v in ys)
     linear = x * y - weight * sum((u - x) * (v - y) for u, v in zip(xs, ys))
     constant = x * x - weight * sum((u - x) ** 2 for u in xs)
@@ -272,27 +259,6 @@ def _comparison(
     return Comparison(name, reference, plain, p, corrected.low, corrected.high, verdict)
 
 
-def item_noise(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> ItemNoise:
-    """Two classifiers on the same items: McNemar's exact p, and an interval of the accuracies' difference.
-
-    The interval is Wald's with half an item added to each cell of the 2 x 2 table (Agresti & Min 2005, Stat.
-    Med. 24(5)), which holds its coverage for small tables and never has zero width. Raises `ValueError` for
-    no items or unequal lengths.
-    """
-    if len(correct_a) != len(correct_b) or len(correct_a) == 0:
-        raise ValueError(f"the same items are needed, at least one: got {len(correct_a)} and {len(correct_b)}")
-    from scipy.special import bdtr
-
-    n = len(correct_a)
-    only_a = sum(1 for a, b in zip(correct_a, correct_b) if a and not b)
-    only_b = sum(1 for a, b in zip(correct_a, correct_b) if b and not a)
-    split = only_a + only_b
-    p = min(1.0, 2 * float(bdtr(min(only_a, only_b), split, 0.5))) if split else 1.0
-    centre = (only_a - only_b) / (n + 2)
-    half = _z_quantile(0.95) * math.sqrt((split + 1) - (only_a - only_b) ** 2 / (n + 2)) / (n + 2)
-    return ItemNoise((only_a - only_b) / n, centre - half, centre + half, p, only_a, only_b, n)
-
-
 def item_standard_error(score: float, items: int) -> float:
     """Binomial standard error of a share in [0, 1] seen on `items` test items.
 
@@ -346,7 +312,7 @@ def seeds_needed(
     if spread == 0:
         return 0
     effect = size / spread
-    by_normal = ((_z_quantile(confidence) + float(ndtri(power))) / effect) ** 2
+    by_normal = ((normal_quantile(confidence) + float(ndtri(power))) / effect) ** 2
     if by_normal > 1000:  # the t test is the normal test to within 2 seeds
         return max(0, math.ceil(by_normal) + 2 - len(differences))
     total = 2
@@ -360,20 +326,22 @@ def paired_power(effect: float, seeds: int, confidence: float = 0.95) -> float:
     of the paired differences: 1 - F(t; n - 1, effect sqrt n) + F(-t; ...), F the noncentral t."""
     from scipy.special import nctdtr
 
-    shift, bound = effect * math.sqrt(seeds), _t_quantile(confidence, seeds - 1)
+    shift, bound = effect * math.sqrt(seeds), t_quantile(confidence, seeds - 1)
     seen = 1.0 - float(nctdtr(seeds - 1, shift, bound))
     if shift < 5:  # beyond it the far tail is below 1e-6, and the function leaves its range
         seen += float(nctdtr(seeds - 1, shift, -bound))
     return seen
 
 
-def _t_quantile(confidence: float, freedom: int) -> float:
+def t_quantile(confidence: float, freedom: int) -> float:
+    """Of Student's t, two-sided."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.5 + confidence / 2))
 
 
-def _z_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """Of the standard normal law, two-sided: 1.96 for 95 %."""
     from scipy.special import ndtri
 
     return float(ndtri(0.5 + confidence / 2))

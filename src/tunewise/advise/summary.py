@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from tunewise.advise.items import Answers, ItemNoise, compared_by_item
 from tunewise.advise.statistics import (
     Comparison,
     Interval,
@@ -58,6 +59,7 @@ class MethodSummary:
     cost: CostRecord | None
     metric_comparison: Comparison | None
     gap_comparison: Comparison | None
+    item_noise: ItemNoise | None = None  # of the difference to the reference, where the answers were read
 
     @property
     def is_reference(self) -> bool:
@@ -119,7 +121,7 @@ def summarise(
 
     metrics, gaps = scores(lambda r: r.test.metrics[metric]), scores(lambda r: r.gap)
     items = _test_items(runs)
-    higher = _higher_is_better(runs)
+    higher = _higher_is_better(runs, metric)
     resolution = 1 / items if items and higher else 0.0
     on_metric = {c.name: c for c in against_reference(metrics, reference, higher, resolution=resolution)}
     on_gap = {c.name: c for c in against_reference(gaps, reference, False)}
@@ -161,6 +163,24 @@ def summarise(
             )
         )
     return summaries
+
+
+def with_item_noise(
+    summaries: Sequence[MethodSummary], answers: Mapping[str, Mapping[int, Answers]]
+) -> list[MethodSummary]:
+    """The summaries with their difference to the reference compared item by item, where the test answers of both are
+    among `answers` (by label and seed). Raises `StoreError` where runs answered other items."""
+    found = []
+    for summary in summaries:
+        own, theirs = answers.get(summary.label), answers.get(summary.reference)
+        noise = None
+        if own and theirs and not summary.is_reference:
+            try:
+                noise = compared_by_item(own, theirs, summary.metric)
+            except ValueError as error:
+                raise StoreError(f"test answers of {summary.label} and {summary.reference}: {error}") from None
+        found.append(replace(summary, item_noise=noise))
+    return found
 
 
 def _finished(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
@@ -230,10 +250,10 @@ def _metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
     return metric
 
 
-def _higher_is_better(runs: dict[str, dict[int, RunRecord]]) -> bool:
+def _higher_is_better(runs: dict[str, dict[int, RunRecord]], metric: str) -> bool:
     """Of the test metric, as the runs say."""
     results = [_results(r) for by_seed in runs.values() for r in by_seed.values()]
-    return all(getattr(r, "higher_is_better", True) for r in results)
+    return all(metric not in r.lower_is_better for r in results)
 
 
 def _steps(record: RunRecord) -> int:
