@@ -26,8 +26,8 @@ def section(data: ReportData) -> Section | None:
         key="noise",
         title="How sure the differences are",
         words=[
-            f"Differences of the test {reference.metric.replace('_', ' ')} to {reference.label}'s, with what another seed "
-            f"and what another test set would change. “Better” and “worse” in the table above rest on the seeds."
+            f"Differences of the test {reference.metric.replace('_', ' ')} to {reference.label}'s, with what another "
+            f"seed and what another test set would change. “Better” and “worse” in the table above rest on the seeds."
         ],
         grids=[
             Grid(
@@ -72,8 +72,9 @@ def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: 
 
 def _notes(others: list[MethodSummary], reference: MethodSummary) -> list[str]:
     notes = [
-        f"Over seeds: paired t intervals, Holm-corrected over the {len(others)} methods compared with {reference.label}. "
-        f"“Unseen up to” is half of its width: a true difference of that size could have gone unnoticed.",
+        f"Over seeds: paired t intervals, Holm-corrected over the {len(others)} methods compared with "
+        f"{reference.label}. “Unseen up to” is half of its width: a true difference of that size could have gone "
+        f"unnoticed.",
     ]
     with_items = [s for s in others if s.item_noise]
     if with_items:
@@ -97,8 +98,8 @@ def _notes(others: list[MethodSummary], reference: MethodSummary) -> list[str]:
     ]
     if doubtful:
         notes.append(
-            f"Told apart from {reference.label} over seeds, but not over test items: {', '.join(doubtful)}. Another test "
-            f"set might say otherwise."
+            f"Told apart from {reference.label} over seeds, but not over test items: {', '.join(doubtful)}. Another "
+            f"test set might say otherwise."
         )
     notes.append(
         "Further seeds: for seeing such a difference four times in five (noncentral t), at the level that Holm asks of "
