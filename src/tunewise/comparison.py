@@ -88,7 +88,7 @@ def compare(
     probed = _costs(plan, store, listener) if costs else None
     if probed is not None:
         evidence.keep_costs(folder, probed)
-    measured = collect(plan.spec.measures, records, store, plan.task, listener)
+    measured = collect(plan.spec.measures, records, store, plan.task, listener, plan.spec.measure_settings)
     if probed or measured:
         found = conclude(replace(known, costs=probed, measured=measured))
     return found

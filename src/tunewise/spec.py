@@ -196,9 +196,20 @@ class CompareSpec(Frozen):
     seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     reference: str = Field("lora", description="the method that the others are tested against")
     measures: list[str] = Field(default_factory=default_measures, description="made of every finished run")
+    measure_settings: dict[str, dict[str, Any]] = Field(default={}, description="of measures that can be set, by name")
+    tuning: TuningSpec | None = Field(None, description="a learning-rate search first; `tuning: 4` is four trials each")
     trajectory: int = Field(0, ge=0, description="snapshots that each run keeps of its way; no part of a run's id")
     trajectory_full: bool = Field(False, description="full fine-tuning too: a model's size for each snapshot")
-    tuning: TuningSpec | None = Field(None, description="a learning-rate search first; `tuning: 4` is four trials each")
+
+    @field_validator("measure_settings")
+    @classmethod
+    def _checked_settings(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, content in settings.items():
+            kind = get_measure(name).settings_class
+            if kind is None:
+                raise SpecError(f"measure {name!r} has nothing to set; leave it out of measure_settings")
+            parse(kind, content, source=f"measure {name}")
+        return settings
 
     @field_validator("measures", mode="before")
     @classmethod

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+
+from pydantic import BaseModel
 
 from tunewise.errors import SpecError, nearest
 
@@ -21,10 +24,36 @@ class Measure:
     """Whether it needs the snapshots that a run keeps only where asked to."""
     default: bool = False
     """Whether a comparison makes it unless told otherwise: only what costs little next to training."""
+    settings: str = ""
+    """`module:class` of what can be set about it (`measures.settings`); empty where nothing can."""
+    one_seed: bool = False
+    """Whether it is made of each method's first seed only: a picture rather than a figure with an interval."""
+
+    @property
+    def settings_class(self) -> type[BaseModel] | None:
+        """What its settings are checked against; handed to the measure as `settings=`."""
+        if not self.settings:
+            return None
+        module, name = self.settings.split(":")
+        found: type[BaseModel] = getattr(import_module(module), name)
+        return found
 
 
 _ROWS: tuple[Measure, ...] = (
     Measure("forgetting", "forgetting", "tunewise.measures.forgetting:forgetting", default=True),
+    Measure(
+        "sharpness",
+        "sharpness",
+        "tunewise.measures.sharpness:sharpness",
+        settings="tunewise.measures.settings:SharpnessSettings",
+    ),
+    Measure(
+        "landscape",
+        "loss landscape",
+        "tunewise.measures.landscape:landscape",
+        settings="tunewise.measures.settings:LandscapeSettings",
+        one_seed=True,
+    ),
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ROWS}

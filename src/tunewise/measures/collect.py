@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunewise.errors import MeasureError
 from tunewise.measures.catalog import Measure, get_measure
@@ -20,30 +20,42 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import Measured, RunRecord
 from tunewise.tasks.contract import Task
 from tunewise.training.events import Listener, Phase
-from tunewise.training.trajectory import Keep
+from tunewise.training.trajectory import no_trajectory
 
 Collected = dict[str, dict[str, Measured]]
 """By the measure's name, then by run id."""
 
 
 def collect(
-    names: Sequence[str], records: Sequence[RunRecord], store: RunStore, task: Task, listener: Listener
+    names: Sequence[str],
+    records: Sequence[RunRecord],
+    store: RunStore,
+    task: Task,
+    listener: Listener,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Collected:
     """Make the named measures of all runs that are done, run by run, keeping each as soon as it is made.
 
-    What a run can't be measured for is kept as that, with the reason; only a stop ends the loop.
+    What a run can't be measured for is kept as that, with the reason; only a stop ends the loop. `settings`: of a
+    measure, by its name, what is not left as it is by default.
     """
     wanted = [get_measure(name) for name in names]
+    chosen = {measure.name: _settings(measure, (settings or {}).get(measure.name, {})) for measure in wanted}
+    first: dict[str, int] = {}
+    for record in records:
+        first.setdefault(record.spec.method.label, record.spec.seed)
     done = {record.id: record for record in records if record.status == "done"}
     found: Collected = {measure.name: {} for measure in wanted}
     for record in done.values():
         run = FinishedRun(record, store.folder(record.id), task, store.root / "cache")
         for measure in wanted:
             listener.check()
-            known = read(run.folder, measure)
-            if known is None:
+            if measure.one_seed and record.spec.seed != first[record.spec.method.label]:
+                continue
+            known = read(run.folder, measure, chosen[measure.name])
+            if known is None or _can_do_more(known, run):
                 listener.on(Phase(f"measuring {measure.title} of {record.spec.method.label}, seed {record.spec.seed}"))
-                known = _make(measure, run, listener)
+                known = _make(measure, run, listener, chosen[measure.name])
                 write_atomically(_file(run.folder, measure), known.model_dump_json(indent=1) + "\n")
             found[measure.name][record.id] = known
         del run
@@ -51,37 +63,53 @@ def collect(
     return found
 
 
-def read(folder: Path, measure: Measure) -> Measured | None:
-    """A measure made earlier; None where there is none, or one of another version, or one that can't be read. A
-    missing trajectory is looked for again: the run may have been made anew."""
+def read(folder: Path, measure: Measure, settings: BaseModel | None = None) -> Measured | None:
+    """A measure made earlier; None where there is none, or one of another version or with other settings, or one that
+    can't be read. A missing trajectory is looked for again: the run may have been made anew."""
     try:
         known = Measured.model_validate_json(_file(folder, measure).read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
     if known.version != measure.version or (known.error and measure.needs_trajectory):
         return None
-    return known
+    return known if known.settings == _plain(settings) else None
 
 
-def _make(measure: Measure, run: FinishedRun, listener: Listener) -> Measured:
+def _can_do_more(known: Measured, run: FinishedRun) -> bool:
+    """Whether part of it was left out for want of a trajectory that is there now."""
+    return bool(known.values and known.values.get("waits_for_trajectory") and run.snapshots)
+
+
+def _make(measure: Measure, run: FinishedRun, listener: Listener, settings: BaseModel | None) -> Measured:
     begun = time.monotonic()
     values: dict[str, Any] | None = None
     error: str | None = None
     try:
         if measure.needs_trajectory and not run.snapshots:
             raise MeasureError(no_trajectory(run.spec.method.name))
-        values = load_measure(measure)(run, listener.check)
+        given = {} if settings is None else {"settings": settings}
+        values = load_measure(measure)(run, listener.check, **given)
         json.dumps(values, allow_nan=False)
     except MeasureError as reason:
         values, error = None, str(reason)
     seconds = time.monotonic() - begun
-    return Measured(name=measure.name, version=measure.version, seconds=seconds, values=values, error=error)
+    return Measured(
+        name=measure.name,
+        version=measure.version,
+        seconds=seconds,
+        settings=_plain(settings),
+        values=values,
+        error=error,
+    )
 
 
-def no_trajectory(method: str) -> str:
-    """What to do about a run that kept none."""
-    flags = "--trajectory 20" if Keep().applies_to(method) else "--trajectory 20 --trajectory-full"
-    return f"kept no trajectory; add {flags} --again to train it once more with one (the result is the same)"
+def _settings(measure: Measure, given: Mapping[str, Any]) -> BaseModel | None:
+    kind = measure.settings_class
+    return None if kind is None else kind.model_validate(given)
+
+
+def _plain(settings: BaseModel | None) -> dict[str, Any]:
+    return {} if settings is None else settings.model_dump(mode="json")
 
 
 def _file(folder: Path, measure: Measure) -> Path:

@@ -16,9 +16,12 @@ class Compute(Protocol):
 
     `check` is called now and then and raises where a stop was asked for. Raises `MeasureError`, one line, where the
     run is not of a kind that can be measured so (full fine-tuning has no factors, an image model no vocabulary).
+    A measure with a settings class also takes `settings`, an instance of it; the result is kept with them, and made
+    again where they are others. One that does part of its work only where there is a trajectory says so by
+    `waits_for_trajectory: true` in its values.
     """
 
-    def __call__(self, run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]: ...
+    def __call__(self, run: FinishedRun, check: Callable[[], None], **settings: Any) -> dict[str, Any]: ...
 
 
 def load_measure(measure: Measure) -> Compute:

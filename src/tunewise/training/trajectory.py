@@ -78,7 +78,16 @@ class Snapshot:
         """
         try:
             with safe_open(self.path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys() if _belongs(key, layer)}  # noqa: SIM118
+                return {key: file.get_tensor(key) for key in file.keys() if belongs(key, layer)}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"{self.path} can't be read: {error}") from None
+
+    def rows(self, key: str, start: int, stop: int) -> Tensor:
+        """Some rows of one tensor, without reading the rest. Raises `StoreError` for a file that can't be read."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                piece: Tensor = file.get_slice(key)[start:stop]
+                return piece
         except (OSError, SafetensorError) as error:
             raise StoreError(f"{self.path} can't be read: {error}") from None
 
@@ -127,6 +136,12 @@ def lacks_trajectory(record: RunRecord, folder: Path, wanted: Keep | None) -> bo
     if wanted is None or record.status != "done" or not wanted.applies_to(record.spec.method.name):
         return False
     return not kept_by(record, folder)
+
+
+def no_trajectory(method: str) -> str:
+    """What to do about a run that kept none."""
+    flags = "--trajectory 20" if Keep().applies_to(method) else "--trajectory 20 --trajectory-full"
+    return f"kept no trajectory; add {flags} --again to train it once more with one (the result is the same)"
 
 
 def moments(total: int, count: int) -> list[int]:
@@ -263,7 +278,8 @@ def put_state(model: nn.Module, tensors: Mapping[str, Tensor], layer: str | None
     refold(model)
 
 
-def _belongs(key: str, layer: str | None) -> bool:
+def belongs(key: str, layer: str | None) -> bool:
+    """Whether a snapshot's tensor is one of that layer's; of all of them for None."""
     return layer is None or f".{layer}." in key or key.endswith(f":{layer}")
 
 

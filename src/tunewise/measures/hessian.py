@@ -1,0 +1,152 @@
+"""Trace and top eigenvalues of the Hessian of the loss in the trained parameters, by curvlinops.
+
+The parameters are the method's own (the factors it trains, and the head), as the optimizer sees them: a figure of one
+method's training, not one to set beside another method's, since a factor scaled by s has s^2 of the curvature.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tunewise.errors import MeasureError
+from tunewise.measures.batch_interval import mean_over_batches
+from tunewise.measures.finished import FinishedRun
+from tunewise.measures.plain_model import FixedBatches
+from tunewise.measures.stepping import device
+from tunewise.methods.adapter_files import load
+from tunewise.methods.attach import layer_adapters
+from tunewise.methods.columns import ColumnAdapter
+from tunewise.methods.streams import stream
+
+TOLERANCE = 1e-2
+MISSING = "needs curvlinops: pip install 'tunewise[landscape]'"
+
+
+def hessian_figures(
+    run: FinishedRun, batches: FixedBatches, *, eigenvalues: int, probes: int, seed: int, check: Callable[[], None]
+) -> dict[str, Any]:
+    """Of the selected epoch: {parameters, trace: {value, low, high}, eigenvalues: [{value, low, high}, ...]}, intervals
+    over batches. Raises `MeasureError` where curvlinops is not installed, or a part of the model has no second
+    derivative."""
+    model: nn.Module = load(run.task.load_model(run.spec.seed), run.adapter, trainable=True)
+    for adapter in layer_adapters(model):
+        if isinstance(adapter, ColumnAdapter):  # the folded forward has no second derivative; the additive one has
+            adapter.release()
+            adapter.fold_mode = "never"
+    model = _Logits(model).eval().to(device())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return of_parameters(model, trained, batches, eigenvalues=eigenvalues, probes=probes, seed=seed, check=check)
+
+
+def of_parameters(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    batches: FixedBatches,
+    *,
+    eigenvalues: int,
+    probes: int,
+    seed: int,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """The same for a module from a mapping of inputs to logits, and some of its parameters.
+
+    The trace is Hutchinson's over `probes` sign vectors. The eigenvalues are Lanczos' (to 1 %); an eigenvalue's
+    interval is that of v^T H_batch v at its eigenvector v.
+    """
+    parts = _operators(model, parameters, batches)
+    size = sum(p.numel() for p in parameters)
+    like = parameters[0]
+
+    def product(vector: Tensor) -> Tensor:
+        """H_batch v for each batch, (batches, size)."""
+        found = []
+        for part in parts:
+            check()
+            found.append(part @ vector.to(like.device, like.dtype))
+        return torch.stack(found).double().cpu()
+
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of vmap, that a kernel has no batched form
+        try:
+            traces = np.zeros(len(parts))
+            for i in range(probes):
+                signs = torch.randint(2, (size,), generator=stream(seed, "hessian", i)) * 2.0 - 1.0
+                traces += (product(signs) @ signs.double()).numpy() / probes
+            vectors = _top_vectors(lambda v: product(torch.from_numpy(v)).mean(0).numpy(), size, eigenvalues, seed)
+            values = [product(v) @ v.double() for v in vectors]
+        except (RuntimeError, NotImplementedError) as error:
+            raise MeasureError(f"a part of the model has no second derivative ({str(error).splitlines()[0]})") from None
+    return {
+        "parameters": size,
+        "trace": mean_over_batches(traces),
+        "eigenvalues": [mean_over_batches(v.numpy()) for v in values],
+    }
+
+
+def _top_vectors(product: Callable[[Any], Any], size: int, count: int, seed: int) -> list[Tensor]:
+    """Eigenvectors of the largest eigenvalues, from the top down."""
+    count = min(count, size - 1)
+    if count < 1:
+        return []
+    start = torch.randn(size, generator=stream(seed, "hessian", "lanczos"), dtype=torch.float64).numpy()
+    operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+    ncv = min(size, max(2 * count + 1, 10))
+    try:
+        values, vectors = eigsh(operator, k=count, which="LA", v0=start, tol=TOLERANCE, ncv=ncv, maxiter=20)
+    except ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors  # those that did converge
+    order = np.argsort(-values)
+    return [torch.from_numpy(np.ascontiguousarray(vectors[:, i])) for i in order]
+
+
+class _Logits(nn.Module):
+    """Inputs -> logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = self.model(**inputs).logits
+        return logits
+
+
+class _MeanLoss(nn.Module):
+    """(logits, labels) -> the mean of the examples' losses."""
+
+    reduction = "mean"
+
+    def __init__(self, losses: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.losses(logits, labels).mean().to(logits.dtype)
+
+
+def _operators(model: nn.Module, parameters: list[nn.Parameter], batches: FixedBatches) -> list[Any]:
+    """The Hessian of each batch's mean loss, as a linear operator."""
+    try:
+        from curvlinops import HessianLinearOperator
+    except ImportError:
+        raise MeasureError(MISSING) from None
+    return [
+        HessianLinearOperator(
+            model,
+            _MeanLoss(batches.losses),
+            parameters,
+            [(dict(inputs), labels)],
+            check_deterministic=False,  # eval mode, and the batch is a fixed list
+            num_data=len(labels),
+            batch_size_fn=lambda found: len(next(iter(found.values()))),
+        )
+        for inputs, labels in zip(batches.inputs, batches.labels, strict=True)
+    ]
