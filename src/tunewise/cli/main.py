@@ -7,6 +7,7 @@ import sys
 import typer
 
 import tunewise
+from tunewise.cli import bounds as bounds_verb
 from tunewise.cli import compare as compare_verb
 from tunewise.cli import export as export_verb
 from tunewise.cli import lab as lab_verb
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.command("compare")(compare_verb.compare)
+app.command("bounds")(bounds_verb.bounds)
 app.command("export")(export_verb.export)
 app.command("lab")(lab_verb.lab)
 

@@ -173,6 +173,11 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return notes
 
 
+def noted(path: Path) -> Attachment:
+    """What the folder's `tunewise.json` says was attached. Raises `StoreError`."""
+    return _attachment_of(read_sidecar(path))
+
+
 def fingerprint(model: nn.Module, targets: tuple[Target, ...]) -> str | None:
     """A hash over up to four adapted weights of W0 (all names and shapes, values rounded to bf16, so that one model
     loaded in two precisions is one model). None where a weight has no plain values (quantized, meta)."""

@@ -134,7 +134,7 @@ def live_change(model: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
         dense = _of_adapter(ours) if ours is not None else _of_plain(layer, done.adapter_name)
         plain = twin.get_submodule(target.name)
         change[f"{target.name}.weight"] = dense.T if isinstance(plain, Conv1D) else dense
-    return {**change, **_head_change(model, start, done.adapter_name)}
+    return {**change, **head_change(model, twin, done.adapter_name)}
 
 
 def _of_plain(layer: Any, name: str) -> Tensor:
@@ -162,8 +162,9 @@ def _of_adapter(adapter: LayerAdapter) -> Tensor:
     return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
 
 
-def _head_change(model: PeftModel, start: Mapping[str, Tensor], adapter_name: str) -> dict[str, Tensor]:
-    """h - h0 of the modules that PEFT keeps a trained copy of."""
+def head_change(model: Any, twin: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+    """h - h0 of the modules that PEFT keeps a trained copy of, by the twin's names."""
+    start = dict(twin.named_parameters())
     middle = f".modules_to_save.{adapter_name}."
     change = {}
     for name, parameter in model.get_base_model().named_parameters():
@@ -209,7 +210,7 @@ def _stored_change(model: nn.Module, path: Path, base: nn.Module, twin: nn.Modul
             n: p - start[n] for n, p in again.named_parameters() if not torch.equal(p, start[n])
         }, f"tunewise.load ({CHANGED})"
     again = PeftModel.from_pretrained(base, str(path))
-    change = _head_change(again, start, "default")
+    change = head_change(again, twin)
     for name, module in again.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and "default" in module.lora_A:
             layer: Any = module

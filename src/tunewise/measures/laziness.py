@@ -1,0 +1,105 @@
+"""Laziness: how far the fine-tuned network is from its own linearisation at W0, along the run.
+
+    ||f(W_t) - f_lin(W_t)|| / ||f(W_t) - f(W_0)||,   f_lin(W) = f(W_0) + Df(W_0)[W - W_0],
+
+norms over the logits of fixed examples. 0: the network moves as its tangent does, and the theory of the NTK regime
+(arXiv 2402.11867) speaks of it. W are the effective weights, adapted layers and task head (`fft`: everything), so every
+method is measured alike. Df is one Jacobian-vector product in forward mode; no Jacobian is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunewise.measures.finished import FinishedRun
+from tunewise.methods.adapter_files import restore
+from tunewise.methods.attach import attachment, delta
+from tunewise.tasks.contract import Split
+from tunewise.training.linearised import head_change, linear_parts, live_change, moved_outputs
+
+EXAMPLES = 32
+"""Of the training and of the test part each: the first ones."""
+BATCH = 16
+SMALLEST = 1e-4
+"""Where the logits moved by less than this part of their size, rounding (1e-6 of it) is no longer small beside the
+move, and there is no distance."""
+
+
+@torch.no_grad()
+def laziness(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
+    """Values: `examples` of each part; `points`: for each snapshot `step`, and for `train` and `test`
+
+    - `distance`: ||f - f_lin|| / ||f - f_0||, None where f has hardly moved;
+    - `moved`: ||f - f_0|| / ||f_0||;
+    - `agreement`: share of the examples on which f and f_lin choose the same class;
+
+    `selected`: the same of the selected epoch's weights. Without a trajectory `points` is empty.
+    """
+    model, base = run.model, run.base
+    parts = {name: _batches(run, split) for name, split in (("train", run.task.train), ("test", run.task.test))}
+    selected = _point(model, base, parts, check)
+    points = []
+    try:
+        for snapshot in run.snapshots:
+            check()
+            snapshot.restore(model)
+            points.append({"step": snapshot.step, **_point(model, base, parts, check)})
+    finally:
+        restore(model, run.adapter)
+    return {
+        "examples": {name: min(EXAMPLES, len(getattr(run.task, name))) for name in parts},
+        "selected": selected,
+        "points": points,
+        "waits_for_trajectory": not points,
+    }
+
+
+def change_of(model: nn.Module, base: nn.Module) -> dict[str, Tensor]:
+    """W_t - W_0 by the base model's names of parameters: adapted layers and head, for `fft` everything. Detached."""
+    done = attachment(model)
+    if not done.method.passed_through:
+        return {name: value.detach() for name, value in live_change(model, base).items()}
+    change = {}
+    for name, dense in delta(model).items():
+        change[f"{name}.weight"] = dense.T if isinstance(base.get_submodule(name), Conv1D) else dense
+    return {**change, **head_change(model, base)}
+
+
+def _batches(run: FinishedRun, split: Split) -> list[dict[str, Tensor]]:
+    rows = sorted(split[: min(EXAMPLES, len(split))], key=run.task.length)
+    device = next(run.base.parameters()).device
+    found = []
+    for start in range(0, len(rows), BATCH):
+        batch = run.task.collate(rows[start : start + BATCH])
+        found.append({key: value.to(device) for key, value in batch.items() if key != "labels"})
+    return found
+
+
+def _point(
+    model: nn.Module, base: nn.Module, parts: Mapping[str, list[dict[str, Tensor]]], check: Callable[[], None]
+) -> dict[str, Any]:
+    change = change_of(model, base)
+    found = {}
+    for name, batches in parts.items():
+        pieces = []
+        for inputs in batches:
+            check()
+            start, derivative = linear_parts(base, change, inputs)
+            pieces.append((start, start + derivative, moved_outputs(base, change, inputs)))
+        found[name] = distances(*(torch.cat(column).double() for column in zip(*pieces)))
+    return found
+
+
+def distances(start: Tensor, linear: Tensor, network: Tensor) -> dict[str, float | None]:
+    """The three figures from f_0, f_lin and f: logits (examples, outputs)."""
+    moved, size = float((network - start).norm()), float(start.norm())
+    return {
+        "distance": float((network - linear).norm()) / moved if moved > SMALLEST * size else None,
+        "moved": moved / size,
+        "agreement": float((network.argmax(dim=-1) == linear.argmax(dim=-1)).double().mean()),
+    }

@@ -1,0 +1,126 @@
+"""Alignment on real runs: methods whose angles are known, and a dense fp64 recomputation of one that is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finished_runs import finished
+from test_run import make_spec
+from tunewise.errors import MeasureError
+from tunewise.measures import alignment as module
+from tunewise.measures.alignment import alignment
+from tunewise.measures.finished import FinishedRun
+from tunewise.methods.attach import delta
+from tunewise.run import run
+from tunewise.store.folders import RunStore
+from tunewise.training.build import one_step_batches
+
+
+def dense_gradient(one: FinishedRun) -> dict[str, torch.Tensor]:
+    """-grad of the mean loss over the same examples by plain backward passes, fp64."""
+    base = one.task.load_model(one.spec.seed).eval().double()
+    batches = one_step_batches(one.spec, one.task)
+    total = sum(len(b["labels"]) for b in batches)
+    for batch in batches:
+        (base(**batch).loss * len(batch["labels"]) / total).backward()
+    return {n.removesuffix(".weight"): -p.grad for n, p in base.named_parameters() if n.endswith("weight")}
+
+
+def angles(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """By the definition: arccos of the singular values."""
+    return np.degrees(np.arccos(np.clip(np.linalg.svd(a.T.numpy() @ b.numpy(), compute_uv=False), 0, 1)))
+
+
+def test_the_angles_are_those_of_dense_decompositions(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    """LoRA at the selected epoch: dense fp64 SVDs of dW and of the gradient; within 1 degree, since the spaces of the
+    gradient are found by a randomized method."""
+    one = finished(tiny_model, toy_csv, tmp_path, "lora")
+    found = alignment(one, lambda: None)
+    gradient = dense_gradient(one)
+    rank = one.spec.method.rank
+    for place, (layer, dw) in enumerate(delta(one.model).items()):
+        assert found["layers"][place]["name"] == layer
+        u, _, vh = torch.linalg.svd(dw.double())
+        gu, _, gvh = torch.linalg.svd(gradient[layer])
+        for side, expected in (
+            ("left", angles(u[:, :rank], gu[:, :rank])),
+            ("right", angles(vh[:rank].T, gvh[:rank].T)),
+        ):
+            assert found["selected"][f"{side}_mean"][place] == pytest.approx(expected.mean(), abs=1.0)
+            assert found["selected"][f"{side}_largest"][place] == pytest.approx(expected.max(), abs=1.0)
+
+
+def test_lora_one_starts_in_the_gradients_spaces(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    found = alignment(finished(tiny_model, toy_csv, tmp_path, "lora-one"), lambda: None)
+    start = found["points"][0]
+    assert start["step"] == 0
+    for key in ("left_largest", "right_largest"):
+        assert max(start[key]) < 0.5
+    later = found["points"][-1]
+    assert min(later["left_mean"]) > 0.1
+
+
+@pytest.mark.parametrize("method", ["cla", "asym"])
+def test_a_frozen_row_space_keeps_its_angles(method: str, tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    """cla: the first r axes; asym: the rows of its A. The left space moves."""
+    one = finished(tiny_model, toy_csv, tmp_path, method)
+    found = alignment(one, lambda: None)
+    assert found["points"][0]["right_mean"] == [None] * len(found["layers"])  # dW = 0: no space yet
+    moving = found["points"][1:]
+    assert len(moving) == 3
+    gradient = dense_gradient(one)
+    for place, layer in enumerate(found["layers"]):
+        right = [point["right_mean"][place] for point in moving]
+        assert max(right) - min(right) < 1e-3
+        left = [point["left_mean"][place] for point in moving]
+        assert max(left) - min(left) > 1e-3
+        if method == "cla":
+            rank = found["rank"]
+            axes = torch.eye(layer["features"], dtype=torch.float64)[:, :rank]
+            expected = angles(axes, torch.linalg.svd(gradient[layer["name"]])[2][:rank].T)
+            assert right[0] == pytest.approx(expected.mean(), abs=1.0)
+
+
+def test_without_a_trajectory_the_end_alone(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    found = alignment(finished(tiny_model, toy_csv, tmp_path, "rac", trajectory=False), lambda: None)
+    assert found["points"] == []
+    assert found["waits_for_trajectory"] is True
+    assert all(0 < angle <= 90 for angle in found["selected"]["left_mean"])
+
+
+def test_the_gradient_is_taken_once_a_seed_and_the_model_left_as_it_was(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = finished(tiny_model, toy_csv, tmp_path, "lora")
+    before = {n: t.clone() for n, t in first.model.state_dict().items()}
+    base = {n: t.clone() for n, t in first.base.state_dict().items()}
+    alignment(first, lambda: None)
+    for model, kept in ((first.model, before), (first.base, base)):
+        state = model.state_dict()
+        assert all(torch.equal(state[n], t) for n, t in kept.items())
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the cache was not used")
+
+    monkeypatch.setattr(module, "gradient_svd", never)
+    found = alignment(finished(tiny_model, toy_csv, tmp_path, "paca"), lambda: None)
+    assert len(found["points"]) == 4
+    other = make_spec(tiny_model, toy_csv, "paca", seed=1)
+    with pytest.raises(AssertionError, match="cache"):
+        alignment(
+            FinishedRun(run(other, RunStore(tmp_path)), RunStore(tmp_path).folder(other.id), first.task, first.cache),
+            lambda: None,
+        )
+
+
+@pytest.mark.parametrize(("method", "why"), [("head", "head alone"), ("fft", "full rank")])
+def test_methods_without_a_space_are_told_so(
+    method: str, why: str, tiny_model: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MeasureError, match=why):
+        alignment(finished(tiny_model, toy_csv, tmp_path, method, trajectory=False), lambda: None)
