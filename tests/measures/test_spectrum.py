@@ -10,6 +10,7 @@ import torch
 from measures.planted import layer, orthonormal, random_update
 from tunewise.measures.base_spectra import BaseSpectra
 from tunewise.measures.spectrum import effective_rank, layer_spectrum, stable_rank, totals
+from tunewise.measures.top_singular import values_of_dense
 from tunewise.measures.updates import LayerUpdate
 
 NO_CACHE = BaseSpectra(None)
@@ -46,6 +47,15 @@ def test_a_dense_update_gives_the_same_figures() -> None:
     assert len(one.values) == len(two.values) == 3
     for name in ("effective_rank", "stable_rank", "relative_norm", "energy_left", "energy_right"):
         assert getattr(one, name) == pytest.approx(getattr(two, name), abs=1e-10)
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-5, 1e-9, 0.0])
+@pytest.mark.parametrize("shape", [(30, 18), (18, 30)])
+def test_values_of_a_dense_matrix_are_right_to_the_smallest(smallest: float, shape: tuple[int, int]) -> None:
+    expected = torch.linspace(5, smallest, 18, dtype=torch.float64)
+    matrix = orthonormal(shape[0], 18, 0) * expected @ orthonormal(shape[1], 18, 1).T
+    found = values_of_dense(matrix)
+    assert ((found - expected).abs() <= 1e-7 * expected + 1e-13).all()
 
 
 def test_ranks_of_flat_and_single_spectra() -> None:

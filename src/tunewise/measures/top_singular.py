@@ -45,6 +45,17 @@ def of_dense(matrix: Tensor, count: int) -> Triples:
     return (matrix @ here) / values, values, here.T
 
 
+def values_of_dense(matrix: Tensor) -> Tensor:
+    """All singular values of a matrix (n, m) from the largest down, fp64; by its smaller Gram matrix where none is so
+    small that squaring eats its digits (relative error below 1e-16 (s_1 / s)^2), which is several times faster."""
+    matrix = matrix.double()
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    squares = torch.linalg.eigvalsh(gram).flip(0)
+    if len(squares) and float(squares[-1]) > 1e-8 * float(squares[0]):
+        return squares.sqrt()
+    return torch.linalg.svdvals(matrix)
+
+
 def plain(matrix: Tensor, count: int) -> Triples:
     """The same by the dense decomposition."""
     u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)

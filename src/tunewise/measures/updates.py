@@ -107,7 +107,7 @@ class LayerUpdate:
         not taken), else min(n, m)."""
         if self.has_factors:
             return self._triples[1]
-        return torch.linalg.svdvals(self.delta())
+        return top_singular.values_of_dense(self.delta())
 
     def top_singular_vectors(self, count: int) -> Triples:
         """U (n, k), values (k,), Vh (k, m) of dW, k = min(count, rank bound)."""

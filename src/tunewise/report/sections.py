@@ -7,10 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tunewise.report import forgetting_section, tuning_section
+from tunewise.report import (
+    forgetting_section,
+    gap_predictors_section,
+    intruders_section,
+    spectrum_section,
+    tuning_section,
+)
 from tunewise.report.section import ReportData, Section
 
-SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (forgetting_section.section, tuning_section.section)
+SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (
+    forgetting_section.section,
+    spectrum_section.section,
+    intruders_section.section,
+    gap_predictors_section.section,
+    tuning_section.section,
+)
 """In the order of the page."""
 
 

@@ -1,0 +1,212 @@
+"""Figures with a line a method over a common scale, and points of all runs: for what measures find in weights."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from tunewise.report import palette
+from tunewise.report.figures import blank_figure
+from tunewise.report.palette import Mark
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method's values at `x`: mean over seeds, and the lowest and highest seed."""
+
+    method: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One method's runs in a plot of one quantity against another."""
+
+    method: str
+    x: Sequence[float]
+    y: Sequence[float]
+    seeds: Sequence[int]
+
+
+def lines(
+    of: Sequence[Line],
+    marks: Mapping[str, Mark],
+    *,
+    across: str,
+    up: str,
+    span: tuple[float, float] | None = None,
+    log_y: bool = False,
+    markers: bool = False,
+    upright: tuple[float, float] | None = None,
+    upright_name: str = "",
+) -> go.Figure:
+    """A line a method with a band from the lowest seed to the highest; `upright`: a value, or a range of them, on the
+    x axis that is drawn as a dotted line or a grey strip behind."""
+    figure = blank_figure(height=350 + legend_height(len(of)))
+    for line in of:
+        mark = marks[line.method]
+        if any(a != b for a, b in zip(line.low, line.high)):
+            figure.add_scatter(
+                x=[*line.x, *reversed(line.x)],
+                y=[*line.high, *reversed(line.low)],
+                mode="lines",
+                line={"width": 0},
+                fill="toself",
+                fillcolor=mark.light,
+                opacity=0.12,
+                legendgroup=line.method,
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        figure.add_scatter(
+            x=list(line.x),
+            y=list(line.mean),
+            mode="lines+markers" if markers else "lines",
+            name=html.escape(line.method, quote=False),
+            legendgroup=line.method,
+            line={"color": mark.light, "width": 2, "dash": mark.dash},
+            marker={"symbol": mark.symbol, "size": 6},
+            hovertemplate="%{y:.3~g}",
+        )
+    if upright is not None:
+        _draw_upright(figure, upright, upright_name)
+    figure.update_xaxes(title_text=across, tickformat="~g", range=list(span) if span else None)
+    figure.update_yaxes(title_text=up, rangemode="normal" if log_y else "tozero", type="log" if log_y else "linear")
+    if log_y:
+        figure.update_yaxes(exponentformat="power", dtick=1)
+    figure.update_layout(hovermode="x unified")
+    show_legend(figure)
+    return figure
+
+
+def dots(of: Sequence[Dots], marks: Mapping[str, Mark], *, across: str, up: str) -> go.Figure:
+    """Every run a small open mark, each method's mean a large one."""
+    figure = blank_figure(height=300 + legend_height(len(of)))
+    for method in of:
+        mark = marks[method.method]
+        name = html.escape(method.method, quote=False)
+        figure.add_scatter(
+            x=list(method.x),
+            y=list(method.y),
+            mode="markers",
+            text=[f"seed {seed}" for seed in method.seeds],
+            legendgroup=method.method,
+            showlegend=False,
+            marker={"symbol": f"{mark.symbol}-open", "size": 6, "color": mark.light},
+            hovertemplate=f"{name}, %{{text}}: %{{x:.4~g}}, %{{y:.4~g}}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=[math.fsum(method.x) / len(method.x)],
+            y=[math.fsum(method.y) / len(method.y)],
+            mode="markers",
+            name=name,
+            legendgroup=method.method,
+            marker={"symbol": mark.symbol, "size": 11, "color": mark.light},
+            hovertemplate=f"{name}, mean: %{{x:.4~g}}, %{{y:.4~g}}<extra></extra>",
+        )
+    values = [v for method in of for v in method.x]
+    wide = min(values) > 0 and max(values) > 12 * min(values)
+    figure.update_xaxes(title_text=across + (" (log scale)" if wide else ""), type="log" if wide else "linear")
+    figure.update_xaxes(tickformat="~g", dtick=1 if wide else None)
+    figure.update_yaxes(title_text=up)
+    show_legend(figure)
+    return figure
+
+
+def heat(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], *, unit: str
+) -> go.Figure:
+    """A coloured cell for each row and column, its number in it where there is room."""
+    figure = blank_figure(height=150 + 26 * len(rows))
+    top = max((v for row in values for v in row if v is not None), default=1.0) or 1.0
+    figure.add_heatmap(
+        z=[list(row) for row in values],
+        text=[["" if v is None else f"{v:.3g}" for v in row] for row in values],
+        texttemplate="%{text}" if len(columns) <= 14 else "",
+        customdata=[[f"{html.escape(r, quote=False)}<br>{html.escape(c, quote=False)}" for c in columns] for r in rows],
+        hovertemplate=f"%{{customdata}}<br>%{{z:.3~g}} {unit}<extra></extra>",
+        zmin=0,
+        zmax=top,
+        xgap=1,
+        ygap=1,
+        showscale=False,
+        colorscale=[[0, palette.SCALE_LOW], [0.5, palette.SCALE_MIDDLE], [1, palette.SCALE_HIGH]],
+    )
+    every = max(1, len(columns) // 24)
+    figure.update_xaxes(
+        tickvals=list(range(0, len(columns), every)),
+        ticktext=[html.escape(c, quote=False) for c in columns[::every]],
+        tickangle=-45,
+        showgrid=False,
+        ticks="",
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))),
+        ticktext=[html.escape(r, quote=False) for r in rows],
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+    )
+    return figure
+
+
+def show_legend(figure: go.Figure) -> None:
+    """Names of the lines below the axis, in as many rows as they need."""
+    figure.update_layout(
+        showlegend=True,
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "x": 0,
+            "font": {"size": 12, "color": palette.INK},
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+    )
+
+
+def legend_height(methods: int) -> int:
+    """Pixels for the rows of the legend on a narrow screen."""
+    return 22 * math.ceil(methods / 3)
+
+
+def _draw_upright(figure: go.Figure, at: tuple[float, float], name: str) -> None:
+    low, high = at
+    label = {
+        "text": html.escape(name, quote=False),
+        "textposition": "end",
+        "textangle": 0,
+        "xanchor": "left",
+        "yanchor": "top",
+        "font": {"size": 12, "color": palette.MUTED},
+    }
+    if high > low:
+        figure.add_shape(
+            type="rect",
+            x0=low,
+            x1=high,
+            y0=0,
+            y1=1,
+            yref="paper",
+            layer="below",
+            line={"width": 0},
+            fillcolor=palette.GRID,
+        )
+    figure.add_shape(
+        type="line",
+        x0=high,
+        x1=high,
+        y0=0,
+        y1=1,
+        yref="paper",
+        layer="below",
+        line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
+        label=label,
+    )
