@@ -17,7 +17,7 @@ from tunewise.advise.decision import Limits, decide
 from tunewise.advise.statistics import Comparison, against_reference, proportion_interval
 from tunewise.advise.summary import summarise
 from tunewise.errors import SpecError
-from tunewise.store.records import Results, RunRecord
+from tunewise.store.records import RunRecord
 
 _LEVEL = 0.05
 _SURE = 0.997
@@ -29,7 +29,8 @@ Against = Literal["the reference", "the best", "each other"]
 @dataclass(frozen=True)
 class AACheck:
     """How often one method was called different from itself. `low` and `high`: 95 % interval of the rate (Clopper and
-    Pearson), None where the repeats share runs; `allowed`: the most for which the promise is not in doubt."""
+    Pearson), None where the repeats share runs; `allowed`: the most for which the promise is not in doubt; `spread`:
+    standard deviation over seeds of the runs it rests on. Without any, nothing was checked."""
 
     of: Of
     name: str
@@ -40,6 +41,7 @@ class AACheck:
     low: float | None
     high: float | None
     allowed: int
+    spread: float
 
     @property
     def rate(self) -> float:
@@ -94,8 +96,11 @@ def simulated(
     shown: dict[Of, str] = {"metric": f"test {key.replace('_', ' ')}", "gap": "generalization gap"}
     families: tuple[Against, ...] = ("each other",) if names == 2 else ("the reference", "the best")
     return [
-        AACheck(of, name, against, seeds, repeats, count, *proportion_interval(count, repeats), allowed(repeats))
+        AACheck(
+            of, name, against, seeds, repeats, count, *proportion_interval(count, repeats), allowed(repeats), spread
+        )
         for of, name in shown.items()
+        for spread in [stdev(scores if of == "metric" else gaps)]
         for against in families
         for count in [different[of, against]]
     ]
@@ -120,7 +125,9 @@ def of_own_runs(
         }
         (found,) = against_reference(halves, "first", higher_is_better, resolution=resolution)
         called += found.verdict != "no difference seen"
-    return AACheck("metric", name, "each other", half, repeats, called, None, None, allowed(repeats))
+    return AACheck(
+        "metric", name, "each other", half, repeats, called, None, None, allowed(repeats), stdev(scores.values())
+    )
 
 
 def _called(records: Sequence[RunRecord]) -> set[tuple[Of, Against]]:
@@ -142,7 +149,7 @@ def _called(records: Sequence[RunRecord]) -> set[tuple[Of, Against]]:
 def _run(sample: RunRecord, name: str, seed: int, score: float, gap: float) -> RunRecord:
     results = sample.results
     assert results is not None
-    if _is_share(results):  # in whole items, as a test set gives them
+    if getattr(results, "higher_is_better", True):  # in whole items, as a test set gives them
         score = min(1.0, max(0.0, round(score * results.test.examples) / results.test.examples))
     metrics = {**results.test.metrics, results.metric: score}
     test = results.test.model_copy(update={"loss": results.train.loss + gap, "metrics": metrics})
@@ -153,10 +160,6 @@ def _run(sample: RunRecord, name: str, seed: int, score: float, gap: float) -> R
             "results": results.model_copy(update={"test": test}),
         }
     )
-
-
-def _is_share(results: Results) -> bool:
-    return bool(getattr(results, "higher_is_better", True))
 
 
 def _near(draw: random.Random, values: Sequence[float]) -> float:

@@ -7,10 +7,13 @@ import sys
 import typer
 
 import tunewise
+from tunewise.cli import aa as aa_verb
 from tunewise.cli import bounds as bounds_verb
 from tunewise.cli import compare as compare_verb
 from tunewise.cli import export as export_verb
 from tunewise.cli import lab as lab_verb
+from tunewise.cli import recommend as recommend_verb
+from tunewise.cli import report as report_verb
 from tunewise.errors import TunewiseError
 
 app = typer.Typer(
@@ -21,6 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.command("compare")(compare_verb.compare)
+app.command("recommend")(recommend_verb.recommend)
+app.command("report")(report_verb.report)
+app.command("aa")(aa_verb.aa)
 app.command("bounds")(bounds_verb.bounds)
 app.command("export")(export_verb.export)
 app.command("lab")(lab_verb.lab)
