@@ -213,7 +213,7 @@ def tuning_words(tuning: TuningReport | None) -> list[str]:
     said = [
         f"Each was searched for with {trials} trials, a factor of {tuning.settings.factor:g} from one rate to the next "
         f"around the method's {middle}, at seed {tuning.settings.seed}, which none of the runs below has; the best "
-        f"{tuning.objective} decided, and the test split was not looked at.{stop}"
+        f"{tuning.objective} decided, and the trials' test scores had no say.{stop}"
     ]
     if given:
         said.append(f"Given, not tuned: {', '.join(given)}; the budgets are unequal there.")
