@@ -11,12 +11,14 @@ from tunewise.report import (
     forgetting_section,
     gap_predictors_section,
     intruders_section,
+    noise_section,
     spectrum_section,
     tuning_section,
 )
 from tunewise.report.section import ReportData, Section
 
 SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (
+    noise_section.section,
     forgetting_section.section,
     spectrum_section.section,
     intruders_section.section,
