@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tunewise.lab.batched import batch
 from tunewise.lab.lazy_problem import factored_value
@@ -85,6 +86,16 @@ def settle(u: Tensor, v: Tensor, problem: Sequence[Tensor], tolerance: float = 5
         if not len(open_):
             break
     return Ends(u, v, batch(factored_value, u, v, *problem), slope)
+
+
+def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Starts (u, v) of several ranks as one batch of the largest: u (S, m, r), v (S, n, r).
+
+    Columns past a start's rank are 0, and so is the gradient in them: they stay 0.
+    """
+    most = max(u.shape[2] for u, _ in parts)
+    u, v = (torch.cat([pad(part[side], (0, most - part[side].shape[2])) for part in parts]) for side in (0, 1))
+    return u, v
 
 
 def least_curvature(u: Tensor, v: Tensor, *problem: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from tunewise.report import palette
 from tunewise.report.figures import blank_figure
 
 _FEW = 24  # points up to this many get a marker each
+_FEW_TICKS = 8  # values of x up to this many are the ticks of a logarithmic axis
 
 
 def figure(plot: Plot) -> go.Figure:
@@ -68,13 +69,15 @@ def figure(plot: Plot) -> go.Figure:
 
 
 def _axes(drawn: go.Figure, plot: Plot) -> None:
-    for update, title, log, values in (
-        (drawn.update_xaxes, plot.x, plot.log_x, [v for c in plot.curves for v in c.x]),
-        (drawn.update_yaxes, plot.y, plot.log_y, [v for c in plot.curves for v in (*c.y, *c.low, *c.high)]),
+    for axis, update, title, log, values in (
+        ("x", drawn.update_xaxes, plot.x, plot.log_x, [v for c in plot.curves for v in c.x]),
+        ("y", drawn.update_yaxes, plot.y, plot.log_y, [v for c in plot.curves for v in (*c.y, *c.low, *c.high)]),
     ):
         update(title_text=title + (" (log scale)" if log else ""), type="log" if log else "linear")
         positive = [v for v in values if v > 0 and math.isfinite(v)]
-        if log and positive:
+        if log and axis == "x" and len(set(values)) <= _FEW_TICKS:
+            update(tickvals=sorted(set(values)), tickformat="~g")
+        elif log and positive:
             wide = max(positive) / min(positive) > 30
             update(dtick=1 if max(positive) / min(positive) < 1e8 and wide else None, exponentformat="power")
         else:

@@ -26,7 +26,7 @@ WIDTH, RANK = 12, 2
 DEPTHS = (1, 2, 3, 4, 6, 8, 12)
 RADIUS = 2.0  # C
 POPULATION, SAMPLE = 64, 16
-STARTS, ASCENT_STEPS = 4, 40
+STARTS, ASCENT_STEPS = 4, 24
 ROUNDING = 1e-9
 
 
@@ -199,7 +199,7 @@ def misprint() -> float:
 
 def run(settings: Settings) -> Outcome:
     """See the module."""
-    count = settings.of(quick=40, full=250)
+    count = settings.of(quick=30, full=250)
     shares: dict[str, list[Shares]] = {}
     for place, (name, activation) in enumerate(ACTIVATIONS.items()):
         shares[name] = []
@@ -258,7 +258,7 @@ def run(settings: Settings) -> Outcome:
         ),
         *(
             measured(
-                f"factor by which the bound loosens a layer, {name}",
+                f"mean factor by which the bound loosens a layer, {name}",
                 _loosening([s.from_base for s in by_depth]),
                 EXPECTED["loosening"],
                 "theory: none; 1 where layers line up",

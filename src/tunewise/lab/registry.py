@@ -17,7 +17,7 @@ _STATEMENTS = (
         name="random-factor",
         theorem="LoRA with a random frozen factor A: with high probability the gap of one run is of order sqrt(r / N).",
         source="arXiv 2506.14530 abstract",
-        mark="derived",
+        mark="text",
         expectation=(
             "The largest gap over ||b|| <= 1 on random labels has log-log slopes 1/2 in r and -1/2 in N with "
             "A ~ N(0, 1/d), slope 0 in r with A ~ N(0, 1/r), and a spread of 1/sqrt(2 r) over draws of A."
@@ -115,7 +115,7 @@ _STATEMENTS = (
         mark="fixed",
         expectation=(
             "Phi is never below the true difference on random networks, is attained where layers line up, and gets "
-            "looser with every layer where they do not; the printed formula fails on a counterexample."
+            "looser with depth where they do not; the printed formula fails on a counterexample."
         ),
     ),
     Statement(

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from tunewise.lab.batched import batch, generator, normal, speedup
 from tunewise.lab.contract import Curve, Finding, Outcome, Plot, Settings, Speedup, exactly
-from tunewise.lab.factored import State, descend, least_curvature, settle
+from tunewise.lab.factored import State, descend, least_curvature, settle, stacked
 from tunewise.lab.fits import band
 from tunewise.lab.lazy_problem import Optimum, Problems, random_problems, solve
 from tunewise.lab.registry import experiment
@@ -57,7 +56,7 @@ class Ended:
 
 def run(settings: Settings) -> Outcome:
     """See the module."""
-    problems_each, starts_each = settings.of(quick=16, full=64), settings.of(quick=16, full=48)
+    problems_each, starts_each = settings.of(quick=16, full=64), settings.of(quick=12, full=48)
     findings: list[Finding] = []
     curves: list[Curve] = []
     uprights: list[tuple[str, float]] = []
@@ -142,12 +141,9 @@ def run(settings: Settings) -> Outcome:
 def end_of_starts(
     problems: Problems, optimum: Optimum, ranks: Sequence[int], starts: int, settings: Settings
 ) -> list[Ended]:
-    """Runs `starts` starts of every problem at every rank, all in one batch, and sorts their ends.
-
-    Columns of u and v past the rank are 0; their gradient is 0 there, so they stay it.
-    """
+    """Runs `starts` starts of every problem at every rank, all in one batch, and sorts their ends."""
     parts = [starting_points(problems, rank, starts, settings) for rank in ranks]
-    u, v = (torch.cat([pad(part[i], (0, max(ranks) - part[i].shape[2])) for part in parts]) for i in (0, 1))
+    u, v = stacked([(u, v) for u, v, _ in parts])
     rows = torch.cat([part[2] for part in parts])
     given = [t[rows] for t in problems.tensors]
     ends = settle(u, v, given)

@@ -347,15 +347,15 @@ def _training(settings: Settings) -> tuple[Plot, int]:
 
 def _rates_plot(shown: dict[str, list[Tensor]]) -> Plot:
     curves = []
+    rates = [rate for rate in (*BELOW, *ABOVE) if rate <= 2]
     for family, parts in shown.items():
-        mean, low, high = band(torch.cat(parts).clamp(max=1e3).tolist())
-        curves.append(Curve(family, [*BELOW, *ABOVE], mean, low, high))
+        mean, low, high = band(torch.cat(parts)[:, : len(rates)].tolist())
+        curves.append(Curve(family, rates, mean, low, high))
     return Plot(
         "One step",
         "learning rate over the bound",
         "change of the loss over the loss",
-        [*curves, Curve("no change", [BELOW[0], ABOVE[-1]], [0.0, 0.0], theory=True)],
-        log_x=True,
+        [*curves, Curve("no change", [rates[0], rates[-1]], [0.0, 0.0], theory=True)],
         uprights=[("2 r² / (L α²)", 1.0)],
         caption="Means over problems of all ranks with 95 % intervals.",
     )
