@@ -288,6 +288,14 @@ def _show_result(found: Comparison, console: Any) -> None:
     console.print()
     console.print(console_table(found.summaries, found.recommendation))
     console.print()
+    if found.tuning is not None:
+        rates = ", ".join(
+            f"{row.method} {row.chosen:g}"
+            + (" (given)" if row.given else f" (the {row.edge} tried)" if row.edge else "")
+            for row in found.tuning.methods
+        )
+        console.print(f"Learning rates: {rates}", highlight=False, markup=False)
+        console.print()
     for sentence in found.recommendation.sentences:
         console.print(sentence, highlight=False, markup=False)
     console.print()
