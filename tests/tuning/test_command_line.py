@@ -1,0 +1,65 @@
+"""`tunewise compare --tune`: what the plan says before anything is trained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunewise.cli.main import run as tunewise
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["tunewise", *words])
+    with pytest.raises(SystemExit) as stop:
+        tunewise()
+        raise SystemExit(0)
+    return int(stop.value.code or 0)
+
+
+def plan_of(
+    model: Path, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str
+) -> str:
+    flags = [f"--model={model}", f"--data={data}", "--methods=head,fft", "--seeds=2", f"--out={out}", "--dry-run"]
+    assert invoke(monkeypatch, "compare", *flags, *more) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_plan_shows_the_grids_and_counts_the_trials(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
+    shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, "--tune=4")
+    assert "0.000333 to 0.009" in shown
+    assert "1.67e-05 to 0.00045" in shown
+    assert "8 trials for the learning rates come first" in shown
+
+
+def test_the_flag_wins_over_the_spec_file_and_0_means_none(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("tuning: {trials: 3, factor: 10}\n")
+    shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, f"--spec={spec}")
+    assert "6 trials" in shown
+    assert "0.0001 to 0.01" in shown
+    shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, f"--spec={spec}", "--tune=2")
+    assert "4 trials" in shown
+    assert "0.001 to 0.01" in shown
+    assert "trials" not in plan_of(
+        tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, f"--spec={spec}", "--tune=0"
+    )
+
+
+def test_bad_settings_are_refused_with_one_line(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
+    flags = [f"--model={tiny_model}", f"--data={toy_csv}", "--methods=head", f"--out={tmp_path / 'runs'}"]
+    for words, expected in (
+        (["--tune=1"], "tuning.trials"),
+        (["--tune=4", "--seeds=0,1000"], "tuning.seed 1000 is one of the seeds"),
+    ):
+        assert invoke(monkeypatch, "compare", *flags, *words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert expected in line
+
+
+def test_rates_that_are_all_given_leave_nothing_to_tune(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
+    flags = [f"--model={tiny_model}", f"--data={toy_csv}", "--methods=head", f"--out={tmp_path / 'runs'}"]
+    assert invoke(monkeypatch, "compare", *flags, "--tune=2", "--learning-rate=0.01") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "there is nothing to tune" in line
