@@ -118,9 +118,20 @@ def test_the_gradient_is_taken_once_a_seed_and_the_model_left_as_it_was(
         )
 
 
-@pytest.mark.parametrize(("method", "why"), [("head", "head alone"), ("fft", "full rank")])
-def test_methods_without_a_space_are_told_so(
-    method: str, why: str, tiny_model: Path, toy_csv: Path, tmp_path: Path
+def test_full_fine_tuning_is_looked_at_where_an_adapter_would_be(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(MeasureError, match=why):
-        alignment(finished(tiny_model, toy_csv, tmp_path, method, trajectory=False), lambda: None)
+    """Query and value, by a dense decomposition of W - W0."""
+    one = finished(tiny_model, toy_csv, tmp_path, "fft", trajectory=False)
+    found = alignment(one, lambda: None)
+    assert [layer["name"].rpartition(".")[2] for layer in found["layers"]] == ["query", "value"] * 2
+    gradient, rank = dense_gradient(one), found["rank"]
+    name = found["layers"][1]["name"]
+    dw = (one.model.get_submodule(name).weight - one.base.get_submodule(name).weight).detach().double()
+    expected = angles(torch.linalg.svd(dw)[0][:, :rank], torch.linalg.svd(gradient[name])[0][:, :rank])
+    assert found["selected"]["left_mean"][1] == pytest.approx(expected.mean(), abs=1.0)
+
+
+def test_a_method_without_an_update_is_told_so(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match="head alone"):
+        alignment(finished(tiny_model, toy_csv, tmp_path, "head", trajectory=False), lambda: None)

@@ -22,7 +22,7 @@ from tunewise.measures.updates import LayerUpdate
 from tunewise.methods.adapter_files import restore
 from tunewise.methods.attach import attachment
 from tunewise.methods.one_step import Slice, gradient_svd
-from tunewise.models.layers import shape_of
+from tunewise.models.layers import find_targets, shape_of
 from tunewise.spec import content_hash
 from tunewise.training.build import one_step_batches
 
@@ -43,10 +43,11 @@ def alignment(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
       degrees; None where dW is still zero;
     - `selected`: the same for the selected epoch's weights.
 
-    Without a trajectory `points` is empty. Raises `MeasureError` for a method without dW.
+    Full fine-tuning is looked at in the layers that an adapter would be on. Without a trajectory `points` is empty.
+    Raises `MeasureError` for a method without dW.
     """
     model, base = run.model, run.base
-    slices = _slices(model)
+    slices = _slices(model, base, run.spec.method.targets)
     rank = min(run.spec.method.rank, *(min(stop - start, _features(base, name)) for name, start, stop in slices))
     spaces = gradient_spaces(run, slices, rank)
     check()
@@ -115,15 +116,13 @@ def _name(one: Slice) -> str:
     return f"{one[0]}[{one[1]}:{one[2]}]"
 
 
-def _slices(model: nn.Module) -> list[Slice]:
+def _slices(model: nn.Module, base: nn.Module, targets: str | list[str]) -> list[Slice]:
+    """The adapted ones; of full fine-tuning, those that an adapter would be on."""
     done = attachment(model)
     if done.method.trained == "head":
         raise MeasureError("trains the task head alone, so there is no dW")
-    if done.method.trained == "all":
-        raise MeasureError(
-            "changes every layer at full rank, so there is no rank-r space to compare; use an adapter method"
-        )
-    return [(target.name, start, stop) for target in done.targets for start, stop in target.parts]
+    found = find_targets(base, targets) if done.method.trained == "all" else done.targets
+    return [(target.name, start, stop) for target in found for start, stop in target.parts]
 
 
 def _angles(
@@ -154,13 +153,13 @@ def _top_spaces(update: LayerUpdate, one: Slice, rank: int) -> tuple[Tensor, Ten
 
 def _rows(update: LayerUpdate, start: int, stop: int) -> LayerUpdate:
     """A run of output rows of an update as one of its own."""
-    assert update.left is not None
     return LayerUpdate(
         update.name,
         (stop - start, update.shape[1]),
         lambda: update.base[start:stop],
-        update.left[start:stop],
+        None if update.left is None else update.left[start:stop],
         update.right,
+        None if update.left is not None else lambda: update.delta()[start:stop],
     )
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tunewise.report import (
+    alignment_section,
+    bounds_section,
     forgetting_section,
     gap_predictors_section,
     intruders_section,
+    laziness_section,
     noise_section,
     spectrum_section,
     tuning_section,
@@ -22,7 +25,10 @@ SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (
     forgetting_section.section,
     spectrum_section.section,
     intruders_section.section,
+    bounds_section.section,
     gap_predictors_section.section,
+    alignment_section.section,
+    laziness_section.section,
     tuning_section.section,
 )
 """In the order of the page."""
