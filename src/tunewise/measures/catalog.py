@@ -41,9 +41,6 @@ class Measure:
 
 _ROWS: tuple[Measure, ...] = (
     Measure("forgetting", "forgetting", "tunewise.measures.forgetting:forgetting", default=True),
-    Measure("bounds", "bounds of the gap", "tunewise.measures.bounds:bounds", default=True),
-    Measure("alignment", "alignment with the first gradient", "tunewise.measures.alignment:alignment"),
-    Measure("laziness", "laziness", "tunewise.measures.laziness:laziness"),
     Measure("spectrum", "spectra", "tunewise.measures.spectrum:spectrum", default=True),
     Measure("intruders", "intruder dimensions", "tunewise.measures.intruders:intruders", default=True),
     Measure("bounds", "bounds of the gap", "tunewise.measures.bounds:bounds", default=True),
