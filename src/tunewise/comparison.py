@@ -20,6 +20,7 @@ from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan, with_rates
 from tunewise.report.html import write_report
+from tunewise.report.landscape_section import FOLDER, write_files
 from tunewise.run import run
 from tunewise.spec import CompareSpec, content_hash
 from tunewise.store.environment import environment
@@ -115,6 +116,7 @@ def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison
         tuning=known.tuning,
         folders={r.id: os.path.relpath(root.absolute() / r.id, here) for r in known.records},
     )
+    write_files(report.parent / FOLDER, known.spec, known.records, known.measured.get("landscape", {}))
     return Comparison(
         spec=known.spec,
         records=known.records,

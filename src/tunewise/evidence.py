@@ -163,13 +163,16 @@ def _unfinished(run: RunSpec, sample: RunRecord) -> RunRecord:
 def _measured(spec: CompareSpec, records: list[RunRecord], store: RunStore) -> Collected:
     from tunewise.measures.catalog import get_measure
     from tunewise.measures.collect import read as read_measure
+    from tunewise.measures.collect import settings_of
 
     found: Collected = {}
     for name in spec.measures:
+        measure = get_measure(name)
+        settings = settings_of(measure, spec.measure_settings.get(name, {}))
         made = {
             record.id: values
             for record in records
-            if record.status == "done" and (values := read_measure(store.folder(record.id), get_measure(name)))
+            if record.status == "done" and (values := read_measure(store.folder(record.id), measure, settings))
         }
         found[name] = made
     return found

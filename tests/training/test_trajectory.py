@@ -20,7 +20,7 @@ from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Interrupted, Listener, StepDone
-from tunewise.training.trajectory import TRAJECTORY, Keep, moments, snapshots
+from tunewise.training.trajectory import TRAJECTORY, Keep, moments, no_trajectory, snapshots
 
 models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 STEPS = 9
@@ -163,6 +163,11 @@ def test_moments_are_even_and_hold_both_ends() -> None:
     assert moments(100, 4) == [0, 25, 50, 75, 100]
     assert moments(3, 20) == [0, 1, 2, 3]
     assert moments(1000, 20)[::20] == [0, 1000]
+
+
+def test_what_to_do_about_a_missing_trajectory() -> None:
+    assert "add --trajectory 20 --again" in no_trajectory("lora")
+    assert "add --trajectory 20 --trajectory-full --again" in no_trajectory("fft")
 
 
 # --- within a run ------------------------------------------------------------------------------------------------

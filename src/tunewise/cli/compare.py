@@ -87,6 +87,13 @@ def compare(
         bool | None,
         typer.Option("--trajectory-full", help="Of full fine-tuning too: a model's size for each snapshot."),
     ] = None,
+    landscape_grid: Annotated[int | None, typer.Option(help="Points a side of a loss landscape.  [default: 51]")] = None,
+    landscape_kind: Annotated[
+        str | None, typer.Option(help="Its planes: random, pca (of the trajectory), or random,pca.  [default: random]")
+    ] = None,
+    landscape_batches: Annotated[
+        int | None, typer.Option(help="Batches of training examples it is evaluated on.  [default: 4]")
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Train finished runs that kept no trajectory once more, with one.")
     ] = False,
@@ -132,6 +139,9 @@ def compare(
         "tuning": {"trials": tune},
         "reference": reference,
         "measures": measures,
+        "measure_settings": {
+            "landscape": {"grid": landscape_grid, "kinds": landscape_kind, "batches": landscape_batches}
+        },
         "trajectory": trajectory,
         "trajectory_full": trajectory_full,
         "out": str(out) if out else None,

@@ -40,7 +40,7 @@ def collect(
     measure, by its name, what is not left as it is by default.
     """
     wanted = [get_measure(name) for name in names]
-    chosen = {measure.name: _settings(measure, (settings or {}).get(measure.name, {})) for measure in wanted}
+    chosen = {measure.name: settings_of(measure, (settings or {}).get(measure.name, {})) for measure in wanted}
     first: dict[str, int] = {}
     for record in records:
         first.setdefault(record.spec.method.label, record.spec.seed)
@@ -103,7 +103,8 @@ def _make(measure: Measure, run: FinishedRun, listener: Listener, settings: Base
     )
 
 
-def _settings(measure: Measure, given: Mapping[str, Any]) -> BaseModel | None:
+def settings_of(measure: Measure, given: Mapping[str, Any]) -> BaseModel | None:
+    """What is set about a measure, the rest by default; None for one that has nothing to set."""
     kind = measure.settings_class
     return None if kind is None else kind.model_validate(given)
 
