@@ -168,6 +168,7 @@ def _train_and_measure(
     }
     results = Results(
         metric=task.metric,
+        lower_is_better=list(task.lower_is_better),
         selected_epoch=epoch,
         selected_by=selection.rule,
         train=scored["train"].scores,

@@ -139,6 +139,7 @@ class RunSpec(Frozen):
     method: MethodSpec
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(0, ge=0)
+    metric: str | None = Field(None, description="the main metric; the task's own unless given")
 
     @property
     def learning_rate(self) -> float:
@@ -167,6 +168,8 @@ class RunSpec(Frozen):
         content["learning_rate"] = self.learning_rate
         content["training"].pop("learning_rate")
         content["training"].pop("save_every")
+        if self.metric is None:
+            content.pop("metric")
         if not self.training.linearised:  # runs from before there was this choice keep their names
             content["training"].pop("linearised")
         content["protocol"] = PROTOCOL
@@ -195,6 +198,7 @@ class CompareSpec(Frozen):
     training: TrainingSpec = TrainingSpec()
     seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     reference: str = Field("lora", description="the method that the others are tested against")
+    metric: str | None = Field(None, description="the main metric; the task's own unless given")
     measures: list[str] = Field(default_factory=default_measures, description="made of every finished run")
     measure_settings: dict[str, dict[str, Any]] = Field(default={}, description="of measures that can be set, by name")
     tuning: TuningSpec | None = Field(None, description="a learning-rate search first; `tuning: 4` is four trials each")
@@ -296,6 +300,7 @@ class CompareSpec(Frozen):
                 method=method,
                 training=self.training,
                 seed=seed,
+                metric=self.metric,
             )
             for seed in self.seeds
             for method in self.methods

@@ -157,7 +157,10 @@ def test_losses_are_one_an_example_in_double_precision(task: Task, model: Any) -
 def test_the_main_metric_is_among_the_scores(task: Task, model: Any) -> None:
     scores = evaluate(model, task, task.test, batch_size=4).scores
     assert task.metric in scores.metrics
-    assert all(0 <= value <= 1 for value in scores.metrics.values())
+    assert set(scores.metrics) == set(task.metrics)
+    assert set(task.lower_is_better) <= set(task.metrics)
+    for name, value in scores.metrics.items():
+        assert 0 <= value if name in task.lower_is_better else -1 <= value <= 1
 
 
 def test_one_seed_has_one_head_and_another_has_another(task: Task) -> None:

@@ -251,9 +251,8 @@ def _metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
 
 
 def _higher_is_better(runs: dict[str, dict[int, RunRecord]], metric: str) -> bool:
-    """Of the test metric, as the runs say."""
     results = [_results(r) for by_seed in runs.values() for r in by_seed.values()]
-    return all(metric not in r.lower_is_better for r in results)
+    return not any(metric in r.lower_is_better for r in results)
 
 
 def _steps(record: RunRecord) -> int:

@@ -71,6 +71,10 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(help="Method that the others are tested against.  [default: lora]")
     ] = None,
+    metric: Annotated[str | None, typer.Option(help="Main metric; the task's own, accuracy say, unless given.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="The epoch kept: lowest validation loss or best metric.  [default: loss]")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="A spec that comes with tunewise: quickstart.")] = None,
     spec: Annotated[Path | None, typer.Option(help="YAML file with any of these flags; flags given here win.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where runs and report go.  [default: runs]")] = None,
@@ -130,6 +134,7 @@ def compare(
             "weight_decay": weight_decay,
             "max_length": max_length,
             "linearised": linearised,
+            "select": select,
         },
         "methods": methods,
         "rank": rank,
@@ -138,6 +143,7 @@ def compare(
         "seeds": _seeds(seeds),
         "tuning": {"trials": tune},
         "reference": reference,
+        "metric": metric,
         "measures": measures,
         "measure_settings": {
             "landscape": {"grid": landscape_grid, "kinds": landscape_kind, "batches": landscape_batches}
@@ -249,8 +255,8 @@ def _show_plan(plan: Plan, console: Any, folder: str) -> None:
     todo = len(plan.runs) - len(plan.done)
     console.print(
         f"[bold]{len(plan.methods)} methods x {len(plan.spec.seeds)} seeds[/bold] on {plan.spec.model.path}: "
-        f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples, {len(data.labels)} "
-        f"classes; {plan.steps:,} steps a run",
+        f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples"
+        f"{f', {len(data.labels)} classes' if data.labels else ''}; {plan.steps:,} steps a run",
         highlight=False,
     )
     for note in data.notes:

@@ -15,7 +15,8 @@ from tunewise.tasks.contract import Split, Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, and what they were made from: logits (examples, classes) and labels, on the CPU, in the split's order."""
+    """Scores, and what they were made from, on the CPU, in the split's order: what the task keeps of the outputs (the
+    logits (examples, classes) of a classifier) and the targets."""
 
     scores: Scores
     logits: Tensor
@@ -31,7 +32,8 @@ def evaluate(
     batch_size: int,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Score `model` on all of `split`: mean loss in nats over examples (not over batches) and the task's metrics.
+    """Score `model` on all of `split`: mean loss in nats over examples or target tokens (not over batches) and the
+    task's metrics.
 
     Batches hold examples of like length; the result is in the split's order. Raises `DivergedError` where logits
     are not finite. The model's training mode is put back.
@@ -45,17 +47,19 @@ def evaluate(
         for start in range(0, len(order), batch_size):
             on_batch()
             batch = task.collate([split[i] for i in order[start : start + batch_size]])
-            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-            pieces.append(model(**inputs).logits.float().cpu())
+            batch = {key: value.to(device) for key, value in batch.items()}
+            labels = batch.pop("labels")
+            pieces.append(task.keep(model(**batch).logits, labels).float().cpu())
     finally:
         model.train(training)
     logits = torch.empty_like(torch.cat(pieces))
     logits[torch.tensor(order)] = torch.cat(pieces)
     if not bool(torch.isfinite(logits).all()):
         raise DivergedError("the model's outputs are not finite; lower the learning rate")
-    labels = torch.tensor([example["labels"] for example in split])
+    labels = task.targets(split)
+    weights = task.weights(logits, labels)
     scores = Scores(
-        loss=float(task.losses(logits, labels).mean()),
+        loss=float((task.losses(logits, labels) * weights).sum() / weights.sum()),
         metrics=task.score(logits, labels),
         examples=len(split),
     )

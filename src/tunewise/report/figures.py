@@ -57,15 +57,17 @@ def accuracy_against_cost(
     score: str,
     unit: str = "",
     lines: Sequence[tuple[str, float]] = (),
+    share: bool = True,
 ) -> go.Figure:
-    """Score upwards, cost to the right: the upper left corner wins. Filled markers are the Pareto set, the
+    """Score upwards, cost to the right: the upper left corner wins. Where the score is no `share` less of it is
+    better, and the scale runs downwards. Filled markers are the Pareto set, the
     ring is the recommended method; `lines` are named costs drawn as uprights (the frozen floor). A method far
     below the others (`off_scale`) stands at the lower edge with its score in words, so that the rest can be
     told apart."""
     figure = blank_figure(height=400)
-    below = off_scale(points)
+    below = off_scale(points, share)
     inside = [p for p in points if p.method not in below]
-    bottom, top = _score_range(inside)
+    bottom, top = _score_range(inside, share)
     for point in sorted(points, key=lambda p: p.chosen):  # the one recommended on top
         mark = marks[point.method]
         symbol = mark.symbol if point.efficient else f"{mark.symbol}-open"
@@ -74,7 +76,7 @@ def accuracy_against_cost(
         gap = _RING_GAP if point.chosen else _GAP
         lies_at = point.score
         if point.method in below:
-            text, lies_at = f"{text} {point.score:.1%} ↓", bottom + 0.04 * (top - bottom)
+            text, lies_at = f"{text} {_score(point.score, share, 1)} ↓", bottom + 0.04 * (top - bottom)
         if point.chosen:
             figure.add_scatter(
                 x=[point.cost],
@@ -101,7 +103,9 @@ def accuracy_against_cost(
                 "color": mark.light,
                 "line": {"width": 2, "color": mark.light},
             },
-            hovertemplate=f"{name}<br>{score} {point.score:.2%}<br>{cost} %{{x:.4~g}}{unit}<extra></extra>",
+            hovertemplate=(
+                f"{name}<br>{score} {_score(point.score, share, 2)}<br>{cost} %{{x:.4~g}}{unit}<extra></extra>"
+            ),
         )
     costs = [p.cost for p in points] + [value for _, value in lines]
     wide = bool(costs) and min(costs) > 0 and max(costs) / min(costs) > 12
@@ -112,7 +116,7 @@ def accuracy_against_cost(
     )
     if wide:
         figure.update_xaxes(dtick=1, exponentformat="SI", minor={"ticks": ""})
-    figure.update_yaxes(title_text=f"test {score}", tickformat=".2~%", range=[bottom, top])
+    figure.update_yaxes(title_text=f"test {score}", tickformat=".2~%" if share else ".4~g", range=[bottom, top])
     for name, value in lines:
         figure.add_shape(
             type="line",
@@ -137,19 +141,19 @@ def accuracy_against_cost(
     return figure
 
 
-def off_scale(points: Sequence[Point]) -> set[str]:
+def off_scale(points: Sequence[Point], share: bool = True) -> set[str]:
     """Methods so far below that they would press the others into a line: further below the best than four
     times the median method, and than the widest interval. Nobody where fewer than four are compared."""
-    scores = sorted((p.score for p in points), reverse=True)
+    scores = sorted((p.score for p in points), reverse=share)
     if len(scores) < 4:
         return set()
-    to_median = scores[0] - scores[(len(scores) - 1) // 2]
+    to_median = abs(scores[0] - scores[(len(scores) - 1) // 2])
     widest = max(
         (p.score_high - p.score_low for p in points if p.score_low is not None and p.score_high is not None),
         default=0.0,
     )
-    reach = max(4 * to_median, widest, 0.01)
-    return {p.method for p in points if p.score < scores[0] - reach}
+    reach = max(4 * to_median, widest, 0.01 if share else 0.01 * abs(scores[0]))
+    return {p.method for p in points if abs(p.score - scores[0]) > reach}
 
 
 def gap_per_method(
@@ -310,11 +314,16 @@ def blank_figure(height: int) -> go.Figure:
     return figure
 
 
-def _score_range(points: Sequence[Point]) -> tuple[float, float]:
+def _score(value: float, share: bool, digits: int) -> str:
+    return f"{value:.{digits}%}" if share else f"{value:.4g}"
+
+
+def _score_range(points: Sequence[Point], share: bool) -> tuple[float, float]:
+    """Bottom and top of the axis, room left below for what is off the scale."""
     low = min(min(p.score, p.score if p.score_low is None else p.score_low) for p in points)
     high = max(max(p.score, p.score if p.score_high is None else p.score_high) for p in points)
     room = 0.08 * (high - low) or 0.01
-    return low - 2 * room, high + room
+    return (low - 2 * room, high + room) if share else (high + 2 * room, low - room)
 
 
 def _error(centre: float, low: float | None, high: float | None) -> dict[str, Any]:

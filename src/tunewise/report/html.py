@@ -101,7 +101,7 @@ def render(
         confusions=[p for p in confusions if not p.folded],
         folded_confusions=[p for p in confusions if p.folded],
         classes=classes,
-        run_columns=provenance.run_columns(metric),
+        run_columns=provenance.run_columns(metric, comparison_table.is_share),
         runs=provenance.run_lines(records, folders, metric),
         facts=provenance.facts(comparison, records, costs, tuning),
         style=Markup(style_sheet()),
@@ -133,7 +133,7 @@ def _runner_up(of: Table, recommendation: Recommendation | None) -> str:
     row = next((r for r in of.rows if recommendation and r.method == recommendation.runner_up), None)
     if row is None:
         return ""
-    said = [f"{row.method}: test {metric_name(of.metric)} {row.cells['metric'].text} %"]
+    said = [f"{row.method}: test {metric_name(of.metric)} {row.cells['metric'].text}{' %' * of.is_share}"]
     if "step" in row.cells and row.cells["step"].value is not None:
         said.append(f"{row.cells['step'].text} a step")
     if row.cells["trainable"].value is not None:

@@ -17,6 +17,16 @@ def points(difference: float) -> str:
     return _signless_zero(f"{100 * difference:+.2f}").replace("-", "−")
 
 
+def score(value: float, share: bool) -> str:
+    """A test metric: a share as per cent, anything else (a perplexity) with four digits, `12.34`."""
+    return percent(value) if share else _signless_zero(f"{value:#.4g}".rstrip("."))
+
+
+def score_difference(value: float, share: bool) -> str:
+    """A difference of two of them: in points, or `+0.812`, `−1.180`."""
+    return points(value) if share else _signless_zero(f"{value:+#.3g}".rstrip(".")).replace("-", "−")
+
+
 def nats(loss: float) -> str:
     """A loss or a gap: `0.1233`."""
     return _signless_zero(f"{loss:.4f}").replace("-", "−")

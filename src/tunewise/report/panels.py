@@ -44,7 +44,7 @@ def cost_panels(
     finished = [s for s in summaries if s.test_metric is not None]
     if not finished:
         return []
-    metric = metric_name(finished[0].metric)
+    metric, share = metric_name(finished[0].metric), finished[0].is_share
     lines = [row for row in costs.rows if row.reference_line] if costs else []
 
     def panel(
@@ -60,14 +60,19 @@ def cost_panels(
             return None
         points = [_point(s, cost, recommendation) for s, cost in known]
         uprights = [(row.method, line(row)) for row in lines] if line else []
-        figure = figures.accuracy_against_cost(points, marks, cost=title, score=metric, unit=unit, lines=uprights)
+        figure = figures.accuracy_against_cost(
+            points, marks, cost=title, score=metric, unit=unit, lines=uprights, share=share
+        )
         words = "; ".join(
-            f"{p.method} {numbers.percent(p.score)} % at {shown(p.cost)}" for p in sorted(points, key=lambda p: p.cost)
+            f"{p.method} {numbers.score(p.score, share)}{' %' * share} at {shown(p.cost)}"
+            for p in sorted(points, key=lambda p: p.cost)
         )
         left_out = [s.label for s in finished if of(s) is None]
         missing = f" Not measured: {', '.join(left_out)}." if left_out else ""
-        far = sorted(figures.off_scale(points))
-        scale = f" Far below the others, so at the lower edge: {', '.join(far)}." if far else ""
+        far = sorted(figures.off_scale(points, share))
+        scale = (
+            f" Far {'below' if share else 'above'} the others, so at the lower edge: {', '.join(far)}." if far else ""
+        )
         caption = f"{scale}{missing}".strip()
         words = f"Test {metric} against {title}. {words}."
         return Panel(f"{key}-figure", f"Test {metric} against {title}", caption, words, figure)

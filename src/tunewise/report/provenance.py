@@ -44,8 +44,7 @@ def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
     sizes = ""
     if data:
         sizes = (
-            f" ({data.train:,} training, {data.validation:,} validation and {data.test:,} test items, "
-            f"{len(data.labels)} classes)"
+            f" ({data.train:,} training, {data.validation:,} validation and {data.test:,} test items{_classes(data)})"
         )
     return (
         f"{methods} method{'s' if methods != 1 else ''} × {seeds} seed{'s' if seeds != 1 else ''} on "
@@ -55,13 +54,14 @@ def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
     )
 
 
-def run_columns(metric: str) -> list[str]:
-    return [f"test {metric_name(metric)}, %", "test loss", "train loss", "gap", "epoch kept", "training time"]
+def run_columns(metric: str, share: bool = True) -> list[str]:
+    unit = ", %" * share
+    return [f"test {metric_name(metric)}{unit}", "test loss", "train loss", "gap", "epoch kept", "training time"]
 
 
 def run_lines(records: Sequence[RunRecord], folders: Mapping[str, str], metric: str) -> list[RunLine]:
     """Every run, finished or not, in the order of `records`."""
-    columns = run_columns(metric)
+    columns = run_columns(metric, _is_share(records, metric))
     lines = []
     for record in records:
         results = record.results
@@ -69,7 +69,7 @@ def run_lines(records: Sequence[RunRecord], folders: Mapping[str, str], metric: 
         if results:
             main = results.test.metrics.get(metric)
             values = [
-                numbers.MISSING if main is None else numbers.percent(main),
+                numbers.MISSING if main is None else numbers.score(main, metric not in results.lower_is_better),
                 numbers.nats(results.test.loss),
                 numbers.nats(results.train.loss),
                 numbers.nats(results.gap),
@@ -132,10 +132,18 @@ def _splits(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]:
     if data is None:
         return []
     return [
-        f"Train {data.train:,}, validation {data.validation:,}, test {data.test:,} items, {len(data.labels)} classes; "
+        f"Train {data.train:,}, validation {data.validation:,}, test {data.test:,} items{_classes(data)}; "
         f"the same split in every run (split seed {comparison.data.split_seed}). The test split was read once, after "
         f"training."
     ]
+
+
+def _classes(data: DataFacts) -> str:
+    return f", {len(data.labels)} classes" if data.labels else ""
+
+
+def _is_share(records: Sequence[RunRecord], metric: str) -> bool:
+    return all(metric not in r.results.lower_is_better for r in records if r.results)
 
 
 def _parameters(finished: Sequence[RunRecord]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from tunewise.advise.recommend import Recommendation
@@ -60,6 +61,7 @@ class Table:
     rows: list[Row]
     metric: str
     reference: str
+    is_share: bool = True  # the test metric is shown as per cent, and more of it is better
     legend: list[str] = field(default_factory=list)
 
 
@@ -72,18 +74,20 @@ def build_table(
     if not summaries:
         return Table([], [], "", "")
     metric, reference = summaries[0].metric, summaries[0].reference
-    items = summaries[0].test_items
+    items, higher, share = summaries[0].test_items, summaries[0].higher_is_better, summaries[0].is_share
     timed = {s.label: s.cost for s in summaries if s.cost}
     given = {
         "trainable": by_size({s.label: s.trainable for s in summaries}),
-        "metric": by_seed({s.label: s.metric_by_seed for s in summaries}, True, 1 / items if items else 0.0),
+        "metric": by_seed(
+            {s.label: s.metric_by_seed for s in summaries}, higher, 1 / items if items and share else 0.0
+        ),
         "gap": by_seed({s.label: s.gap_by_seed for s in summaries}, False),
         "step": by_step_time(timed),
         "kept": by_size({name: cost.saved_bytes for name, cost in timed.items()}, SAME_SAVED),
         "peak": by_size({name: cost.peak_bytes for name, cost in timed.items()}, SAME_PEAK),
     }
     columns = [
-        Column("metric", f"test {metric_name(metric)}", "%, mean ± 95 % interval"),
+        Column("metric", f"test {metric_name(metric)}", f"{'%' if share else 'lower is better'}, mean ± 95 % interval"),
         Column("gap", "generalization gap", "nats, mean ± 95 % interval"),
         Column("trainable", "trained parameters", "head included"),
     ]
@@ -102,7 +106,8 @@ def build_table(
             cells = {column.key: Cell() for column in columns}
             cells |= {"trainable": _count(line.trainable, None), **_cost_cells(line, {})}
             rows.append(Row(line.method, cells, verdict="cost only", reference_line=True))
-    return Table(columns, rows, metric, reference, _legend(reference, bool(timed)) if len(rows) > 1 else [])
+    legend = _legend(reference, share, bool(timed)) if len(rows) > 1 else []
+    return Table(columns, rows, metric, reference, share, legend)
 
 
 def metric_name(metric: str) -> str:
@@ -114,7 +119,7 @@ def _row(summary: MethodSummary, place: dict[str, Place | None], recommendation:
     standing, verdict, detail = _verdict(summary)
     cells = {
         "trainable": _count(summary.trainable, place["trainable"]),
-        "metric": _interval(summary.test_metric, place["metric"], numbers.percent),
+        "metric": _interval(summary.test_metric, place["metric"], partial(numbers.score, share=summary.is_share)),
         "gap": _interval(summary.gap, place["gap"], numbers.nats, _gap_beside_reference(summary)),
         **_cost_cells(summary.cost, place),
     }
@@ -170,16 +175,17 @@ def _verdict(summary: MethodSummary) -> tuple[Standing, str, str]:
     standing: Standing = "same"
     if on_metric.verdict in ("better", "worse"):
         standing = "better" if on_metric.verdict == "better" else "worse"
-    return standing, on_metric.verdict, _difference(on_metric)
+    return standing, on_metric.verdict, _difference(on_metric, summary.is_share)
 
 
-def _difference(comparison: Comparison) -> str:
+def _difference(comparison: Comparison, share: bool) -> str:
     if comparison.difference is None:
         return ""
-    mean = numbers.points(comparison.difference.mean)
+    mean = numbers.score_difference(comparison.difference.mean, share)
     if comparison.low is None or comparison.high is None:
         return mean
-    return f"{mean} ({numbers.points(comparison.low)} to {numbers.points(comparison.high)})"
+    low, high = (numbers.score_difference(end, share) for end in (comparison.low, comparison.high))
+    return f"{mean} ({low} to {high})"
 
 
 def _gap_beside_reference(summary: MethodSummary) -> str:
@@ -201,13 +207,13 @@ def _runs(summary: MethodSummary) -> str:
     return f"{seeds}; {lost}" if lost else seeds
 
 
-def _legend(reference: str, timed: bool) -> list[str]:
+def _legend(reference: str, share: bool, timed: bool) -> list[str]:
     costs = "; for step times by overlapping intervals; peak memory within 5 %, bytes kept within 1 %"
     legend = [
-        "1, 2, 3: first, second and third of a column; the smallest is first in all but the test metric. A "
-        "shared place, 1=, means not told apart from the leader of its group: for the test metric and the gap "
+        f"1, 2, 3: first, second and third of a column; the smallest is first"
+        f"{' in all but the test metric' * share}. A shared place, 1=, means not told apart from the leader of its group: for the test metric and the gap "
         f"by a paired t test over seeds (95 %, Holm-corrected over all pairs){costs if timed else ''}.",
-        f"Against {reference}: difference of the test metric in points, paired by seed, with its "
+        f"Against {reference}: difference of the test metric{' in points' * share}, paired by seed, with its "
         f"Holm-corrected 95 % interval. “Better” and “worse” are said only where that interval leaves out "
         f"zero, and “smaller” and “larger” of a gap by the same rule.",
     ]

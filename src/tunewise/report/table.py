@@ -113,7 +113,7 @@ def console_table(summaries: Sequence[MethodSummary], recommendation: Recommenda
     shown.add_column("method", overflow="fold", min_width=11, max_width=20)
     titles = {
         "trainable": "trained",
-        "metric": f"test %\n{metric_name(table.metric)}",
+        "metric": f"test{' %' * table.is_share}\n{metric_name(table.metric)}",
         "gap": "gap\nnats",
         "step": "step\n× floor",
         "kept": "kept",

@@ -23,19 +23,27 @@ class _Record(BaseModel):
 class Scores(_Record):
     """One split, whole, in eval mode with the selected weights."""
 
-    loss: float = Field(description="mean cross-entropy in nats")
-    metrics: dict[str, float] = Field(description="'accuracy', 'macro_f1', ... in [0, 1]")
+    loss: float = Field(description="mean loss in nats, over examples or, of a language model, over target tokens")
+    metrics: dict[str, float] = Field(
+        description="'accuracy', 'macro_f1', ...: shares, but for what lower is better of"
+    )
     examples: int
 
 
 class Results(_Record):
     metric: str = Field(description="the main metric's key in Scores.metrics, e.g. 'accuracy'")
+    lower_is_better: list[str] = Field([], description="metrics of which less is better; no shares: 'perplexity'")
     selected_epoch: int = Field(description="1-based")
     selected_by: str = Field(description="in words: 'lowest validation loss'")
     train: Scores
     validation: Scores
     test: Scores
     confusion: list[list[int]] | None = Field(None, description="test: rows true class, columns predicted")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the main metric."""
+        return self.metric not in self.lower_is_better
 
     @property
     def gap(self) -> float:

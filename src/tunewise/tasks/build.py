@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tunewise.errors import SpecError, nearest
 from tunewise.locate import resolve
 from tunewise.models.head import Head
 from tunewise.spec import CompareSpec, DataSpec, ModelSpec, RunSpec, TaskName
@@ -40,8 +42,16 @@ KINDS: dict[TaskName, TaskKind] = {
 
 def build_task(spec: RunSpec | CompareSpec) -> Task:
     """The data of a spec, read, split and made ready for its model; kept between runs, since it is the same for all
-    of them. Raises `DataError`, `ModelError`."""
-    return _built(task_of(spec), spec.model.model_dump_json(), spec.data.model_dump_json(), spec.training.max_length)
+    of them. Raises `DataError`, `ModelError`, and `SpecError` for a main metric that the task does not have."""
+    name = task_of(spec)
+    task = _built(name, spec.model.model_dump_json(), spec.data.model_dump_json(), spec.training.max_length)
+    if spec.metric is None:
+        return task
+    if spec.metric not in task.metrics:
+        raise SpecError(f"metric {spec.metric!r} is none of the {name} task{nearest(spec.metric, task.metrics)}")
+    task = copy.copy(task)  # shares the data
+    task.metric = spec.metric
+    return task
 
 
 @lru_cache(maxsize=2)

@@ -33,11 +33,19 @@ class Task(Protocol):
     """A data set, ready for a model."""
 
     metric: str
-    """The main metric's key in `score`'s result; higher is better."""
+    """The main metric's key in `score`'s result; one may set another of `metrics`."""
+    lower_is_better: Sequence[str]
+    """Metrics of which less is better."""
     labels: list[str]
+    """The classes; none where there are none."""
     train: Split
     validation: Split
     test: Split
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """All keys of `score`'s result, the task's usual main metric first."""
+        ...
 
     @property
     def facts(self) -> DataFacts:
@@ -60,15 +68,29 @@ class Task(Protocol):
         """A fresh base model with an untrained head; the same one for one seed."""
         ...
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each example, fp64, in nats."""
+    def keep(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is kept of a batch's outputs to score the split by, (batch, numbers): the logits of classes, or sums
+        over tokens, whose logits would fill the memory."""
         ...
 
-    def score(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def targets(self, split: Split) -> Tensor:
+        """What the kept outputs of a split are scored against, (examples,)."""
+        ...
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each example, fp64, in nats: (examples,). Takes a batch's logits with its labels, or what `keep`
+        made of them with `targets`."""
+        ...
+
+    def weights(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """How much each example counts in a split's mean loss, fp64: 1, or its number of target tokens."""
+        ...
+
+    def score(self, kept: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics of a whole split."""
         ...
 
-    def confusion(self, logits: Tensor, labels: Tensor) -> list[list[int]] | None:
+    def confusion(self, kept: Tensor, targets: Tensor) -> list[list[int]] | None:
         """Rows true class, columns predicted; None where there are no classes."""
         ...
 

@@ -65,7 +65,7 @@ class ImageClassification(ClassificationScores):
         )
         count = sum(map(len, splits.values()))
         size = int(np.prod(self.pixels.size)) * (1 if self.pixels.compact else 4)
-        self.keep = count * size <= min(_MOST_KEPT, psutil.virtual_memory().available // 4)
+        self.keep_pixels = count * size <= min(_MOST_KEPT, psutil.virtual_memory().available // 4)
 
     @property
     def head(self) -> Head:
@@ -114,7 +114,7 @@ class ImageClassification(ClassificationScores):
         if picture.pixels is not None:
             return picture.pixels
         pixels = self.pixels.prepare(decode(picture.row, self.pixels.mode).image)
-        if self.keep:
+        if self.keep_pixels:
             picture.pixels = pixels
         return pixels
 

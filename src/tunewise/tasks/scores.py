@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tunewise.tasks.contract import Split
 
 
 class ClassificationScores:
@@ -12,24 +17,56 @@ class ClassificationScores:
     of class indices."""
 
     metric = "accuracy"
+    lower_is_better: Sequence[str] = ()
     labels: list[str]
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each example, fp64, in nats."""
-        return F.cross_entropy(logits.double(), labels, reduction="none")
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Accuracy, macro F1, Matthews correlation, and with two classes the F1 of the second."""
+        return ("accuracy", "macro_f1", "matthews", *(("f1",) if len(self.labels) == 2 else ()))
 
-    def score(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Accuracy and macro F1, in [0, 1]."""
-        table = torch.tensor(self.confusion(logits, labels), dtype=torch.float64)
+    def keep(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The logits as they are."""
+        return logits
+
+    def targets(self, split: Split) -> Tensor:
+        """Class indices."""
+        return torch.tensor([example["labels"] for example in split])
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each example, fp64, in nats."""
+        return F.cross_entropy(outputs.double(), labels, reduction="none")
+
+    def weights(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """One example, one vote."""
+        return torch.ones(len(labels), dtype=torch.float64)
+
+    def score(self, kept: Tensor, targets: Tensor) -> dict[str, float]:
+        """The metrics, all in [0, 1] but Matthews correlation, which is in [-1, 1]."""
+        table = torch.tensor(self.confusion(kept, targets), dtype=torch.float64)
         right = table.diagonal()
         support, predicted = table.sum(1), table.sum(0)
         # Classes that occur neither in the labels nor in the predictions say nothing about either.
         seen = (support + predicted) > 0
         f1 = 2 * right / (support + predicted).clamp(min=1)
-        return {"accuracy": float(right.sum() / table.sum()), "macro_f1": float(f1[seen].mean())}
+        scores = {
+            "accuracy": float(right.sum() / table.sum()),
+            "macro_f1": float(f1[seen].mean()),
+            "matthews": matthews(table),
+        }
+        return scores if len(self.labels) != 2 else {**scores, "f1": float(f1[1])}
 
-    def confusion(self, logits: Tensor, labels: Tensor) -> list[list[int]]:
+    def confusion(self, kept: Tensor, targets: Tensor) -> list[list[int]]:
         """Rows true class, columns predicted."""
         count = len(self.labels)
-        flat = torch.bincount(labels * count + logits.argmax(dim=-1), minlength=count * count)
+        flat = torch.bincount(targets * count + kept.argmax(dim=-1), minlength=count * count)
         return flat.reshape(count, count).tolist()
+
+
+def matthews(table: Tensor) -> float:
+    """Matthews correlation of a confusion matrix of any size: Gorodkin's R_K (Computational Biology and Chemistry 28,
+    2004, equation 8), in [-1, 1]; 0 where all labels or all predictions are of one class."""
+    support, predicted, total = table.sum(1), table.sum(0), table.sum()
+    covariance = table.diagonal().sum() * total - support @ predicted
+    spread = (total**2 - support @ support) * (total**2 - predicted @ predicted)
+    return float(covariance) / math.sqrt(float(spread)) if float(spread) > 0 else 0.0

@@ -23,9 +23,9 @@ class Selection:
         self.by = by
         self.note = folder.with_suffix(".json")
 
-    def offer(self, model: nn.Module, epoch: int, loss: float, metric: float) -> None:
+    def offer(self, model: nn.Module, epoch: int, loss: float, metric: float, lower_is_better: bool = False) -> None:
         """Keep the model's trained tensors if this epoch is the best so far."""
-        rank = -loss if self.by == "loss" else metric
+        rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
         best = self._best()
         if best is not None and epoch > best["epoch"] and rank <= best["rank"]:
             return

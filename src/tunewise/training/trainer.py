@@ -134,7 +134,8 @@ class RunCallback(TrainerCallback):
             train_loss=self.journal.mean_loss_since_epoch(),
             validation={"loss": metrics["eval_loss"], "metrics": scores},
         )
-        self.selection.offer(kwargs["model"], epoch, metrics["eval_loss"], scores[self.task.metric])
+        lower = self.task.metric in self.task.lower_is_better
+        self.selection.offer(kwargs["model"], epoch, metrics["eval_loss"], scores[self.task.metric], lower)
         self.listener.on(EpochDone(epoch, metrics["eval_loss"], self.task.metric, scores[self.task.metric]))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -2,7 +2,8 @@
 
 Each trial is an ordinary run with its folder and record, so a search that was stopped goes on, and a finished one is
 not repeated. Which trials are stopped early, and which rate is chosen, follows from their histories and nothing else:
-asked again, the same records give the same answer. Scores on the test split are never looked at.
+asked again, the same records give the same answer. Their scores on the test split, which an ordinary run has, are never
+looked at.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
     return TuningReport(
         settings=settings,
         objective="validation loss" if by_loss else f"validation {plan.task.metric.replace('_', ' ')}",
-        lower_is_better=by_loss,
+        lower_is_better=by_loss or plan.task.metric in plan.task.lower_is_better,
         methods=rows,
     )
 
@@ -137,7 +138,7 @@ class Search:
         """The rate with the best value among the trials that ran to their end; the middle where none did."""
         best = best_rate(self.values)
         failed = not math.isfinite(self.values[best])
-        sign = 1.0 if self.plan.spec.training.select == "loss" else -1.0
+        sign = self._objective(1.0, dict.fromkeys(self.plan.task.metrics, 1.0))  # as it is shown: not turned round
         return MethodTuning(
             method=self.method.label,
             middle=self.middle,
@@ -168,7 +169,10 @@ class Search:
         return self._objective(kept.loss, kept.metrics)
 
     def _objective(self, loss: float, metrics: dict[str, float]) -> float:
-        return loss if self.first.training.select == "loss" else -metrics[self.plan.task.metric]
+        task = self.plan.task
+        if self.first.training.select == "loss":
+            return loss
+        return metrics[task.metric] if task.metric in task.lower_is_better else -metrics[task.metric]
 
     def _stop(self, history: list[float]) -> int | None:
         if self.settings.stop == "never":

@@ -1,0 +1,61 @@
+"""Metrics of classification against scikit-learn, and the choice of the main one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from test_compare import invoke
+from tunewise.store.folders import RunStore
+from tunewise.tasks.scores import ClassificationScores
+
+
+class Scores(ClassificationScores):
+    def __init__(self, classes: int) -> None:
+        self.labels = [str(i) for i in range(classes)]
+
+
+def outputs(classes: int, items: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (items,), generator=draw)
+    logits = torch.randn(items, classes, generator=draw) + 0.8 * torch.nn.functional.one_hot(labels, classes)
+    return logits, labels
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_metrics_are_scikit_learns(classes: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    logits, labels = outputs(classes)
+    guess = logits.argmax(1)
+    expected = {
+        "accuracy": metrics.accuracy_score(labels, guess),
+        "macro_f1": metrics.f1_score(labels, guess, average="macro"),
+        "matthews": metrics.matthews_corrcoef(labels, guess),
+        **({"f1": metrics.f1_score(labels, guess)} if classes == 2 else {}),
+    }
+    task = Scores(classes)
+    assert task.score(logits, labels) == pytest.approx(expected, abs=1e-12)
+    assert tuple(task.score(logits, labels)) == tuple(task.metrics)
+
+
+def test_one_predicted_class_has_no_correlation() -> None:
+    logits, labels = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 1, 1, 0])
+    assert Scores(2).score(logits, labels) == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "matthews": 0, "f1": 0}
+
+
+def test_the_main_metric_can_be_chosen(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
+    words = ["compare", f"--model={tiny_model}", f"--data={toy_csv}", "--methods=lora", "--rank=2", "--seeds=1"]
+    words += ["--epochs=2", "--learning-rate=0.01", "--no-costs", "--measures=none", f"--out={tmp_path}"]
+    assert invoke(monkeypatch, *words, "--metric=mathews") == 2
+    message = capsys.readouterr().err
+    assert "'mathews'" in message and "'matthews'" in message
+    assert invoke(monkeypatch, *words) == 0
+    assert invoke(monkeypatch, *words, "--metric=matthews", "--select=metric") == 0
+    by_metric = {record.results.metric: record for record in RunStore(tmp_path).records()}
+    assert set(by_metric) == {"accuracy", "matthews"}
+    assert by_metric["matthews"].results.selected_by == "best validation metric"
+    assert by_metric["accuracy"].spec.metric is None
+    (page,) = [
+        p.read_text(encoding="utf-8") for p in tmp_path.glob("compare-*/report.html") if "test matthews" in p.read_text()
+    ]
+    assert "best validation metric" in page
