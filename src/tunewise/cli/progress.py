@@ -102,8 +102,8 @@ class LiveProgress(Listener):
                         highlight=False,
                     )
             case Phase():
-                self.progress.update(self.one, note=event.name)
-                if not self.live and not event.name.startswith("saving"):
+                self.progress.update(self.one, note=f"{event.name}{', ' if event.detail else ''}{event.detail}")
+                if not self.live and not event.detail and not event.name.startswith("saving"):
                     self.console.print(f"    {event.name}", markup=False)
             case RunsToDo():
                 self.todo = self.finished + event.count

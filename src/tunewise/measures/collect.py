@@ -6,6 +6,7 @@ import gc
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def collect(
                 continue
             known = read(run.folder, measure, chosen[measure.name])
             if known is None or _can_do_more(known, run):
-                listener.on(Phase(f"measuring {measure.title} of {record.spec.method.label}, seed {record.spec.seed}"))
+                phase = f"measuring {measure.title} of {record.spec.method.label}, seed {record.spec.seed}"
+                listener.on(Phase(phase))
+                run.say = partial(_say, listener, phase)
                 known = _make(measure, run, listener, chosen[measure.name])
                 write_atomically(_file(run.folder, measure), known.model_dump_json(indent=1) + "\n")
             found[measure.name][record.id] = known
@@ -101,6 +104,10 @@ def _make(measure: Measure, run: FinishedRun, listener: Listener, settings: Base
         values=values,
         error=error,
     )
+
+
+def _say(listener: Listener, phase: str, detail: str) -> None:
+    listener.on(Phase(phase, detail))
 
 
 def settings_of(measure: Measure, given: Mapping[str, Any]) -> BaseModel | None:

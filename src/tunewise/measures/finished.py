@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class FinishedRun:
         self.task = task
         self.cache = cache
         """A folder for what belongs to the base model and not to the run (its spectra, its features), by hash."""
+        self.say: Callable[[str], None] = lambda detail: None
+        """Tells whoever watches how far a long measure has come: 'row 3 of 51'."""
 
     @property
     def spec(self) -> RunSpec:

@@ -151,7 +151,15 @@ class _Grid:
         there = len(rows.done)
         plane = Plane(parameters, *directions)
         losses, together = losses_over(
-            self.model, plane, xs, ys, self.batches, together=self.settings.together, rows=rows, check=self.check
+            self.model,
+            plane,
+            xs,
+            ys,
+            self.batches,
+            together=self.settings.together,
+            rows=rows,
+            check=self.check,
+            say=lambda detail: self.run.say(f"{kind} plane, {detail}"),
         )
         mean = losses.mean(axis=2)
         surface = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,19 @@ def losses_over(
     together: int | None = None,
     rows: Rows | None = None,
     check: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[NDArray[np.float64], int]:
     """Mean loss of every batch at every point, (len(ys), len(xs), batches), fp64, NaN where it is not finite; and how
     many points were evaluated together (the faster number, measured here, unless given)."""
     rows = rows or Rows(None, {})
-    with plane:
+    with plane, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # of vmap; `fastest` measures what matters
         together = rows.together or together or fastest(model, plane, list(xs), batches)
         rows.begin(together)
         for i, y in enumerate(ys):
             if i not in rows.done:
                 check()
+                say(f"row {len(rows.done) + 1} of {len(ys)}")
                 plane.to_row(y)
                 found = _row(model, plane, list(xs), batches, together, check).cpu().tolist()
                 rows.keep(i, [[v if math.isfinite(v) else None for v in point] for point in found])

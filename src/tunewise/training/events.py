@@ -34,9 +34,11 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Phase:
-    """Another stretch of work within a run or a comparison: 'reading data', 'final evaluation', ..."""
+    """Another stretch of work within a run or a comparison: 'reading data', 'final evaluation', ... `detail`: how far
+    it has come ('row 3 of 51'), where it takes long; for displays that can write over themselves."""
 
     name: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
