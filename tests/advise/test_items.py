@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-
 from tunewise.advise.items import CLASS_METRICS, Answers, accuracy_noise, bootstrap_noise, compared_by_item
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -84,6 +83,9 @@ def test_metrics_of_a_confusion_matrix_are_sklearns(rows):
     assert CLASS_METRICS["accuracy"](table) == pytest.approx(metrics.accuracy_score(true, predicted))
     theirs = metrics.f1_score(true, predicted, labels=present, average="macro", zero_division=0)
     assert CLASS_METRICS["macro_f1"](table) == pytest.approx(theirs)
+    two_true, two_predicted = true % 2, predicted % 2
+    two = np.bincount(two_true * 2 + two_predicted, minlength=4).reshape(2, 2).astype(float)
+    assert CLASS_METRICS["f1"](two) == pytest.approx(metrics.f1_score(two_true, two_predicted, zero_division=0))
     assert CLASS_METRICS["matthews"](table) == pytest.approx(metrics.matthews_corrcoef(true, predicted), abs=1e-12)
 
 

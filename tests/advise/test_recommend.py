@@ -401,3 +401,12 @@ def test_a_search_that_ended_on_its_edge_is_named_as_what_would_change_the_answe
 def test_runs_that_are_not_finished_are_named(summaries):
     advice = recommend(summaries(LEVEL, RATIOS, lora={"running": 2}))
     assert "runs are missing (lora: 2 not finished)" in advice.sentences[-1]
+
+
+def test_the_noise_of_a_correlation_is_fishers(summaries):
+    rows = [replace(row, metric="matthews") for row in summaries(LEVEL, RATIOS, items=400)]
+    (goal,) = goals_of("metric", rows[1])
+    random = np.random.default_rng(0)
+    drawn = random.multivariate_normal([0, 0], [[1, 0.9], [0.9, 1]], (2000, 400))
+    spread = np.std([np.corrcoef(pair.T)[0, 1] for pair in drawn])
+    assert goal.item_noise(replace(rows[1], metric_by_seed={0: 0.9})) == pytest.approx(spread, rel=0.1)

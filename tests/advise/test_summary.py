@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
+from tunewise.advise.items import Answers
 from tunewise.advise.statistics import mean_interval
-from tunewise.advise.summary import summarise
+from tunewise.advise.summary import summarise, with_item_noise
 from tunewise.errors import SpecError, StoreError
 from tunewise.store.records import Results
 
@@ -141,3 +143,40 @@ def test_a_done_run_without_results_is_called_damaged(record):
     run = record("lora", 0).model_copy(update={"results": None})
     with pytest.raises(StoreError, match="holds no results"):
         summarise([run], None, "lora")
+
+
+def test_of_a_metric_that_is_better_lower_the_lower_is_called_better(records):
+    def perplexity(record):
+        results = record.results
+        metrics = {"perplexity": 20 * (2 - results.test.metrics["accuracy"])}
+        changed = {"metric": "perplexity", "lower_is_better": ["perplexity"], "confusion": None}
+        changed |= {
+            s: getattr(results, s).model_copy(update={"metrics": metrics}) for s in ("train", "validation", "test")
+        }
+        return record.model_copy(update={"results": Results(**{**dict(results), **changed})})
+
+    scores = {"lora": [0.50, 0.51, 0.52], "cla": [0.70, 0.712, 0.721], "asym": [0.30, 0.312, 0.321]}
+    rows = {row.label: row for row in summarise([perplexity(r) for r in records(scores)], None, "lora")}
+    assert not rows["cla"].higher_is_better
+    assert not rows["cla"].is_share
+    assert rows["cla"].metric_comparison.verdict == "better"
+    assert rows["asym"].metric_comparison.verdict == "worse"
+    assert rows["cla"].merit > rows["lora"].merit > rows["asym"].merit
+    assert rows["lora"].chance is None
+
+
+def test_the_difference_to_the_reference_is_compared_item_by_item_where_the_answers_are_known(records):
+    rows = summarise(records(SCORES), None, "lora")
+    labels = np.array([0, 1] * 20)
+    answers = {
+        "lora": {s: Answers(labels, labels) for s in range(3)},
+        "cla": {s: Answers(np.where(np.arange(40) < 4, 1 - labels, labels), labels) for s in range(3)},
+    }
+    lora, cla = with_item_noise(rows, answers)
+    assert lora.item_noise is None
+    assert cla.item_noise.difference == pytest.approx(-0.1)
+    assert cla.item_noise.seeds == 3
+    assert all(row.item_noise is None for row in with_item_noise(rows, {}))
+    other = {**answers, "cla": {0: Answers(labels, 1 - labels)}}
+    with pytest.raises(StoreError, match=r"cla and lora.*same items"):
+        with_item_noise(rows, other)

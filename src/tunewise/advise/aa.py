@@ -149,7 +149,7 @@ def _called(records: Sequence[RunRecord]) -> set[tuple[Of, Against]]:
 def _run(sample: RunRecord, name: str, seed: int, score: float, gap: float) -> RunRecord:
     results = sample.results
     assert results is not None
-    if getattr(results, "higher_is_better", True):  # in whole items, as a test set gives them
+    if results.higher_is_better:  # in whole items, as a test set gives them
         score = min(1.0, max(0.0, round(score * results.test.examples) / results.test.examples))
     metrics = {**results.test.metrics, results.metric: score}
     test = results.test.model_copy(update={"loss": results.train.loss + gap, "metrics": metrics})

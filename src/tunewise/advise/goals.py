@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
 from tunewise.advise.statistics import Comparison, against_leader, item_standard_error, standard_error
-from tunewise.advise.summary import MethodSummary
+from tunewise.advise.summary import CORRELATIONS, MethodSummary
 from tunewise.errors import SpecError, nearest
 
 Criterion = Literal["metric", "gap", "metric+gap"]
@@ -27,6 +28,7 @@ class Goal:
     name: str
     higher_is_better: bool
     percent: bool
+    correlation: bool = False
 
     def values(self, method: MethodSummary) -> dict[int, float]:
         """By seed."""
@@ -41,8 +43,10 @@ class Goal:
 
     def item_noise(self, method: MethodSummary) -> float:
         """Standard error from the choice of test items; 0 where it is not known from the mean alone."""
-        if not self.percent or not method.test_items or not 0 <= self.mean(method) <= 1:
+        if not self.percent or not method.test_items:
             return 0.0
+        if self.correlation:  # Fisher's large-sample formula
+            return (1 - self.mean(method) ** 2) / math.sqrt(method.test_items)
         return item_standard_error(self.mean(method), method.test_items)
 
     def resolution(self, method: MethodSummary) -> float:
@@ -82,7 +86,9 @@ class Goal:
 
 def goals_of(criterion: Criterion, sample: MethodSummary) -> list[Goal]:
     """What is wanted, in order: with "metric+gap", of those as good as the best in the metric the smallest gap."""
-    metric = Goal("metric", f"test {sample.metric.replace('_', ' ')}", sample.higher_is_better, sample.is_share)
+    name = f"test {sample.metric.replace('_', ' ')}"
+    related = sample.metric in CORRELATIONS
+    metric = Goal("metric", name, sample.higher_is_better, sample.is_share, correlation=related)
     gap = Goal("gap", "generalization gap", higher_is_better=False, percent=False)
     return {"metric": [metric], "gap": [gap], "metric+gap": [metric, gap]}[criterion]
 

@@ -145,6 +145,14 @@ def _macro_f1(table: NDArray[np.float64]) -> float:
     return float(np.mean(2 * table.diagonal()[seen] / counts[seen]))
 
 
+def _f1(table: NDArray[np.float64]) -> float:
+    """Of the second of two classes; 0 where nobody names it."""
+    if len(table) < 2:
+        return 0.0
+    counts = table[1].sum() + table[:, 1].sum()
+    return float(2 * table[1, 1] / counts) if counts else 0.0
+
+
 def _matthews(table: NDArray[np.float64]) -> float:
     """The multiclass correlation of Gorodkin (2004); 0 where one side knows one class only."""
     true, predicted, total = table.sum(1), table.sum(0), table.sum()
@@ -155,6 +163,7 @@ def _matthews(table: NDArray[np.float64]) -> float:
 CLASS_METRICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
     "accuracy": _accuracy,
     "macro_f1": _macro_f1,
+    "f1": _f1,
     "matthews": _matthews,
     "matthews_correlation": _matthews,
     "mcc": _matthews,

@@ -21,7 +21,7 @@ from tunewise.advise.statistics import (
 from tunewise.errors import SpecError, StoreError, nearest
 from tunewise.store.records import CostRecord, CostReport, Results, RunRecord
 
-_CORRELATIONS = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman")
+CORRELATIONS = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman")
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _test_items(runs: dict[str, dict[int, RunRecord]]) -> int | None:
 def _chance(record: RunRecord, metric: str) -> float | None:
     """What needs no learning. Accuracy: the share of the commonest test class, where the confusion matrix is
     known; a correlation: 0; else, and for other metrics of classes, 1 / classes."""
-    if metric in _CORRELATIONS:
+    if metric in CORRELATIONS:
         return 0.0
     confusion = _results(record).confusion
     if metric == "accuracy" and confusion:
