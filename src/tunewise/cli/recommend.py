@@ -67,7 +67,7 @@ def recommend(
     if tolerance is not None:
         limits = replace(limits, tolerance=parse_tolerance(tolerance, share))
     advice = decide(summaries, limits, kind, known.tuning)
-    further = {}
+    further, size = {}, 0.0
     if difference is not None:
         size = parse_tolerance(difference, share)
         if size == 0:
@@ -76,7 +76,8 @@ def recommend(
     if as_json:
         typer.echo(json.dumps(_content(known, summaries, advice, limits, kind, further), indent=1))
         return
-    _show(known, summaries, advice, limits, further, difference or "")
+    points = f"{100 * size:g} points" if share else f"{size:g}"
+    _show(known, summaries, advice, limits, further, points)
 
 
 def _further_seeds(summaries: list[MethodSummary], advice: Recommendation, size: float) -> dict[str, int]:

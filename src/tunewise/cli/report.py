@@ -25,10 +25,10 @@ def report(
     """Rebuild the report from finished runs, or print its table as CSV, Markdown or LaTeX."""
     kind = _kind(format, out)
     if kind == "html":
-        known = finished(runs, measures=True)
         from tunewise.quiet import quiet_libraries
 
         quiet_libraries()
+        known = finished(runs, measures=True)
         from tunewise.comparison import conclude
 
         typer.echo(str(conclude(known, out).report))

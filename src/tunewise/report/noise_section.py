@@ -93,10 +93,10 @@ def _gap_row(method: MethodSummary) -> list[str]:
 
 
 def _notes(others: list[MethodSummary], reference: MethodSummary) -> list[str]:
+    corrected = f", Holm-corrected over the {len(others)} methods compared with {reference.label}" if others[1:] else ""
     notes = [
-        f"Over seeds: paired t intervals, Holm-corrected over the {len(others)} methods compared with "
-        f"{reference.label}. “Unseen up to” is half of its width: a true difference of that size could have gone "
-        f"unnoticed.",
+        f"Over seeds: paired t intervals{corrected}. “Unseen up to” is half of its width: a true difference of that "
+        f"size could have gone unnoticed.",
     ]
     with_items = [s for s in others if s.item_noise]
     if with_items:
