@@ -69,7 +69,7 @@ def pinned_problems(seed: int, count: int, outputs: int, samples: int, device: s
     basis = torch.linalg.qr(normal(draw, count, number, number, device=device))[0]
     rows, columns = torch.tril_indices(rank, rank)
     lower = torch.zeros(count, number, rank, rank).to(basis)
-    lower[:, :, rows, columns] = torch.where(rows == columns, 1.0, 1 / math.sqrt(2.0)).to(basis) * basis
+    lower[:, :, rows, columns] = torch.where(rows == columns, basis, basis / math.sqrt(2.0))
     inside = lower + lower.tril(-1).mT
     theta = inside.diagonal(dim1=2, dim2=3).sum(2)  # sum_i theta_i inside_i = I
     outside = subgradient - left @ right.mT
@@ -101,22 +101,22 @@ def lower_rank(weight: Tensor, features: Tensor) -> Tensor:
     seen = (seen + seen.mT) / 2
     middle = torch.diag(sizes)
     rows, columns = torch.tril_indices(*middle.shape)
-    factor = torch.where(rows == columns, 1.0, math.sqrt(2.0)).to(weight)  # keeps the inner product
+    factor = torch.where(rows == columns, 1.0, 2.0).to(weight).sqrt()  # keeps the inner product
     for _ in range(len(sizes)):
         values, vectors = torch.linalg.eigh(middle)
         used = values > ZERO * values[-1]
         root = vectors * torch.where(used, values, 0.0).clamp(min=0).sqrt()
         constraints = (root.T @ seen @ root)[:, rows, columns] * factor
         constraints = constraints / torch.linalg.vector_norm(constraints, dim=1, keepdim=True).clamp(min=1e-300)
-        unused = torch.where(used[rows] & used[columns], 0.0, 1.0).to(weight)
-        strength, directions = torch.linalg.eigh(constraints.T @ constraints + torch.diag(unused))
-        entries = directions[:, 0] / factor
+        unused = torch.diag(torch.where(used[rows] & used[columns], 0.0, 1.0).to(weight))
+        _, strength, directions = torch.linalg.svd(torch.cat([constraints, unused]), full_matrices=False)
+        entries = directions[-1] / factor
         push = torch.zeros_like(middle).index_put((rows, columns), entries)
         push = push + push.tril(-1).T
         trace = (root @ push @ root.T).trace()
         push = torch.where(trace > 0, -push, push)
         lowest = torch.linalg.eigvalsh(push)[0]
-        there = (strength[0] < 1e-12) & (lowest < -1e-6)
+        there = (strength[-1] < 1e-9) & (lowest < -1e-6)
         singular = root @ (torch.eye(len(sizes)).to(weight) - push / torch.where(there, lowest, -1.0)) @ root.T
         middle = torch.where(there, (singular + singular.T) / 2, root @ root.T)
     return left @ middle @ right
