@@ -117,6 +117,7 @@ def test_the_test_split_has_no_say(searched, spec) -> None:
             file = store.folder(trial.run) / "run.json"
             kept[file] = file.read_text()
             content = json.loads(kept[file])
+            del content["checksum"]
             content["results"]["test"]["loss"] = 9.0 if trial.rate == row.chosen else 0.0
             content["results"]["test"]["metrics"] = {"accuracy": 0.0, "macro_f1": 0.0}
             file.write_text(json.dumps(content))

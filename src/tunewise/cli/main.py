@@ -11,9 +11,11 @@ from tunewise.cli import aa as aa_verb
 from tunewise.cli import bounds as bounds_verb
 from tunewise.cli import compare as compare_verb
 from tunewise.cli import export as export_verb
+from tunewise.cli import inspect as inspect_verb
 from tunewise.cli import lab as lab_verb
 from tunewise.cli import recommend as recommend_verb
 from tunewise.cli import report as report_verb
+from tunewise.cli import runs as runs_verb
 from tunewise.errors import TunewiseError
 
 app = typer.Typer(
@@ -27,7 +29,9 @@ app.command("compare")(compare_verb.compare)
 app.command("recommend")(recommend_verb.recommend)
 app.command("report")(report_verb.report)
 app.command("aa")(aa_verb.aa)
+app.add_typer(runs_verb.app, name="runs")
 app.command("bounds")(bounds_verb.bounds)
+app.command("inspect")(inspect_verb.inspect)
 app.command("export")(export_verb.export)
 app.command("lab")(lab_verb.lab)
 

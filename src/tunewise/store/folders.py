@@ -11,23 +11,17 @@ runs/<run id>/checkpoints/      while it is running, for going on after a stop
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tunewise.errors import StoreError
-from tunewise.store.files import sha256, write_atomically
+from tunewise.store import leases
+from tunewise.store.documents import read_document, write_document
+from tunewise.store.files import sha256
+from tunewise.store.names import LEASES, RECORD, RUN_ID
 from tunewise.store.records import RunRecord
-
-RECORD = "run.json"
-LEASES = ".leases"
-_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class RunStore:
@@ -38,20 +32,20 @@ class RunStore:
 
     def folder(self, run_id: str) -> Path:
         """Where a run lives. Raises `StoreError` for a name that is no run id (it could leave the folder)."""
-        if not _ID.fullmatch(run_id):
+        if not RUN_ID.fullmatch(run_id):
             raise StoreError(f"{run_id!r} is no run id (16 hex digits)")
         return self.root / run_id
 
     def record(self, run_id: str) -> RunRecord | None:
         """The run's record; None where it has none yet. Raises `StoreError` for one that can't be read."""
-        file = self.folder(run_id) / RECORD
         try:
-            return RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
+            return read_document(
+                self.folder(run_id) / RECORD,
+                RunRecord,
+                "remove that folder, or `tunewise runs verify --fix`, to run it again",
+            )
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(f"{file} can't be read ({reason}); remove that folder to run it again") from None
 
     def finished(self, run_id: str) -> RunRecord | None:
         """The record of a run that came to its end (done, or diverged, which it would again) and whose files are as
@@ -68,15 +62,11 @@ class RunStore:
 
     def write(self, record: RunRecord) -> None:
         """Write `run.json`, whole or not at all."""
-        write_atomically(self.folder(record.id) / RECORD, record.model_dump_json(indent=1) + "\n")
+        write_document(self.folder(record.id) / RECORD, record)
 
     def records(self) -> list[RunRecord]:
         """All records in the store, by id."""
-        return [
-            r
-            for folder in sorted(self.root.glob("*"))
-            if _ID.fullmatch(folder.name) and (r := self.record(folder.name))
-        ]
+        return [record for run_id in self.ids() if (record := self.record(run_id))]
 
     def checksums(self, run_id: str) -> dict[str, str]:
         """sha256 of the files of a run that are to stay, by their names relative to its folder."""
@@ -99,21 +89,31 @@ class RunStore:
     def lease(self, run_id: str) -> Iterator[Path]:
         """The run's folder, for this process alone, until the end of the block or of the process, however it ends.
 
-        Raises `StoreError` where another process has it. The file stays: to remove it would let two processes hold
-        locks on two files of one name.
+        Raises `StoreError` where another process has it.
         """
         folder = self.folder(run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        leases = self.root / LEASES
-        leases.mkdir(exist_ok=True)
-        with (leases / run_id).open("a+", encoding="utf-8") as file:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise StoreError(f"run {run_id} is being run by {holder}; wait for it, or stop it") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+                held.enter_context(leases.taken(self.lease_file(run_id)))
+            except leases.LeaseHeld as error:
+                raise StoreError(f"run {run_id} is being run by {error}; wait for it, or stop it") from None
+            folder.mkdir(exist_ok=True)  # it may have been cleared away in between
             yield folder
+
+    def lease_file(self, run_id: str) -> Path:
+        """The file whose lock is the run's lease; absent for a run that was never begun here."""
+        return self.root / LEASES / run_id
+
+    def is_leased(self, run_id: str) -> bool:
+        """Whether a process has the run now. Looking disturbs nobody."""
+        return leases.is_held(self.lease_file(run_id))
+
+    def ids(self) -> list[str]:
+        """The run folders there are, finished or not, in order."""
+        try:
+            return sorted(
+                entry.name for entry in os.scandir(self.root) if RUN_ID.fullmatch(entry.name) and entry.is_dir()
+            )
+        except FileNotFoundError:
+            return []

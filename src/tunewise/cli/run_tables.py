@@ -1,0 +1,124 @@
+"""Plain tables of runs for a terminal or a pipe: thousands of lines at once, so no layout engine."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunewise.store.filters import COLUMNS
+from tunewise.store.table import RunRow
+
+_HEAD = (
+    "id",
+    "status",
+    "method",
+    "rank",
+    "rate",
+    "seed",
+    "model",
+    "data",
+    "metric",
+    "test",
+    "gap",
+    "seconds",
+    "started",
+)
+_RIGHT = (3, 4, 5, 9, 10, 11)
+_PATH = 24
+"""Characters of a path that are shown: its end, which tells one from another."""
+
+
+def lines_of(rows: Sequence[RunRow], ids: Collection[str]) -> list[str]:
+    """The table, with ids cut to as much as tells them apart from all of `ids`; why a run has no result stands at the
+    end of its line."""
+    if not rows:
+        return []
+    length = _enough(ids)
+    lines = [list(_HEAD)]
+    for row in rows:
+        lines.append(
+            [
+                row.id[:length],
+                row.status,
+                row.method or "",
+                value(row.rank, ""),
+                _number(row.rate, "{:.3g}"),
+                value(row.seed, ""),
+                _end(row.model),
+                _end(row.data),
+                row.metric or "",
+                _number(row.test, "{:.4f}"),
+                _number(row.gap, "{:+.4f}"),
+                _number(row.seconds, "{:.1f}"),
+                (row.started or "")[:16].replace("T", " "),
+            ]
+        )
+    return [
+        f"{line}  {_short(row.problem)}" if row and row.problem else line
+        for line, row in zip(aligned(lines, right=_RIGHT), [None, *rows], strict=True)
+    ]
+
+
+def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:
+    """'18 runs: 17 done, 1 running'."""
+    counts = Counter(row.status for row in rows)
+    total = sum(counts.values())
+    if not total:
+        return f"no runs in {place}" if not of else f"none of the {of} runs in {place} fits"
+    shown = f"{total} of {of} runs" if total < of else f"{total} runs"
+    return f"{shown}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}"
+
+
+def csv_of(rows: Iterable[RunRow]) -> str:
+    """All columns, a line a run; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
+    return text.getvalue()
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Lines of cells as text in columns, two spaces apart; those in `right` end together."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    formats = [f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths)]
+    return ["  ".join(f.format(cell) for f, cell in zip(formats, line, strict=True)).rstrip() for line in lines]
+
+
+def value(what: Any, nothing: str = "-") -> str:
+    """A value in a line: numbers with six digits, lists with commas."""
+    if what is None:
+        return nothing
+    if isinstance(what, bool):
+        return "yes" if what else "no"
+    if isinstance(what, float):
+        return f"{what:.6g}"
+    if isinstance(what, list):
+        return ", ".join(value(one) for one in what)
+    return " ".join(str(what).split())
+
+
+def _number(what: float | None, form: str) -> str:
+    return "" if what is None else form.format(what)
+
+
+def _end(path: str | None) -> str:
+    if path is None or len(path) <= _PATH:
+        return path or ""
+    return "…" + path[1 - _PATH :]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _enough(ids: Collection[str]) -> int:
+    """As many characters as it takes for all ids to differ, 8 at least."""
+    for length in range(8, 16):
+        if len({one[:length] for one in ids}) == len(ids):
+            return length
+    return 16

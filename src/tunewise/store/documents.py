@@ -1,0 +1,63 @@
+"""JSON documents that can be trusted: written whole, with a checksum of their own content, read at any schema version.
+
+`{"schema_version": 1, ..., "checksum": "sha256 of the rest"}`: a flipped digit in a result is noticed, not believed.
+A document without a checksum, as earlier versions wrote it, is read for what it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tunewise.errors import SpecError, StoreError
+from tunewise.store.files import write_atomically
+from tunewise.store.migrate import migrated
+
+CHECKSUM = "checksum"
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def write_document(path: Path, document: BaseModel) -> None:
+    """Write it with its checksum, whole or not at all."""
+    content = json.loads(document.model_dump_json())
+    content[CHECKSUM] = checksum(content)
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_document(path: Path, kind: type[Document], remedy: str) -> Document:
+    """Read what `write_document` wrote, or an older version did; `remedy` ends the message about damage.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StoreError: damaged, or written by a newer tunewise.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        written = content.pop(CHECKSUM, None)
+        if written is not None and written != checksum(content):
+            raise StoreError(f"{path} is not as it was written (its checksum differs); {remedy}")
+        if "schema_version" in kind.model_fields:
+            content = migrated(content, kind.__name__, path)
+        return kind.model_validate(content)
+    except FileNotFoundError:
+        raise
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise StoreError(f"{path} can't be read ({where}: {fault['msg']}); {remedy}") from None
+    # No JSON, no UTF-8; an unknown method; nothing that a migration can make sense of.
+    except (OSError, ValueError, RecursionError, SpecError, LookupError, TypeError) as error:
+        raise StoreError(f"{path} can't be read ({error}); {remedy}") from None
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """sha256 of the content, however it is spaced and ordered."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

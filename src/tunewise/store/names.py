@@ -1,0 +1,11 @@
+"""What things are called in a runs folder. Imports nothing, for those who must start at once."""
+
+from __future__ import annotations
+
+import re
+
+RECORD = "run.json"
+ASIDE = "run.damaged.json"
+"""A record that was moved aside, so that its run is done again."""
+LEASES = ".leases"
+RUN_ID = re.compile(r"[0-9a-f]{16}")

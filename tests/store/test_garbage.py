@@ -1,0 +1,266 @@
+"""`gc`: what nobody needs goes, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from stored_runs import stored_spec, write_run, write_unfinished
+from tunewise.spec import CompareSpec, TuningSpec
+from tunewise.store import garbage
+from tunewise.store.documents import write_document
+from tunewise.store.files import write_atomically
+from tunewise.store.folders import RunStore
+from tunewise.store.garbage import STALE, Wanted, leftovers, remove
+from tunewise.store.records import CostRecord, CostReport, MethodTuning, StepTime, Trial, TuningReport
+from tunewise.store.verification import faults_of_run
+
+
+def names(root: Path, **wanted: bool) -> set[str]:
+    return {str(one.path.relative_to(root)) for one in leftovers(RunStore(root), Wanted(**wanted))}
+
+
+def old(path: Path) -> Path:
+    then = time.time() - 2 * STALE
+    os.utime(path, (then, then))
+    return path
+
+
+def plant(path: Path, size: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    return path
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file()}
+
+
+def test_a_tidy_store_has_nothing_to_go(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, stored_spec(seed=seed))
+    plant(tmp_path / ".table.parquet")
+    plant(tmp_path / "cache" / "base-spectra" / "0.safetensors")
+    plant(old(plant(tmp_path / "cache" / f"behaviour-{'a' * 16}-1234.npz")))
+    assert names(tmp_path) == set()
+    assert names(tmp_path / "absent") == set()
+
+
+def test_leftovers_of_stopped_processes_go_and_finished_runs_stay_byte_for_byte(tmp_path: Path) -> None:
+    record = write_run(tmp_path, stored_spec())
+    kept = content(tmp_path)
+    folder = tmp_path / record.id
+    plant(folder / ".run.json.abcd1234")
+    plant(folder / "adapter" / ".adapter_model.safetensors.zz_99aaa", 5000)
+    plant(folder / ".selected.abcdefgh" / "x")
+    plant(folder / ".selected.old.abcdefgh" / "selected" / "x")
+    plant(folder / ".other.old.abcdefgh" / "other" / "x")  # its successor never came: the only one
+    for name in ("checkpoints/checkpoint-3/x", "selected/x", "selected.json"):
+        plant(folder / name)
+    written = (folder / "run.json").stat().st_mtime
+    for path in folder.rglob("*"):
+        os.utime(path, (written - 5, written - 5))
+    os.utime(folder / "run.json", (written, written))
+    bare = write_unfinished(tmp_path, stored_spec(seed=1), checkpoint=False)
+    old(plant(tmp_path / "costs" / ".0.json.abcdefgh"))
+    plant(tmp_path / "costs" / ".1.json.abcdefgh")  # young: a process may be writing it
+    plant(tmp_path / ".leases" / record.id)
+    found = leftovers(RunStore(tmp_path))
+    assert {str(one.path.relative_to(tmp_path)) for one in found} == {
+        f"{record.id}/.run.json.abcd1234",
+        f"{record.id}/adapter/.adapter_model.safetensors.zz_99aaa",
+        f"{record.id}/.selected.abcdefgh",
+        f"{record.id}/.selected.old.abcdefgh",
+        f"{record.id}/checkpoints",
+        f"{record.id}/selected",
+        f"{record.id}/selected.json",
+        bare.name,
+        "costs/.0.json.abcdefgh",
+        f".leases/{record.id}",
+    }
+    before = sum(len(data) for data in content(tmp_path).values())
+    freed, stayed = remove(RunStore(tmp_path), found)
+    assert stayed == []
+    left = content(tmp_path)
+    assert left == {
+        **kept,
+        f"{record.id}/.other.old.abcdefgh/other/x": b"x" * 100,
+        "costs/.1.json.abcdefgh": b"x" * 100,
+    }
+    assert freed == before - sum(len(data) for data in left.values())
+    assert names(tmp_path) == set()
+    assert RunStore(tmp_path).finished(record.id) == record
+
+
+def test_checkpoints_are_kept_unless_asked_for(tmp_path: Path) -> None:
+    folder = write_unfinished(tmp_path, stored_spec(), checkpoint=True)
+    assert names(tmp_path) == set()
+    assert names(tmp_path, unfinished=True) == {folder.name}
+    (one,) = leftovers(RunStore(tmp_path), Wanted(unfinished=True))
+    assert one.bytes == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) > 1000
+
+
+def test_a_run_that_is_trained_anew_keeps_its_checkpoints(tmp_path: Path) -> None:
+    record = write_run(tmp_path, stored_spec())
+    plant(tmp_path / record.id / "checkpoints" / "checkpoint-3" / "x")
+    later = (tmp_path / record.id / "run.json").stat().st_mtime + 5
+    os.utime(tmp_path / record.id / "checkpoints", (later, later))
+    assert names(tmp_path) == set()
+
+
+def test_a_damaged_record_goes_once_the_run_was_done_again(tmp_path: Path) -> None:
+    record = write_run(tmp_path, stored_spec())
+    (tmp_path / record.id / "run.json").rename(tmp_path / record.id / "run.damaged.json")
+    assert names(tmp_path) == set()
+    RunStore(tmp_path).write(record)
+    assert names(tmp_path) == {f"{record.id}/run.damaged.json"}
+
+
+def test_nothing_of_a_leased_run_goes_not_even_if_the_lease_came_after_the_look(tmp_path: Path) -> None:
+    spec = stored_spec()
+    folder = write_unfinished(tmp_path, spec, checkpoint=False)
+    plant(folder / ".history.jsonl.abcdefgh")
+    store = RunStore(tmp_path)
+    with store.lease(spec.id):
+        assert leftovers(store, Wanted(unfinished=True)) == []
+    found = leftovers(store)
+    assert folder in {one.path for one in found}
+    before = content(tmp_path)
+    with store.lease(spec.id):
+        freed, stayed = remove(store, found)
+        assert freed == 0 and len(stayed) == len(found)
+        assert any("being run by process" in line for line in stayed)
+    assert content(tmp_path) == before
+
+
+def test_a_run_that_came_to_its_end_after_the_look_stays(tmp_path: Path) -> None:
+    spec = stored_spec()
+    write_unfinished(tmp_path, spec, checkpoint=False)
+    found = leftovers(RunStore(tmp_path))
+    RunStore(tmp_path).folder(spec.id)
+    (tmp_path / spec.id / "history.jsonl").unlink()
+    (tmp_path / spec.id).rmdir()
+    record = write_run(tmp_path, spec)
+    _, stayed = remove(RunStore(tmp_path), found)
+    assert "has come to its end since" in stayed[0]
+    assert RunStore(tmp_path).finished(spec.id) == record
+
+
+def test_unreadable_records_are_left_to_verify(tmp_path: Path) -> None:
+    record = write_run(tmp_path, stored_spec())
+    (tmp_path / record.id / "run.json").write_text("{")
+    old(plant(tmp_path / "cache" / "behaviour-ffff-1.npz"))
+    assert names(tmp_path, unfinished=True, trials=True) == set()
+
+
+def test_caches_of_models_that_no_run_is_of_go(tmp_path: Path) -> None:
+    record = write_run(tmp_path, stored_spec(digest="a" * 64))
+    old(plant(tmp_path / "cache" / f"behaviour-{'a' * 16}-1.npz"))
+    old(plant(tmp_path / "cache" / f"behaviour-{'c' * 16}-1.npz"))
+    plant(tmp_path / "cache" / f"behaviour-{'d' * 16}-1.npz")
+    plant(tmp_path / "cache" / "base-spectra" / "0.safetensors")
+    assert names(tmp_path) == {f"cache/behaviour-{'c' * 16}-1.npz"}
+    assert names(tmp_path, caches=True) == {"cache"}
+    for file in (tmp_path / record.id).rglob("*"):
+        if file.is_file():
+            file.unlink()
+    for folder in (tmp_path / record.id / "adapter", tmp_path / record.id):
+        folder.rmdir()
+    old(tmp_path / "cache")
+    assert names(tmp_path) == {"cache"}
+
+
+def _costs(method: str) -> CostReport:
+    row = CostRecord(
+        method=method,
+        step=StepTime(median=1, low=1, high=1, steps=3),
+        ratio_to_floor=1,
+        ratio_low=1,
+        ratio_high=1,
+        samples_per_second=1,
+        saved_bytes=1,
+        peak_bytes=None,
+        base_bytes=None,
+        trainable=1,
+    )
+    return CostReport(device="cpu", batch_size=1, max_length=8, tokens=8, rows=[row])
+
+
+def test_costs_that_no_comparison_is_about_go(tmp_path: Path) -> None:
+    spec = CompareSpec.model_validate({"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text"})
+    folder = tmp_path / f"compare-{spec.id}"
+    write_atomically(folder / "compare.json", spec.model_dump_json())
+    for number, method in enumerate(("lora", "cla")):
+        write_document(tmp_path / "costs" / f"{number}.json", _costs(method))
+        old(tmp_path / "costs" / f"{number}.json")
+    assert names(tmp_path) == {"costs/1.json"}  # the comparison has no costs yet and may be waiting for the first
+    write_document(folder / "costs.json", _costs("lora"))
+    assert names(tmp_path) == {"costs/1.json"}
+    write_document(folder / "costs.json", _costs("paca"))
+    assert names(tmp_path) == {"costs/0.json", "costs/1.json"}
+
+
+def test_adapters_of_trials_go_on_demand_and_the_trial_still_counts_as_done(tmp_path: Path) -> None:
+    spec = CompareSpec.model_validate(
+        {"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text", "seeds": [0], "tuning": 2}
+    )
+    wanted = spec.runs()[0]
+    trial = wanted.model_copy(update={"seed": 1000})
+    for run in (wanted, trial):
+        write_run(tmp_path, run)
+    tuning = TuningReport(
+        settings=TuningSpec(),
+        objective="validation loss",
+        methods=[
+            MethodTuning(
+                method="lora",
+                middle=1e-3,
+                chosen=1e-3,
+                trials=[Trial(rate=1e-3, run=run.id, status="done", epochs=2, value=0.2) for run in (wanted, trial)],
+            )
+        ],
+    )
+    write_atomically(tmp_path / f"compare-{spec.id}" / "compare.json", spec.model_dump_json())
+    write_document(tmp_path / f"compare-{spec.id}" / "tuning.json", tuning)
+    store = RunStore(tmp_path)
+    before = store.record(trial.id)
+    assert names(tmp_path) == set()
+    assert names(tmp_path, trials=True) == {f"{trial.id}/adapter"}
+    remove(store, leftovers(store, Wanted(trials=True)))
+    after = store.finished(trial.id)
+    assert after is not None and before is not None
+    assert after.results == before.results
+    assert set(before.files) - set(after.files) == {"adapter/adapter_model.safetensors", "adapter/tunewise.json"}
+    assert faults_of_run(store, trial.id) == []
+    assert (tmp_path / wanted.id / "adapter" / "adapter_model.safetensors").exists()
+    assert names(tmp_path, trials=True) == set()
+
+
+def test_a_cleaning_that_was_killed_is_ended_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_unfinished(tmp_path, stored_spec(), checkpoint=False)
+    store = RunStore(tmp_path)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(garbage.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(store, leftovers(store))
+    assert not folder.exists()  # gone in one step, so nobody takes a half for a whole
+    assert names(tmp_path) == {".trash"}
+    remove(store, leftovers(store))
+    assert not (tmp_path / ".trash").exists()
+
+
+def test_names_that_only_look_like_temporary_ones_stay(tmp_path: Path) -> None:
+    """Files whose names only look a little like temporary ones."""
+    record = write_run(tmp_path, stored_spec())
+    for name in (".hidden", ".gitignore", "part", "notes.abcdefgh"):
+        plant(tmp_path / record.id / name)
+    assert names(tmp_path) == set()
+    assert json.loads((tmp_path / record.id / "run.json").read_text())["id"] == record.id

@@ -1,0 +1,137 @@
+"""Leases: one holder at a time, however often others look, and whoever removes files of leases."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tunewise.errors import StoreError
+from tunewise.store import leases
+from tunewise.store.folders import RunStore
+
+RUN = "0123456789abcdef"
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tunewise.store.leases import taken
+with taken(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lease_is_held_until_its_process_ends_even_by_sigkill(tmp_path: Path) -> None:
+    file = tmp_path / "leases" / RUN
+    assert not leases.is_held(file)
+    child = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "held\n"
+        assert leases.is_held(file)
+        assert leases.holder(file).startswith(f"process {child.pid} on ")
+        with pytest.raises(leases.LeaseHeld, match=f"process {child.pid} on "), leases.taken(file):
+            pass
+        assert not leases.remove(file)
+    finally:
+        child.kill()
+        child.wait()
+    assert not leases.is_held(file)
+    with leases.taken(file):
+        assert leases.is_held(file)
+
+
+def test_looking_never_makes_a_run_fail(tmp_path: Path) -> None:
+    """Four threads look without a pause; with a plain non-blocking lock most of these 100 attempts fail."""
+    file = tmp_path / RUN
+    stop = threading.Event()
+    looks = []
+
+    def look() -> None:
+        seen = 0
+        while not stop.is_set():
+            leases.is_held(file)
+            seen += 1
+        looks.append(seen)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            with leases.taken(file):
+                pass
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert min(looks) > 10
+
+
+def test_two_never_hold_one_lease_while_its_file_is_removed_again_and_again(tmp_path: Path) -> None:
+    file = tmp_path / RUN
+    inside, worst, held, removed = [0], [0], [0], [0]
+    deadline = time.monotonic() + 30
+
+    def going_on() -> bool:
+        return (held[0] < 60 or removed[0] < 30) and time.monotonic() < deadline
+
+    def work() -> None:
+        while going_on():
+            with contextlib.suppress(leases.LeaseHeld), leases.taken(file):
+                inside[0] += 1
+                worst[0] = max(worst[0], inside[0])
+                held[0] += 1
+                time.sleep(0.0005)
+                inside[0] -= 1
+            time.sleep(0.0005)
+
+    def clean() -> None:
+        while going_on():
+            removed[0] += file.exists() and leases.remove(file)
+
+    threads = [threading.Thread(target=what) for what in (work, work, work, clean, clean)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert worst == [1]
+    assert held[0] >= 60 and removed[0] >= 30
+
+
+def test_a_lease_on_a_file_that_was_removed_under_it_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Opened before the removal, locked after it: such a lock keeps nobody out."""
+    file = tmp_path / RUN
+    file.touch()
+    with file.open("a+b") as early:
+        assert leases.remove(file)
+        assert leases._try(early, leases.fcntl.LOCK_EX)
+        assert not leases._is(early, file)
+        with leases.taken(file):
+            assert leases.is_held(file)
+
+
+def test_a_run_says_who_has_it(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    with store.lease(RUN):
+        assert store.is_leased(RUN)
+        with (
+            pytest.raises(StoreError, match=f"run {RUN} is being run by process .* on .*; wait for it"),
+            store.lease(RUN),
+        ):
+            pass
+    assert not store.is_leased(RUN)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(leases.fcntl, "flock", refuse)
+    message = r"can't be locked \(No locks available\); put the runs on"
+    with pytest.raises(StoreError, match=message), leases.taken(tmp_path / RUN):
+        pass

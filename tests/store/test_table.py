@@ -1,0 +1,213 @@
+"""The table of runs: always what the folders say, from an index that may be absent, stale, damaged or shared."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stored_runs import record_of, stored_spec, write_run, write_unfinished
+from tunewise.spec import CompareSpec
+from tunewise.store import table as table_module
+from tunewise.store import table_index
+from tunewise.store.documents import write_document
+from tunewise.store.files import write_atomically
+from tunewise.store.folders import RunStore
+from tunewise.store.table import RunRow, row_of, table
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed in range(3):
+        for method in ("lora", "cla", "head"):
+            write_run(tmp_path, stored_spec(method, seed))
+    return tmp_path
+
+
+def truth(root: Path) -> list[RunRow]:
+    """The table without any index."""
+    rows = [row_of(record) for record in RunStore(root).records()]
+    return sorted(rows, key=lambda row: (row.started, row.id))
+
+
+def test_the_index_says_what_the_folders_say(runs: Path) -> None:
+    first = table(runs)
+    assert first == truth(runs)
+    assert len(first) == 9
+    index = runs / table_index.NAME
+    written = index.stat().st_mtime_ns
+    assert table(runs) == first
+    assert index.stat().st_mtime_ns == written
+    assert pq.read_table(index).num_rows == 9  # an ordinary parquet file
+
+
+def test_known_runs_are_not_read_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = table(runs)
+    read = []
+    real = table_module._read
+    monkeypatch.setattr(table_module, "_read", lambda root, run_id: (read.append(run_id), real(root, run_id))[1])
+    assert table(runs) == first
+    assert read == []
+    new = write_run(runs, stored_spec("asym"))
+    assert table(runs) == truth(runs)
+    assert read == [new.id]
+
+
+def test_a_row_says_what_the_record_says(runs: Path) -> None:
+    spec = stored_spec("lora", 7, learning_rate=3e-4)
+    write_run(runs, spec, accuracy=0.75)
+    row = next(row for row in table(runs) if row.id == spec.id)
+    assert (row.method, row.rank, row.alpha, row.links, row.rate, row.seed) == ("lora", 4, 8.0, None, 3e-4, 7)
+    assert (row.model, row.data, row.metric, row.test) == ("models/base", "toys.csv", "accuracy", 0.75)
+    assert row.gap == pytest.approx(0.2)
+    assert next(row for row in table(runs) if row.method == "head").rank is None
+
+
+def test_changed_new_and_removed_runs_are_seen(runs: Path) -> None:
+    rows = table(runs)
+    store = RunStore(runs)
+    store.write(store.record(rows[0].id).model_copy(update={"seconds": 12.6}))  # as many bytes as before
+    shutil.rmtree(runs / rows[1].id)
+    write_run(runs, stored_spec("paca"))
+    again = table(runs)
+    assert again == truth(runs)
+    assert {row.id for row in again} - {row.id for row in rows} == {stored_spec("paca").id}
+    assert next(row for row in again if row.id == rows[0].id).seconds == 12.6
+
+
+def test_no_damaged_index_is_believed(runs: Path) -> None:
+    rows = table(runs)
+    index = runs / table_index.NAME
+    raw = index.read_bytes()
+    assert len(table_index.read(runs)) == 9
+    generator = random.Random(0)
+    for place in range(0, len(raw), 29):
+        damaged = bytearray(raw)
+        damaged[place] ^= 1 << generator.randrange(8)
+        index.write_bytes(damaged)
+        assert table_index.read(runs) == {}, place
+    for content in (b"", b"PAR1", raw[: len(raw) // 2], raw + b"x", os.urandom(1000)):
+        index.write_bytes(content)
+        assert table_index.read(runs) == {}
+    assert table(runs) == rows
+    assert len(table_index.read(runs)) == 9
+
+
+def test_an_index_of_another_version_is_not_used(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_index, "_SEAL", b"tunewise table 0 sha256 ")
+    table(runs)
+    monkeypatch.undo()
+    assert table_index.read(runs) == {}
+
+
+def test_where_no_index_can_be_written_the_table_is_the_same(runs: Path) -> None:
+    (runs / table_index.NAME).mkdir()
+    assert table(runs) == truth(runs)
+    assert not list(runs.glob(".*.parquet.*"))
+
+
+def test_runs_in_every_state_are_listed(runs: Path) -> None:
+    write_run(runs, stored_spec("c3la"), status="diverged")
+    stopped, held, broken = (stored_spec("cola", seed) for seed in range(3))
+    write_unfinished(runs, stopped, checkpoint=True)
+    write_unfinished(runs, held, checkpoint=False)
+    write_run(runs, broken)
+    (runs / broken.id / "run.json").write_text("{")
+    moved = write_run(runs, stored_spec("asym"))
+    (runs / moved.id).rename(runs / ("f" * 16))
+    (runs / "notes").mkdir()
+    (runs / ("e" * 16)).write_text("a file")
+    for _ in range(2):  # without the index, then with it
+        with RunStore(runs).lease(held.id):
+            rows = {row.id: row for row in table(runs)}
+        assert len(rows) == 9 + 5
+        assert rows[stored_spec("c3la").id].status == "diverged"
+        assert rows[stored_spec("c3la").id].problem == "it diverged"
+        assert (rows[stopped.id].status, rows[held.id].status) == ("unfinished", "running")
+        assert rows[broken.id].status == "unreadable" and "can't be read" in str(rows[broken.id].problem)
+        assert "the record of another run" in str(rows["f" * 16].problem)
+    assert {row.id: row for row in table(runs)}[held.id].status == "unfinished"
+
+
+def test_a_finished_run_that_is_done_anew_is_running(runs: Path) -> None:
+    first = table(runs)[0]
+    with RunStore(runs).lease(first.id):
+        assert next(row for row in table(runs) if row.id == first.id).status == "running"
+    assert table(runs)[0] == first
+
+
+def test_what_an_unfinished_run_is_comes_from_its_comparison(tmp_path: Path) -> None:
+    spec = CompareSpec.model_validate(
+        {"model": "m", "data": "d.csv", "methods": ["lora", "cla"], "seeds": [3], "task": "text"}
+    )
+    write_atomically(tmp_path / f"compare-{spec.id}" / "compare.json", spec.model_dump_json())
+    run = spec.runs()[1]
+    write_unfinished(tmp_path, run, checkpoint=False)
+    (row,) = table(tmp_path)
+    assert (row.status, row.method, row.rank, row.seed, row.data) == ("unfinished", "cla", 8, 3, "d.csv")
+
+
+def _write_many(root: Path, seeds: range) -> None:
+    for seed in seeds:
+        spec = stored_spec("lora", seed)
+        with RunStore(root).lease(spec.id):
+            write_document(root / spec.id / "run.json", record_of(spec))
+
+
+def test_readers_beside_writers_see_whole_rows_only(tmp_path: Path) -> None:
+    """Three processes write runs while this one and two others read the table and write its index."""
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_write_many, args=(tmp_path, range(60 * i, 60 * i + 60))) for i in range(3)]
+    readers = [fork.Process(target=lambda: [table(tmp_path) for _ in range(10)]) for _ in range(2)]
+    for process in [*writers, *readers]:
+        process.start()
+    seen, last = [], []
+    while any(writer.is_alive() for writer in writers):
+        rows = table(tmp_path)
+        assert not [row for row in rows if row.status not in ("done", "running", "unfinished")]
+        done = {row.id for row in rows if row.method is not None}
+        assert done >= set(last)
+        seen.append(len(done))
+        last = list(done)
+    for process in [*writers, *readers]:
+        process.join()
+        assert process.exitcode == 0
+    assert len(set(seen)) > 2
+    assert table(tmp_path) == truth(tmp_path)
+    assert len(table(tmp_path)) == 180
+
+
+@pytest.mark.slow
+def test_five_thousand_runs_open_in_a_second_of_processor_time(tmp_path: Path) -> None:
+    """The whole command, from the index, counted in processor time so that a busy machine does not change it."""
+    text = record_of(stored_spec()).model_dump_json(indent=1)
+    (tmp_path / ".leases").mkdir()
+    for seed in range(5000):
+        spec = stored_spec("lora", seed)
+        (tmp_path / ".leases" / spec.id).write_text("process 1 on host")
+        (tmp_path / spec.id).mkdir()
+        (tmp_path / spec.id / "run.json").write_text(
+            text.replace(stored_spec().id, spec.id).replace('"seed": 0', f'"seed": {seed}')
+        )
+    spent, wall = [], []
+    for _ in range(3):
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        script = (
+            "import sys; sys.argv = ['tunewise', 'runs', 'ls', sys.argv[1]]; from tunewise.cli.main import run; run()"
+        )
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall.append(time.monotonic() - begun)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.stdout.splitlines()[-1] == "5000 runs: 5000 done"
+    print(f"processor seconds: {spent}, wall: {wall}")
+    assert min(spent[1:]) < 1.0
