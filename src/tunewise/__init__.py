@@ -29,6 +29,7 @@ _WHERE = {
     "snapshots": "tunewise.training.trajectory",
     "compare": "tunewise.comparison",
     "export": "tunewise.exporting",
+    "inspect": "tunewise.inspecting",
     "CompareSpec": "tunewise.spec",
     "RunSpec": "tunewise.spec",
     "TunewiseError": "tunewise.errors",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from tunewise.comparison import compare
     from tunewise.errors import TunewiseError
     from tunewise.exporting import export
+    from tunewise.inspecting import inspect
     from tunewise.methods.adapter_files import load, save
     from tunewise.methods.attach import attach, attachment, delta, trainable_parameters
     from tunewise.methods.catalog import CATALOG, Chain, Method, OptimizerRule

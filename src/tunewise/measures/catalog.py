@@ -42,7 +42,13 @@ class Measure:
 _ROWS: tuple[Measure, ...] = (
     Measure("forgetting", "forgetting", "tunewise.measures.forgetting:forgetting", default=True),
     Measure("spectrum", "spectra", "tunewise.measures.spectrum:spectrum", default=True),
-    Measure("intruders", "intruder dimensions", "tunewise.measures.intruders:intruders", default=True),
+    Measure(
+        "intruders",
+        "intruder dimensions",
+        "tunewise.measures.intruders:intruders",
+        default=True,
+        settings="tunewise.measures.settings:IntruderSettings",
+    ),
     Measure("bounds", "bounds of the gap", "tunewise.measures.bounds:bounds", default=True),
     Measure("alignment", "alignment with the first gradient", "tunewise.measures.alignment:alignment"),
     Measure("laziness", "laziness", "tunewise.measures.laziness:laziness"),
@@ -62,6 +68,7 @@ _ROWS: tuple[Measure, ...] = (
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ROWS}
+assert len(MEASURES) == len(_ROWS)
 
 
 def get_measure(name: str) -> Measure:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from tunewise.errors import MeasureError
 from tunewise.measures.base_spectra import FOLDER, BaseSpectra, BaseSpectrum
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.low_rank_change import top_of_merged
-from tunewise.measures.updates import LayerUpdate, updates_of
+from tunewise.measures.settings import IntruderSettings
+from tunewise.measures.updates import LayerUpdate, updates_of_run
 
 TOP_K = 10
 THRESHOLD = 0.6
@@ -112,26 +112,30 @@ def curve(layers: Sequence[LayerIntruders], thresholds: Sequence[float] = THRESH
     return [sum(layer.count(t) for layer in layers) for t in thresholds]
 
 
-def intruders(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
-    """Cosines of the top 10 vectors of every layer, from which every threshold's count follows."""
-    updates = updates_of(run.adapter, run.base)
-    if not updates:
-        raise MeasureError("no weight of the backbone changes")
-    found = all_intruders(updates, BaseSpectra(run.cache / FOLDER), TOP_K, check)
+def intruders(run: FinishedRun, check: Callable[[], None], settings: IntruderSettings | None = None) -> dict[str, Any]:
+    """Cosines of the top vectors of every layer, from which every threshold's count follows. Raises `MeasureError`
+    where no weight changes, or PEFT can't merge the method."""
+    chosen = settings or IntruderSettings()
+    updates = updates_of_run(run)
+    top_k = None if chosen.top_k == "all" else chosen.top_k
+    found = all_intruders(updates, BaseSpectra(run.cache / FOLDER), top_k, check)
+    return {"top_k": chosen.top_k, "threshold": chosen.threshold, **summary(found, chosen.threshold)}
+
+
+def summary(layers: Sequence[LayerIntruders], threshold: float) -> dict[str, Any]:
+    """All layers as plain data."""
     return {
-        "top_k": TOP_K,
-        "threshold": THRESHOLD,
-        "count": sum(layer.count() for layer in found),
-        "vectors": sum(len(layer.cosines) for layer in found),
-        "layers": {layer.name: describe(layer) for layer in found},
+        "count": sum(layer.count(threshold) for layer in layers),
+        "vectors": sum(len(layer.cosines) for layer in layers),
+        "layers": {layer.name: describe(layer, threshold) for layer in layers},
     }
 
 
-def describe(layer: LayerIntruders) -> dict[str, Any]:
+def describe(layer: LayerIntruders, threshold: float) -> dict[str, Any]:
     """One layer as plain data."""
     return {
         "shape": list(layer.shape),
-        "count": layer.count(),
+        "count": layer.count(threshold),
         "baseline": layer.baseline,
         "cosines": list(layer.cosines),
         "values": list(layer.values),

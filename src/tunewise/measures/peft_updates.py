@@ -21,7 +21,7 @@ from peft.utils import PeftType
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor, nn
 
-from tunewise.errors import StoreError
+from tunewise.errors import MeasureError, StoreError
 from tunewise.measures.updates import LayerUpdate, Updates, read_tensors, weight_of
 from tunewise.methods.adapter_files import CONFIG
 from tunewise.models.layers import linear_layers
@@ -124,18 +124,22 @@ def _update(name: str, layer: Any, base: nn.Module, keeps: bool) -> LayerUpdate:
     if plain and not moved:
         left = layer.lora_B[_ADAPTER].weight.double() * layer.scaling[_ADAPTER]
         return LayerUpdate.of_factors(name, base, left, layer.lora_A[_ADAPTER].weight)
-    return LayerUpdate.of_dense(name, base, _by_merging(layer, base))
+    return LayerUpdate.of_dense(name, base, _by_merging(name, layer, base))
 
 
-def _by_merging(layer: Any, base: nn.Module) -> Callable[[], Tensor]:
-    """PEFT's merge on a copy of the layer, in fp64 where the weight is a plain one, minus the pretrained weight."""
+def _by_merging(name: str, layer: Any, base: nn.Module) -> Callable[[], Tensor]:
+    """PEFT's merge on a copy of the layer, in fp64 where the weight is a plain one, minus the pretrained weight. Raises
+    `MeasureError` where PEFT has no merge for it."""
 
     def make() -> Tensor:
         twin = copy.deepcopy(layer)
         if type(twin.get_base_layer().weight) is nn.Parameter:
             twin = twin.double()
-        with torch.no_grad():
-            twin.merge()
+        try:
+            with torch.no_grad():
+                twin.merge()
+        except (NotImplementedError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise MeasureError(f"layer {name}: PEFT can't merge {type(layer).__name__} ({_last_line(error)})") from None
         return weight_of(twin.get_base_layer()).double() - weight_of(base).double()
 
     return make

@@ -13,6 +13,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class IntruderSettings(Settings):
+    """Which singular vectors are looked at, and when one is counted as an intruder."""
+
+    top_k: int | Literal["all"] = Field(10, description="singular vectors of each weight, from the largest value down")
+    threshold: float = Field(0.6, gt=0, le=1, description="a vector counts whose largest |cos| is below")
+
+    @field_validator("top_k")
+    @classmethod
+    def _at_least_one(cls, top_k: int | str) -> int | str:
+        if isinstance(top_k, int) and top_k < 1:
+            raise ValueError("at least 1, or 'all'")
+        return top_k
+
+
 class SharpnessSettings(Settings):
     """How sharp a minimum is: on how much data, in which directions, how far."""
 

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewise.errors import MeasureError
 from tunewise.measures.base_spectra import FOLDER, BaseSpectra, BaseSpectrum
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.updates import LayerUpdate, updates_of
+from tunewise.measures.updates import LayerUpdate, updates_of_run
 
 KEPT = 64
 """Singular values written down for a layer; the figures over them are of all."""
@@ -135,11 +134,14 @@ def _norms(layers: list[LayerSpectrum]) -> tuple[list[float], list[float]]:
 
 def spectrum(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
     """Every adapted layer, energies in the top space of the run's rank."""
-    updates = updates_of(run.adapter, run.base)
-    if not updates:
-        raise MeasureError("no weight of the backbone changes")
+    updates = updates_of_run(run)
     found = all_spectra(updates, BaseSpectra(run.cache / FOLDER), run.spec.method.rank, check)
-    return {**totals(found), "layers": {layer.name: describe(layer) for layer in found}}
+    return summary(found)
+
+
+def summary(layers: list[LayerSpectrum]) -> dict[str, Any]:
+    """All layers as plain data."""
+    return {**totals(layers), "layers": {layer.name: describe(layer) for layer in layers}}
 
 
 def describe(layer: LayerSpectrum) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Shapes: W0 and dW are n x m (out x in) here, whichever way a layer stores its we
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils import PeftType
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.errors import StoreError
+from tunewise.errors import MeasureError, StoreError
 from tunewise.measures import top_singular
+from tunewise.measures.finished import FinishedRun
 from tunewise.measures.top_singular import Triples
-from tunewise.methods.adapter_files import CHANGED, COLUMNS, CONFIG, SIDECAR, fingerprint, read_sidecar
+from tunewise.methods.adapter_files import CHANGED, COLUMNS, CONFIG, SIDECAR, WEIGHTS, fingerprint, read_sidecar
 from tunewise.methods.row_space import one_hot
+from tunewise.models.bare import layers_of_adapter
 from tunewise.models.head import head_modules
 from tunewise.models.layers import Target, linear_layers, shape_of
 
@@ -159,6 +164,17 @@ def updates_of(adapter: str | Path, base: nn.Module) -> Updates:
     return updates_by_peft(folder, base)
 
 
+def updates_of_run(run: FinishedRun) -> Updates:
+    """The same of a finished run's adapter; `MeasureError` where there is nothing to measure, or it can't be."""
+    try:
+        updates = updates_of(run.adapter, run.base)
+    except StoreError as reason:
+        raise MeasureError(str(reason)) from None
+    if not updates:
+        raise MeasureError("no weight of the backbone changes")
+    return updates
+
+
 def updates_between(base: nn.Module, other: nn.Module) -> Updates:
     """W - W0 of every linear layer of two models of one architecture, the task head aside. Raises `StoreError` where
     their layers differ."""
@@ -180,6 +196,22 @@ def adapter_folder(path: str | Path) -> Path:
         raise StoreError(f"{path}: there is no such folder")
     hint = "; it is a whole model, which is compared by --model-b" if (path / "config.json").exists() else ""
     raise StoreError(f"{path} holds no {CONFIG}, {CHANGED} or {COLUMNS}, so it is no adapter folder{hint}")
+
+
+def module_names(folder: Path) -> list[str]:
+    """Names of the modules that the adapter in `folder` changes, as its files have them: by them one tells which form
+    of the base model it is for. Empty where they can't be told. Raises `StoreError` for a damaged file."""
+    if not (folder / CONFIG).exists():
+        return layers_of_adapter(folder)
+    try:
+        kind = PeftType(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / CONFIG} can't be read: {error}") from None
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(kind, "lora_")
+    file = folder / WEIGHTS
+    keys = read_tensors(file) if file.exists() else {}
+    found = (key.removeprefix("base_model.model.").partition(f".{prefix}") for key in keys)
+    return list(dict.fromkeys(name for name, mark, _ in found if mark))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -222,9 +254,9 @@ def _check_base(folder: Path, base: nn.Module) -> None:
 
 
 def _of_changed(folder: Path, base: nn.Module) -> Updates:
-    changed = read_tensors(folder / CHANGED)
+    changed, notes = read_tensors(folder / CHANGED), read_sidecar(folder)
     own = dict(base.named_parameters())
-    heads = tuple(f"{name}." for name in head_modules(base))
+    heads = tuple(f"{name}." for name in {*head_modules(base), *notes["head"]})
     for name, tensor in changed.items():
         if name.startswith(heads or ("\0",)):
             continue  # of this run's classes, whatever the model at hand has
@@ -235,7 +267,7 @@ def _of_changed(folder: Path, base: nn.Module) -> Updates:
         stored = changed.get(f"{name}.weight")
         if stored is not None:
             found.append(_difference(name, module, partial(_out_in, stored, module)))
-    return Updates(found, read_sidecar(folder)["method"]["name"])
+    return Updates(found, notes["method"]["name"])
 
 
 def _difference(name: str, base: nn.Module, after: Callable[[], Tensor]) -> LayerUpdate:

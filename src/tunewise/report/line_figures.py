@@ -121,17 +121,31 @@ def dots(of: Sequence[Dots], marks: Mapping[str, Mark], *, across: str, up: str)
 
 
 def heat(
-    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], *, unit: str
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    unit: str,
+    shown: Sequence[Sequence[float | None]] | None = None,
 ) -> go.Figure:
-    """A coloured cell for each row and column, its number in it where there is room."""
+    """A coloured cell for each row and column, its number in it where there is room: the value, or what `shown` has in
+    its place."""
+    shown = values if shown is None else shown
     figure = blank_figure(height=150 + 26 * len(rows))
     top = max((v for row in values for v in row if v is not None), default=1.0) or 1.0
     figure.add_heatmap(
         z=[list(row) for row in values],
-        text=[["" if v is None else f"{v:.3g}" for v in row] for row in values],
+        text=[["" if v is None else f"{v:.3g}" for v in row] for row in shown],
         texttemplate="%{text}" if len(columns) <= 14 else "",
-        customdata=[[f"{html.escape(r, quote=False)}<br>{html.escape(c, quote=False)}" for c in columns] for r in rows],
-        hovertemplate=f"%{{customdata}}<br>%{{z:.3~g}} {unit}<extra></extra>",
+        customdata=[
+            [
+                f"{html.escape(r, quote=False)}<br>{html.escape(c, quote=False)}"
+                + ("" if v is None else f"<br>{v:.4g}")
+                for c, v in zip(columns, line)
+            ]
+            for r, line in zip(rows, shown)
+        ],
+        hovertemplate=f"%{{customdata}} {unit}<extra></extra>",
         zmin=0,
         zmax=top,
         xgap=1,

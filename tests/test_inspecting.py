@@ -1,0 +1,250 @@
+"""`tunewise inspect`, in Python and from the command line: any adapter, any run, two models; and one-line refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoHaConfig, LoraConfig, get_peft_model
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from test_run import make_spec
+from tiny import save_tiny_model
+from tunewise.cli.main import run as tunewise
+from tunewise.errors import MeasureError, ModelError, SpecError, StoreError, TunewiseError
+from tunewise.inspecting import inspect
+from tunewise.measures.base_spectra import BaseSpectra
+from tunewise.measures.intruders import layer_intruders
+from tunewise.measures.updates import updates_of
+from tunewise.run import run
+from tunewise.spec import DataSpec
+from tunewise.store.folders import RunStore
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("inspected") / "model", hidden=64)
+
+
+@pytest.fixture(scope="module")
+def stock(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that PEFT alone made, of a classifier with three classes; it names its base."""
+    folder = tmp_path_factory.mktemp("stock") / "adapter"
+    return make_adapter(model, folder, LoraConfig(r=3, target_modules=["query", "value"], task_type="SEQ_CLS"))
+
+
+def make_adapter(model: Path, folder: Path, config: LoraConfig | LoHaConfig, family=AutoModelForSequenceClassification):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        options = {} if family is AutoModel else {"num_labels": 3}
+        adapted = get_peft_model(family.from_pretrained(model, **options), config)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name or "hada" in name:
+                    parameter.copy_(0.3 * torch.randn_like(parameter))
+        adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder."""
+    store = RunStore(tmp_path_factory.mktemp("inspected-runs"))
+    return store.folder(run(make_spec(model, toy_csv, "lora", learning_rate=2e-2), store).id)
+
+
+def call(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of `tunewise inspect ...`."""
+    monkeypatch.setattr(sys, "argv", ["tunewise", "inspect", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        tunewise()
+    return int(left.value.code or 0)
+
+
+def test_an_adapter_names_its_base_and_its_form_of_it(stock: Path, model: Path) -> None:
+    found = inspect(stock)
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
+    updates = updates_of(stock, base)
+    assert [layer.name for layer in found.spectra] == list(updates)
+    assert found.base == str(model) and found.family == "lora" and found.decomposed == 4
+    for name, layer in zip(updates, found.intruders):
+        expected = layer_intruders(updates[name], BaseSpectra(None).of(updates[name].base))
+        assert layer.cosines == pytest.approx(expected.cosines, abs=1e-12)
+    assert inspect(stock).decomposed == 0  # kept
+
+
+@pytest.mark.parametrize("kind", ["encoder", "loha"])
+def test_layers_are_found_in_whatever_form_of_the_model_has_them(kind: str, model: Path, tmp_path: Path) -> None:
+    if kind == "encoder":
+        folder = make_adapter(model, tmp_path / "a", LoraConfig(r=2, target_modules=["query"]), AutoModel)
+    else:
+        folder = make_adapter(model, tmp_path / "a", LoHaConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    found = inspect(folder, base=str(model))
+    prefix = "" if kind == "encoder" else "bert."
+    assert [s.name for s in found.spectra] == [f"{prefix}encoder.layer.{i}.attention.self.query" for i in range(2)]
+
+
+def test_a_run_knows_its_base_its_data_and_its_cache(finished: Path) -> None:
+    record = RunStore(finished.parent).record(finished.name)
+    assert record is not None and record.results is not None
+    found = inspect(finished, scale=[0, 1])
+    assert found.scaled[1].scores is not None and found.scaled[0].scores is not None
+    assert found.scaled[1].scores.loss == pytest.approx(record.results.test.loss, abs=1e-5)
+    assert found.scaled[1].count == sum(layer.count() for layer in found.intruders)
+    assert found.scaled_on.startswith("the run's test split")
+    assert list((finished.parent / "cache" / "base-spectra").iterdir())
+    assert record.id in found.of and inspect(finished).decomposed == 0
+
+
+def test_other_data_is_taken_whole(finished: Path, toy_csv: Path) -> None:
+    found = inspect(finished, scale=[1], data=DataSpec(path=str(toy_csv)))
+    assert found.scaled[0].scores is not None and found.scaled[0].scores.examples == 120
+
+
+def test_a_stock_adapter_is_evaluated_on_data(stock: Path, toy_csv: Path) -> None:
+    found = inspect(stock, scale=[1, 0.5], data=DataSpec(path=str(toy_csv)))
+    assert all(s.scores is not None and s.scores.examples == 120 for s in found.scaled)
+
+
+def test_two_models(model: Path, tmp_path: Path) -> None:
+    other = AutoModel.from_pretrained(model)
+    with torch.no_grad():
+        other.encoder.layer[0].attention.self.query.weight.add_(0.01)
+    other.save_pretrained(tmp_path / "other")
+    found = inspect(base=str(model), model_b=str(tmp_path / "other"))
+    changed = [s.name for s in found.spectra if s.values]
+    assert changed == ["encoder.layer.0.attention.self.query"] and len(found.spectra) == 13
+    assert found.family == "full model"
+    with pytest.raises(SpecError, match="weights alone"):
+        inspect(base=str(model), model_b=str(tmp_path / "other"), scale=[1], data=DataSpec(path="x.csv"))
+
+
+def test_all_vectors_and_another_threshold(stock: Path) -> None:
+    found = inspect(stock, top_k=None, threshold=1.0).as_data()
+    assert found["intruders"]["top_k"] == "all" and found["intruders"]["vectors"] == 4 * 64
+    assert found["intruders"]["count"] == found["intruders"]["curve"]["1.0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threshold": 0.0}, "threshold"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"top_k": 0}, "top_k"),
+        ({"scale": [-1.0]}, "scale"),
+        ({"data": DataSpec(path="x.csv")}, "--scale"),
+        ({"model_b": "other"}, "one of the two"),
+    ],
+)
+def test_arguments_that_make_no_sense(options: dict, words: str, stock: Path) -> None:
+    with pytest.raises(SpecError, match=words):
+        inspect(stock, **options)
+    with pytest.raises(SpecError):
+        inspect()
+
+
+def test_wrong_bases_and_damage_are_refused_in_a_line(
+    stock: Path, finished: Path, tiny_model: Path, model: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    cases: list[tuple[type[TunewiseError], str, dict]] = [
+        (StoreError, "does not fit", {"adapter": stock, "base": str(tiny_model)}),
+        (StoreError, "another base model", {"adapter": finished, "base": str(tiny_model)}),
+        (ModelError, "no such folder", {"adapter": stock, "base": "./nowhere"}),
+        (StoreError, "no such folder", {"adapter": tmp_path / "nowhere"}),
+        (StoreError, "--model-b", {"adapter": model}),
+        (StoreError, "differ in layer", {"base": str(model), "model_b": str(tiny_model)}),
+    ]
+    nameless = shutil.copytree(stock, tmp_path / "nameless")
+    config = json.loads((nameless / "adapter_config.json").read_text())
+    (nameless / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    cases.append((SpecError, "--base", {"adapter": nameless}))
+    cut = shutil.copytree(stock, tmp_path / "cut")
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    cases.append((StoreError, "can't be read", {"adapter": cut}))
+    labels = tmp_path / "labels.csv"
+    labels.write_text(toy_csv.read_text().replace("animals", "beasts"))
+    cases.append((SpecError, "labels", {"adapter": finished, "scale": [1], "data": DataSpec(path=str(labels))}))
+    for kind, words, arguments in cases:
+        with pytest.raises(kind) as error:
+            inspect(**arguments)
+        assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_head_alone_has_nothing_to_look_at(model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    record = run(make_spec(model, toy_csv, "head", epochs=1), store)
+    with pytest.raises(MeasureError, match="no weight of the backbone"):
+        inspect(store.folder(record.id))
+
+
+def test_full_fine_tuning_knows_its_base_by_its_files(
+    model: Path, tiny_model: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    from tunewise.models.load import model_digest
+    from tunewise.spec import ModelSpec
+
+    store = RunStore(tmp_path / "runs")
+    spec = make_spec(model, toy_csv, "fft", epochs=1, learning_rate=1e-4)
+    digest = model_digest(ModelSpec(path=str(model)))
+    spec = spec.model_copy(update={"model": ModelSpec(path=str(model), digest=digest)})
+    folder = store.folder(run(spec, store).id)
+    assert len(inspect(folder).spectra) == 13
+    other = shutil.copytree(model, tmp_path / "other")
+    weights = AutoModel.from_pretrained(other)
+    with torch.no_grad():
+        weights.embeddings.word_embeddings.weight.add_(1)
+    weights.save_pretrained(other)
+    with pytest.raises(StoreError, match="another base model"):
+        inspect(folder, base=str(other))
+
+
+class TestCommandLine:
+    def test_tables(self, stock: Path, monkeypatch, capsys) -> None:
+        assert call(stock, "--scale", "0,1", monkeypatch=monkeypatch) == 0
+        out = capsys.readouterr().out
+        assert "0.query" in out and "Intruders by threshold" in out and "Intruders scaled" in out
+        assert max(map(len, out.splitlines())) <= 80
+        every = inspect(stock)
+        assert f"{sum(layer.count() for layer in every.intruders)} / 40" in out
+
+    def test_json_alone_on_stdout_and_a_page(self, stock: Path, monkeypatch, capsys, tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        arguments = (stock, "--json", "--report", page, "--top-k", "all", "--threshold", "0.5")
+        assert call(*arguments, monkeypatch=monkeypatch) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["intruders"]["top_k"] == "all" and found["intruders"]["threshold"] == 0.5
+        text = page.read_text()
+        assert 'http-equiv="Content-Security-Policy"' in text and "default-src &#39;none&#39;" in text
+        assert '<link rel="stylesheet"' not in text and "<script src" not in text
+
+    def test_names_are_escaped_in_the_page(self, stock: Path, tmp_path: Path, monkeypatch) -> None:
+        odd = shutil.copytree(stock, tmp_path / "<script>alert(1)<")
+        assert call(odd, "--report", tmp_path / "page.html", monkeypatch=monkeypatch) == 0
+        assert "<script>alert(1)" not in (tmp_path / "page.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["nowhere"], "no such folder"),
+            (["{stock}", "--top-k", "many"], "--top-k many"),
+            (["{stock}", "--scale", "a,b"], "--scale a,b"),
+            (["{stock}", "--threshold", "2"], "threshold"),
+            ([], "adapter folder"),
+        ],
+    )
+    def test_one_line_of_error(self, arguments: list[str], words: str, stock: Path, monkeypatch, capsys) -> None:
+        filled = [a.format(stock=stock) for a in arguments]
+        assert call(*filled, monkeypatch=monkeypatch) != 0
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1 and words in lines[0] and "Traceback" not in error
