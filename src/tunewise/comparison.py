@@ -15,7 +15,6 @@ from pathlib import Path
 from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
-from tunewise.errors import StoreError
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan, with_rates
@@ -23,8 +22,8 @@ from tunewise.report.html import write_report
 from tunewise.report.landscape_section import FOLDER, write_files
 from tunewise.run import run
 from tunewise.spec import CompareSpec, content_hash
+from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
-from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.records import CostReport, RunRecord, TuningReport
 from tunewise.training.events import Listener, Phase, RunsToDo
@@ -148,13 +147,8 @@ def _costs(plan: Plan, store: RunStore, listener: Listener) -> CostReport:
     key = content_hash(what)
     file = store.root / "costs" / f"{key}.json"
     if file.exists():
-        try:
-            return CostReport.model_validate_json(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StoreError(
-                f"{file} can't be read ({str(error).splitlines()[0]}); remove it to measure again"
-            ) from None
+        return read_document(file, CostReport, "remove it to measure again")
     listener.on(Phase("measuring costs"))
     report = probe_costs(spec, plan.task, check=listener.check)
-    write_atomically(file, report.model_dump_json(indent=1) + "\n")
+    write_document(file, report)
     return report

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from tunewise.advise.items import Answers
 from tunewise.errors import SpecError, StoreError, nearest
 from tunewise.spec import CompareSpec, RunSpec
+from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.records import CostReport, RunRecord, TuningReport
@@ -63,13 +64,13 @@ def begin(spec: CompareSpec, store: RunStore, title: str, tuning: TuningReport |
     write_atomically(folder / _SPEC, spec.model_dump_json(indent=1) + "\n")
     write_atomically(folder / "about.json", json.dumps({"title": title}, indent=1) + "\n")
     if tuning is not None:
-        write_atomically(folder / "tuning.json", tuning.model_dump_json(indent=1) + "\n")
+        write_document(folder / "tuning.json", tuning)
     return folder
 
 
 def keep_costs(folder: Path, costs: CostReport) -> None:
     """Put the cost probe's result beside the comparison that it belongs to."""
-    write_atomically(folder / "costs.json", costs.model_dump_json(indent=1) + "\n")
+    write_document(folder / "costs.json", costs)
 
 
 def comparisons(root: Path) -> list[Path]:
@@ -188,10 +189,8 @@ def _title(folder: Path) -> str:
 
 def _read(file: Path, kind: type[_Model]) -> _Model | None:
     try:
-        return kind.model_validate_json(file.read_text(encoding="utf-8"))
+        return read_document(file, kind, "run `tunewise compare` again")
     except FileNotFoundError:
         if file.name == _SPEC:
             raise StoreError(f"{file.parent} holds no {_SPEC}; give the folder of a comparison") from None
         return None
-    except (OSError, ValidationError, SpecError) as error:
-        raise StoreError(f"{file} can't be read ({str(error).splitlines()[0]}); run `tunewise compare` again") from None

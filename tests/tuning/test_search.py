@@ -12,6 +12,7 @@ from tunewise.comparison import Comparison, compare
 from tunewise.errors import DivergedError, SpecError
 from tunewise.planning import make_plan
 from tunewise.spec import CompareSpec
+from tunewise.store.documents import read_document
 from tunewise.store.folders import RunStore
 from tunewise.store.records import TuningReport
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, RunsToDo
@@ -41,7 +42,7 @@ def spec_of(model: Path, data: Path, **changes: object) -> CompareSpec:
         "seeds": 1,
         "tuning": {"trials": 3, "factor": 10},
         "measures": "none",
-        "training": {"epochs": 2, "batch_size": 16, "max_length": 16},
+        "training": {"epochs": 1, "batch_size": 16, "max_length": 16},
     }
     return CompareSpec.model_validate(content | changes)
 
@@ -134,7 +135,7 @@ def test_what_was_run_can_be_run_again_from_the_folder(searched) -> None:
     stored = CompareSpec.model_validate_json((found.folder / "compare.json").read_text())
     assert stored.tuning is None
     assert {r.id for r in stored.runs()} == {r.id for r in found.records}
-    assert TuningReport.model_validate_json((found.folder / "tuning.json").read_text()) == found.tuning
+    assert read_document(found.folder / "tuning.json", TuningReport, "") == found.tuning
 
 
 def test_the_report_shows_every_trial_and_a_best_rate_on_the_edge(searched) -> None:
@@ -168,7 +169,7 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(searched, tiny_mod
     spec = spec_of(tiny_model, toy_csv, methods=["head"])
     store = RunStore(tmp_path)
     with pytest.raises(Interrupted):
-        tune(make_plan(spec, store), store, StopAfter(3))
+        tune(make_plan(spec, store), store, StopAfter(2))
     assert waiting_trials(make_plan(spec, store), store) == 2
     notes = Notes()
     (row,) = tune(make_plan(spec, store), store, notes).methods

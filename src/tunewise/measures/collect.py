@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from tunewise.errors import MeasureError
+from tunewise.errors import MeasureError, StoreError
 from tunewise.measures.catalog import Measure, get_measure
 from tunewise.measures.contract import load_measure
 from tunewise.measures.finished import FinishedRun
-from tunewise.store.files import write_atomically
+from tunewise.store.documents import read_document, write_document
 from tunewise.store.folders import RunStore
 from tunewise.store.records import Measured, RunRecord
 from tunewise.tasks.contract import Task
@@ -59,7 +59,7 @@ def collect(
                 listener.on(Phase(phase))
                 run.say = partial(_say, listener, phase)
                 known = _make(measure, run, listener, chosen[measure.name])
-                write_atomically(_file(run.folder, measure), known.model_dump_json(indent=1) + "\n")
+                write_document(_file(run.folder, measure), known)
             found[measure.name][record.id] = known
         del run
         gc.collect()  # a model's layers and adapters refer to each other
@@ -70,8 +70,8 @@ def read(folder: Path, measure: Measure, settings: BaseModel | None = None) -> M
     """A measure made earlier; None where there is none, or one of another version or with other settings, or one that
     can't be read. A missing trajectory is looked for again: the run may have been made anew."""
     try:
-        known = Measured.model_validate_json(_file(folder, measure).read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        known = read_document(_file(folder, measure), Measured, "it is made again")
+    except (FileNotFoundError, StoreError):
         return None
     if known.version != measure.version or (known.error and measure.needs_trajectory):
         return None
