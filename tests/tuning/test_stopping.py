@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.tuning.stopping import stopped_at
+from tunewise.errors import SpecError
+from tunewise.tuning.stopping import require_optuna, stopped_at
 
 optuna = pytest.importorskip("optuna")
 
@@ -64,3 +66,9 @@ def test_nothing_is_stopped_beside_a_single_finished_trial_or_in_its_first_half(
 
 def test_a_run_that_is_over_is_not_stopped_at_its_last_epoch():
     assert stopped_at([2.0, 3.0], [[0.5, 0.5]] * 3, 2) is None
+
+
+def test_without_the_library_the_way_out_is_named_before_any_trial(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SpecError, match=r"pip install 'tunewise\[tune\]', or set 'stop: never'"):
+        require_optuna()
