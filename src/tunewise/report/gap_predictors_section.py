@@ -20,7 +20,8 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Predictor:
-    """A number of a run that may go with its gap. `of`: (the measure's values, layers that all runs changed) -> it."""
+    """A number of a run that may go with its gap. `of`: (the measure's values, layers that all runs changed) -> it.
+    `title` may name values of the measure in braces."""
 
     key: str
     title: str
@@ -35,7 +36,7 @@ PREDICTORS: tuple[Predictor, ...] = (
     ),
     Predictor(
         "intruders",
-        "intruders per weight, below 0.6",
+        "intruders per weight, below {threshold:g}",
         "intruders",
         lambda v, layers: counts(v, layers, float(v["threshold"])),
     ),
@@ -53,6 +54,7 @@ PREDICTORS: tuple[Predictor, ...] = (
 @dataclass(frozen=True)
 class _Found:
     predictor: Predictor
+    title: str
     runs: dict[str, list[tuple[int, float, float]]]
     """Method -> (seed, number, gap) of its runs."""
     correlation: RankCorrelation | None
@@ -74,7 +76,7 @@ def section(data: ReportData) -> Section | None:
     ]
     rows = [
         [
-            f.predictor.title,
+            f.title,
             str(len(f.runs)),
             *_cells(f.correlation),
             f"{corrected[f.predictor.key]:.3f}" if f.correlation else MISSING,
@@ -112,7 +114,7 @@ def _collect(data: ReportData, predictor: Predictor) -> _Found | None:
         return None
     numbers = [sum(n for _, n, _ in r) / len(r) for r in runs.values()]
     gaps = [sum(g for _, _, g in r) / len(r) for r in runs.values()]
-    return _Found(predictor, runs, rank_correlation(numbers, gaps))
+    return _Found(predictor, predictor.title.format_map(known[0][1]), runs, rank_correlation(numbers, gaps))
 
 
 def _verdict(found: list[_Found], corrected: Mapping[str, float]) -> str:
@@ -125,8 +127,7 @@ def _verdict(found: list[_Found], corrected: Mapping[str, float]) -> str:
     shown = [f for f in tested if corrected[f.predictor.key] < LEVEL]
     if shown:
         said = [
-            f"{f.predictor.title} ({'larger' if f.correlation and f.correlation.rho > 0 else 'smaller'} where the gap "
-            "is larger)"
+            f"{f.title} ({'larger' if f.correlation and f.correlation.rho > 0 else 'smaller'} where the gap is larger)"
             for f in shown
         ]
         return f"Shown to go with the gap in this comparison: {', '.join(said)}. That is no proof of a cause."
@@ -152,7 +153,7 @@ def _panel(data: ReportData, found: _Found) -> Panel:
         Dots(label, [n for _, n, _ in runs], [g for _, _, g in runs], [s for s, _, _ in runs])
         for label, runs in found.runs.items()
     ]
-    title = found.predictor.title
+    title = found.title
     figure = dots(points, data.marks, across=title, up="gap, nats")
     rho = "" if found.correlation is None else f" Rank correlation over methods {found.correlation.rho:+.2f}."
     words = f"Gap against {title}.{rho}"

@@ -88,7 +88,7 @@ def _curves(
         upright=(min(baselines), max(baselines)),
         upright_name="a random direction",
     )
-    at_half = "; ".join(f"{line.method} {line.mean[59]:.2f}" for line in drawn)
+    said = "; ".join(f"{line.method} {line.mean[59]:.2f}" for line in drawn)
     caption = (
         "Mean over seeds; bands go from the lowest seed to the highest. The dotted line is where a random direction's "
         "largest |cos| lies, about √(2 ln n / n): a vector left of it has no more to do with the pretrained weight "
@@ -98,7 +98,7 @@ def _curves(
         "intruders-figure",
         "Intruders against the threshold",
         caption,
-        f"Intruders per weight at 0.6: {at_half}.",
+        f"Intruders per weight at 0.6: {said}.",
         figure,
     )
 
