@@ -110,11 +110,6 @@ def test_an_unknown_name_is_one_line_with_the_nearest():
     assert isinstance(done.exception, SpecError)
 
 
-def test_an_unusable_device_is_one_line():
-    done = CliRunner().invoke(app, ["lab", "step-size", "--device", "no-such"])
-    assert isinstance(done.exception, SpecError) and "--device" in str(done.exception)
-
-
 def test_a_confirmed_experiment_writes_both_files_and_leaves_with_0(faked, tmp_path):
     faked(0.5)
     done = CliRunner().invoke(app, ["lab", "step-size", "--out", str(tmp_path)])

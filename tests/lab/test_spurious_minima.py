@@ -37,6 +37,7 @@ def test_a_judge_that_is_too_low_refutes(monkeypatch, small):
         return right._replace(value=0.99 * right.value)
 
     monkeypatch.setattr(lab, "solve", too_low)
+    monkeypatch.setattr(lab, "end_of_starts", lambda *given, real=lab.end_of_starts: real(*given[:3], 4, given[4]))
     assert overall(lab.run(Settings()).findings) == "refuted"
 
 

@@ -18,7 +18,6 @@ def lab(
         bool, typer.Option("--full", help="Larger sizes and more repetitions: minutes, not seconds.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Results and plots go to OUT/NAME.")] = Path("lab"),
-    device: Annotated[str, typer.Option(help="cpu, or cuda for the batches.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the machine-readable results.")] = False,
 ) -> None:
     """Test the theorems numerically, on a CPU: expectation, plot, verdict.
@@ -40,12 +39,11 @@ def lab(
     console = Console(stderr=as_json)
     with console.status("starting ...") as status:
         from tunewise.lab.contract import Settings
-        from tunewise.lab.device import usable
         from tunewise.lab.perform import perform
         from tunewise.lab.registry import load
         from tunewise.lab.write import as_data, write_result
 
-        settings = Settings(seed=seed, scale="full" if full else "quick", device=usable(device))
+        settings = Settings(seed=seed, scale="full" if full else "quick")
         results = []
         for each in names:
             status.update(f"{each} ...")

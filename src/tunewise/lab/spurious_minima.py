@@ -56,7 +56,7 @@ class Ended:
 
 def run(settings: Settings) -> Outcome:
     """See the module."""
-    problems_each, starts_each = settings.of(quick=16, full=64), settings.of(quick=12, full=48)
+    problems_each, starts_each = settings.of(quick=12, full=64), settings.of(quick=12, full=48)
     findings: list[Finding] = []
     curves: list[Curve] = []
     uprights: list[tuple[str, float]] = []
