@@ -13,6 +13,7 @@ from tunewise.cli import compare as compare_verb
 from tunewise.cli import export as export_verb
 from tunewise.cli import inspect as inspect_verb
 from tunewise.cli import lab as lab_verb
+from tunewise.cli import plan as plan_verb
 from tunewise.cli import recommend as recommend_verb
 from tunewise.cli import report as report_verb
 from tunewise.cli import runs as runs_verb
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+app.command("plan")(plan_verb.plan)
 app.command("compare")(compare_verb.compare)
 app.command("recommend")(recommend_verb.recommend)
 app.command("report")(report_verb.report)

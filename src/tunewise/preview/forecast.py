@@ -1,0 +1,134 @@
+"""What each method would train, need and be bounded by, known before anything is loaded: `tunewise plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunewise.methods.catalog import get_method
+from tunewise.models.head import Head
+from tunewise.preview.step import Dtype, Step, forecast_step, plain_kin
+from tunewise.spec import MethodSpec
+from tunewise.theory import (
+    information_bound,
+    rank_for_existence,
+    rank_for_generic_features,
+    rank_without_spurious_minima,
+    trained_parameters,
+)
+
+ADAM = 2
+"""Moments that AdamW keeps of each trained number, in its dtype."""
+
+
+class MethodForecast(BaseModel):
+    """One method. Bytes are those of the tensors alive at the worst moment of a step: a GPU's allocated memory, or a
+    CPU process's above the libraries' own where its allocator gives back what is freed. glibc's does not always: with
+    its default settings blocks below 32 MB stay, and a process has been seen at 1.7 times this."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    rank: int | None = Field(description="None where there is none: fft, head")
+    trainable_parameters: int = Field(description="head included")
+    adapter_parameters: int
+    head_parameters: int
+    trainable_share: float = Field(description="of what full fine-tuning trains")
+    memory_bytes: int = Field(description="weights, optimizer, and what a step adds at its worst moment")
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int = Field(description="kept between forward and backward")
+    temporary_bytes: int = Field(description="at the worst moment, beyond what is kept")
+    disk_bytes: int = Field(description="of the adapter that stays")
+    disk_bytes_running: int = Field(
+        description="while training: two checkpoints, a third being written, the best epoch"
+    )
+    information_bound: float | None = Field(
+        description="on the expected gap, in the loss's units; None without samples"
+    )
+    rank_for_existence: int | None
+    rank_without_spurious_minima: int | None
+    rank_for_generic_features: int | None
+
+
+def forecast(
+    config: Any,
+    head: Head,
+    methods: Sequence[MethodSpec],
+    *,
+    batch: int = 16,
+    length: int = 128,
+    samples: int | None = None,
+    dtype: Dtype = "fp32",
+    device: Literal["cpu", "cuda"] = "cpu",
+    checkpointing: bool = False,
+) -> list[MethodForecast]:
+    """One forecast a method, in their order. `config` is a transformers configuration, `samples` the number N of
+    training examples. Raises `ModelError` where a method does not fit the model's shapes."""
+    steps: dict[str, Step] = {}
+    found = []
+    for method in methods:
+        kin = plain_kin(method)
+        key = kin.model_dump_json()
+        if key not in steps:
+            steps[key] = forecast_step(
+                config,
+                head,
+                kin,
+                batch=batch,
+                length=length,
+                dtype=dtype,
+                device=device,
+                checkpointing=checkpointing,
+            )
+        found.append(_of(method, steps[key], head, samples))
+    return found
+
+
+def _of(method: MethodSpec, step: Step, head: Head, samples: int | None) -> MethodForecast:
+    row = get_method(method.name)
+    optimizer = ADAM * step.gradients
+    total = step.weights + optimizer + step.working
+    stored = _stored(method, step)
+    outputs = len(head.labels) or 1
+    bounded = trained_parameters(method.name, step.shapes, method.rank, method.links) if row.adapts else step.adapter
+    shape = max(step.shapes, default=(1, 1))
+    thresholds = samples is not None and row.adapts and head.kind != "causal"
+    return MethodForecast(
+        method=method.label,
+        rank=method.rank if row.adapts else None,
+        trainable_parameters=round(step.trainable),
+        adapter_parameters=round(step.adapter),
+        head_parameters=round(step.head),
+        trainable_share=step.trainable / step.parameters,
+        memory_bytes=round(total),
+        weight_bytes=round(step.weights),
+        gradient_bytes=round(step.gradients),
+        optimizer_bytes=round(optimizer),
+        activation_bytes=round(step.kept),
+        temporary_bytes=round(max(0.0, step.working - step.kept)),
+        disk_bytes=round(stored),
+        disk_bytes_running=round(2 * stored + 3 * (stored + optimizer)),
+        information_bound=float(information_bound(int(bounded), samples)) if samples and bounded else None,
+        rank_for_existence=int(rank_for_existence(outputs, samples)) if thresholds and samples else None,
+        rank_without_spurious_minima=(
+            int(rank_without_spurious_minima(outputs, samples)) if thresholds and samples else None
+        ),
+        rank_for_generic_features=(
+            int(rank_for_generic_features(shape, outputs, samples)) if thresholds and samples else None
+        ),
+    )
+
+
+def _stored(method: MethodSpec, step: Step) -> float:
+    """Bytes of the saved folder: fp32 factors A and B of every link (columns too: a stock reader wants both), the
+    head; or what changed."""
+    row = get_method(method.name)
+    if not row.adapts:
+        return step.gradients
+    links = method.links or (row.chain.links if row.chain else None) or 1
+    pair = {"AB": 1.0, "B": 2.0, "A": 2.0, "columns": 2.0}[row.trained]  # the frozen factor is about as large
+    return 4 * (links * pair * step.adapter + step.head)

@@ -1,0 +1,93 @@
+"""The bytes that tensors take while a step runs, counted on the meta device: no weights, no arithmetic, exact sizes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+class LiveMemory(TorchDispatchMode):
+    """While it is active, counts the storages made and freed: `now` and `peak`, in bytes. What existed before is not
+    counted. Tensors on other devices that meet a meta tensor (the column numbers of an adapter) stand in as meta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        flat, tree = tree_flatten((args, kwargs or {}))
+        if any(isinstance(a, Tensor) and a.is_meta for a in flat):
+            args, kwargs = tree_unflatten([_as_meta(a) for a in flat], tree)
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(made)[0]:
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _count(self, storage: Any) -> None:
+        key = id(storage)
+        if key in self._known:
+            return
+        size = storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self.now -= size
+            self._known.pop(key, None)
+
+        self.now += size
+        self._known[key] = weakref.ref(storage, freed)
+
+
+def _as_meta(value: Any) -> Any:
+    if isinstance(value, Tensor) and not value.is_meta and value.dim() > 0:
+        return torch.empty_like(value, device="meta")
+    return value
+
+
+@contextmanager
+def fused_attention(*, dropout_is_fused: bool) -> Iterator[None]:
+    """Attention that keeps what the fused kernels keep (query, key, value, output and a log-sum a row), not the
+    matrices of weights, which is what the meta device's own path would keep.
+
+    `dropout_is_fused`: CUDA's kernels take dropout; the CPU's do not, and with it fall back to the matrices.
+    """
+    plain = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dropout = kwargs.get("dropout_p", args[1] if len(args) > 1 else 0.0)
+        if dropout and not dropout_is_fused:
+            return plain(query, key, value, *args, **kwargs)
+        found: Tensor = _Fused.apply(query, key, value)
+        return found
+
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+class _Fused(torch.autograd.Function):
+    """Sizes alone: the output is like the query with the value's width."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, rows)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

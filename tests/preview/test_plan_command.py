@@ -1,0 +1,74 @@
+"""`tunewise plan` as a user types it: output, cache, and what is said of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tiny import save_tiny_model
+
+RUN = "import sys; sys.argv[0] = 'tunewise'; from tunewise.cli.main import run; run()"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("plan") / "model")
+
+
+def plan(cache, *arguments, watch=False):
+    code = (
+        RUN
+        if not watch
+        else RUN.replace("run()", "")
+        + ("\ntry:\n    run()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)")
+    )
+    environment = {**os.environ, "TUNEWISE_CACHE": str(cache), "COLUMNS": "110"}
+    return subprocess.run(
+        [sys.executable, "-c", code, "plan", *arguments], capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_json_has_every_method_and_the_second_time_needs_no_torch(model, tmp_path):
+    asked = ("--model", str(model), "--samples", "500", "--json")
+    first = plan(tmp_path, *asked)
+    rows = json.loads(first.stdout)
+    for row in rows:
+        assert {"method", "trainable_parameters", "trainable_share", "memory_bytes", "information_bound"} <= row.keys()
+    assert len(rows) == 17
+    again = plan(tmp_path, *asked, watch=True)
+    assert json.loads(again.stdout) == rows
+    assert "False" in again.stderr.split()
+
+
+def test_a_damaged_cache_or_another_config_is_made_anew(model, tmp_path):
+    asked = ("--model", str(model), "--methods", "lora", "--json")
+    rows = json.loads(plan(tmp_path, *asked).stdout)
+    (kept,) = (tmp_path / "plans").iterdir()
+    kept.write_text("{half")
+    assert json.loads(plan(tmp_path, *asked).stdout) == rows
+
+
+def test_a_table_for_people(model, tmp_path):
+    said = plan(tmp_path, "--model", str(model), "--methods", "lora,cla", "--samples", "100").stdout
+    assert "lora" in said and "memory" in said and "Theorem 7" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--methods", "lorra"), "did you mean 'lora'"),
+        (("--methods", "lora", "--rank", "4000"), "rank"),
+        (("--methods", "lora", "--targets", "nowhere"), "nowhere"),
+        (("--methods", "lora", "--length", "100000"), "positions"),
+        (("--task", "poetry"), "choose one of"),
+    ],
+)
+def test_bad_input_is_one_line(model, tmp_path, arguments, words):
+    done = plan(tmp_path, "--model", str(model), *arguments)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and words in last

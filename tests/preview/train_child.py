@@ -1,0 +1,90 @@
+"""A process that trains a few steps and prints how far its resident memory rose: the truth that forecasts are held to.
+
+python train_child.py MODEL METHOD BATCH LENGTH TARGETS
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+
+
+def config_of(name):
+    """Configurations of real models; their weights are random here, which changes no size."""
+    from transformers import BertConfig, GPT2Config, LlamaConfig, RobertaConfig, ViTConfig
+
+    known = {
+        "minilm": lambda: BertConfig(
+            hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+        ),
+        "roberta": lambda: RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
+        "gpt2": lambda: GPT2Config(attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0),
+        "llama": lambda: LlamaConfig(
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=8,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            vocab_size=32000,
+        ),
+        "vit": lambda: ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536),
+    }
+    return known[name]()
+
+
+def head_of(name):
+    from tunewise.models.head import Head
+
+    kind = {"gpt2": "causal", "llama": "causal", "vit": "image"}.get(name, "text")
+    return Head(kind, () if kind == "causal" else ("a", "b", "c", "d"))
+
+
+def status(key):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def main(name, method, batch, length, targets):
+    import torch
+
+    from tunewise.methods.attach import attach
+    from tunewise.models.head import prepare
+    from tunewise.training.optimizers import optimizer
+
+    torch.set_num_threads(1)
+    # The libraries' own first-use memory is theirs, not the training's.
+    small = torch.nn.Linear(8, 8)
+    adamw = torch.optim.AdamW(small.parameters(), fused=True)
+    small(torch.randn(2, 8)).sum().backward()
+    adamw.step()
+    del small, adamw
+    config, head = config_of(name), head_of(name)
+    for key, value in head.config().items():
+        setattr(config, key, value)
+    config.pad_token_id = getattr(config, "pad_token_id", None) or 0
+    gc.collect()
+    before = status("VmRSS")
+    model = head.family.from_config(config)
+    prepare(model, head)
+    model = attach(model, method, rank=8, targets=targets, seed=0).train()
+    steps = optimizer(model, lr=1e-4)
+    if head.kind == "image":
+        inputs = {"pixel_values": torch.randn(batch, 3, 224, 224), "labels": torch.zeros(batch, dtype=torch.long)}
+    else:
+        ids = torch.randint(5, 1000, (batch, length))
+        labels = ids if head.kind == "causal" else torch.zeros(batch, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        mask[0, -1] = 0  # as a padded batch has it
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    for _ in range(3):
+        model(**inputs).loss.backward()
+        steps.step()
+        steps.zero_grad(set_to_none=True)
+    print(status("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
