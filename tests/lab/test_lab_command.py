@@ -16,9 +16,11 @@ from tunewise.errors import SpecError, StoreError
 from tunewise.lab import perform as performing
 from tunewise.lab import registry
 from tunewise.lab.contract import Curve, Experiment, Finding, Outcome, Plot, Settings, Speedup, exactly
+from tunewise.lab.figures import figure
 from tunewise.lab.perform import perform
 from tunewise.lab.registry import STATEMENTS, load, statement
 from tunewise.lab.write import as_data, page, write_result
+from tunewise.report import palette
 
 NAMES = [
     "random-factor",
@@ -172,10 +174,34 @@ def test_the_page_is_offline_and_what_a_name_holds_is_text():
     assert made.count('data-figure="step-size-0"') == 1
 
 
-def test_a_folder_that_cannot_be_written_is_a_typed_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(monkeypatch, tmp_path):
     (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr(registry, "load", lambda name: pytest.fail("it ran"))
+    done = CliRunner().invoke(app, ["lab", "step-size", "--out", str(tmp_path / "taken")])
+    assert isinstance(done.exception, StoreError) and "--out" in str(done.exception)
+
+
+def test_a_file_that_cannot_be_written_is_a_typed_error(tmp_path):
+    (tmp_path / "step-size" / "result.json").mkdir(parents=True)
     with pytest.raises(StoreError, match="--out"):
-        write_result(perform(fake(0.5), Settings()), tmp_path / "taken")
+        write_result(perform(fake(0.5), Settings()), tmp_path)
+
+
+def test_the_page_knows_both_colour_schemes():
+    """Every colour of a figure has its pair for dark pages."""
+    made = figure(fake(0.5).run(Settings()).plots[0])
+    found = set(re.findall(r"#[0-9a-fA-F]{6}", made.to_json()))
+    assert found and found <= set(palette.DARK)
+
+
+def test_a_figure_shows_intervals_theory_thresholds_and_leaves_out_what_no_axis_can_show():
+    made = figure(fake(0.5).run(Settings()).plots[0])
+    few, theory, band_, many = made.data
+    assert list(few.error_y.array) == [0.5, 0.5, 0.5] and few.mode == "lines+markers"
+    assert theory.line.dash == "dash" and theory.mode == "lines"
+    assert band_.fill == "toself" and many.mode == "lines"
+    assert many.y[0] is None and many.y[1] == 2.0  # 0 has no place on a logarithmic axis
+    assert made.layout.shapes[0].x0 == 10.0 and made.layout.annotations[0].x == 1.0
 
 
 def test_seconds_are_those_of_the_run(monkeypatch):

@@ -41,12 +41,13 @@ def lab(
         from tunewise.lab.contract import Settings
         from tunewise.lab.perform import perform
         from tunewise.lab.registry import load
-        from tunewise.lab.write import as_data, write_result
+        from tunewise.lab.write import as_data, make_place, write_result
 
         settings = Settings(seed=seed, scale="full" if full else "quick")
         results = []
         for each in names:
             status.update(f"{each} ...")
+            make_place(out, each)
             result = perform(load(each), settings)
             place = write_result(result, out)
             results.append(result)

@@ -24,9 +24,19 @@ from tunewise.theory.bound import MARKS
 SCHEMA = 1
 
 
+def make_place(folder: Path, name: str) -> Path:
+    """`folder`/NAME, made: before an experiment runs, not after. Raises `StoreError` where that can't be done."""
+    place = folder / name
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{place} can't be made: {error.strerror}; give another folder with --out") from None
+    return place
+
+
 def write_result(result: Result, folder: Path) -> Path:
     """Writes both files into `folder`/NAME and returns it. Raises `StoreError` where that can't be done."""
-    place = folder / result.statement.name
+    place = make_place(folder, result.statement.name)
     try:
         write_atomically(place / "result.json", json.dumps(as_data(result), indent=1, ensure_ascii=False) + "\n")
         write_atomically(place / "plot.html", page(result))
