@@ -22,6 +22,7 @@ from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
 from tunewise.methods.verify import verify
 from tunewise.spec import RunSpec
+from tunewise.store.disk import full_disk_named
 from tunewise.store.environment import environment
 from tunewise.store.folders import RunStore
 from tunewise.store.records import Check, ModelFacts, Results, RunRecord
@@ -61,7 +62,7 @@ def run(
 
     Raises:
         SpecError, DataError, ModelError: what the user can mend.
-        StoreError: another process has this run.
+        StoreError: another process has this run, or the disk is full.
         Interrupted: the listener asked for a stop.
     """
     listener = listener or Listener()
@@ -75,7 +76,7 @@ def run(
     results: Results | None = None
     check: Check | None = None
     problem: str | None = None
-    with store.lease(spec.id) as folder:
+    with store.lease(spec.id) as folder, full_disk_named(folder):
         try:
             model = build_model(spec, task)
             model_facts = facts_of(model)

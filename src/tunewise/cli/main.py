@@ -60,7 +60,8 @@ def run() -> None:
         print(f"error: {error}" if error.exit_code != 130 else str(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
