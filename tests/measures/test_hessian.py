@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, hessian
 
 import tunewise
 from tunewise.errors import MeasureError
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.hessian import hessian_figures, of_parameters
+from tunewise.measures.hessian import hessian_figures, of_parameters, products
 from tunewise.measures.plain_model import FixedBatches
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
@@ -41,7 +42,6 @@ class Plain(nn.Module):
 
 def test_a_quadratic_has_its_own_trace_and_eigenvalues() -> None:
     """Diagonal: sign vectors give the trace without error; and every batch has the same, so the intervals close."""
-    pytest.importorskip("curvlinops")
     spectrum = torch.linspace(0.1, 4.0, 22, dtype=torch.float64)
     model = quadratic.Quadratic(torch.diag(spectrum), [(3, 4), (2, 5)])
     batches = quadratic.batches(model)
@@ -79,7 +79,6 @@ def test_the_trained_factors_of_a_network_have_the_dense_hessians_figures(
 ) -> None:
     """A finished run's own parameters: top eigenvalues to 1 %, the trace within four standard errors of its probes;
     column methods, whose folded forward has no second derivative, among them."""
-    pytest.importorskip("curvlinops")
     training = {"epochs": 1, "batch_size": 8, "learning_rate": 2e-2, "max_length": 16}
     spec = RunSpec(
         model=ModelSpec(path=str(tiny_model), digest="m"),
@@ -110,8 +109,36 @@ def test_the_trained_factors_of_a_network_have_the_dense_hessians_figures(
     assert found["trace"]["low"] < found["trace"]["value"] < found["trace"]["high"]
 
 
-def test_without_curvlinops_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_double_backward_and_curvlinops_give_the_same_products() -> None:
+    """On a network with attention, to 1e-5."""
+    pytest.importorskip("curvlinops")
+    model = Plain(tunewise.attach(models.make("bert"), "lora", rank=2)).eval()
+    models.stir(model)
+    batch = models.batch("bert")
+    batches = FixedBatches([batch], [batch.pop("labels")], lambda o, y: F.cross_entropy(o, y, reduction="none"))
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    vector = torch.randn(sum(p.numel() for p in wanted), generator=torch.Generator().manual_seed(0))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        (library,), by = products(model, wanted, batches)
+        (own,), other = products(model, wanted, batches, library=False)
+        assert (by, other) == ("curvlinops", "double backward")
+        torch.testing.assert_close(own(vector), library(vector), rtol=1e-5, atol=1e-6)
+
+
+def test_without_curvlinops_torch_does_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "curvlinops", None)
-    model = quadratic.Quadratic(torch.eye(22, dtype=torch.float64), [(3, 4), (2, 5)])
-    with pytest.raises(MeasureError, match=r"pip install 'tunewise\[landscape\]'"):
-        of_parameters(Plain(model), [model.layers[0].weight], quadratic.batches(model), **FIGURES)
+    model = quadratic.Quadratic(torch.diag(torch.arange(1.0, 23.0, dtype=torch.float64)), [(3, 4), (2, 5)])
+    found = of_parameters(Plain(model), [layer.weight for layer in model.layers], quadratic.batches(model), **FIGURES)
+    assert found["by"] == "double backward"
+    assert found["trace"]["value"] == pytest.approx(22 * 23 / 2)
+    assert found["eigenvalues"][0]["value"] == pytest.approx(22.0, rel=1e-4)
+
+
+def test_a_part_without_a_second_derivative_is_one_line() -> None:
+    """The folded forward of a column method, as it stands in training."""
+    model = tunewise.attach(models.make("bert"), "cla", rank=2).eval()
+    batch = models.batch("bert")
+    batches = FixedBatches([batch], [batch.pop("labels")], lambda o, y: F.cross_entropy(o, y, reduction="none"))
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    with pytest.raises(MeasureError, match="no second derivative"):
+        of_parameters(Plain(model), wanted, batches, **FIGURES)

@@ -1,4 +1,8 @@
-"""Trace and top eigenvalues of the Hessian of the loss in the trained parameters, by curvlinops.
+"""Trace and top eigenvalues of the Hessian of the loss in the trained parameters.
+
+Products with it are curvlinops' where that library is installed, and else torch's own double backward, which gives the
+same numbers. curvlinops brings torchvision along, which must fit the installed torch (a CPU build of torch needs a CPU
+build of torchvision), so nothing here depends on it.
 
 The parameters are the method's own (the factors it trains, and the head), as the optimizer sees them: a figure of one
 method's training, not one to set beside another method's, since a factor scaled by s has s^2 of the curvature.
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,16 +31,15 @@ from tunewise.methods.attach import layer_adapters
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.streams import stream
 
+Product = Callable[[Tensor], Tensor]
 TOLERANCE = 1e-2
-MISSING = "needs curvlinops: pip install 'tunewise[landscape]'"
 
 
 def hessian_figures(
     run: FinishedRun, batches: FixedBatches, *, eigenvalues: int, probes: int, seed: int, check: Callable[[], None]
 ) -> dict[str, Any]:
     """Of the selected epoch: {parameters, trace: {value, low, high}, eigenvalues: [{value, low, high}, ...]}, intervals
-    over batches. Raises `MeasureError` where curvlinops is not installed, or a part of the model has no second
-    derivative."""
+    over batches; `by`: whose products. Raises `MeasureError` where a part of the model has no second derivative."""
     model: nn.Module = load(run.task.load_model(run.spec.seed), run.adapter, trainable=True)
     for adapter in layer_adapters(model):
         if isinstance(adapter, ColumnAdapter):  # the folded forward has no second derivative; the additive one has
@@ -61,7 +65,7 @@ def of_parameters(
     The trace is Hutchinson's over `probes` sign vectors. The eigenvalues are Lanczos' (to 1 %); an eigenvalue's
     interval is that of v^T H_batch v at its eigenvector v.
     """
-    parts = _operators(model, parameters, batches)
+    parts, by = products(model, parameters, batches)
     size = sum(p.numel() for p in parameters)
     like = parameters[0]
 
@@ -70,7 +74,7 @@ def of_parameters(
         found = []
         for part in parts:
             check()
-            found.append(part @ vector.to(like.device, like.dtype))
+            found.append(part(vector.to(like.device, like.dtype)))
         return torch.stack(found).double().cpu()
 
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
@@ -86,6 +90,7 @@ def of_parameters(
             raise MeasureError(f"a part of the model has no second derivative ({str(error).splitlines()[0]})") from None
     return {
         "parameters": size,
+        "by": by,
         "trace": mean_over_batches(traces),
         "eigenvalues": [mean_over_batches(v.numpy()) for v in values],
     }
@@ -132,21 +137,61 @@ class _MeanLoss(nn.Module):
         return self.losses(logits, labels).mean().to(logits.dtype)
 
 
-def _operators(model: nn.Module, parameters: list[nn.Parameter], batches: FixedBatches) -> list[Any]:
-    """The Hessian of each batch's mean loss, as a linear operator."""
+def products(
+    model: nn.Module, parameters: list[nn.Parameter], batches: FixedBatches, *, library: bool = True
+) -> tuple[list[Product], str]:
+    """v -> H v (flat, as long as all parameters) of each batch's mean loss, and by whose hands."""
+    loss = _MeanLoss(batches.losses)
+    data = list(zip(batches.inputs, batches.labels, strict=True))
+    operator = _curvlinops() if library else None
+    if operator is not None:
+        return [_by_library(operator, model, loss, parameters, *batch) for batch in data], "curvlinops"
+    return [partial(_by_double_backward, model, loss, parameters, *batch) for batch in data], "double backward"
+
+
+def _curvlinops() -> Any:
+    """The library's Hessian; None where it is not installed, or what it brings along does not load."""
     try:
         from curvlinops import HessianLinearOperator
-    except ImportError:
-        raise MeasureError(MISSING) from None
-    return [
-        HessianLinearOperator(
-            model,
-            _MeanLoss(batches.losses),
-            parameters,
-            [(dict(inputs), labels)],
-            check_deterministic=False,  # eval mode, and the batch is a fixed list
-            num_data=len(labels),
-            batch_size_fn=lambda found: len(next(iter(found.values()))),
+    except (ImportError, RuntimeError):  # a torchvision of another build than torch's
+        return None
+    return HessianLinearOperator
+
+
+def _by_library(
+    operator: Any,
+    model: nn.Module,
+    loss: nn.Module,
+    parameters: list[nn.Parameter],
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+) -> Product:
+    hessian: Any = operator(
+        model,
+        loss,
+        parameters,
+        [(dict(inputs), labels)],
+        check_deterministic=False,  # eval mode, and the batch is a fixed list
+        num_data=len(labels),
+        batch_size_fn=lambda found: len(next(iter(found.values()))),
+    )
+    return lambda vector: hessian @ vector
+
+
+def _by_double_backward(
+    model: nn.Module,
+    loss: nn.Module,
+    parameters: list[nn.Parameter],
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    vector: Tensor,
+) -> Tensor:
+    """The gradient of <gradient, v>."""
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(
+            loss(model(inputs), labels), parameters, create_graph=True, materialize_grads=True
         )
-        for inputs, labels in zip(batches.inputs, batches.labels, strict=True)
-    ]
+        parts = vector.split([p.numel() for p in parameters])
+        along = torch.stack([(g * v.view_as(g)).sum() for g, v in zip(gradients, parts, strict=True)]).sum()
+        found = torch.autograd.grad(along, parameters, materialize_grads=True)
+    return torch.cat([f.flatten() for f in found])

@@ -148,7 +148,6 @@ class _Grid:
         xs, ys = (axis.tolist() for axis in axes)
         key = {"format": FORMAT, "x": xs, "y": ys, "settings": self.settings.model_dump(mode="json", exclude={"kinds"})}
         rows = Rows(self.run.folder / "measures" / f"landscape-{kind}.rows.jsonl", key)
-        there = len(rows.done)
         plane = Plane(parameters, *directions)
         losses, together = losses_over(
             self.model,
@@ -168,7 +167,6 @@ class _Grid:
             "loss": [[float(f"{v:.9g}") if math.isfinite(v) else None for v in row] for row in mean],
             "points_together": together,
             "seconds": time.monotonic() - begun,
-            "rows_found": there,
         }
         self.rows.append(rows)
         return surface, losses
