@@ -6,6 +6,8 @@ runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
 runs/<run id>/predictions.npz   test logits and labels, training losses
 runs/<run id>/trajectory/       what was trained at evenly spaced steps, where that was asked for
 runs/<run id>/checkpoints/      while it is running, for going on after a stop
+runs/.leases/<run id>           locked by the process that has the run
+runs/.table.parquet             a shortcut for listing them (see `table`); may be deleted at any time
 """
 
 from __future__ import annotations
