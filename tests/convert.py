@@ -51,3 +51,28 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         writer.writerow(header)
         writer.writerows(rows)
     return path
+
+
+def stsb_csv(shared: Path, folder: Path) -> dict[str, Path]:
+    """STS-B's pairs as text,text_pair,label: train 5,749, validation 1,500, test 1,379; label from 0.0 to 5.0."""
+    names = {"train": "sts-train.csv.gz", "validation": "sts-dev.csv.gz", "test": "sts-test.csv.gz"}
+    rows = {part: [line.split("\t") for line in _lines(shared / "stsb" / name)] for part, name in names.items()}
+    header = ["text", "text_pair", "label"]
+    return {
+        part: _write(folder / f"stsb_{part}.csv", header, [[row[5], row[6], row[4]] for row in found])
+        for part, found in rows.items()
+    }
+
+
+def cola_csv(shared: Path, folder: Path) -> dict[str, Path]:
+    """CoLA's sentences as text,label: train 8,551 and its in-domain dev, 527; label 1 is acceptable."""
+    names = {"train": "in_domain_train.tsv.gz", "test": "in_domain_dev.tsv.gz"}
+    rows = {part: [line.split("\t") for line in _lines(shared / "cola" / name)] for part, name in names.items()}
+    return {
+        part: _write(folder / f"cola_{part}.csv", ["text", "label"], [[row[3], row[1]] for row in found])
+        for part, found in rows.items()
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return gzip.decompress(path.read_bytes()).decode().rstrip("\n").split("\n")

@@ -24,11 +24,15 @@ PROTOCOL = 1
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
-TaskName = Literal["text", "image"]
-"""What is learned: labels of texts or text pairs, or of images."""
+TaskName = Literal["text", "image", "causal", "regression", "choice"]
+"""What is learned: labels of texts or text pairs, labels of images, the next token, numbers, the right answer."""
 
 # Keys of `DataSpec` that mean nothing to a task, and so don't enter a run's hash.
-_UNUSED: dict[str, tuple[str, ...]] = {"image": ("text", "text_pair")}
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "image": ("text", "text_pair", "choices"),
+    "causal": ("text_pair", "image", "image_size", "choices"),
+    "choice": ("text_pair", "image", "image_size"),
+}
 
 
 class Frozen(BaseModel):
@@ -59,6 +63,7 @@ class DataSpec(Frozen):
     label: str = "label"
     image: str | None = Field(None, description="column of images or of their paths; found by its name unless given")
     image_size: int | None = Field(None, ge=8, description="pixels a side; the model's own unless given")
+    choices: str | None = Field(None, description="column of lists of answers, or columns with commas: multiple choice")
     encoding: str = Field("utf-8", description="one encoding, or several tried in turn: 'utf-8,latin-1'")
     train_size: int | None = Field(None, ge=2, description="keep this many training examples (fixed split seed)")
     validation_size: int | None = Field(None, ge=1)
@@ -70,7 +75,7 @@ class DataSpec(Frozen):
 
     def content(self, task: str) -> dict[str, Any]:
         """What decides the examples of `task` and how they are shown to a model: what means nothing to it left out."""
-        unused = _UNUSED.get(task, ("image", "image_size"))
+        unused = _UNUSED.get(task, ("image", "image_size", "choices"))
         return self.model_dump(mode="json", exclude=set(unused))
 
 

@@ -40,7 +40,12 @@ def test_metrics_are_scikit_learns(classes: int) -> None:
 
 def test_one_predicted_class_has_no_correlation() -> None:
     logits, labels = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 1, 1, 0])
-    assert Scores(2).score(logits, labels) == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "matthews": 0, "f1": 0}
+    assert Scores(2).score(logits, labels) == {
+        "accuracy": 0.5,
+        "macro_f1": pytest.approx(1 / 3),
+        "matthews": 0,
+        "f1": 0,
+    }
 
 
 def test_the_main_metric_can_be_chosen(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
@@ -56,6 +61,8 @@ def test_the_main_metric_can_be_chosen(tiny_model, toy_csv, tmp_path, monkeypatc
     assert by_metric["matthews"].results.selected_by == "best validation metric"
     assert by_metric["accuracy"].spec.metric is None
     (page,) = [
-        p.read_text(encoding="utf-8") for p in tmp_path.glob("compare-*/report.html") if "test matthews" in p.read_text()
+        p.read_text(encoding="utf-8")
+        for p in tmp_path.glob("compare-*/report.html")
+        if "test matthews" in p.read_text()
     ]
     assert "best validation metric" in page

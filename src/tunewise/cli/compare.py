@@ -18,7 +18,8 @@ _Text = Annotated[str | None, typer.Option()]
 
 def compare(
     task: Annotated[
-        str | None, typer.Option(help="text or image.  [default: what the data is, by its form]")
+        str | None,
+        typer.Option(help="text, image, causal, regression or choice.  [default: by the form of the data]"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, or package:MODULE/path.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision to pin.")] = None,
@@ -39,6 +40,9 @@ def compare(
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Pixels a side that images are shown at.  [default: the model's own]")
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Column of lists of answers, or several columns with commas: multiple choice.")
     ] = None,
     encoding: Annotated[
         str | None,
@@ -91,7 +95,9 @@ def compare(
         bool | None,
         typer.Option("--trajectory-full", help="Of full fine-tuning too: a model's size for each snapshot."),
     ] = None,
-    landscape_grid: Annotated[int | None, typer.Option(help="Points a side of a loss landscape.  [default: 51]")] = None,
+    landscape_grid: Annotated[
+        int | None, typer.Option(help="Points a side of a loss landscape.  [default: 51]")
+    ] = None,
     landscape_kind: Annotated[
         str | None, typer.Option(help="Its planes: random, pca (of the trajectory), or random,pca.  [default: random]")
     ] = None,
@@ -122,6 +128,7 @@ def compare(
             "label": label,
             "image": image,
             "image_size": image_size,
+            "choices": choices,
             "encoding": encoding,
             "train_size": train_size,
             "validation_size": validation_size,

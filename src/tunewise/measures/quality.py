@@ -49,7 +49,7 @@ def evaluate(
             batch = task.collate([split[i] for i in order[start : start + batch_size]])
             batch = {key: value.to(device) for key, value in batch.items()}
             labels = batch.pop("labels")
-            pieces.append(task.keep(model(**batch).logits, labels).float().cpu())
+            pieces.append(task.keep(model(**batch).logits, labels).cpu())
     finally:
         model.train(training)
     logits = torch.empty_like(torch.cat(pieces))

@@ -13,13 +13,21 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+)
 
-HeadKind = Literal["text", "image"]
+HeadKind = Literal["text", "image", "causal", "regression", "choice"]
 
 _FAMILIES: dict[HeadKind, tuple[Any, str]] = {
     "text": (AutoModelForSequenceClassification, "a classifier of texts"),
     "image": (AutoModelForImageClassification, "a classifier of images"),
+    "causal": (AutoModelForCausalLM, "a causal language model"),
+    "regression": (AutoModelForSequenceClassification, "a model with one number as output"),
+    "choice": (AutoModelForMultipleChoice, "a model of multiple choice"),
 }
 # Where a model has its backbone's parts side by side with the head (CLIP, SigLIP), the head goes by its name.
 _HEAD_NAMES = ("classifier", "score", "head")
@@ -48,7 +56,12 @@ class Head:
         return _FAMILIES[self.kind][1]
 
     def config(self) -> dict[str, Any]:
-        """What the model's configuration says of the head."""
+        """What the model's configuration says of the head; nothing of a language model, whose head is pretrained, nor
+        of multiple choice, which has one output always."""
+        if self.kind in ("causal", "choice"):
+            return {}
+        if self.kind == "regression":
+            return {"num_labels": 1, "problem_type": "regression"}
         return {
             "id2label": dict(enumerate(self.labels)),  # sets num_labels too
             "label2id": {label: i for i, label in enumerate(self.labels)},

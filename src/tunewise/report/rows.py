@@ -211,7 +211,8 @@ def _legend(reference: str, share: bool, timed: bool) -> list[str]:
     costs = "; for step times by overlapping intervals; peak memory within 5 %, bytes kept within 1 %"
     legend = [
         f"1, 2, 3: first, second and third of a column; the smallest is first"
-        f"{' in all but the test metric' * share}. A shared place, 1=, means not told apart from the leader of its group: for the test metric and the gap "
+        f"{' in all but the test metric' * share}. A shared place, 1=, means not told apart from "
+        "the leader of its group: for the test metric and the gap "
         f"by a paired t test over seeds (95 %, Holm-corrected over all pairs){costs if timed else ''}.",
         f"Against {reference}: difference of the test metric{' in points' * share}, paired by seed, with its "
         f"Holm-corrected 95 % interval. “Better” and “worse” are said only where that interval leaves out "

@@ -11,10 +11,13 @@ from tunewise.errors import SpecError, nearest
 from tunewise.locate import resolve
 from tunewise.models.head import Head
 from tunewise.spec import CompareSpec, DataSpec, ModelSpec, RunSpec, TaskName
+from tunewise.tasks.causal import CausalLanguage, causal_stand_in
+from tunewise.tasks.choice import MultipleChoice, choice_stand_in
 from tunewise.tasks.classification import digest_of, load_classification
 from tunewise.tasks.contract import StandIn, Task
 from tunewise.tasks.image import ImageClassification, image_data_digest, image_labels, image_stand_in
 from tunewise.tasks.image_files import looks_like_images
+from tunewise.tasks.regression import TextRegression, regression_stand_in
 from tunewise.tasks.text import TextClassification, text_stand_in
 
 
@@ -37,6 +40,9 @@ KINDS: dict[TaskName, TaskKind] = {
     "image": TaskKind(
         lambda model, data, _: ImageClassification(model, data), image_labels, image_data_digest, image_stand_in
     ),
+    "causal": TaskKind(CausalLanguage, lambda data: [], digest_of, causal_stand_in),
+    "regression": TaskKind(TextRegression, lambda data: [], digest_of, regression_stand_in),
+    "choice": TaskKind(MultipleChoice, lambda data: [], digest_of, choice_stand_in),
 }
 
 
@@ -60,12 +66,15 @@ def _built(task: TaskName, model: str, data: str, max_length: int) -> Task:
 
 
 def task_of(spec: RunSpec | CompareSpec) -> TaskName:
-    """The task that a spec names, or the one that its data is for by its form: images, else text."""
+    """The task that a spec names, or the one that its data is for by its form: images, answers to choose from, plain
+    text without labels (a language model), else labelled text."""
     if spec.task is not None:
         return spec.task
     if spec.data.image is not None or spec.data.image_size is not None or looks_like_images(resolve(spec.data.path)):
         return "image"
-    return "text"
+    if spec.data.choices is not None:
+        return "choice"
+    return "causal" if spec.data.path.lower().removesuffix(".gz").endswith(".txt") else "text"
 
 
 def head_of(task: TaskName, labels: list[str]) -> Head:

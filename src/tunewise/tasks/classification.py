@@ -16,11 +16,11 @@ from tunewise.tasks.splits import PARTS, Record, Splits, check_fractions, listed
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text, or a pair of texts, and the index of its label in `ClassificationData.labels`."""
+    """A text, or a pair of texts, and the index of its label in `ClassificationData.labels`, or its number."""
 
     text: str
     text_pair: str | None
-    label: int
+    label: int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ def load_classification(spec: DataSpec) -> ClassificationData:
     check_columns({"text": spec.text, "text_pair": spec.text_pair, "label": spec.label})
     check_fractions(spec)
     given = {part: path for part in ("validation", "test") if (path := getattr(spec, part)) is not None}
-    train = _read(spec, spec.path)
+    train = read_texts(spec, spec.path)
     labels = labels_of(train, spec)
-    evaluation = {part: _read(spec, path) for part, path in given.items()}
+    evaluation = {part: read_texts(spec, path) for part, path in given.items()}
     for records in evaluation.values():
         refuse_unseen(records, labels)
     splits = make_splits(spec, train, evaluation)
@@ -119,7 +119,8 @@ def refuse_blank(row: Row, columns: Iterable[str]) -> None:
             raise DataError(f"{row.where}: column {column!r} is empty; fill it in or remove the row")
 
 
-def _read(spec: DataSpec, path: str) -> list[Record]:
+def read_texts(spec: DataSpec, path: str) -> list[Record]:
+    """The texts or pairs of a file with their labels, nothing dropped. Raises `DataError` for an empty cell."""
     columns = [spec.text, *([spec.text_pair] if spec.text_pair is not None else []), spec.label]
     return [_record(row, spec, columns) for row in read_rows(resolve(path), columns, encoding=spec.encoding)]
 

@@ -6,26 +6,22 @@ Lines are counted as an editor shows them; a record over several lines is named 
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewise.errors import DataError, SpecError, nearest
+from tunewise.errors import DataError, nearest
+from tunewise.tasks.decoding import codecs_of, content_of, decoded
 
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "txt"}
 FOLDER_COLUMNS = ("text", "label")
 
 _LARGEST_FIELD = 2**31 - 1  # csv takes a C long, which has 32 bits on some systems
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,8 @@ class Row:
 def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") -> list[Row]:
     """The rows of a file, or of a folder of class folders of .txt files, in their order there; at least one.
 
-    Reads .csv, .tsv, .jsonl, .ndjson (each also .gz) and .parquet. Numbers become text, in JSON as they are
+    Reads .csv, .tsv, .jsonl, .ndjson, .txt (each also .gz) and .parquet. A .txt file has the one column `text`, a line
+    that is not blank a row. Numbers become text, in JSON as they are
     written; true and false become words. A folder has the columns `text` and `label` (the class folder's
     name) and is read in the order of names. `encoding` is one codec, or several tried in turn for each file:
     'utf-8,latin-1'; a byte-order mark is dropped.
@@ -47,7 +44,7 @@ def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") ->
     Raises `DataError` for a file that is absent, unreadable, empty, damaged or ragged, that lacks a column or
     has a null in one; `SpecError` for an unknown encoding.
     """
-    candidates = _codecs(encoding)
+    candidates = codecs_of(encoding)
     files = data_files(path)
     if path.is_dir():
         column_positions(FOLDER_COLUMNS, columns, str(path))
@@ -56,10 +53,10 @@ def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") ->
     if kind == "parquet":
         rows = _parquet_rows(path, columns)
     else:
-        text = _decode(_content(path), candidates, path.name)
+        text = decoded(content_of(path), candidates, path.name)
         if not text.strip():
             raise DataError(f"{path.name}: the file is empty; give one with examples")
-        parse = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows}[kind]
+        parse = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows, "txt": _txt_rows}[kind]
         rows = parse(text, columns, path.name)
     if not rows:
         raise DataError(f"{path.name}: the file names its columns and has no rows; give one with examples")
@@ -89,7 +86,7 @@ def _neighbours(path: Path) -> str:
 
 
 def format_of(path: Path) -> str:
-    """`csv`, `tsv`, `jsonl` or `parquet`. Raises `DataError` for a name that ends in none of theirs."""
+    """`csv`, `tsv`, `jsonl`, `parquet` or `txt`. Raises `DataError` for a name that ends in none of theirs."""
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     kind = FORMATS.get(suffix)
     if kind is None or (kind == "parquet" and path.suffix.lower() == ".gz"):
@@ -98,74 +95,6 @@ def format_of(path: Path) -> str:
             "(each but .parquet also .gz), or a folder of class folders of .txt files"
         )
     return kind
-
-
-# --- bytes and text -------------------------------------------------------------------------------
-
-
-def _codecs(encoding: str) -> list[str]:
-    names = [name.strip() for name in encoding.split(",") if name.strip()]
-    for name in names:
-        try:
-            b"a".decode(name, errors="replace")  # codecs.lookup alone would let 'base64' pass
-        except (LookupError, ValueError):
-            raise SpecError(f"unknown encoding {name!r}; say utf-8, latin-1, cp1252 or utf-16") from None
-    if not names:
-        raise SpecError("no encoding given; say utf-8, or several to be tried in turn: utf-8,latin-1")
-    return names
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
-    except EOFError:
-        raise DataError(f"{path.name}: the gzip file is cut short; fetch or copy it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path.name}: damaged, or not a gzip file ({error}); fetch or copy it again") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; check the path and its permissions") from None
-
-
-def _decode(content: bytes, candidates: Sequence[str], name: str) -> str:
-    """Text by the first codec that fits, without byte-order mark. The fault told is the first codec's."""
-    content = content.removeprefix(codecs.BOM_UTF8)
-    faults = []
-    for codec in candidates:
-        try:
-            text = content.decode(codec).removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            faults.append(error)
-            continue
-        _refuse_nul(text, name)
-        return text
-    fault = faults[0]
-    line = content.count(b"\n", 0, fault.start) + 1
-    byte = fault.start - content.rfind(b"\n", 0, fault.start)
-    raise DataError(
-        f"{name}, line {line}: byte {byte} of the line (0x{content[fault.start]:02x}) is not "
-        f"{' or '.join(candidates)}; {_encoding_advice(content)}"
-    )
-
-
-def _encoding_advice(content: bytes) -> str:
-    if content.startswith(_GZIP_MAGIC):
-        return "the file is packed by gzip: end its name in .gz"
-    if content.startswith(_UTF16_MARKS):
-        return "say --encoding utf-16, or save the file as UTF-8"
-    return "say --encoding latin-1 (or the one that it has), or save the file as UTF-8"
-
-
-def _refuse_nul(text: str, name: str) -> None:
-    at = text.find("\0")
-    if at >= 0:
-        line = text.count("\n", 0, at) + 1
-        raise DataError(
-            f"{name}, line {line}: a NUL byte, so this is not plain text; say --encoding utf-16 if it is "
-            "UTF-16, else mend or remove the line"
-        )
 
 
 # --- columns and values ---------------------------------------------------------------------------
@@ -183,13 +112,15 @@ def column_positions(names: Sequence[str], columns: Sequence[str], file: str) ->
 
 def table_columns(path: Path, encoding: str = "utf-8") -> list[str]:
     """The names of a table's columns; of json lines, the keys of the first object. Raises as `read_rows` does."""
-    candidates = _codecs(encoding)
+    candidates = codecs_of(encoding)
     data_files(path)
     kind = format_of(path)
     if kind == "parquet":
         with parquet_file(path) as file:
             return list(file.schema_arrow.names)
-    text = _decode(_content(path), candidates, path.name)
+    if kind == "txt":
+        return ["text"]
+    text = decoded(content_of(path), candidates, path.name)
     first = next((line for line in text.splitlines() if line.strip()), "")
     if kind == "jsonl":
         return list(_json_object(first, f"{path.name}, line 1"))
@@ -205,11 +136,32 @@ def _column_hint(column: str, names: Sequence[str]) -> str:
     return nearest(column, [name if len(name) <= 40 else name[:37] + "..." for name in names])
 
 
+def read_objects(path: Path, encoding: str = "utf-8") -> Iterator[tuple[dict[str, Any], str]]:
+    """Every row of a json lines or parquet file whole, lists and objects in it as they are, and where it stands.
+
+    Raises `DataError` as `read_rows` does, and for a file of another kind.
+    """
+    data_files(path)
+    kind = format_of(path)
+    if kind == "parquet":
+        with parquet_file(path) as file:
+            for number, row in enumerate(file.read().to_pylist(), start=1):
+                yield row, f"{path.name}, row {number}"
+    elif kind == "jsonl":
+        text = decoded(content_of(path), codecs_of(encoding), path.name)
+        for line, record in enumerate(io.StringIO(text, newline=""), start=1):
+            if record.strip():
+                where = f"{path.name}, line {line}"
+                yield _json_object(record, where), where
+    else:
+        raise DataError(f"{path.name}: a {kind} file holds no lists; give json lines or parquet")
+
+
 def _row(cells: Mapping[str, Any], where: str) -> Row:
-    return Row({column: _as_text(cell, column, where) for column, cell in cells.items()}, where)
+    return Row({column: as_text(cell, column, where) for column, cell in cells.items()}, where)
 
 
-def _as_text(value: Any, column: str, where: str) -> str:
+def as_text(value: Any, column: str, where: str) -> str:
     """A cell as text. `DataError` for null, NaN, broken Unicode and what is neither text nor a number."""
     if value is None or value != value:  # NaN alone differs from itself
         raise DataError(f"{where}: column {column!r} is null; fill it in or remove the row")
@@ -308,6 +260,12 @@ def _fields_of_any_size() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
+def _txt_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
+    column_positions(["text"], columns, file)
+    lines = enumerate(text.splitlines(), start=1)
+    return [Row({"text": line}, f"{file}, line {number}") for number, line in lines if line.strip()]
+
+
 # --- json lines -----------------------------------------------------------------------------------
 
 
@@ -384,5 +342,5 @@ def _is_text_file(file: Path) -> bool:
 def _class_file_row(file: Path, columns: Sequence[str], candidates: Sequence[str]) -> Row:
     label = file.parent.name
     where = f"{label}/{file.name}"
-    values = {"text": _decode(_content(file), candidates, where), "label": label}
+    values = {"text": decoded(content_of(file), candidates, where), "label": label}
     return Row({column: values[column] for column in columns}, where)

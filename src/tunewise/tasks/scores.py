@@ -26,8 +26,8 @@ class ClassificationScores:
         return ("accuracy", "macro_f1", "matthews", *(("f1",) if len(self.labels) == 2 else ()))
 
     def keep(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The logits as they are."""
-        return logits
+        """The logits as they are, in fp32."""
+        return logits.float()
 
     def targets(self, split: Split) -> Tensor:
         """Class indices."""

@@ -51,7 +51,12 @@ class Splits:
 
 
 def make_splits(
-    spec: DataSpec, train: list[Record], evaluation: Mapping[str, list[Record]], *, noun: str = "text"
+    spec: DataSpec,
+    train: list[Record],
+    evaluation: Mapping[str, list[Record]],
+    *,
+    noun: str = "text",
+    many_targets: bool = False,
 ) -> Splits:
     """The three parts of a data set; `evaluation` has those of validation and test that have a file of their own.
 
@@ -60,6 +65,9 @@ def make_splits(
     train, stratified; a stratum's last example, and inputs with two labels, stay in train. Sizes asked for are
     stratified subsamples of the parts: they never move an example from one part to another.
 
+    With `many_targets` it is usual that one input has several (a prompt its completions): what is cut from train is
+    whole inputs with all of their targets.
+
     Raises `DataError` where too few examples are left to cut a part from, or a stratum is gone from train;
     `SpecError` where the cut fractions leave nothing to train on.
     """
@@ -67,11 +75,15 @@ def make_splits(
     notes: list[str] = []
     strata = {record.stratum for record in train}
     train = _drop_repeats(train, notes)
-    ambiguous = _inputs_with_two_labels(train, noun, notes)
-    _report_repeats(evaluation, noun, notes)
+    ambiguous = set() if many_targets else _inputs_with_two_labels(train, noun, notes)
+    if not many_targets:
+        _report_repeats(evaluation, noun, notes)
     train, evaluation = _drop_overlaps(train, evaluation, noun, notes)
     _refuse_lost_strata(train, strata, spec)
-    train, cut = _cut_missing_parts(train, spec, ambiguous, notes)
+    if many_targets:
+        train, cut = _cut_whole_inputs(train, spec, noun, notes)
+    else:
+        train, cut = _cut_missing_parts(train, spec, ambiguous, notes)
     parts = {"train": train, **evaluation, **cut}
     parts = {part: subsample(parts[part], part, spec, notes) for part in PARTS}
     return Splits(parts["train"], parts["validation"], parts["test"], notes)
@@ -203,6 +215,36 @@ def _cut_missing_parts(
         notes.append(
             f"{part}: no file given; {len(cut[part]):,} of {whole:,} examples cut from train "
             f"({_stratified(by_label)}split seed {spec.split_seed})."
+        )
+    return train, cut
+
+
+def _cut_whole_inputs(
+    train: list[Record], spec: DataSpec, noun: str, notes: list[str]
+) -> tuple[list[Record], dict[str, list[Record]]]:
+    """As `_cut_missing_parts`, for inputs with many targets each: inputs are drawn until the part is large enough."""
+    whole = len(train)
+    cut = {}
+    for part in [part for part in ("test", "validation") if getattr(spec, part) is None]:
+        sizes = Counter(record.key for record in train)
+        generator = random.Random(f"{spec.split_seed}|split|{part}")
+        shuffled = sorted((generator.random(), place, key) for place, key in enumerate(sizes))
+        wanted = max(1, round(whole * getattr(spec, f"{part}_fraction")))
+        taken: set[Hashable] = set()
+        while wanted > 0 and len(taken) < len(sizes) - 1:
+            key = shuffled[len(taken)][2]
+            taken.add(key)
+            wanted -= sizes[key]
+        if not taken:
+            raise DataError(
+                f"{spec.path}: all {whole:,} examples have one and the same {noun}, so that no {part} part can be cut; "
+                f"name a {part} file"
+            )
+        cut[part] = [record for record in train if record.key in taken]
+        train = [record for record in train if record.key not in taken]
+        notes.append(
+            f"{part}: no file given; {len(cut[part]):,} of {whole:,} examples cut from train, "
+            f"{counted(len(taken), noun)} with all of their targets (split seed {spec.split_seed})."
         )
     return train, cut
 

@@ -1,94 +1,34 @@
-"""Classification of texts and text pairs: tokenised, padded, scored."""
+"""Classification of texts and text pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from tunewise.errors import DataError
 from tunewise.models.head import Head
-from tunewise.models.load import load_model, load_tokenizer
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.store.records import DataFacts
-from tunewise.tasks.classification import Example, load_classification
-from tunewise.tasks.contract import Encoded, Split, StandIn
+from tunewise.tasks.classification import load_classification
+from tunewise.tasks.contract import StandIn
 from tunewise.tasks.scores import ClassificationScores
+from tunewise.tasks.text_inputs import TextInputs, two_sentences
 
 
-class TextClassification(ClassificationScores):
+class TextClassification(TextInputs, ClassificationScores):
     """Texts or text pairs with one label each, for an encoder or a decoder with a classification head."""
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
-        self.model_spec = model
-        self.tokenizer = load_tokenizer(model)
+        super().__init__(model, max_length)
         read = load_classification(data)
         self.labels = read.labels
-        self.max_length = min(max_length, _longest(self.tokenizer))
-        self.truncated = 0
-        self.train = self._encode(read.train)
-        self.validation = self._encode(read.validation)
-        self.test = self._encode(read.test)
-        notes = list(read.notes)
-        if self.truncated:
-            total = len(self.train) + len(self.validation) + len(self.test)
-            notes.append(
-                f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."
-            )
+        self.head = Head("text", tuple(read.labels))
+        self.train, self.validation, self.test = map(self.encode, (read.train, read.validation, read.test))
         self.facts = DataFacts(
             train=len(self.train),
             validation=len(self.validation),
             test=len(self.test),
             labels=self.labels,
-            notes=notes,
+            notes=[*read.notes, *self.cut_notes(self.train, self.validation, self.test)],
         )
-
-    def _encode(self, examples: Sequence[Example]) -> Split:
-        texts = [e.text for e in examples]
-        pairs = [e.text_pair or "" for e in examples] if examples[0].text_pair is not None else None
-        full = self.tokenizer(texts, pairs, truncation=False, verbose=False)["input_ids"]
-        self.truncated += sum(len(ids) > self.max_length for ids in full)
-        encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
-        keys = [k for k in encoded if k != "attention_mask"]
-        rows: list[dict[str, Any]] = []
-        for i, example in enumerate(examples):
-            row = {key: encoded[key][i] for key in keys}
-            if not row["input_ids"]:
-                raise DataError(f"the text {example.text[:40]!r} has no tokens; remove it, or check the tokenizer")
-            rows.append({**row, "labels": example.label})
-        return rows
-
-    def length(self, example: Encoded) -> int:
-        return len(example["input_ids"])
-
-    def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
-        features = [{k: v for k, v in e.items() if k != "labels"} for e in examples]
-        batch = self.tokenizer.pad(features, return_tensors="pt", return_attention_mask=True)
-        return {**batch, "labels": torch.tensor([e["labels"] for e in examples])}
-
-    def describe(self, batch: dict[str, Tensor]) -> str:
-        count, longest = batch["input_ids"].shape
-        return f"{count} texts ({count * longest:,} tokens with padding, at most {self.max_length} each)"
-
-    @property
-    def head(self) -> Head:
-        """What the model ends in."""
-        return Head("text", tuple(self.labels))
-
-    def load_model(self, seed: int) -> nn.Module:
-        return load_model(self.model_spec, self.head, seed=seed, pad_token_id=self.tokenizer.pad_token_id)
 
 
 def text_stand_in(model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-    """Two sentences for any model of texts."""
-    tokenizer = load_tokenizer(model)
-    probe = ["The same text, for both.", "A second and rather longer one, so that there is padding too."]
-    inputs = dict(tokenizer(probe, padding=True, return_tensors="pt"))
-    return StandIn(Head("text", tuple(labels)), inputs, tokenizer, tokenizer.pad_token_id)
-
-
-def _longest(tokenizer: Any) -> int:
-    """The tokenizer's own limit; some say 10^30 for 'none'."""
-    return int(min(tokenizer.model_max_length, 1_000_000))
+    """Two sentences for any classifier of texts."""
+    return two_sentences(model, Head("text", tuple(labels)))

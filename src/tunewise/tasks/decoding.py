@@ -1,0 +1,81 @@
+"""From the bytes of a file to its text; what is wrong with it is a `DataError` that names file and line."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunewise.errors import DataError, SpecError
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def codecs_of(encoding: str) -> list[str]:
+    """The codecs that `encoding` names, with commas. Raises `SpecError` for one that Python lacks."""
+    names = [name.strip() for name in encoding.split(",") if name.strip()]
+    for name in names:
+        try:
+            b"a".decode(name, errors="replace")  # codecs.lookup alone would let 'base64' pass
+        except (LookupError, ValueError):
+            raise SpecError(f"unknown encoding {name!r}; say utf-8, latin-1, cp1252 or utf-16") from None
+    if not names:
+        raise SpecError("no encoding given; say utf-8, or several to be tried in turn: utf-8,latin-1")
+    return names
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file, unpacked where its name ends in .gz. Raises `DataError`."""
+    try:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path) as file:
+                return file.read()
+        return path.read_bytes()
+    except EOFError:
+        raise DataError(f"{path.name}: the gzip file is cut short; fetch or copy it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path.name}: damaged, or not a gzip file ({error}); fetch or copy it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; check the path and its permissions") from None
+
+
+def decoded(content: bytes, candidates: Sequence[str], name: str) -> str:
+    """Text by the first codec that fits, without byte-order mark. The fault told is the first codec's."""
+    content = content.removeprefix(codecs.BOM_UTF8)
+    faults = []
+    for codec in candidates:
+        try:
+            text = content.decode(codec).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            faults.append(error)
+            continue
+        _refuse_nul(text, name)
+        return text
+    fault = faults[0]
+    line = content.count(b"\n", 0, fault.start) + 1
+    byte = fault.start - content.rfind(b"\n", 0, fault.start)
+    raise DataError(
+        f"{name}, line {line}: byte {byte} of the line (0x{content[fault.start]:02x}) is not "
+        f"{' or '.join(candidates)}; {_encoding_advice(content)}"
+    )
+
+
+def _encoding_advice(content: bytes) -> str:
+    if content.startswith(_GZIP_MAGIC):
+        return "the file is packed by gzip: end its name in .gz"
+    if content.startswith(_UTF16_MARKS):
+        return "say --encoding utf-16, or save the file as UTF-8"
+    return "say --encoding latin-1 (or the one that it has), or save the file as UTF-8"
+
+
+def _refuse_nul(text: str, name: str) -> None:
+    at = text.find("\0")
+    if at >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise DataError(
+            f"{name}, line {line}: a NUL byte, so this is not plain text; say --encoding utf-16 if it is "
+            "UTF-16, else mend or remove the line"
+        )
