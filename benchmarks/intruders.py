@@ -2,13 +2,14 @@
 
     python benchmarks/intruders.py --out intruders.json
 
-Two parts. *Shapes*: one weight at a time, rank 8. *Quickstart*: all methods of the quickstart on its model, all their
-weights: the naive loop decomposes W0 and W0 + dW for each; ours decomposes W0 once for all, keeps it on disk, and
-finds the top of W0 + dW by Lanczos' method in W0's basis (full fine-tuning: by the Gram matrix). The updates have
-the size that the quickstart's have; their values hardly matter to the time.
+Two parts. *Shapes*: one weight at a time, rank 8. *Quickstart*: all methods and seeds of the quickstart on its model,
+all their weights: the naive loop decomposes W0 and W0 + dW for each; ours decomposes W0 once for all, keeps it on
+disk, and finds the top of W0 + dW by Lanczos' method in W0's basis (full fine-tuning: by the Gram matrix). The updates
+have the size that the quickstart's have; their values hardly matter to the time.
 
-Ways are interleaved, in random order, weight by weight, on the same matrices; ratios are of the sums of one
-repetition. `difference` is the largest between our |cos| and those of two fp64 decompositions.
+Ways are interleaved, in random order, weight by weight, on the same matrices, and timed by the process's CPU time (on
+one thread the time of a quiet machine); ratios are of the sums of one repetition. `difference` is the largest between
+our |cos| and those of two fp64 decompositions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +49,15 @@ def main() -> None:
     """Command line."""
     flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     flags.add_argument("--repetitions", type=int, default=5)
-    flags.add_argument("--threads", type=int, default=1)
     flags.add_argument("--skip-quickstart", action="store_true", help="the shapes alone")
     flags.add_argument("--out", type=Path)
     given = flags.parse_args()
     quiet_libraries()
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(1)
     found: dict[str, Any] = {
         "device": environment().device,
         "versions": environment().versions,
-        "threads": given.threads,
+        "clock": "CPU time of the process, one thread",
         "repetitions": given.repetitions,
         "top_k": TOP_K,
         "shapes": [shape(*s, given.repetitions) for s in SHAPES],
@@ -97,30 +98,36 @@ def shape(rows: int, columns: int, repetitions: int) -> dict[str, Any]:
 
 
 def quickstart(repetitions: int) -> dict[str, Any]:
-    """All weights of all methods of the quickstart."""
+    """All weights of all methods and seeds of the quickstart: of the adapters, of full fine-tuning, and together."""
     content = {k: v for k, v in load_yaml(PRESET).items() if k not in ("title", "out", "costs")}
     spec = parse(CompareSpec, content)
     model = build_task(spec.runs()[0]).load_model(0)
-    updates = [u for method in spec.methods for u in updates_like(model, method.name, method.rank, method.targets)]
+    groups: dict[str, list[LayerUpdate]] = {"adapters": [], "full fine-tuning": []}
+    for one in spec.runs():
+        kind = "full fine-tuning" if one.method.name == "fft" else "adapters"
+        groups[kind] += updates_like(model, one.method.name, one.method.rank, one.method.targets, one.seed)
+    return {
+        "methods": [m.name for m in spec.methods],
+        "seeds": spec.seeds,
+        **{kind: group(updates, repetitions) for kind, updates in groups.items()},
+    }
+
+
+def group(updates: list[LayerUpdate], repetitions: int) -> dict[str, Any]:
+    """The naive loop over updates, ours with nothing on disk to start from, and ours with all of W0 there."""
     sums: dict[str, list[float]] = defaultdict(list)
     worst, decomposed = 0.0, 0
     for number in range(repetitions):
-        total: dict[str, float] = dict.fromkeys(("two SVDs, fp32", "ours, cold", "ours, kept"), 0.0)
+        total = dict.fromkeys(("naive loop", "ours, cold", "ours, kept"), 0.0)
         with tempfile.TemporaryDirectory() as folder:
-            cold = BaseSpectra(Path(folder))
-            for update in updates:
-                ways: dict[str, Callable[[], list[float]]] = {
-                    "two SVDs, fp32": lambda u=update: plain(u, torch.float32),  # type: ignore[misc]
-                    # The first method to meet a weight pays for its decomposition, the others read it.
-                    "ours, cold": lambda u=update, c=cold: list(layer_intruders(u, c.of(u.base)).cosines),  # type: ignore[misc]
-                }
-                for name in shuffled(ways, number):
-                    seconds, cosines = timed(ways[name])
-                    total[name] += seconds
-                    if name == "ours, cold":
-                        own = cosines
-                kept = BaseSpectra(Path(folder))
-                seconds, _ = timed(lambda u=update, k=kept: list(layer_intruders(u, k.of(u.base)).cosines))  # type: ignore[misc]
+            cold, kept = BaseSpectra(Path(folder)), BaseSpectra(Path(folder))
+            for place, update in enumerate(updates):
+                for name in shuffled(("naive loop", "ours, cold"), number * len(updates) + place):
+                    if name == "naive loop":
+                        total[name] += timed(partial(plain, update, torch.float32))[0]
+                    else:  # the first to meet a weight pays for its decomposition, the others read it
+                        total[name] += timed(partial(ours, update, cold))[0]
+                seconds, own = timed(partial(ours, update, kept))
                 total["ours, kept"] += seconds
                 if number == 0:
                     exact = plain(update, torch.float64)
@@ -129,23 +136,22 @@ def quickstart(repetitions: int) -> dict[str, Any]:
         for name, seconds in total.items():
             sums[name].append(seconds)
     return {
-        "methods": [m.name for m in spec.methods],
         "weights": len(updates),
         "decomposed": decomposed,
         "seconds": {name: statistics.median(t) for name, t in sums.items()},
-        "faster": {name: spread(sums["two SVDs, fp32"], sums[name]) for name in ("ours, cold", "ours, kept")},
+        "faster": {name: spread(sums["naive loop"], sums[name]) for name in ("ours, cold", "ours, kept")},
         "difference": worst,
     }
 
 
-def updates_like(model: nn.Module, method: str, rank: int, targets: Any) -> list[LayerUpdate]:
+def updates_like(model: nn.Module, method: str, rank: int, targets: Any, seed: int) -> list[LayerUpdate]:
     """What such a method's updates look like to the measure: factors, columns, or dense; none for `head`."""
     row = get_method(method)
     layers = backbone_layers(model)
     if row.trained == "head":
         return []
     if row.trained == "all":
-        return [dense_like(name, layer, seed) for seed, (name, layer) in enumerate(layers.items())]
+        return [dense_like(name, layer, 1000 * seed + i) for i, (name, layer) in enumerate(layers.items())]
     found = [t.name for t in find_targets(model, targets)]
     return [
         adapter_like(name, layers[name], rank, seed, columns=row.selects_columns) for seed, name in enumerate(found)
@@ -186,10 +192,14 @@ def plain(update: LayerUpdate, dtype: torch.dtype) -> list[float]:
     return (u1[:, :TOP_K].T @ u0).abs().amax(dim=1).tolist()
 
 
+def ours(update: LayerUpdate, spectra: BaseSpectra) -> list[float]:
+    return list(layer_intruders(update, spectra.of(update.base)).cosines)
+
+
 def timed(way: Callable[[], list[float]]) -> tuple[float, list[float]]:
-    begun = time.perf_counter()
+    begun = time.process_time()
     result = way()
-    return time.perf_counter() - begun, result
+    return time.process_time() - begun, result
 
 
 def shuffled(names: Any, seed: int) -> list[str]:

@@ -56,7 +56,7 @@ def test_every_run_has_a_folder_and_a_record(compared: Path) -> None:
         assert record.spec.data.digest is not None
         assert record.id == record.spec.id
         names = {f.name for f in (compared / record.id).iterdir()}
-        assert names == {"run.json", "history.jsonl", "predictions.npz", "adapter"}
+        assert names == {"run.json", "history.jsonl", "predictions.npz", "adapter", "measures"}
 
 
 def test_report_is_one_offline_file_that_names_every_run(compared: Path) -> None:

@@ -61,6 +61,20 @@ def test_a_dense_update_agrees_too(shape: tuple[int, int]) -> None:
     assert np.abs(np.array(found.values) - values.numpy()).max() < 1e-10
 
 
+@pytest.mark.parametrize("outside", [1.0, 1e-3, 1e-6, 1e-10, 0.0])
+def test_tall_updates_that_lie_almost_inside_the_span_of_w0(outside: float) -> None:
+    full = orthonormal(200, 90, 3)
+    base = layer(full[:, :80] * torch.linspace(5, 1, 80, dtype=torch.float64) @ orthonormal(80, 80, 4).T)
+    mixed = full[:, :80] @ orthonormal(80, 4, 5) + outside * full[:, 80:84]
+    mixed[:, 0] -= outside * full[:, 80]  # one direction wholly inside
+    update = LayerUpdate.of_factors("layer", base, 4 * mixed, orthonormal(80, 4, 6).T)
+    found = layer_intruders(update, NO_CACHE.of(update.base), 10)
+    cosines, values = dense_cosines(update, 10)
+    assert found.how == "lanczos"
+    assert np.abs(np.array(found.cosines) - cosines.numpy()).max() < 1e-10
+    assert np.abs(np.array(found.values) - values.numpy()).max() < 1e-10
+
+
 def test_all_vectors_are_the_definition_over_all() -> None:
     update = random_update(70, 50, 6, size=0.5)
     found = layer_intruders(update, NO_CACHE.of(update.base), None)

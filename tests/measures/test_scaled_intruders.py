@@ -24,7 +24,7 @@ def test_the_curve_is_of_the_scaled_weights_and_the_model_stays_the_same() -> No
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def score(m: nn.Module) -> Scores:
-        norm = float(torch.linalg.svdvals(m["layer"].weight).square().sum())
+        norm = float(torch.linalg.svdvals(m["layer"].weight.detach()).square().sum())
         return Scores(loss=norm, metrics={}, examples=1)
 
     found = scaling_curve({"layer": planted.update}, NO_CACHE, [0, 0.5, 1, 2], model=model, score=score)

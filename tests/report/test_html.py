@@ -75,7 +75,7 @@ def test_an_older_report_stays_where_the_new_one_cannot_be_written(tmp_path, who
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StoreError, match="No space left"):
+    with pytest.raises(StoreError, match="no room to write"):
         write_report(target, title="Which method?", **whole.arguments)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

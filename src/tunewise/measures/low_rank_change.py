@@ -16,6 +16,7 @@ counts the eigenvalues above mu exactly from a 2q x 2q matrix (Haynsworth), and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,9 +45,14 @@ class TopOfMerged:
     left vectors; fp64. `how`: by Lanczos in W0's basis, by the Gram matrix of a dense dW, or the plain way."""
 
     values: Tensor
-    vectors: Tensor
     cosines: Tensor
     how: Literal["lanczos", "gram", "plain"]
+    make_vectors: Callable[[], Tensor]
+
+    @property
+    def vectors(self) -> Tensor:
+        """Left singular vectors (n, k)."""
+        return self.make_vectors()
 
 
 def top_of_merged(update: LayerUpdate, base: BaseSpectrum, count: int | None) -> TopOfMerged:
@@ -60,7 +66,7 @@ def top_of_merged(update: LayerUpdate, base: BaseSpectrum, count: int | None) ->
     merged = update.merged()
     how: Literal["gram", "plain"] = "plain" if update.has_factors or 4 * count >= side else "gram"
     u, values, _ = top_singular.of_dense(merged, count) if how == "gram" else top_singular.plain(merged, count)
-    return TopOfMerged(values, u, base.u.double().T @ u, how)
+    return TopOfMerged(values, base.u.double().T @ u, how, lambda: u)
 
 
 def _by_lanczos(update: LayerUpdate, base: BaseSpectrum, count: int) -> TopOfMerged | None:
@@ -70,10 +76,11 @@ def _by_lanczos(update: LayerUpdate, base: BaseSpectrum, count: int) -> TopOfMer
     kept = s > 1e-14 * s[0] if len(s) and s[0] > 0 else torch.zeros_like(s, dtype=torch.bool)
     x, s, yh = x[:, kept].to(device), s[kept].to(device), yh[kept].to(device)
     u = base.u.double()
-    outside = _outside(u, x) if u.shape[0] > u.shape[1] else u[:, :0]
+    inside = u.T @ x  # (k, q)
+    outside = _outside(u, x - u @ inside) if u.shape[0] > u.shape[1] else u[:, :0]
     w0_y = update.base.to(device).double() @ yh.T  # (n, q)
     rest = torch.zeros(outside.shape[1], len(s), dtype=torch.float64, device=device)
-    g = torch.cat([u.T @ x, outside.T @ x])
+    g = torch.cat([inside, outside.T @ x])
     h = torch.cat([u.T @ w0_y, rest]) * s
     diagonal = torch.cat([base.values.double() ** 2, torch.zeros(outside.shape[1], dtype=torch.float64, device=device)])
     problem = _DiagonalPlusLowRank(*(t.cpu().numpy() for t in (diagonal, g, h, s**2)))
@@ -81,18 +88,19 @@ def _by_lanczos(update: LayerUpdate, base: BaseSpectrum, count: int) -> TopOfMer
     if found is None:
         return None
     squares, coordinates = (torch.from_numpy(a).to(device) for a in found)
-    vectors = u @ coordinates[: u.shape[1]] + outside @ coordinates[u.shape[1] :]
-    return TopOfMerged(squares.clamp(min=0).sqrt(), vectors, coordinates[: u.shape[1]], "lanczos")
+    within, beyond = coordinates[: u.shape[1]], coordinates[u.shape[1] :]
+    return TopOfMerged(squares.clamp(min=0).sqrt(), within, "lanczos", lambda: u @ within + outside @ beyond)
 
 
-def _outside(u: Tensor, x: Tensor) -> Tensor:
-    """An orthonormal basis (n, p) of what of x's columns lies outside the span of u's."""
-    rest = x
-    for _ in range(2):
-        rest = rest - u @ (u.T @ rest)
+def _outside(u: Tensor, rest: Tensor) -> Tensor:
+    """An orthonormal basis (n, p) of the columns of `rest`, which are free of u's span but for rounding."""
+    rest = rest - u @ (u.T @ rest)  # twice is enough
     basis, size, _ = torch.linalg.svd(rest, full_matrices=False)
     basis = basis[:, size > 1e-12]
-    return basis - u @ (u.T @ basis)
+    if len(size) and float(size.min()) < 1e-4:  # what is small has been blown up, and its rounding with it
+        basis = basis - u @ (u.T @ basis)
+        basis = torch.linalg.qr(basis)[0]
+    return basis
 
 
 class _DiagonalPlusLowRank:
