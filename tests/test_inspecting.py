@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from test_run import make_spec
 from tiny import save_tiny_model
+from tiny_language import save_tiny_llama
 from tunewise.cli.main import run as tunewise
 from tunewise.errors import MeasureError, ModelError, SpecError, StoreError, TunewiseError
 from tunewise.inspecting import inspect
@@ -45,7 +46,7 @@ def stock(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_adapter(model: Path, folder: Path, config: LoraConfig | LoHaConfig, family=AutoModelForSequenceClassification):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options = {} if family is AutoModel else {"num_labels": 3}
+        options = {} if family is not AutoModelForSequenceClassification else {"num_labels": 3}
         adapted = get_peft_model(family.from_pretrained(model, **options), config)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
@@ -113,6 +114,16 @@ def test_other_data_is_taken_whole(finished: Path, toy_csv: Path) -> None:
 def test_a_stock_adapter_is_evaluated_on_data(stock: Path, toy_csv: Path) -> None:
     found = inspect(stock, scale=[1, 0.5], data=DataSpec(path=str(toy_csv)))
     assert all(s.scores is not None and s.scores.examples == 120 for s in found.scaled)
+
+
+def test_a_language_models_adapter_is_evaluated_on_text(tmp_path: Path) -> None:
+    base = save_tiny_llama(tmp_path / "decoder")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    folder = make_adapter(base, tmp_path / "adapter", config, AutoModelForCausalLM)
+    text = tmp_path / "stories.csv"
+    text.write_text("text\n" + "\n".join(f"the cat and dog number {i} near a horse" for i in range(40)) + "\n")
+    found = inspect(folder, scale=[1, 0], data=DataSpec(path=str(text)))
+    assert all(s.scores is not None and "perplexity" in s.scores.metrics for s in found.scaled)
 
 
 def test_two_models(model: Path, tmp_path: Path) -> None:
@@ -239,6 +250,7 @@ class TestCommandLine:
             (["{stock}", "--top-k", "many"], "--top-k many"),
             (["{stock}", "--scale", "a,b"], "--scale a,b"),
             (["{stock}", "--threshold", "2"], "threshold"),
+            (["{stock}", "--scale", "1", "--data", "x.csv", "--task", "txt"], "--task txt: no such task"),
             ([], "adapter folder"),
         ],
     )

@@ -41,7 +41,7 @@ from tunewise.measures.updates import (
 from tunewise.methods.adapter_files import CHANGED, CONFIG, load
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest
-from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName
+from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName
 from tunewise.store.folders import RECORD, RunStore
 from tunewise.store.records import RunRecord, Scores
 from tunewise.tasks.build import build_task
@@ -270,13 +270,15 @@ def _scoring(
         if data is not None:
             raise SpecError("two models are compared by their weights alone; data is for adapters")
         return None, None, ""
+    spec: RunSpec | CompareSpec
     if record is not None:
         spec = record.spec.model_copy(update={"model": subject.base, **({"data": data} if data is not None else {})})
+        seed = record.spec.seed
     else:
         assert data is not None
-        spec = RunSpec(
-            model=subject.base, data=data, method=MethodSpec(name="lora"), **({"task": task} if task else {})
-        )
+        chosen = task or ("causal" if subject.task_type == "CAUSAL_LM" else None)  # else known by the data's form
+        spec = CompareSpec(task=chosen, model=subject.base, data=data, methods=[MethodSpec(name="lora")])
+        seed = 0
     built = build_task(spec)
     if record is not None and record.data is not None and built.labels != record.data.labels:
         raise SpecError(f"{spec.data.path} has the labels {built.labels[:6]}, and the run {record.data.labels[:6]}")
@@ -286,7 +288,7 @@ def _scoring(
     def score(model: nn.Module) -> Scores:
         return evaluate(model, built, split, batch_size=32, on_batch=check).scores
 
-    return _merged(subject.folder, built, spec.seed), score, on
+    return _merged(subject.folder, built, seed), score, on
 
 
 def _merged(folder: Path, task: Task, seed: int) -> nn.Module:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunewise.errors import SpecError
+from tunewise.errors import SpecError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tunewise.spec import DataSpec
+    from tunewise.spec import DataSpec, TaskName
 
 _DATA = "The loss at --scale"
 _OUT = "Output"
@@ -38,6 +38,12 @@ def inspect(
     data: Annotated[
         Path | None,
         typer.Option(help="Labelled data to take it on.  [default: the run's test split]", rich_help_panel=_DATA),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What it is for, where its form does not tell: text, image, causal, ...", rich_help_panel=_DATA
+        ),
     ] = None,
     text: Annotated[str, typer.Option(help="Column of the texts.", rich_help_panel=_DATA)] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column of second texts.", rich_help_panel=_DATA)] = None,
@@ -72,6 +78,7 @@ def inspect(
             threshold=threshold,
             scale=factors,
             data=columns,
+            task=_task(task),
             said=lambda phase: status.update(f"{phase} ..."),
         ).as_data()
     if as_json:
@@ -103,6 +110,20 @@ def _factors(text: str | None) -> list[float]:
     if not all(0 <= factor < float("inf") for factor in found):
         raise SpecError(f"--scale {text}: factors are numbers from 0 on")
     return found
+
+
+def _task(name: str | None) -> TaskName | None:
+    from typing import get_args
+
+    from tunewise.spec import TaskName
+
+    for known in get_args(TaskName):
+        if known == name:
+            found: TaskName = known
+            return found
+    if name is not None:
+        raise SpecError(f"--task {name}: no such task{nearest(name, get_args(TaskName))}")
+    return None
 
 
 def _data(path: Path, text: str, text_pair: str | None, label: str) -> DataSpec:
