@@ -42,6 +42,21 @@ def test_two_linear_layers_miss_the_product_of_both_updates() -> None:
     assert found["moved"] == pytest.approx(float(moved.norm() / (x @ (w2 @ w1).T).norm()), rel=1e-12)
 
 
+def test_the_backbone_is_linearised_where_the_head_has_come_to() -> None:
+    """Two linear layers, the second held at W2 + dW2: the first is then exactly lazy, whatever both together are."""
+    torch.manual_seed(0)
+    x = torch.randn(9, 6, dtype=torch.float64)
+    model, twin = adapted(Linears(6, 5, 4), "lora")
+    first, second = ({n: v.detach()} for n, v in live_change(model, twin).items())
+    w1, w2 = (layer.weight for layer in twin.layers)
+    start, derivative = linear_parts(twin, first, {"x": x}, held=second)
+    d1, d2 = next(iter(first.values())), next(iter(second.values()))
+    torch.testing.assert_close(start, x @ ((w2 + d2) @ w1).T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(derivative, x @ ((w2 + d2) @ d1).T, rtol=1e-12, atol=1e-12)
+    end = moved_outputs(twin, {**first, **second}, {"x": x})
+    assert distances(start, start + derivative, end)["distance"] == pytest.approx(0.0, abs=1e-14)
+
+
 def test_where_nothing_has_moved_there_is_no_distance() -> None:
     logits = torch.ones(3, 2, dtype=torch.float64)
     assert distances(logits, logits, logits)["distance"] is None
@@ -56,6 +71,7 @@ def test_training_the_head_alone_is_lazy(tiny_model: Path, toy_csv: Path, tmp_pa
         for part in ("train", "test"):
             assert point[part]["distance"] < 1e-3
             assert point[part]["moved"] > 1e-3
+        assert point["backbone"] == {"distance": None, "moved": 0.0, "agreement": 1.0}
 
 
 @pytest.mark.parametrize("method", ["lora", "fft"])
@@ -64,7 +80,10 @@ def test_the_distance_agrees_with_finite_differences(
 ) -> None:
     """Df by central differences in fp64 on the test examples; the measure is fp32, so to 1 %."""
     one = finished(tiny_model, toy_csv, tmp_path, method, trajectory=False)
-    found = laziness(one, lambda: None)["selected"]["test"]
+    measured = laziness(one, lambda: None)["selected"]
+    found = measured["test"]
+    assert 0 < measured["backbone"]["distance"] < 10
+    assert measured["backbone"]["distance"] != measured["train"]["distance"]
     change = {name: value.double() for name, value in change_of(one.model, one.base).items()}
     base = one.task.load_model(one.spec.seed).eval().double()
     batch = {k: v for k, v in one.task.collate(list(one.task.test)[:32]).items() if k != "labels"}

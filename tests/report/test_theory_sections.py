@@ -122,13 +122,14 @@ def test_without_trajectories_the_ends_alone_and_how_to_have_more() -> None:
     assert found.panels == []
     assert "--trajectory" in said(found)
     lazy = laziness_section.section(data_of(make(METHODS), laziness=lambda r: laziness_values(0.2, points=False)))
-    assert len(lazy.panels) == 1
+    assert len(lazy.panels) == 2
     assert "--trajectory" in said(lazy)
 
 
-def laziness_values(distance: float | None, points: bool = True) -> dict[str, Any]:
+def laziness_values(distance: float | None, points: bool = True, share: float = 1.0) -> dict[str, Any]:
     def point(d: float | None, moved: float) -> dict[str, Any]:
-        return {part: {"distance": d, "moved": moved, "agreement": 0.75} for part in ("train", "test")}
+        whole = {part: {"distance": d, "moved": moved, "agreement": 0.75} for part in ("train", "test")}
+        return {**whole, "backbone": {"distance": d and d * share, "moved": moved, "agreement": 0.75}}
 
     way = [{"step": 0, **point(None, 0.0)}, {"step": 15, **point(0.01, 0.5)}, {"step": 30, **point(distance, 2.0)}]
     return {"examples": {"train": 32, "test": 32}, "selected": point(distance, 2.0), "points": way if points else [],
@@ -144,13 +145,23 @@ def test_the_answer_on_laziness_is_computed_from_the_distances() -> None:
     found = laziness_section.section(data_of(make(tuple(distances)), laziness=of))
     words = said(found)
     assert "It holds for head (1e-06); it holds in part for cla (0.3); it does not hold for lora (0.7)" in words
-    assert "nothing can be said of paca, whose logits hardly moved" in words
+    assert "there is nothing to say of paca, whose backbone did not move" in words
+    assert "more than doubles" not in words
     rows = {row[0]: row for row in found.grids[0].rows}
-    assert rows["cla"][1:] == ["0.3", "0.3", "2", "75 %"]
+    assert rows["cla"][1:] == ["0.3", "0.3", "0.3", "2", "75 %"]
     assert rows["paca"][1] == "–"
     curve = next(t for t in json.loads(found.panels[0].json)["data"] if t.get("name") == "lora")
     assert curve["x"] == [1.5, 3.0]
     assert curve["y"] == pytest.approx([0.01, 0.7])
+
+
+def test_what_head_and_backbone_do_together_is_said_apart() -> None:
+    data = data_of(
+        make(METHODS), laziness=lambda r: laziness_values(0.8, share=0.05 if r.spec.method.name == "cla" else 1)
+    )
+    words = said(laziness_section.section(data))
+    assert "It holds for cla (0.04); it does not hold for lora (0.8)" in words
+    assert "more than doubles for cla: most of it is the product" in words
 
 
 def test_curves_keep_to_the_points_that_all_seeds_have() -> None:

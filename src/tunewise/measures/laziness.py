@@ -3,8 +3,13 @@
     ||f(W_t) - f_lin(W_t)|| / ||f(W_t) - f(W_0)||,   f_lin(W) = f(W_0) + Df(W_0)[W - W_0],
 
 norms over the logits of fixed examples. 0: the network moves as its tangent does, and the theory of the NTK regime
-(arXiv 2402.11867) speaks of it. W are the effective weights, adapted layers and task head (`fft`: everything), so every
-method is measured alike. Df is one Jacobian-vector product in forward mode; no Jacobian is formed.
+(arXiv 2402.11867) speaks of it. W are the effective weights, so every method is measured alike, in two ways:
+
+- the backbone alone, as in that paper: W are the adapted layers (`fft`: all), the task head is held at what it is at t;
+- all that is trained, the head too. A new head that grows from nearly nothing multiplies what the backbone learns, and
+  that product is in no linearisation: so this one says how far the *training* was from lazy.
+
+Df is one Jacobian-vector product in forward mode; no Jacobian is formed.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from tunewise.measures.finished import FinishedRun
 from tunewise.methods.adapter_files import restore
 from tunewise.methods.attach import attachment, delta
+from tunewise.models.head import head_modules
 from tunewise.tasks.contract import Split
 from tunewise.training.linearised import head_change, linear_parts, live_change, moved_outputs
 
@@ -32,13 +38,14 @@ move, and there is no distance."""
 
 @torch.no_grad()
 def laziness(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
-    """Values: `examples` of each part; `points`: for each snapshot `step`, and for `train` and `test`
+    """Values: `examples` of each part; `points`: for each snapshot `step`, and for `train` and `test`, head and all,
 
     - `distance`: ||f - f_lin|| / ||f - f_0||, None where f has hardly moved;
     - `moved`: ||f - f_0|| / ||f_0||;
     - `agreement`: share of the examples on which f and f_lin choose the same class;
 
-    `selected`: the same of the selected epoch's weights. Without a trajectory `points` is empty.
+    and `backbone`: the same three on training examples with the head held; `selected`: the same of the selected epoch's
+    weights. Without a trajectory `points` is empty.
     """
     model, base = run.model, run.base
     parts = {name: _batches(run, split) for name, split in (("train", run.task.train), ("test", run.task.test))}
@@ -84,15 +91,37 @@ def _point(
     model: nn.Module, base: nn.Module, parts: Mapping[str, list[dict[str, Tensor]]], check: Callable[[], None]
 ) -> dict[str, Any]:
     change = change_of(model, base)
-    found = {}
-    for name, batches in parts.items():
-        pieces = []
-        for inputs in batches:
-            check()
-            start, derivative = linear_parts(base, change, inputs)
-            pieces.append((start, start + derivative, moved_outputs(base, change, inputs)))
-        found[name] = distances(*(torch.cat(column).double() for column in zip(*pieces)))
-    return found
+    heads = tuple(f"{name}." for name in head_modules(base))
+    head = {name: value for name, value in change.items() if name.startswith(heads)} if heads else {}
+    body = {name: value for name, value in change.items() if name not in head}
+    return {
+        **{name: _compared(base, change, {}, batches, check) for name, batches in parts.items()},
+        "backbone": _compared(base, body, head, parts["train"], check),
+    }
+
+
+def _compared(
+    base: nn.Module,
+    change: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    batches: list[dict[str, Tensor]],
+    check: Callable[[], None],
+) -> dict[str, float | None]:
+    pieces = []
+    for inputs in batches:
+        check()
+        start, derivative = linear_parts(base, change, inputs, held)
+        found = (start, start + derivative, moved_outputs(base, {**held, **change}, inputs))
+        pieces.append([_rows(outputs, inputs) for outputs in found])
+    return distances(*(torch.cat(column).double() for column in zip(*pieces)))
+
+
+def _rows(outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(examples, outputs); of a language model (tokens, vocabulary), padding left out."""
+    if outputs.ndim < 3:
+        return outputs
+    mask = inputs.get("attention_mask")
+    return outputs.flatten(0, 1) if mask is None else outputs[mask.bool()]
 
 
 def distances(start: Tensor, linear: Tensor, network: Tensor) -> dict[str, float | None]:

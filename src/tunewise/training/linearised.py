@@ -42,19 +42,23 @@ Change = Mapping[str, Tensor]
 """Name of a parameter of the base model -> what is added to it, in the layer's own orientation."""
 
 
-def linear_parts(network: nn.Module, change: Change, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def linear_parts(
+    network: nn.Module, change: Change, inputs: Mapping[str, Tensor], held: Change | None = None
+) -> tuple[Tensor, Tensor]:
     """f(inputs) at the network's own weights, and Df(inputs)[change]: both (examples, outputs).
 
-    Differentiable in `change`. The network must be in eval mode; its parameters are read only.
+    `held` moves other parameters first: f and Df are then taken there. Differentiable in `change`. The network must be
+    in eval mode; its parameters are read only.
     """
     own = dict(network.named_parameters())
     at = {name: own[name].detach() for name in change}
     if not change:
-        logits: Tensor = network(**inputs).logits
+        logits = moved_outputs(network, held or {}, inputs)
         return logits, torch.zeros_like(logits)
+    elsewhere = {name: own[name].detach() + value.to(own[name].dtype) for name, value in (held or {}).items()}
 
     def outputs(weights: dict[str, Tensor]) -> Tensor:
-        return functional_call(network, weights, args=(), kwargs=dict(inputs)).logits
+        return functional_call(network, {**elsewhere, **weights}, args=(), kwargs=dict(inputs)).logits
 
     directions = {name: value.to(at[name].dtype) for name, value in change.items()}
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward mode
