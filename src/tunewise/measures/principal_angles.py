@@ -24,7 +24,7 @@ def principal_angles(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     angles: NDArray[np.float64] = np.degrees(scipy.linalg.subspace_angles(a, b))
-    return angles[::-1]
+    return np.sort(angles)  # scipy's come down, but for rounding where it joins arcsin to arccos
 
 
 @dataclass(frozen=True)
