@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -87,6 +88,7 @@ class MethodSpec(Frozen):
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; 2 x rank unless given")
     targets: str | list[str] = "qv"
     links: int | None = Field(None, ge=1, description="chains: number of links; the catalog's own unless given")
+    restart_every: int | None = Field(None, ge=1, description="chains: epochs that a link lasts, instead of links")
     learning_rate: float | None = Field(None, gt=0)
     title: str | None = Field(None, description="in tables; made up where two rows have one name")
 
@@ -98,8 +100,11 @@ class MethodSpec(Frozen):
 
     @model_validator(mode="after")
     def _only_chains_have_links(self) -> MethodSpec:
-        if self.links is not None and get_method(self.name).chain is None:
-            raise SpecError(f"method {self.name!r} has no chain, so 'links' means nothing to it; leave it out")
+        for key in ("links", "restart_every"):
+            if getattr(self, key) is not None and get_method(self.name).chain is None:
+                raise SpecError(f"method {self.name!r} has no chain, so {key!r} means nothing to it; leave it out")
+        if self.links is not None and self.restart_every is not None:
+            raise SpecError("links and restart_every both say when a chain restarts; give one of them")
         return self
 
     @property
@@ -156,6 +161,13 @@ class RunSpec(Frozen):
         )
 
     @property
+    def links(self) -> int | None:
+        """Links of the run's chain, where the spec says how many; None where it leaves that to the catalog."""
+        if self.method.restart_every is not None:
+            return math.ceil(self.training.epochs / self.method.restart_every)
+        return self.method.links
+
+    @property
     def id(self) -> str:
         """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
         content = self.model_dump(mode="json")
@@ -188,6 +200,10 @@ class RunSpec(Frozen):
             return {"name": self.method.name}
         content["alpha"] = None if row.scaling == "one" else self.method.alpha or 2.0 * self.method.rank
         content["links"] = self.method.links or (row.chain.links if row.chain else None)
+        if self.method.restart_every is not None:
+            content["links"] = None
+        else:  # runs from before there was this choice keep their names
+            content.pop("restart_every")
         if isinstance(content["targets"], str) and "," in content["targets"]:
             content["targets"] = [t.strip() for t in content["targets"].split(",")]
         return content
@@ -319,7 +335,14 @@ class CompareSpec(Frozen):
 
 def _told_apart(methods: list[Any]) -> list[Any]:
     """Rows of one name get a title that says in what they differ: 'lora r=4', 'lora r=16'."""
-    words = {"rank": "r", "alpha": "alpha", "targets": "on", "links": "links", "learning_rate": "lr"}
+    words = {
+        "rank": "r",
+        "alpha": "alpha",
+        "targets": "on",
+        "links": "links",
+        "restart_every": "restarts every",
+        "learning_rate": "lr",
+    }
     titled = []
     for method in methods:
         kin = [

@@ -129,7 +129,7 @@ def facts_of_run(run: FinishedRun, check: Callable[[], None]) -> Facts:
         facts,
         rank=spec.rank,
         alpha=spec.alpha or 2.0 * spec.rank,
-        links=spec.links,
+        links=run.spec.links,
         slices=_slices(noted(run.adapter)),
         parameters=run.record.model.adapter,
         head=run.record.model.head,

@@ -111,7 +111,7 @@ def _planned(run_id: str, status: str, spec: RunSpec) -> RunRow:
         method=spec.method.name,
         rank=rank,
         alpha=None if rank is None or method.scaling == "one" else spec.method.alpha or 2.0 * rank,
-        links=spec.method.links or (method.chain.links if method.chain else None),
+        links=spec.links or (method.chain.links if method.chain else None),
         rate=spec.learning_rate,
         seed=spec.seed,
         task=spec.task,

@@ -43,7 +43,7 @@ def put_on(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -
         alpha=method.alpha,
         targets=method.targets,
         seed=seed,
-        chain=chain_of(method) if method.links is not None else None,
+        chain=chain_of(method) if method.links is not None or method.restart_every is not None else None,
         **options,
     )
 
@@ -54,7 +54,9 @@ def total_steps(spec: RunSpec, examples: int) -> int:
 
 
 def chain_of(method: MethodSpec) -> Chain | None:
-    """The method's chain with the spec's number of links; None for a method without one."""
+    """The method's chain with the spec's links or epochs of a link; None for a method without one."""
+    if method.restart_every is not None:
+        return Chain(every=method.restart_every, unit="epoch")
     return Chain(links=method.links) if method.links is not None else get_method(method.name).chain
 
 
