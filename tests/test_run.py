@@ -113,6 +113,28 @@ def test_a_finished_run_is_not_run_again(tiny_model: Path, toy_csv: Path, tmp_pa
     assert listener.events == []
 
 
+def test_a_run_that_another_process_has_just_finished_is_not_run_again(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends there between this process's first look and its lease."""
+    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
+    first = run(spec, store)
+    look, looks = store.finished, []
+    monkeypatch.setattr(store, "finished", lambda run_id: look(run_id) if looks else looks.append(run_id))
+    listener = Recorder()
+    assert run(spec, store, listener=listener) == first
+    assert len(looks) == 1 and listener.events == []
+
+
+def test_what_a_run_is_can_be_read_before_it_ends(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
+    with pytest.raises(Interrupted):
+        run(spec, store, listener=Recorder(stop_at=2))
+    assert store.begun(spec.id) == spec
+    run(spec, store)
+    assert store.begun(spec.id) is None
+
+
 def test_a_damaged_run_is_run_again(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
     first = run(spec, store)

@@ -77,6 +77,10 @@ def run(
     check: Check | None = None
     problem: str | None = None
     with store.lease(spec.id) as folder, full_disk_named(folder):
+        since = store.finished(spec.id)  # by another process, between the first look and the lease
+        if since is not None and done is None:
+            return since
+        store.begin(spec)
         try:
             model = build_model(spec, task)
             model_facts = facts_of(model)

@@ -156,6 +156,18 @@ def test_what_an_unfinished_run_is_comes_from_its_comparison(tmp_path: Path) -> 
     assert (row.status, row.method, row.rank, row.seed, row.data) == ("unfinished", "cla", 8, 3, "d.csv")
 
 
+def test_what_an_unfinished_run_is_was_noted_when_it_was_begun(tmp_path: Path) -> None:
+    spec, other, damaged = (stored_spec("c3la", seed) for seed in range(3))
+    for each in (spec, other, damaged):
+        write_unfinished(tmp_path, each, checkpoint=False)
+    RunStore(tmp_path).begin(spec)
+    write_atomically(tmp_path / other.id / "spec.json", spec.model_dump_json())  # of another run
+    write_atomically(tmp_path / damaged.id / "spec.json", spec.model_dump_json()[:100])
+    rows = {row.id: row for row in table(tmp_path)}
+    assert (rows[spec.id].status, rows[spec.id].method, rows[spec.id].rank) == ("unfinished", "c3la", 4)
+    assert rows[other.id].method is None and rows[damaged.id].method is None
+
+
 def _write_many(root: Path, seeds: range) -> None:
     for seed in seeds:
         spec = stored_spec("lora", seed)

@@ -132,7 +132,9 @@ def _measured(one: dict[str, Any]) -> str:
 
 
 def _planned(root: Path, run_id: str) -> Any:
-    """What a comparison says that a run without a record is."""
+    """What a run without a record is, by what was noted when it was begun, or by a comparison."""
+    if (begun := RunStore(root).begun(run_id)) is not None:
+        return begun
     return next((run for _, spec in comparisons(root) for run in spec.runs() if run.id == run_id), None)
 
 

@@ -1,6 +1,7 @@
 """Run folders: one folder a run, named by the hash of its spec; `run.json`, written last, says that it is complete.
 
 runs/<run id>/run.json          spec, versions, device, seed, results
+runs/<run id>/spec.json         what it is, until that is written
 runs/<run id>/history.jsonl     a line a step, a line an epoch
 runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
 runs/<run id>/predictions.npz   test logits and labels, training losses
@@ -18,11 +19,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunewise.errors import StoreError
+from tunewise.errors import SpecError, StoreError
+from tunewise.spec import RunSpec
 from tunewise.store import leases
 from tunewise.store.documents import read_document, write_document
-from tunewise.store.files import sha256
-from tunewise.store.names import LEASES, RECORD, RUN_ID
+from tunewise.store.files import sha256, write_atomically
+from tunewise.store.names import LEASES, RECORD, RUN_ID, SPEC
 from tunewise.store.records import RunRecord
 
 
@@ -66,6 +68,18 @@ class RunStore:
         """Write `run.json`, whole or not at all."""
         write_document(self.folder(record.id) / RECORD, record)
 
+    def begin(self, spec: RunSpec) -> None:
+        """Say what a run is that has no record yet, for those who list runs."""
+        write_atomically(self.folder(spec.id) / SPEC, spec.model_dump_json(indent=1) + "\n")
+
+    def begun(self, run_id: str) -> RunSpec | None:
+        """What `begin` said; None where there is nothing that can be read."""
+        try:
+            spec = RunSpec.model_validate_json((self.folder(run_id) / SPEC).read_bytes())
+        except (OSError, ValueError, SpecError):  # pydantic's own errors are ValueErrors
+            return None
+        return spec if spec.id == run_id else None
+
     def records(self) -> list[RunRecord]:
         """All records in the store, by id."""
         return [record for run_id in self.ids() if (record := self.record(run_id))]
@@ -85,13 +99,14 @@ class RunStore:
         folder = self.folder(run_id)
         for name in ("checkpoints", "selected"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / "selected.json").unlink(missing_ok=True)
+        for name in ("selected.json", SPEC):
+            (folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lease(self, run_id: str) -> Iterator[Path]:
         """The run's folder, for this process alone, until the end of the block or of the process, however it ends.
 
-        Raises `StoreError` where another process has it.
+        Raises `LeaseHeld` (a `StoreError`) where another process has it.
         """
         folder = self.folder(run_id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +114,7 @@ class RunStore:
             try:
                 held.enter_context(leases.taken(self.lease_file(run_id)))
             except leases.LeaseHeld as error:
-                raise StoreError(f"run {run_id} is being run by {error}; wait for it, or stop it") from None
+                raise leases.LeaseHeld(f"run {run_id} is being run by {error}; wait for it, or stop it") from None
             folder.mkdir(exist_ok=True)  # it may have been cleared away in between
             yield folder
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 RECORD = "run.json"
+SPEC = "spec.json"
+"""What a run is that has no record yet."""
 ASIDE = "run.damaged.json"
 """A record that was moved aside, so that its run is done again."""
 LEASES = ".leases"

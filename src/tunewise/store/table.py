@@ -170,8 +170,16 @@ def _with_leases(root: Path, rows: dict[str, RunRow]) -> dict[str, RunRow]:
 
 
 def _with_plans(root: Path, rows: dict[str, RunRow]) -> Iterable[RunRow]:
-    """Of runs without a record, what the comparisons say that they are."""
+    """Of runs without a record, what was noted when they were begun, or what the comparisons say that they are."""
     unknown = {run_id for run_id, row in rows.items() if row.method is None and row.status != "unreadable"}
+    if unknown:
+        from tunewise.store.folders import RunStore
+
+        store = RunStore(root)
+        for run_id in sorted(unknown):
+            if (spec := store.begun(run_id)) is not None:
+                rows[run_id] = _planned(run_id, rows[run_id].status, spec)
+                unknown.remove(run_id)
     if unknown:
         from tunewise.store.comparisons import comparisons
 
