@@ -28,6 +28,8 @@ _WHERE = {
     "TrajectoryCallback": "tunewise.training.trajectory",
     "snapshots": "tunewise.training.trajectory",
     "compare": "tunewise.comparison",
+    "sweep": "tunewise.sweeps.driver",
+    "SweepSpec": "tunewise.sweeps.spec",
     "export": "tunewise.exporting",
     "inspect": "tunewise.inspecting",
     "CompareSpec": "tunewise.spec",
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from tunewise.methods.chain import ChainCallback, restart
     from tunewise.methods.fold import refold
     from tunewise.spec import CompareSpec, RunSpec
+    from tunewise.sweeps.driver import sweep
+    from tunewise.sweeps.spec import SweepSpec
     from tunewise.training.optimizers import optimizer
     from tunewise.training.trajectory import TrajectoryCallback, snapshots
 

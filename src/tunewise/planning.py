@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tunewise.errors import ModelError
+from tunewise.hub import pinned
 from tunewise.methods.catalog import get_method
 from tunewise.models.head import Head
-from tunewise.models.load import load_model, meta_model, model_digest
-from tunewise.spec import CompareSpec, MethodSpec, RunSpec
+from tunewise.models.load import load_model, meta_model, model_digest, pinned_model
+from tunewise.spec import CompareSpec, MethodSpec, ModelSpec, RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.tasks.build import KINDS, build_task, head_of, task_of
@@ -65,6 +66,7 @@ def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Pla
         }
     )
     task = build_task(spec)
+    spec = _with_commits(spec)
     runs = spec.runs()
     steps = total_steps(runs[0], len(task.train))
     for run in runs[: len(spec.methods)]:
@@ -74,6 +76,13 @@ def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Pla
     keep = Keep(spec.trajectory, full=spec.trajectory_full) if spec.trajectory else None
     done, without = _survey(runs, store, keep, again)
     return Plan(spec, task, runs, done, counted, steps, keep, without)
+
+
+def _with_commits(spec: CompareSpec) -> CompareSpec:
+    """What came from a hub is named by its commit, so that the records say which files it was."""
+    paths = {key: path for key in ("path", "validation", "test") if (path := getattr(spec.data, key)) is not None}
+    data = spec.data.model_copy(update={key: pinned(path) for key, path in paths.items()})
+    return spec.model_copy(update={"model": pinned_model(spec.model), "data": data})
 
 
 def with_rates(plan: Plan, rates: Mapping[str, float], store: RunStore, *, again: bool = False) -> Plan:
@@ -98,16 +107,21 @@ def _survey(runs: list[RunSpec], store: RunStore, keep: Keep | None, again: bool
 
 def _count(spec: CompareSpec, method: MethodSpec, head: Head) -> PlannedMethod:
     rate = spec.model_copy(update={"methods": [method]}).runs()[0].learning_rate
+    return PlannedMethod(method, rate, facts_of_method(spec.model, method, head))
+
+
+def facts_of_method(model_spec: ModelSpec, method: MethodSpec, head: Head) -> ModelFacts:
+    """What a method trains on a model, from shapes alone. Raises `ModelError` where it does not fit them."""
     # LoRA-One has LoRA's factors; its start needs a gradient, which shapes alone don't give.
     stand_in = method.model_copy(update={"name": "lora"}) if get_method(method.name).start == "gradient" else method
     options = {"peft_options": {"total_step": 1000}} if method.name == "peft:adalora" else {}
     if method.name in ("peft:pissa", "peft:olora"):  # LoRA's factors again; their start needs the weights
         stand_in = method.model_copy(update={"name": "peft:lora"})
     try:
-        model = put_on(meta_model(spec.model, head), stand_in, seed=0, **options)
+        model = put_on(meta_model(model_spec, head), stand_in, seed=0, **options)
     except ModelError:
         if not get_method(method.name).passed_through:
             raise
         # Some of PEFT's methods can't be put on a model without weights; a real fault comes again here.
-        model = put_on(load_model(spec.model, head, seed=0), stand_in, seed=0, **options)
-    return PlannedMethod(method, rate, facts_of(model))
+        model = put_on(load_model(model_spec, head, seed=0), stand_in, seed=0, **options)
+    return facts_of(model)

@@ -17,6 +17,7 @@ from tunewise.cli import plan as plan_verb
 from tunewise.cli import recommend as recommend_verb
 from tunewise.cli import report as report_verb
 from tunewise.cli import runs as runs_verb
+from tunewise.cli import sweep as sweep_verb
 from tunewise.errors import TunewiseError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan_verb.plan)
 app.command("compare")(compare_verb.compare)
+app.command("sweep")(sweep_verb.sweep)
 app.command("recommend")(recommend_verb.recommend)
 app.command("report")(report_verb.report)
 app.command("aa")(aa_verb.aa)

@@ -24,7 +24,7 @@ from tunewise.spec import RunSpec
 from tunewise.store import leases
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import sha256, write_atomically
-from tunewise.store.names import LEASES, RECORD, RUN_ID, SPEC
+from tunewise.store.names import LEASES, RECORD, RUN_ID, SPEC, TRACEBACK
 from tunewise.store.records import RunRecord
 
 
@@ -99,7 +99,7 @@ class RunStore:
         folder = self.folder(run_id)
         for name in ("checkpoints", "selected"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("selected.json", SPEC):
+        for name in ("selected.json", SPEC, TRACEBACK):
             (folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager

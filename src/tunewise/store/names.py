@@ -10,4 +10,6 @@ SPEC = "spec.json"
 ASIDE = "run.damaged.json"
 """A record that was moved aside, so that its run is done again."""
 LEASES = ".leases"
+TRACEBACK = "error.txt"
+"""Why a run failed, in full."""
 RUN_ID = re.compile(r"[0-9a-f]{16}")

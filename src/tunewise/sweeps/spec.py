@@ -34,6 +34,19 @@ _HALF_POWER = re.compile(r"1e([-+]?\d+\.\d+)")
 _IN_RANKS = re.compile(r"(?P<times>\d+(?:\.\d+)?)?\s*\*?\s*r\s*(?:/\s*(?P<over>\d+(?:\.\d+)?))?")
 
 
+def _takes_lists(kind: type[Frozen]) -> frozenset[str]:
+    return frozenset(name for name, field in kind.model_fields.items() if "list[" in str(field.annotation))
+
+
+_LISTS = {
+    "model": _takes_lists(ModelSpec),
+    "data": _takes_lists(DataSpec),
+    "training": _takes_lists(TrainingSpec),
+    "methods": _takes_lists(MethodSpec),
+}
+"""Keys whose value is a list itself, and so no axis."""
+
+
 class SweepSpec(Frozen):
     """Axes. A single value may stand for a list of one; an empty list leaves the key to its default."""
 
@@ -63,11 +76,13 @@ class SweepSpec(Frozen):
             if key in content:
                 listed = content[key] if isinstance(content[key], list) else [content[key]]
                 content[key] = [
-                    each for one in listed for each in _spread({"path": one} if isinstance(one, str) else one)
+                    each
+                    for one in listed
+                    for each in _spread({"path": one} if isinstance(one, str) else one, _LISTS[key])
                 ]
         if "training" in content:
             listed = content["training"] if isinstance(content["training"], list) else [content["training"]]
-            content["training"] = [each for one in listed for each in _spread(one)]
+            content["training"] = [each for one in listed for each in _spread(one, _LISTS["training"])]
         if isinstance(content.get("methods"), str):
             content["methods"] = [name.strip() for name in content["methods"].split(",") if name.strip()]
         if isinstance(content.get("seeds"), int) and not isinstance(content["seeds"], bool):
@@ -76,7 +91,7 @@ class SweepSpec(Frozen):
             if key in content and not isinstance(content[key], list):
                 content[key] = [content[key]]
         if isinstance(content.get("methods"), list):
-            content["methods"] = [each for row in content["methods"] for each in _spread(row, whole="targets")]
+            content["methods"] = [each for row in content["methods"] for each in _spread(row, _LISTS["methods"])]
         return content
 
     @field_validator("learning_rate", mode="before")
@@ -185,13 +200,13 @@ def _rate(rate: Any) -> Any:
     return 10.0 ** float(found[1]) if found else rate
 
 
-def _spread(mapping: Any, whole: str = "") -> list[Any]:
-    """A mapping with lists in it as one mapping for each combination of their values; the list under `whole` is one
-    value."""
+def _spread(mapping: Any, whole: frozenset[str]) -> list[Any]:
+    """A mapping with lists in it as one mapping for each combination of their values; a list under a key of `whole`
+    is one value."""
     if not isinstance(mapping, dict):
         return [mapping]
     axes = [
-        [(key, value) for value in (values if isinstance(values, list) and key != whole else [values])]
+        [(key, value) for value in (values if isinstance(values, list) and key not in whole else [values])]
         for key, values in mapping.items()
     ]
     return [dict(pairs) for pairs in itertools.product(*axes)]

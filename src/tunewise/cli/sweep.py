@@ -1,0 +1,107 @@
+"""`tunewise sweep`: any key of a comparison as a list, all runs that come of it, and a table of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from tunewise.sweeps.driver import Sweep
+    from tunewise.sweeps.planning import SweepPlan
+
+
+def sweep(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file; every list in it is an axis.")],
+    out: Annotated[Path, typer.Option(help="Where the runs and the sweep's folder go.")] = Path("runs"),
+    on: Annotated[Literal["local"], typer.Option(help="Where the runs are done.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Do every run of a sweep, each once, and write a table of them.
+
+    The same command again does what is missing, and only that; two of them at once share the runs.
+    """
+    from tunewise.spec import load_yaml, parse
+    from tunewise.sweeps.spec import SweepSpec
+
+    checked = parse(SweepSpec, load_yaml(spec), source=str(spec))
+
+    from tunewise.quiet import quiet_libraries
+
+    quiet_libraries()
+    from rich.console import Console
+
+    console = Console()
+    with console.status("reading models and data ..."):
+        from tunewise.store.folders import RunStore
+        from tunewise.sweeps.driver import pace_of
+        from tunewise.sweeps.driver import sweep as do_sweep
+        from tunewise.sweeps.planning import plan_sweep
+
+        store = RunStore(out)
+        plan = plan_sweep(checked, store)
+        left = pace_of(plan, store).remaining(plan.todo)
+    _show_plan(plan, console, out)
+    if plan.todo:
+        console.print(f"time: {left.words()}", highlight=False)
+    if dry_run:
+        return
+
+    from tunewise.cli.sweep_progress import SweepProgress
+
+    with SweepProgress(console, len(plan.todo)) as listener:
+        found = do_sweep(checked, out, on=on, listener=listener, plan=plan)
+    _show_result(found, console)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _show_plan(plan: SweepPlan, console: Any, out: Path) -> None:
+    from tunewise.sweeps.axes import AXES, shown, varying
+
+    specs = [run.spec for run in plan.runs]
+    axes = varying(specs)
+    console.print(f"[bold]{plan.spec.title}[/bold]: {len(specs)} runs", highlight=False)
+    for axis in axes:
+        counts = Counter(shown(value) for spec in specs if (value := AXES[axis](spec)) is not None)
+        names = list(counts)
+        more = f", ... {names[-1]}" if len(names) > 12 else ""
+        console.print(f"  {axis:<14} {', '.join(names[:12])}{more}", highlight=False, markup=False)
+    for data in {run.spec.data.path: run.data for run in plan.runs}.items():
+        path, facts = data
+        size = f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"
+        console.print(f"  {path}: {size}", highlight=False, markup=False, soft_wrap=True)
+        for note in facts.notes:
+            console.print(f"    - {note}", style="dim", highlight=False, markup=False)
+    if plan.asked > len(specs):
+        console.print(f"  {plan.asked - len(specs)} further ones have the same content, and are run once")
+    ready = f", {len(plan.done)} done already" if plan.done else ""
+    steps = sum(run.steps for run in plan.todo)
+    console.print(
+        f"{len(plan.todo)} runs to do, {steps:,} steps{ready}; everything goes to {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_result(found: Sweep, console: Any) -> None:
+    from tunewise.sweeps.axes import shown
+    from tunewise.sweeps.results import best, cells
+
+    counts = Counter(row.status for row in found.rows)
+    console.print()
+    console.print(", ".join(f"{count} {status}" for status, count in counts.most_common()), highlight=False)
+    chosen = best(cells(found.rows))
+    if chosen is not None and chosen.mean("test") is not None:
+        axes = [axis for axis in chosen.at if len({str(row.at[axis]) for row in found.rows}) > 1]
+        where = ", ".join(f"{axis} {shown(chosen.at[axis])}" for axis in axes)
+        console.print(
+            f"best on validation{f': {where}' if where else ''}: validation {chosen.mean('validation'):.4g}, "
+            f"test {chosen.mean('test'):.4g} ({chosen.finished[0].metric}, {chosen.standing})",
+            highlight=False,
+            markup=False,
+        )
+    for name in ("table.csv", "log.txt"):
+        console.print(f"{name.partition('.')[0]:<6} {found.folder / name}", highlight=False, soft_wrap=True)

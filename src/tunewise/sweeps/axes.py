@@ -1,0 +1,102 @@
+"""The axes of a sweep, as its runs have them: what each run is on each, and in which of them the runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tunewise.methods.catalog import get_method
+from tunewise.spec import DataSpec, MethodSpec, RunSpec, TrainingSpec
+
+Value = str | int | float | bool | None
+
+
+def _of_method(key: str) -> Callable[[RunSpec], Value]:
+    return lambda run: _plain(getattr(run.method, key)) if get_method(run.method.name).adapts else None
+
+
+def _alpha(run: RunSpec) -> Value:
+    row = get_method(run.method.name)
+    return None if not row.adapts or row.scaling == "one" else run.method.alpha or 2.0 * run.method.rank
+
+
+def _links(run: RunSpec) -> Value:
+    chain = get_method(run.method.name).chain
+    return None if chain is None else run.links or chain.links
+
+
+def _plain(value: Any) -> Value:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
+_OWN: dict[str, Callable[[RunSpec], Value]] = {
+    "model": lambda run: _last(run.model.path),
+    "data": lambda run: _last(run.data.path),
+    "method": lambda run: run.method.name,
+    "rank": _of_method("rank"),
+    "alpha": _alpha,
+    "targets": _of_method("targets"),
+    "links": _links,
+    "restart_every": lambda run: run.method.restart_every,
+    "learning_rate": lambda run: run.learning_rate,
+    "seed": lambda run: run.seed,
+}
+_LEFT_OUT = {"name", "title", "path", "digest", "notes", "learning_rate", "save_every"}
+
+
+def _below(part: str, kind: type[MethodSpec | TrainingSpec | DataSpec]) -> dict[str, Callable[[RunSpec], Value]]:
+    def reader(key: str) -> Callable[[RunSpec], Value]:
+        return lambda run: _plain(getattr(getattr(run, part), key))
+
+    return {key: reader(key) for key in kind.model_fields if key not in _LEFT_OUT and key not in _OWN}
+
+
+AXES: dict[str, Callable[[RunSpec], Value]] = {
+    **_below("data", DataSpec),
+    **_below("training", TrainingSpec),
+    **_below("method", MethodSpec),
+    **_OWN,
+}
+"""By name: what a run is on this axis; None where it means nothing to the run's method."""
+
+
+def varying(runs: Sequence[RunSpec]) -> list[str]:
+    """The axes on which these runs differ, the seed last. `links` says nothing where `restart_every` does, and alpha
+    nothing where it is the same multiple of the rank for all."""
+    found = []
+    for name, value in AXES.items():
+        values = {value(run) for run in runs}
+        if len(values - {None} if name in _OWN or name in MethodSpec.model_fields else values) > 1:
+            found.append(name)
+    if "restart_every" in found and "links" in found:
+        found.remove("links")
+    if "alpha" in found and "rank" in found and len(ratios(runs)) <= 1:
+        found.remove("alpha")
+    order = [*_OWN, *AXES]
+    return sorted(found, key=lambda name: (name == "seed", order.index(name)))
+
+
+def ratios(runs: Iterable[RunSpec]) -> set[float]:
+    """The values of alpha / rank."""
+    return {float(alpha) / run.method.rank for run in runs if isinstance(alpha := _alpha(run), float)}
+
+
+def name_of(run: RunSpec, among: Sequence[str] = ()) -> str:
+    """A run in a few words: 'lora rank=8 learning_rate=0.001 seed 0'; what is `among` what varies is said."""
+    words = [run.method.name]
+    for axis in among:
+        value = AXES[axis](run)
+        if axis not in ("method", "seed") and value is not None:
+            words.append(f"{axis}={shown(value)}")
+    return " ".join([*words, f"seed {run.seed}"])
+
+
+def shown(value: Value) -> str:
+    """A value of an axis for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)

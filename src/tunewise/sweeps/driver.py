@@ -1,0 +1,103 @@
+"""The sweep itself: plan, room, runs, table. Calling it again with the same spec does what is missing, and only that.
+
+runs/sweep-<id>/sweep.json    what was asked for
+runs/sweep-<id>/log.txt       what happened when; every driver adds to it
+runs/sweep-<id>/table.csv     a row a run; table.json: the same
+runs/sweep-<id>/sweep.html    heat maps and the table
+
+The runs themselves lie beside it in the runs folder, like any others.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunewise.errors import SpecError
+from tunewise.store.environment import device_name
+from tunewise.store.files import write_atomically
+from tunewise.store.folders import RunStore
+from tunewise.store.table import table
+from tunewise.sweeps.estimates import Pace, sizes
+from tunewise.sweeps.local import run_local
+from tunewise.sweeps.log import Log
+from tunewise.sweeps.monitor import Monitor, SweepListener
+from tunewise.sweeps.planning import SweepPlan, plan_sweep
+from tunewise.sweeps.results import SweepRow, rows_of, write_tables
+from tunewise.sweeps.spec import SweepSpec
+from tunewise.training.events import Interrupted
+
+PREFIX = "sweep-"
+SPEC = "sweep.json"
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep came to, and where it lies."""
+
+    plan: SweepPlan
+    rows: list[SweepRow]
+    folder: Path
+    failed: int
+    """Runs that failed or ran out of memory; the same call tries them again."""
+
+
+def sweep(
+    spec: SweepSpec,
+    out: str | Path = "runs",
+    *,
+    on: Literal["local"] = "local",
+    listener: SweepListener | None = None,
+    plan: SweepPlan | None = None,
+) -> Sweep:
+    """Do the runs of a sweep, or what is missing of them, and write its tables under `out`.
+
+    Two drivers may work on the same runs at once: a run is done by one of them. A run that fails does not stop the
+    others. Raises what `plan_sweep` raises, `StoreError` on a full disk, and `Interrupted` where the listener asked
+    for a stop.
+    """
+    listener = listener or SweepListener()
+    store = RunStore(out)
+    plan = plan or plan_sweep(spec, store, listener)
+    folder = begin(plan, store)
+    monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
+    monitor.log.say(
+        f"start: {len(plan.runs)} runs, {len(plan.done)} of them done already, on {on}, by process {os.getpid()} on "
+        f"{socket.gethostname()}; time: {monitor.remaining().words()}"
+    )
+    try:
+        if on == "local":
+            run_local(monitor, store)
+        else:
+            raise SpecError(f"on = {on!r}; choose 'local'")
+    except Interrupted:
+        monitor.log.say(f"stopped as asked, after {monitor.counts()}; the same command goes on")
+        raise
+    except BaseException as error:
+        said = " ".join(str(error).split())
+        monitor.log.say(f"stopped by {type(error).__name__}{f': {said}' if said else ''}; the same command goes on")
+        raise
+    finally:
+        rows = rows_of(plan, store)
+        write_tables(folder, plan, rows)
+    failed = sum(row.status in ("failed", "oom") for row in rows)
+    monitor.log.say(f"end: {monitor.counts()}")
+    return Sweep(plan, rows, folder, failed)
+
+
+def begin(plan: SweepPlan, store: RunStore) -> Path:
+    """Make the sweep's folder, before its first run."""
+    folder = store.root / f"{PREFIX}{plan.id}"
+    write_atomically(folder / SPEC, plan.spec.model_dump_json(indent=1) + "\n")
+    return folder
+
+
+def pace_of(plan: SweepPlan, store: RunStore) -> Pace:
+    """What finished runs of this store say about the time of the plan's."""
+    pace = Pace(device_name())
+    pace.learn_from(table(store.root, keep=False), sizes(plan.runs))
+    return pace

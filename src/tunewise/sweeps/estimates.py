@@ -1,0 +1,106 @@
+"""How long runs will take, from finished runs of the same shape: never from anything else, and unknown without them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tunewise.store.table import RunRow
+from tunewise.sweeps.planning import PlannedRun
+
+_RECENT = 8
+"""Latest runs of a shape that count: a machine is not always equally busy."""
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """Seconds of the runs whose shape has been timed, how many those are, and how many others there are."""
+
+    seconds: float
+    timed: int
+    untimed: int
+
+    def words(self, at_once: int = 1) -> str:
+        """'about 2.1 h', with what is not known said; `at_once` runs side by side."""
+        if not self.timed:
+            return f"not known: no finished run of {'this shape' if self.untimed == 1 else 'these shapes'} to go by"
+        said = f"about {duration(self.seconds / max(1, at_once))}"
+        return said + (f" for {self.timed} runs, and {self.untimed} of shapes not timed yet" if self.untimed else "")
+
+
+class Pace:
+    """Seconds per step of each shape: model, data, batch, method, rank and device. What a run does besides stepping
+    (loading, evaluating each epoch) is in them, since it is in the runs that they come from."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._known: dict[str, list[float]] = defaultdict(list)
+
+    def learn_from(self, rows: Iterable[RunRow], steps: dict[str, int]) -> None:
+        """Take the times of finished runs of a store. `steps` of a training set: by `data_key`."""
+        for row in rows:
+            if row.status != "done" or row.device != self.device or row.spec is None or not row.seconds:
+                continue
+            spec = json.loads(row.spec)
+            size = steps.get(_data_key(spec))
+            if size is None:
+                continue  # other data: its number of examples is not known from here
+            count = -(-size // spec["training"]["batch_size"]) * spec["training"]["epochs"]
+            self._known[_shape(spec)].append(row.seconds / count)
+
+    def note(self, run: PlannedRun, seconds: float, steps: int) -> None:
+        """A run has done so many steps in so many seconds."""
+        if steps > 0:
+            self._known[shape(run)].append(seconds / steps)
+
+    def seconds(self, run: PlannedRun) -> float | None:
+        """Of the whole run; None where no run of its shape has been timed."""
+        known = self._known.get(shape(run))
+        return None if not known else statistics.median(known[-_RECENT:]) * run.steps
+
+    def remaining(self, todo: Iterable[PlannedRun]) -> Remaining:
+        """Of these runs, one after another."""
+        found = [self.seconds(run) for run in todo]
+        known = [seconds for seconds in found if seconds is not None]
+        return Remaining(sum(known), len(known), len(found) - len(known))
+
+
+def sizes(runs: Iterable[PlannedRun]) -> dict[str, int]:
+    """Training examples of the data of these runs, for `Pace.learn_from`."""
+    return {_data_key(run.spec.model_dump(mode="json")): run.data.train for run in runs}
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '12 min', '3.2 h', '2.1 days'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def shape(run: PlannedRun) -> str:
+    """What decides the time of a step, as text."""
+    return _shape(run.spec.model_dump(mode="json"))
+
+
+def _shape(spec: dict[str, Any]) -> str:
+    method, training = spec["method"], spec["training"]
+    free = ("learning_rate", "alpha", "title", "links", "restart_every", "weight_decay", "a_law")
+    parts = [
+        spec["model"]["digest"] or spec["model"]["path"],
+        _data_key(spec),
+        {key: value for key, value in method.items() if key not in free},
+        {key: training.get(key) for key in ("batch_size", "max_length", "linearised")},
+    ]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _data_key(spec: dict[str, Any]) -> str:
+    data = spec["data"]
+    left_out = {"path", "validation", "test", "notes"} if data["digest"] is not None else {"notes"}
+    return json.dumps({key: value for key, value in data.items() if key not in left_out}, sort_keys=True)

@@ -1,0 +1,47 @@
+"""A sweep in this process, run after run."""
+
+from __future__ import annotations
+
+import time
+
+from tunewise.store.folders import RunStore
+from tunewise.sweeps.attempt import attempt
+from tunewise.sweeps.monitor import Monitor
+from tunewise.training.events import Event, Listener, Phase
+
+POLL = 1.0
+"""Seconds between looks at runs that other processes have."""
+
+
+class _Told(Listener):
+    def __init__(self, monitor: Monitor, run_id: str) -> None:
+        self.monitor, self.run_id = monitor, run_id
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        return self.monitor.listener.stop_requested
+
+    def on(self, event: Event) -> None:
+        self.monitor.on(self.run_id, event)
+
+
+def run_local(monitor: Monitor, store: RunStore) -> None:
+    """Do all that is to do. A run that another process has is left to it, and looked at again at the end: should that
+    process stop, it is taken over. Raises what `attempt` raises."""
+    waiting = monitor.plan.todo
+    while waiting:
+        held = []
+        for run in waiting:
+            monitor.listener.check()
+            if not store.is_leased(run.id):
+                monitor.begun(run.id)
+            outcome = attempt(run.spec, store, _Told(monitor, run.id))
+            if outcome.status == "held":
+                monitor.put_back(run.id)
+                held.append(run)
+            else:
+                monitor.ended(outcome)
+        if len(held) == len(waiting):
+            monitor.listener.on(Phase("waiting for other processes", f"they have {len(held)} runs"))
+            time.sleep(POLL)
+        waiting = held

@@ -1,0 +1,123 @@
+"""How far a sweep has come: kept by its driver, written to its log, shown by whoever listens."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tunewise.spec import RunSpec
+from tunewise.sweeps.attempt import Outcome
+from tunewise.sweeps.axes import name_of, varying
+from tunewise.sweeps.estimates import Pace, Remaining, duration, shape
+from tunewise.sweeps.log import Log
+from tunewise.sweeps.planning import PlannedRun, SweepPlan
+from tunewise.training.events import Event, Listener, RunStarted, StepDone
+
+_ENOUGH = 5
+"""Steps of a running run from which on its own pace counts, where no run of its shape has finished."""
+
+
+class SweepListener(Listener):
+    """A listener that is also told how far the whole sweep has come; does nothing here."""
+
+    def swept(self, monitor: Monitor, sentence: str) -> None:
+        """Something has happened; `sentence` says what, or is empty."""
+
+
+@dataclass
+class _Running:
+    run: PlannedRun
+    since: float
+    first: int = 0
+    step: int = 0
+
+
+@dataclass
+class Monitor:
+    """Counts, times and names; `at_once` runs are done side by side."""
+
+    plan: SweepPlan
+    pace: Pace
+    log: Log
+    listener: SweepListener
+    at_once: int = 1
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    running: dict[str, _Running] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_id = {run.id: run for run in self.plan.runs}
+        self.axes = varying([run.spec for run in self.plan.runs])
+        self.total = len(self.plan.todo)
+
+    def name(self, spec: RunSpec) -> str:
+        """A run in the words in which it differs from the others."""
+        return name_of(spec, self.axes)
+
+    def say(self, sentence: str) -> None:
+        """Into the log, and to whoever listens."""
+        self.log.say(sentence)
+        self.listener.swept(self, sentence)
+
+    def begun(self, run_id: str, where: str = "") -> None:
+        """A run has been started, here or elsewhere."""
+        self.running[run_id] = _Running(self.by_id[run_id], time.monotonic())
+        self.log.say(f"begun    {run_id}  {self.name(self.by_id[run_id].spec)}{f' on {where}' if where else ''}")
+        self.listener.swept(self, "")
+
+    def on(self, run_id: str, event: Event) -> None:
+        """What a run that is run here says of itself."""
+        known = self.running.get(run_id)
+        if known is not None and isinstance(event, RunStarted):
+            known.first = known.step = event.first_step
+        if known is not None and isinstance(event, StepDone):
+            known.step = event.step
+        self.listener.on(event)
+
+    def put_back(self, run_id: str) -> None:
+        """A run was not begun after all: another process has it."""
+        self.running.pop(run_id, None)
+
+    def ended(self, outcome: Outcome) -> None:
+        """A run has come to its end, whichever."""
+        self.running.pop(outcome.run_id, None)
+        self.outcomes[outcome.run_id] = outcome
+        run = self.by_id[outcome.run_id]
+        if outcome.status == "done" and outcome.steps:
+            self.pace.note(run, outcome.seconds, outcome.steps)
+        words = f"in {duration(outcome.seconds)}" if outcome.steps else "by another process"
+        details = ", ".join(part for part in (words, outcome.scores, outcome.error) if part)
+        self.say(f"{outcome.status:<8} {outcome.run_id}  {self.name(run.spec)}: {details}")
+
+    def remaining(self) -> Remaining:
+        """Of all that has not ended, one after another; what is running counts with the rest of its steps."""
+        provisional: dict[str, float] = {}
+        now = time.monotonic()
+        for known in self.running.values():
+            done = known.step - known.first
+            if done >= _ENOUGH:
+                provisional.setdefault(shape(known.run), (now - known.since) / done)
+        seconds, timed, untimed = 0.0, 0, 0
+        for run in self.plan.todo:
+            if run.id in self.outcomes:
+                continue
+            whole = self.pace.seconds(run)
+            if whole is None and (step := provisional.get(shape(run))) is not None:
+                whole = step * run.steps
+            if whole is None:
+                untimed += 1
+                continue
+            timed += 1
+            under_way = self.running.get(run.id)
+            if under_way is None:
+                seconds += whole
+            elif under_way.step:
+                seconds += whole * (1 - under_way.step / max(1, run.steps))
+            else:
+                seconds += max(0.0, whole - (now - under_way.since))
+        return Remaining(seconds, timed, untimed)
+
+    def counts(self) -> str:
+        """'12 done, 1 diverged'."""
+        found = Counter(outcome.status for outcome in self.outcomes.values())
+        return ", ".join(f"{count} {status}" for status, count in found.most_common()) or "none"

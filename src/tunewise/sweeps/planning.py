@@ -1,0 +1,108 @@
+"""The plan of a sweep: everything that can be known, and everything that can be wrong, before the first run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunewise.models.head import Head
+from tunewise.models.load import model_digest
+from tunewise.planning import facts_of_method
+from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName, content_hash
+from tunewise.store.folders import RunStore
+from tunewise.store.records import DataFacts, ModelFacts
+from tunewise.sweeps.spec import SweepSpec
+from tunewise.tasks.build import KINDS, build_task, head_of, task_of
+from tunewise.training.build import chain_of, total_steps
+from tunewise.training.events import Listener, Phase
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run, with what its data and model's shapes say of it."""
+
+    spec: RunSpec
+    steps: int
+    facts: ModelFacts
+    data: DataFacts
+    head: Head
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep's runs, each once, digests filled in; and which of them are done already."""
+
+    spec: SweepSpec
+    runs: list[PlannedRun]
+    done: set[str]
+    asked: int
+    """Points of the product and of the list; those that came to the same run are one run."""
+
+    @property
+    def id(self) -> str:
+        """Hash over the ids of the runs: names the sweep's own folder."""
+        return content_hash(sorted(run.id for run in self.runs))
+
+    @property
+    def todo(self) -> list[PlannedRun]:
+        return [run for run in self.runs if run.id not in self.done]
+
+
+def plan_sweep(spec: SweepSpec, store: RunStore, listener: Listener | None = None) -> SweepPlan:
+    """Read configs and data, check every method on the shapes of its model, fill in the digests.
+
+    Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a chain of more links than
+    steps, a bad file.
+    """
+    listener = listener or Listener()
+    asked = spec.runs()
+    groups: dict[str, list[RunSpec]] = {}
+    for run in asked:
+        groups.setdefault(run.model.model_dump_json() + run.data.model_dump_json(), []).append(run)
+    # Shapes first: they need neither weights nor tokens, and fail in seconds, whichever model it is.
+    checked = []
+    for place, group in enumerate(groups.values()):
+        listener.check()
+        listener.on(Phase("checking models", f"{place + 1} of {len(groups)}"))
+        checked.append(_on_shapes(spec, group))
+    planned: dict[str, PlannedRun] = {}
+    for place, (task, head, facts, group) in enumerate(checked):
+        listener.check()
+        listener.on(Phase("reading data", f"{place + 1} of {len(groups)}"))
+        digests = _with_digests(group[0].model, group[0].data, task)
+        for run in group:
+            run = run.model_copy(update={"task": task, **digests})
+            data = build_task(run).facts
+            steps = total_steps(run, data.train)
+            chain = chain_of(run.method)
+            if chain is not None:
+                chain.restarts(steps, steps // run.training.epochs)  # raises where it is too short for its links
+            planned[run.id] = PlannedRun(run, steps, facts[_shape(run.method)], data, head)
+    done = {run_id for run_id in planned if store.finished(run_id) is not None}
+    return SweepPlan(spec, list(planned.values()), done, len(asked))
+
+
+def _on_shapes(spec: SweepSpec, group: list[RunSpec]) -> tuple[TaskName, Head, dict[str, ModelFacts], list[RunSpec]]:
+    model, data = group[0].model, group[0].data
+    task = task_of(CompareSpec(task=spec.task, model=model, data=data, methods=[group[0].method]))
+    head = head_of(task, KINDS[task].labels(data))
+    facts: dict[str, ModelFacts] = {}
+    for run in group:
+        if (key := _shape(run.method)) not in facts:
+            facts[key] = facts_of_method(model, run.method, head)
+    return task, head, facts, group
+
+
+def _with_digests(model: ModelSpec, data: DataSpec, task: TaskName) -> dict[str, ModelSpec | DataSpec]:
+    return {
+        "model": model.model_copy(update={"digest": model_digest(model)}),
+        "data": data.model_copy(update={"digest": KINDS[task].digest(data)}),
+    }
+
+
+def _shape(method: MethodSpec) -> str:
+    """What of a method decides its counts: rates and scales don't."""
+    return method.model_dump_json(exclude={"learning_rate", "alpha", "title"})
