@@ -15,12 +15,12 @@ from pathlib import Path
 from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
+from tunewise.jobs.execute import execute
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan, with_rates
 from tunewise.report.html import write_report
 from tunewise.report.landscape_section import FOLDER, write_files
-from tunewise.run import run
 from tunewise.spec import CompareSpec, content_hash
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
@@ -74,14 +74,7 @@ def compare(
         plan = with_rates(plan, chosen_rates(tuning), store, again=again)
         listener.on(RunsToDo(len(plan.runs) - len(plan.done)))
     folder = evidence.begin(plan.spec, store, title, tuning)
-    records = []
-    for one in plan.runs:
-        listener.check()
-        record = run(
-            one, store, task=plan.task, listener=listener, trajectory=plan.trajectory, again=again, track=track
-        )
-        # A run that another comparison made is called there what it is called here.
-        records.append(record.model_copy(update={"spec": one}))
+    records = execute(plan, store, listener, again=again, track=track)
     listener.on(Phase("writing the report"))
     known = evidence.Evidence(plan.spec, folder, records, title, tuning=tuning)
     found = conclude(known)  # hours of training are not lost to a failing measure

@@ -9,7 +9,7 @@ import datetime
 import gc
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,13 +48,16 @@ def run(
     trajectory: Keep | None = None,
     again: bool = False,
     track: Sequence[str] = (),
+    build: Callable[[RunSpec, Task], nn.Module] = build_model,
+    computed: Sequence[str] = (),
 ) -> RunRecord:
     """Do the run, or what is missing of it, and return its record. A run that is done, or
     that diverged, is not done again: it would come out the same.
 
     `trajectory` keeps snapshots of the training in the run's folder; the result is the same to the last bit. A
     finished run that kept none is trained anew for them only with `again`. `track` names trackers of
-    `training.tracking` that the Trainer reports to.
+    `training.tracking` that the Trainer reports to. `build` makes the model in another way than `build_model`, and
+    `computed` says for the record, in words, what was not computed as in a run by itself.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
@@ -82,7 +85,7 @@ def run(
             return since
         store.begin(spec)
         try:
-            model = build_model(spec, task)
+            model = build(spec, task)
             model_facts = facts_of(model)
             results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track)
         except DivergedError as error:
@@ -106,6 +109,7 @@ def run(
             results=results,
             check=check,
             error=problem,
+            computed=list(computed),
             files=store.checksums(spec.id),
         )
         store.write(record)

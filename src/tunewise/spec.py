@@ -87,6 +87,9 @@ class MethodSpec(Frozen):
     rank: int = Field(8, ge=1)
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; 2 x rank unless given")
     targets: str | list[str] = "qv"
+    layers: str | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="blocks that targets are looked for in: 'last 2', or numbers from 0; all unless given"
+    )
     links: int | None = Field(None, ge=1, description="chains: number of links; the catalog's own unless given")
     restart_every: int | None = Field(None, ge=1, description="chains: epochs that a link lasts, instead of links")
     learning_rate: float | None = Field(None, gt=0)
@@ -107,6 +110,20 @@ class MethodSpec(Frozen):
             raise SpecError("links and restart_every both say when a chain restarts; give one of them")
         return self
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _last_or_numbers(cls, layers: Any) -> Any:
+        """`last 2`, or numbers with commas, or a list; sorted, each once."""
+        if isinstance(layers, str) and re.fullmatch(r"last [1-9]\d*", layers.strip()):
+            return layers.strip()
+        if isinstance(layers, str) and re.fullmatch(r"[\d, ]+", layers):
+            layers = [int(number) for number in layers.split(",") if number.strip()]
+        if isinstance(layers, int) and not isinstance(layers, bool):
+            layers = [layers]
+        if isinstance(layers, str) or layers == []:
+            raise SpecError(f"layers {layers!r}: give 'last 2', or numbers of blocks from 0 (10,11)")
+        return sorted(set(layers)) if isinstance(layers, list) and all(type(n) is int for n in layers) else layers
+
     @property
     def label(self) -> str:
         """How the method is called in tables: its name, and where another row has it too, what differs."""
@@ -126,6 +143,9 @@ class TrainingSpec(Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     select: Literal["loss", "metric"] = Field("loss", description="the epoch kept: lowest loss or best metric")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch unless given")
+    prefix_dropout: bool = Field(
+        True, description="dropout in the frozen blocks below the first trained one, too; without it they can be cached"
+    )
     linearised: bool = Field(False, description="train the network's linearisation at W0 (the NTK regime)")
 
 
@@ -189,6 +209,8 @@ class RunSpec(Frozen):
             content.pop("metric")
         if not self.training.linearised:  # runs from before there was this choice keep their names
             content["training"].pop("linearised")
+        if self.training.prefix_dropout:
+            content["training"].pop("prefix_dropout")
         content["protocol"] = PROTOCOL
         return content_hash(content)
 
@@ -198,6 +220,8 @@ class RunSpec(Frozen):
         content = self.method.model_dump(mode="json", exclude={"learning_rate", "title"})
         if not row.adapts:
             return {"name": self.method.name}
+        if self.method.layers is None:
+            content.pop("layers")
         content["alpha"] = None if row.scaling == "one" else self.method.alpha or 2.0 * self.method.rank
         content["links"] = self.method.links or (row.chain.links if row.chain else None)
         if self.method.restart_every is not None:
@@ -225,6 +249,9 @@ class CompareSpec(Frozen):
     tuning: TuningSpec | None = Field(None, description="a learning-rate search first; `tuning: 4` is four trials each")
     trajectory: int = Field(0, ge=0, description="snapshots that each run keeps of its way; no part of a run's id")
     trajectory_full: bool = Field(False, description="full fine-tuning too: a model's size for each snapshot")
+    cache_prefix: bool = Field(
+        False, description="compute what lies below the first trained block once for each example; no part of ids"
+    )
 
     @field_validator("measure_settings")
     @classmethod
@@ -256,7 +283,7 @@ class CompareSpec(Frozen):
         for key in ("model", "data"):
             if isinstance(content.get(key), str):
                 content[key] = {"path": content[key]}
-        common = {key: content.pop(key) for key in ("rank", "alpha", "targets") if key in content}
+        common = {key: content.pop(key) for key in ("rank", "alpha", "targets", "layers") if key in content}
         methods = cls._names_are_enough(content.get("methods"))
         if common and isinstance(methods, list):
             methods = [{**common, **m} if isinstance(m, dict) else m for m in methods]
@@ -338,7 +365,7 @@ def _told_apart(methods: list[Any]) -> list[Any]:
     words = {
         "rank": "r",
         "alpha": "alpha",
-        "targets": "on",
+        "targets": "on", "layers": "blocks",
         "links": "links",
         "restart_every": "restarts every",
         "learning_rate": "lr",

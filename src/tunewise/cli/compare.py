@@ -55,6 +55,9 @@ def compare(
         str | None,
         typer.Option(help="Layers: qv, attention, all-linear, or names with commas.  [default: qv]"),
     ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Only in these blocks: 'last 2', or numbers from 0 with commas.  [default: all]")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="How many, or a list with commas.  [default: 3]")] = None,
     epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="[default: 16]")] = None,
@@ -63,6 +66,16 @@ def compare(
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="[default: 0]")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut to.  [default: 128]")] = None,
+    prefix_dropout: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefix-dropout/--no-prefix-dropout", help="Dropout in the frozen blocks below the first trained one, too."
+        ),
+    ] = None,
+    cache_prefix: Annotated[
+        bool | None,
+        typer.Option("--cache-prefix", help="Compute those blocks once for each example (without dropout in them)."),
+    ] = None,
     linearised: Annotated[
         bool | None, typer.Option("--linearised", help="Train the network's linearisation at W0 (the NTK regime).")
     ] = None,
@@ -140,6 +153,7 @@ def compare(
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "max_length": max_length,
+            "prefix_dropout": prefix_dropout,
             "linearised": linearised,
             "select": select,
         },
@@ -147,6 +161,7 @@ def compare(
         "rank": rank,
         "alpha": alpha,
         "targets": targets.split(",") if targets and "," in targets else targets,
+        "layers": layers,
         "seeds": _seeds(seeds),
         "tuning": {"trials": tune},
         "reference": reference,
@@ -157,6 +172,7 @@ def compare(
         },
         "trajectory": trajectory,
         "trajectory_full": trajectory_full,
+        "cache_prefix": cache_prefix,
         "out": str(out) if out else None,
         "costs": costs,
     }
@@ -227,7 +243,7 @@ def _trackers(flag: str | None, from_file: Any) -> list[str]:
 
 def _flags_win(methods: Any, given: dict[str, Any]) -> Any:
     """A flag for all methods stands above what a spec file says of one."""
-    flags = {key: given[key] for key in ("rank", "alpha", "targets") if given[key] is not None}
+    flags = {key: given[key] for key in ("rank", "alpha", "targets", "layers") if given[key] is not None}
     if given["training"]["learning_rate"] is not None:
         flags["learning_rate"] = None
     if not flags or not isinstance(methods, list):

@@ -71,14 +71,16 @@ def probe_batch(spec: CompareSpec, task: Task) -> dict[str, Tensor]:
 def _floor(spec: CompareSpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
     """The frozen floor over the layers of the first method that has any (query and value where none has)."""
     model = task.load_model(0).to(device()).train()
-    wanted = next((m.targets for m in spec.methods if m.name not in ("fft", "head")), "qv")
-    first = model.get_submodule(find_targets(model, wanted)[0].name)
+    adapting = (m for m in spec.methods if m.name not in ("fft", "head"))
+    targets, layers = next(((m.targets, m.layers) for m in adapting), ("qv", None))
+    target = find_targets(model, targets, layers)[0]
+    first = model.get_submodule(target.name)
     head = head_modules(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in head)
     weight: Tensor = first.weight  # type: ignore[assignment]
     if getattr(first, "bias", None) is None:
-        first.bias = nn.Parameter(weight.new_zeros(find_targets(model, wanted)[0].out_features))
+        first.bias = nn.Parameter(weight.new_zeros(target.out_features))
     first.bias.requires_grad_(True)
     trained = [p for p in model.parameters() if p.requires_grad]
     return Stepper(FLOOR, model, torch.optim.AdamW(trained, lr=1e-4, fused=True), batch)

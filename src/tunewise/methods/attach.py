@@ -25,6 +25,7 @@ from tunewise.methods.layer_adapter import LayerAdapter, adapters_of, keep_saved
 from tunewise.methods.low_rank import LowRankAdapter, RowAdapter
 from tunewise.methods.pass_through import inject, peft_config
 from tunewise.methods.row_space import random_factor
+from tunewise.models.blocks import Layers
 from tunewise.models.head import head_modules
 from tunewise.models.layers import READ_TOGETHER, Target, find_targets, linear_layers
 
@@ -55,6 +56,7 @@ def attach(
     rank: int = 8,
     alpha: float | None = None,
     targets: str | Sequence[str] | Sequence[Target] = "qv",
+    layers: Layers | None = None,
     seed: int = 0,
     chain: Chain | None = None,
     dropout: float = 0.0,
@@ -73,6 +75,8 @@ def attach(
         rank: r; for column methods the number of columns.
         alpha: the scale is alpha / rank; 2 x rank unless given. `paca`'s scale is 1 whatever alpha is.
         targets: `"qv"`, `"attention"`, `"all-linear"`, or names and patterns (see `models.layers.find_targets`).
+        layers: of these, the ones in blocks with these numbers alone (from 0, PEFT's `layers_to_transform`), or
+            in the `"last 2"`.
         seed: of every random choice made here; the global generator is neither read nor moved.
         chain: another schedule than the catalog's, for a method with a chain.
         dropout: on the adapter's input; column methods then take the additive path.
@@ -112,7 +116,7 @@ def attach(
     if not row.adapts:
         return _train_weights(model, Attachment(row, rank, alpha, seed, (), head, adapter_name))
 
-    found = tuple(find_targets(base, targets))
+    found = tuple(find_targets(base, targets, layers))
     if row.passed_through:
         return _pass_through(model, Attachment(row, rank, alpha, seed, found, head, adapter_name), peft_options or {})
     for target in found:

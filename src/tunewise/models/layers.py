@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import ModelError, nearest
+from tunewise.models.blocks import Layers, find_blocks
 
 # Leaf names by role, over BERT, RoBERTa, ViT, DINOv2, Llama, Mistral, Qwen, DeBERTa, DistilBERT, T5, OPT, ...
 ROLES: dict[str, frozenset[str]] = {
@@ -81,14 +82,18 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def find_targets(model: nn.Module, targets: str | Sequence[str] | Sequence[Target]) -> list[Target]:
-    """The layers that `targets` names, in the model's order.
+def find_targets(
+    model: nn.Module, targets: str | Sequence[str] | Sequence[Target], layers: Layers | None = None
+) -> list[Target]:
+    """The layers that `targets` names, in the model's order; with `layers` those in these blocks alone.
 
     `targets` is a word (`"qv"`, `"attention"`, `"all-linear"`) or names: a leaf (`"query"`, `"q_proj"`), the end of
     a path (`"output.dense"`), a whole path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no
-    layer has that very name; or `Target`s, as found before. Raises `ModelError` with the nearest names where one
-    matches nothing.
+    layer has that very name; or `Target`s, as found before. `layers` are numbers of blocks from 0 (PEFT's
+    `layers_to_transform`), or `"last 2"`. Raises `ModelError` with the nearest names where one matches nothing.
     """
+    if layers is not None:
+        return _in_blocks(model, find_targets(model, targets), layers)
     linears = linear_layers(model)
     if not targets and not isinstance(targets, str):
         raise ModelError("targets names no layer; use 'qv', 'attention', 'all-linear', or names")
@@ -108,6 +113,17 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] | Sequence[Targe
         found = _by_names(linears, names, type(model).__name__)
     order = {name: i for i, name in enumerate(linears)}
     return sorted((_target(name, linears[name], slices) for name, slices in found.items()), key=lambda t: order[t.name])
+
+
+def _in_blocks(model: nn.Module, found: list[Target], layers: Layers) -> list[Target]:
+    blocks = find_blocks(model)
+    if blocks is None:
+        raise ModelError(f"{type(model).__name__} has no list of blocks, so layers {layers!r} means nothing to it")
+    wanted = blocks.chosen(layers)
+    kept = [target for target in found if blocks.number_of(target.name) in wanted]
+    if not kept:
+        raise ModelError(f"layers {layers!r}: none of the layers that targets names lies in these blocks")
+    return kept
 
 
 def _known(model: nn.Module, linears: dict[str, nn.Module], targets: list[Target]) -> list[Target]:

@@ -98,6 +98,9 @@ class RunRecord(_Record):
     results: Results | None = None
     check: Check | None = None
     error: str | None = Field(None, description="one line, where status is failed, diverged, oom or pruned")
+    computed: list[str] = Field(
+        default=[], description="in words, where it was not trained by itself: equal to that up to rounding"
+    )
     files: dict[str, str] = Field(default={}, description="file name relative to the folder -> sha256")
 
 

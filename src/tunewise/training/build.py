@@ -13,6 +13,7 @@ from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task
 from tunewise.training.linearised import frozen_twin, linearise
+from tunewise.training.prefix import still_prefix
 
 ONE_STEP_SAMPLES = 128
 """Training examples of which LoRA-One takes its gradient."""
@@ -27,7 +28,10 @@ def build_model(spec: RunSpec, task: Task) -> nn.Module:
         options["peft_options"] = {"total_step": total_steps(spec, len(task.train))}
     base = task.load_model(spec.seed)
     if not spec.training.linearised:
-        return put_on(base, spec.method, seed=spec.seed, **options)
+        model = put_on(base, spec.method, seed=spec.seed, **options)
+        if not spec.training.prefix_dropout:
+            still_prefix(model)
+        return model
     twin = frozen_twin(base, own_values=not get_method(spec.method.name).adapts)
     model = put_on(base, spec.method, seed=spec.seed, fold="never", **options)
     linearise(model, twin)
@@ -42,6 +46,7 @@ def put_on(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -
         rank=method.rank,
         alpha=method.alpha,
         targets=method.targets,
+        layers=method.layers,
         seed=seed,
         chain=chain_of(method) if method.links is not None or method.restart_every is not None else None,
         **options,

@@ -1,0 +1,84 @@
+"""The repeated blocks of a model, by number: which of them are adapted, and below which all is frozen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tunewise.errors import ModelError
+
+Layers = str | Sequence[int]
+"""Numbers of blocks from 0, as PEFT's `layers_to_transform`, or 'last 2'."""
+
+_LAST = re.compile(r"last ([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The model's list of blocks: its name within the model, and how many there are."""
+
+    name: str
+    count: int
+
+    def number_of(self, module: str) -> int | None:
+        """In which block a module or parameter lies, by its name; None where it lies in none."""
+        if not module.startswith(self.name + "."):
+            return None
+        return int(module[len(self.name) + 1 :].partition(".")[0])
+
+    def chosen(self, layers: Layers) -> set[int]:
+        """The numbers that `layers` names. Raises `ModelError` for a block that is not there."""
+        if isinstance(layers, str):
+            last = _LAST.fullmatch(layers.strip())
+            if last is None:
+                raise ModelError(f"layers {layers!r}: give 'last 2', or numbers of blocks from 0")
+            wanted = range(self.count - int(last[1]), self.count)
+        else:
+            wanted = layers  # type: ignore[assignment]
+        absent = [number for number in wanted if not 0 <= number < self.count]
+        if absent or not wanted:
+            raise ModelError(f"layers {layers!r}: the blocks of this model are numbered 0 to {self.count - 1}")
+        return set(wanted)
+
+
+def find_blocks(model: nn.Module) -> Blocks | None:
+    """The outermost list of modules with the most parameters (the encoder's or decoder's blocks); None where the model
+    has no such list. `model` is the transformers model itself, not PEFT's wrapper."""
+    lists: list[tuple[int, str, int]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(outer + ".") for _, outer, _ in lists)
+        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+            lists.append((sum(p.numel() for p in module.parameters()), name, len(module)))
+    if not lists:
+        return None
+    _, name, count = max(lists, key=lambda found: found[0])
+    return Blocks(name, count)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks themselves, in order; none where the model has none."""
+    found = find_blocks(model)
+    return [] if found is None else list(model.get_submodule(found.name).children())
+
+
+def frozen_depth(model: Any, head: Sequence[str]) -> int:
+    """How many blocks, counted from the input, nothing trained lies in or below: the number of the first block with a
+    trained parameter, all of them where the head alone (its modules are named by `head`) is trained.
+
+    0 where a trained parameter lies elsewhere, in the embeddings say. `model` may be a `PeftModel`.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    blocks = find_blocks(base)
+    if blocks is None:
+        return 0
+    first = blocks.count
+    for name, parameter in base.named_parameters():
+        if not parameter.requires_grad or name.split(".")[0] in head:
+            continue
+        number = blocks.number_of(name)
+        first = min(first, 0 if number is None else number)
+    return first
