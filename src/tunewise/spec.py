@@ -18,20 +18,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunewise.errors import SpecError, nearest
 from tunewise.measures.catalog import default_measures, get_measure
-from tunewise.methods.catalog import get_method
+from tunewise.methods.catalog import ALaw, get_method
 
 # Bumped when the same spec would give another result, so that old folders are not taken for new ones.
 PROTOCOL = 1
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
-TaskName = Literal["text", "image", "causal", "regression", "choice"]
-"""What is learned: labels of texts or text pairs, labels of images, the next token, numbers, the right answer."""
+TaskName = Literal["text", "image", "causal", "generation", "regression", "choice"]
+"""What is learned: labels of texts or text pairs, labels of images, the next token, completions that are generated to
+be scored, numbers, the right answer."""
 
 # Keys of `DataSpec` that mean nothing to a task, and so don't enter a run's hash.
 _UNUSED: dict[str, tuple[str, ...]] = {
     "image": ("text", "text_pair", "choices"),
     "causal": ("text_pair", "image", "image_size", "choices"),
+    "generation": ("text_pair", "image", "image_size", "choices"),
     "choice": ("text_pair", "image", "image_size"),
 }
 
@@ -73,11 +75,12 @@ class DataSpec(Frozen):
     test_fraction: float = Field(0.2, gt=0, lt=0.9, description="cut from train where no file is given")
     split_seed: int = 0
     digest: str | None = Field(None, description="sha256 over the files; filled in by the plan")
+    notes: list[str] = Field(default=[], description="how the files came to be: for records, no part of a run's id")
 
     def content(self, task: str) -> dict[str, Any]:
         """What decides the examples of `task` and how they are shown to a model: what means nothing to it left out."""
         unused = _UNUSED.get(task, ("image", "image_size", "choices"))
-        return self.model_dump(mode="json", exclude=set(unused))
+        return self.model_dump(mode="json", exclude={*unused, "notes"})
 
 
 class MethodSpec(Frozen):
@@ -92,7 +95,9 @@ class MethodSpec(Frozen):
     )
     links: int | None = Field(None, ge=1, description="chains: number of links; the catalog's own unless given")
     restart_every: int | None = Field(None, ge=1, description="chains: epochs that a link lasts, instead of links")
+    a_law: ALaw | None = Field(None, description="law of a random A; the catalog's own unless given")
     learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0, description="the comparison's unless given")
     title: str | None = Field(None, description="in tables; made up where two rows have one name")
 
     @field_validator("name")
@@ -108,6 +113,12 @@ class MethodSpec(Frozen):
                 raise SpecError(f"method {self.name!r} has no chain, so {key!r} means nothing to it; leave it out")
         if self.links is not None and self.restart_every is not None:
             raise SpecError("links and restart_every both say when a chain restarts; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_random_factor_has_a_law(self) -> MethodSpec:
+        if self.a_law is not None and get_method(self.name).where != "random":
+            raise SpecError(f"method {self.name!r} has no random A, so 'a_law' means nothing to it; leave it out")
         return self
 
     @field_validator("layers", mode="before")
@@ -181,6 +192,11 @@ class RunSpec(Frozen):
         )
 
     @property
+    def weight_decay(self) -> float:
+        """The method's own, else the comparison's."""
+        return self.training.weight_decay if self.method.weight_decay is None else self.method.weight_decay
+
+    @property
     def links(self) -> int | None:
         """Links of the run's chain, where the spec says how many; None where it leaves that to the catalog."""
         if self.method.restart_every is not None:
@@ -205,6 +221,7 @@ class RunSpec(Frozen):
         content["learning_rate"] = self.learning_rate
         content["training"].pop("learning_rate")
         content["training"].pop("save_every")
+        content["training"]["weight_decay"] = self.weight_decay
         if self.metric is None:
             content.pop("metric")
         if not self.training.linearised:  # runs from before there was this choice keep their names
@@ -217,7 +234,7 @@ class RunSpec(Frozen):
     def _method_content(self) -> dict[str, Any]:
         """What the method comes to: defaults filled in, and what means nothing to it left out."""
         row = get_method(self.method.name)
-        content = self.method.model_dump(mode="json", exclude={"learning_rate", "title"})
+        content = self.method.model_dump(mode="json", exclude={"learning_rate", "weight_decay", "title"})
         if not row.adapts:
             return {"name": self.method.name}
         if self.method.layers is None:
@@ -228,6 +245,8 @@ class RunSpec(Frozen):
             content["links"] = None
         else:  # runs from before there was this choice keep their names
             content.pop("restart_every")
+        if self.method.a_law in (None, row.a_law):
+            content.pop("a_law")
         if isinstance(content["targets"], str) and "," in content["targets"]:
             content["targets"] = [t.strip() for t in content["targets"].split(",")]
         return content

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import DivergedError
 from tunewise.store.records import Scores
-from tunewise.tasks.contract import Split, Task
+from tunewise.tasks.contract import Generating, Split, Task
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,14 @@ def evaluate(
     try:
         for start in range(0, len(order), batch_size):
             on_batch()
-            batch = task.collate([split[i] for i in order[start : start + batch_size]])
+            rows = [split[i] for i in order[start : start + batch_size]]
+            batch = task.collate(rows)
             batch = {key: value.to(device) for key, value in batch.items()}
             labels = batch.pop("labels")
-            pieces.append(task.keep(model(**batch).logits, labels).cpu())
+            kept = task.keep(model(**batch).logits, labels).cpu()
+            if isinstance(task, Generating) and split is not task.train:
+                kept = torch.cat([kept, task.generated(model, rows).to(kept)], dim=1)
+            pieces.append(kept)
     finally:
         model.train(training)
     logits = torch.empty_like(torch.cat(pieces))

@@ -58,7 +58,7 @@ def stepper(label: str, spec: CompareSpec, task: Task, batch: Mapping[str, Tenso
         return _floor(spec, task, batch)
     run = cost_lines(spec)[label]
     model = build_model(run, task).to(device()).train()
-    adamw = optimizer(model, lr=run.learning_rate, weight_decay=run.training.weight_decay)
+    adamw = optimizer(model, lr=run.learning_rate, weight_decay=run.weight_decay)
     return Stepper(label, model, adamw, batch)
 
 

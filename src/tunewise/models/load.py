@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tunewise.errors import ModelError
+from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
 from tunewise.models.head import Head, prepare
 from tunewise.spec import ModelSpec
@@ -28,24 +29,23 @@ def model_folder(spec: ModelSpec) -> Path:
     elif spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
         raise ModelError(f"model {spec.path!r}: there is no such folder")
     else:
-        folder = _from_hub(spec)
+        folder = _from_hub(spec).folder
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {spec.path!r}: {folder.name} holds no config.json, so it is no transformers model")
     return folder
 
 
-def _from_hub(spec: ModelSpec) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _from_hub(spec: ModelSpec) -> Snapshot:
+    patterns = [*_WEIGHTS, *(["*.py"] if spec.trust_remote_code else [])]
+    return fetch(spec.path, kind="model", revision=spec.revision, patterns=patterns, error=ModelError)
 
-    try:
-        found = snapshot_download(spec.path, revision=spec.revision, allow_patterns=list(_WEIGHTS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise ModelError(
-            f"model {spec.path!r} is no folder here and can't be had from the hub ({reason}); give a local folder"
-        ) from None
-    return Path(found)
+
+def pinned_model(spec: ModelSpec) -> ModelSpec:
+    """The model with the commit that a hub's files are of as its revision; a local one as it is."""
+    if spec.path.startswith("package:") or Path(spec.path).exists():
+        return spec
+    model_folder(spec)  # raises for what is no hub id
+    return spec.model_copy(update={"revision": _from_hub(spec).commit or spec.revision})
 
 
 @lru_cache(maxsize=8)

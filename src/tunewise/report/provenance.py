@@ -180,10 +180,15 @@ def _training(comparison: CompareSpec) -> str:
         else ""
     )
     return (
-        f"{t.epochs} epochs, batch size {t.batch_size}, AdamW with weight decay {t.weight_decay:g}, {t.schedule} "
+        f"{t.epochs} epochs, batch size {t.batch_size}, AdamW with weight decay {_decays(comparison)}, {t.schedule} "
         f"schedule after {100 * t.warmup_ratio:g} % warm-up, gradients clipped at {t.max_grad_norm:g}"
         f"{_shown(comparison)}.{linearised}"
     )
+
+
+def _decays(comparison: CompareSpec) -> str:
+    own = [f"{m.label} {m.weight_decay:g}" for m in comparison.methods if m.weight_decay is not None]
+    return f"{comparison.training.weight_decay:g}" + (f" ({', '.join(own)})" if own else "")
 
 
 def _shown(comparison: CompareSpec) -> str:

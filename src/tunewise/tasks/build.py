@@ -15,6 +15,7 @@ from tunewise.tasks.causal import CausalLanguage, causal_stand_in
 from tunewise.tasks.choice import MultipleChoice, choice_stand_in
 from tunewise.tasks.classification import digest_of, load_classification
 from tunewise.tasks.contract import StandIn, Task
+from tunewise.tasks.generation import Generation
 from tunewise.tasks.image import ImageClassification, image_data_digest, image_labels, image_stand_in
 from tunewise.tasks.image_files import looks_like_images
 from tunewise.tasks.regression import TextRegression, regression_stand_in
@@ -41,6 +42,7 @@ KINDS: dict[TaskName, TaskKind] = {
         lambda model, data, _: ImageClassification(model, data), image_labels, image_data_digest, image_stand_in
     ),
     "causal": TaskKind(CausalLanguage, lambda data: [], digest_of, causal_stand_in),
+    "generation": TaskKind(Generation, lambda data: [], digest_of, causal_stand_in),
     "regression": TaskKind(TextRegression, lambda data: [], digest_of, regression_stand_in),
     "choice": TaskKind(MultipleChoice, lambda data: [], digest_of, choice_stand_in),
 }
@@ -62,7 +64,11 @@ def build_task(spec: RunSpec | CompareSpec) -> Task:
 
 @lru_cache(maxsize=2)
 def _built(task: TaskName, model: str, data: str, max_length: int) -> Task:
-    return KINDS[task].build(ModelSpec.model_validate_json(model), DataSpec.model_validate_json(data), max_length)
+    spec = DataSpec.model_validate_json(data)
+    built = KINDS[task].build(ModelSpec.model_validate_json(model), spec, max_length)
+    if spec.notes:
+        built.facts = built.facts.model_copy(update={"notes": [*spec.notes, *built.facts.notes]})
+    return built
 
 
 def task_of(spec: RunSpec | CompareSpec) -> TaskName:
@@ -79,4 +85,4 @@ def task_of(spec: RunSpec | CompareSpec) -> TaskName:
 
 def head_of(task: TaskName, labels: list[str]) -> Head:
     """What a task asks of a model, as far as shapes go."""
-    return Head(task, tuple(labels))
+    return Head("causal" if task == "generation" else task, tuple(labels))

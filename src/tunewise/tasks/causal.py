@@ -41,7 +41,8 @@ class CausalLanguage:
         self.model_spec = model
         _refuse_bidirectional(model)
         self.tokenizer = load_tokenizer(model)
-        self.max_length = int(min(max_length, self.tokenizer.model_max_length, _positions(model)))
+        self.positions = int(min(self.tokenizer.model_max_length, _positions(model)))
+        self.max_length = min(max_length, self.positions)
         self.labels: list[str] = []
         self._cut = {"prompts": 0, "texts": 0, "completions": 0}
         parts, notes = _load(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,15 +41,12 @@ class Task(Protocol):
     train: Split
     validation: Split
     test: Split
+    facts: DataFacts
+    """Sizes, labels and notes, for the record."""
 
     @property
     def metrics(self) -> Sequence[str]:
         """All keys of `score`'s result, the task's usual main metric first."""
-        ...
-
-    @property
-    def facts(self) -> DataFacts:
-        """Sizes, labels and notes, for the record."""
         ...
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -92,6 +89,15 @@ class Task(Protocol):
 
     def confusion(self, kept: Tensor, targets: Tensor) -> list[list[int]] | None:
         """Rows true class, columns predicted; None where there are no classes."""
+        ...
+
+
+@runtime_checkable
+class Generating(Protocol):
+    """A task whose validation and test are scored by what the model generates, too."""
+
+    def generated(self, model: nn.Module, examples: Split) -> Tensor:
+        """What is kept of it, (examples, numbers): columns after those of `Task.keep`."""
         ...
 
 

@@ -51,11 +51,10 @@ class RunTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            training = self.spec.training
             self.optimizer = optimizer(
                 model or self._network,
                 lr=self.spec.learning_rate,
-                weight_decay=training.weight_decay,
+                weight_decay=self.spec.weight_decay,
             )
         return self.optimizer
 
@@ -164,7 +163,7 @@ def make_trainer(
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.batch_size,
         learning_rate=spec.learning_rate,
-        weight_decay=training.weight_decay,
+        weight_decay=spec.weight_decay,
         warmup_steps=training.warmup_ratio,
         lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
         max_grad_norm=training.max_grad_norm,
