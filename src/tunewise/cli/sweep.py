@@ -103,5 +103,5 @@ def _show_result(found: Sweep, console: Any) -> None:
             highlight=False,
             markup=False,
         )
-    for name in ("table.csv", "log.txt"):
+    for name in ("sweep.html", "table.csv", "log.txt"):
         console.print(f"{name.partition('.')[0]:<6} {found.folder / name}", highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from tunewise.sweeps.estimates import Pace, sizes
 from tunewise.sweeps.local import run_local
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.monitor import Monitor, SweepListener
+from tunewise.sweeps.page import write_sweep_page
 from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
 from tunewise.sweeps.spec import SweepSpec
@@ -42,6 +43,7 @@ class Sweep:
     plan: SweepPlan
     rows: list[SweepRow]
     folder: Path
+    page: Path
     failed: int
     """Runs that failed or ran out of memory; the same call tries them again."""
 
@@ -84,9 +86,10 @@ def sweep(
     finally:
         rows = rows_of(plan, store)
         write_tables(folder, plan, rows)
+        page = write_sweep_page(folder, plan, rows)
     failed = sum(row.status in ("failed", "oom") for row in rows)
     monitor.log.say(f"end: {monitor.counts()}")
-    return Sweep(plan, rows, folder, failed)
+    return Sweep(plan, rows, folder, page, failed)
 
 
 def begin(plan: SweepPlan, store: RunStore) -> Path:

@@ -33,8 +33,9 @@ class Remaining:
 
 
 class Pace:
-    """Seconds per step of each shape: model, data, batch, method, rank and device. What a run does besides stepping
-    (loading, evaluating each epoch) is in them, since it is in the runs that they come from."""
+    """Seconds per step of each shape: model, data, batch, method and device; of the same rank where such a run has
+    finished, else of any. What a run does besides stepping (loading, evaluating each epoch) is in them, since it is in
+    the runs that they come from."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -50,17 +51,22 @@ class Pace:
             if size is None:
                 continue  # other data: its number of examples is not known from here
             count = -(-size // spec["training"]["batch_size"]) * spec["training"]["epochs"]
-            self._known[_shape(spec)].append(row.seconds / count)
+            self._add(_shape(spec), row.seconds / count)
 
     def note(self, run: PlannedRun, seconds: float, steps: int) -> None:
         """A run has done so many steps in so many seconds."""
         if steps > 0:
-            self._known[shape(run)].append(seconds / steps)
+            self._add(shape(run), seconds / steps)
 
     def seconds(self, run: PlannedRun) -> float | None:
         """Of the whole run; None where no run of its shape has been timed."""
-        known = self._known.get(shape(run))
+        key = shape(run)
+        known = self._known.get(key) or self._known.get(_any_rank(key))
         return None if not known else statistics.median(known[-_RECENT:]) * run.steps
+
+    def _add(self, key: str, per_step: float) -> None:
+        self._known[key].append(per_step)
+        self._known[_any_rank(key)].append(per_step)
 
     def remaining(self, todo: Iterable[PlannedRun]) -> Remaining:
         """Of these runs, one after another."""
@@ -97,6 +103,12 @@ def _shape(spec: dict[str, Any]) -> str:
         {key: value for key, value in method.items() if key not in free},
         {key: training.get(key) for key in ("batch_size", "max_length", "linearised")},
     ]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _any_rank(key: str) -> str:
+    parts = json.loads(key)
+    parts[2].pop("rank", None)
     return json.dumps(parts, sort_keys=True)
 
 

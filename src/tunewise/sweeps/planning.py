@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tunewise.models.head import Head
 from tunewise.models.load import model_digest
-from tunewise.planning import facts_of_method
+from tunewise.planning import facts_of_method, with_commits
 from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName, content_hash
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
@@ -87,13 +87,14 @@ def plan_sweep(spec: SweepSpec, store: RunStore, listener: Listener | None = Non
 
 def _on_shapes(spec: SweepSpec, group: list[RunSpec]) -> tuple[TaskName, Head, dict[str, ModelFacts], list[RunSpec]]:
     model, data = group[0].model, group[0].data
-    task = task_of(CompareSpec(task=spec.task, model=model, data=data, methods=[group[0].method]))
+    whole = with_commits(CompareSpec(task=spec.task, model=model, data=data, methods=[group[0].method]))
+    model, data, task = whole.model, whole.data, task_of(whole)
     head = head_of(task, KINDS[task].labels(data))
     facts: dict[str, ModelFacts] = {}
     for run in group:
         if (key := _shape(run.method)) not in facts:
             facts[key] = facts_of_method(model, run.method, head)
-    return task, head, facts, group
+    return task, head, facts, [run.model_copy(update={"model": model, "data": data}) for run in group]
 
 
 def _with_digests(model: ModelSpec, data: DataSpec, task: TaskName) -> dict[str, ModelSpec | DataSpec]:

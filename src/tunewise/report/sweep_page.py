@@ -1,0 +1,119 @@
+"""The page of a sweep: sections of heat maps and tables, offline like every report."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tunewise.report import palette
+from tunewise.report.figures import blank_figure
+from tunewise.report.html import content_policy, plotly_script, script_json, style_sheet
+from tunewise.report.panels import Panel
+from tunewise.report.section import Section
+from tunewise.store.files import write_atomically
+
+_NUMBERS = 14
+"""Columns up to which there is room for numbers in the cells."""
+
+
+def write_page(path: Path, *, title: str, subject: str, sections: Sequence[Section]) -> None:
+    """One file, whole or not at all; the same arguments give the same bytes."""
+    templates = _templates()
+    script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
+    page = templates.get_template("sweep.html.jinja").render(
+        title=title,
+        subject=subject,
+        sections=sections,
+        style=Markup(style_sheet()),
+        plotly=Markup(plotly_script()),
+        script=script,
+        policy=content_policy([plotly_script(), script]),
+    )
+    write_atomically(path, page)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    hovers: Sequence[Sequence[str]],
+    *,
+    row_title: str,
+    column_title: str,
+    low: float,
+    high: float,
+    marked: tuple[int, int] | None = None,
+) -> go.Figure:
+    """A cell for each row and column, its text in it where there is room. Colours go from `low` (pale) to `high`; a
+    cell without a value is empty but for its text. The `marked` cell, (row, column), has a frame."""
+    figure = blank_figure(height=130 + 30 * max(2, len(rows)))
+    figure.add_heatmap(
+        z=[list(line) for line in values],
+        text=[[_plain(text) for text in line] for line in texts],
+        customdata=[[_plain(hover).replace("\n", "<br>") for hover in line] for line in hovers],
+        texttemplate="%{text}" if len(columns) <= _NUMBERS else "",
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=True,
+        zmin=low,
+        zmax=high if high > low else low + 1e-9,
+        xgap=1,
+        ygap=1,
+        showscale=False,
+        colorscale=[[0, palette.SCALE_LOW], [0.5, palette.SCALE_MIDDLE], [1, palette.SCALE_HIGH]],
+    )
+    missing = [(i, j) for i, line in enumerate(values) for j, value in enumerate(line) if value is None and texts[i][j]]
+    for i, j in missing:  # a heat map writes no text where it has no value
+        figure.add_annotation(
+            x=j, y=i, text=_plain(texts[i][j]), showarrow=False, font={"size": 11, "color": palette.MUTED}
+        )
+    if marked is not None:
+        i, j = marked
+        figure.add_shape(
+            type="rect", x0=j - 0.5, x1=j + 0.5, y0=i - 0.5, y1=i + 0.5, line={"color": palette.INK, "width": 2.5}
+        )
+    figure.update_xaxes(
+        title_text=_plain(column_title),
+        tickvals=list(range(len(columns))),
+        ticktext=[_plain(name) for name in columns],
+        tickangle=-45 if len(columns) > 6 else 0,
+        showgrid=False,
+        ticks="",
+    )
+    figure.update_yaxes(
+        title_text=_plain(row_title),
+        tickvals=list(range(len(rows))),
+        ticktext=[_plain(name) for name in rows],
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+    )
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text as plotly shows it letter for letter."""
+    return html.escape(text, quote=False)
+
+
+def _panel_json(panel: Panel) -> Markup:
+    return script_json(panel.json)
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("tunewise", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.globals["panel_json"] = _panel_json
+    return templates
