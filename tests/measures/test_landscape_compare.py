@@ -96,7 +96,7 @@ def test_a_comparison_draws_each_methods_first_seed_and_more_once_there_is_a_tra
 
     (folder,) = tmp_path.glob("compare-*")
     html = (folder / "report.html").read_text(encoding="utf-8")
-    for said in ("Loss landscape", "lora: random plane", "head: plane of the path", "Where the loss is"):
+    for said in ("Loss landscape", "lora: random plane", "head: plane of the path", "Basins in the random plane"):
         assert said in html
     pytest.importorskip("matplotlib")
     files = {file.name for file in (folder / "landscape").iterdir()}

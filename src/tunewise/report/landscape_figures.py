@@ -19,7 +19,8 @@ from tunewise.report.palette import Mark
 
 FLOOR = 1e-4
 """Losses below this are drawn as this: a logarithm has no zero."""
-_TICKS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+_DECADES = range(-4, 5)
+_MOST_TICKS = 7
 _LEVELS = 14
 _PATH = "#e4320b"  # one of the palette's hues, so that the page knows its dark twin
 _DIGITS = 4
@@ -53,7 +54,11 @@ class Scale:
     @property
     def ticks(self) -> list[float]:
         """Round losses within the range, or its ends where there are not two."""
-        found = [t for t in _TICKS if self.low * 0.999 <= t <= self.high * 1.001]
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            found = [float(f"{s}e{d}") for d in _DECADES for s in steps]
+            found = [t for t in found if self.low * 0.999 <= t <= self.high * 1.001]
+            if len(found) <= _MOST_TICKS:
+                break
         return found if len(found) > 1 else [self.low, self.high]
 
 
@@ -108,8 +113,8 @@ def contour(surface: Surface, scale: Scale) -> go.Figure:
     return figure
 
 
-def basins(surfaces: Mapping[str, Surface], level: float, marks: Mapping[str, Mark]) -> go.Figure:
-    """One line a method where its loss is `level`, over each other: within it the loss is lower."""
+def basins(surfaces: Mapping[str, Surface], levels: Mapping[str, float], marks: Mapping[str, Mark]) -> go.Figure:
+    """One line a method where its loss is that of `levels`, over each other: within it the loss is lower."""
     figure = blank_figure(height=400)
     for method, surface in surfaces.items():
         mark = marks[method]
@@ -120,7 +125,7 @@ def basins(surfaces: Mapping[str, Surface], level: float, marks: Mapping[str, Ma
             customdata=_shown(surface.loss),
             hovertemplate="x %{x:.3g}, y %{y:.3g}<br>loss %{customdata}<extra>" + _plain(method) + "</extra>",
             autocontour=False,
-            contours={"type": "constraint", "operation": "=", "value": math.log10(level)},
+            contours={"type": "constraint", "operation": "=", "value": math.log10(levels[method])},
             line={"color": mark.light, "width": 2.5, "dash": mark.dash},
             fillcolor="rgba(0,0,0,0)",
             legendgroup=method,

@@ -2,7 +2,7 @@
 
 landscape/random.svg, pca.svg              every method's plane, side by side, on one scale
 landscape/random-surfaces.svg, ...         the same in three dimensions
-landscape/basins.svg                       the line of one loss for every method, over each other
+landscape/basins.svg                       the edge of every method's basin, over each other
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _MOST_ACROSS = 4
 def write_landscapes(
     folder: Path,
     surfaces: Mapping[str, Mapping[str, Surface]],
-    level: float | None,
+    levels: Mapping[str, float],
     marks: Mapping[str, Mark],
 ) -> list[Path]:
-    """Write the figures of `surfaces` (kind -> method -> surface), those of `level` too where it is given. Nothing, and
-    an empty list, where matplotlib is not installed. The same arguments give the same SVG bytes."""
+    """Write the figures of `surfaces` (kind -> method -> surface), and where there are several the lines of `levels`
+    (method -> loss). Nothing, and an empty list, where matplotlib is not installed. The same arguments give the same
+    SVG bytes."""
     try:
         import matplotlib
     except ImportError:
@@ -51,8 +52,8 @@ def write_landscapes(
             if of_kind:
                 written += _side_by_side(folder / kind, of_kind, scale, _contour)
                 written += _side_by_side(folder / f"{kind}-surfaces", of_kind, scale, _relief, projection="3d")
-        if level is not None and surfaces.get("random"):
-            written += _basins(folder / "basins", surfaces["random"], level, marks)
+        if len(surfaces.get("random", {})) > 1:
+            written += _basins(folder / "basins", surfaces["random"], levels, marks)
     return written
 
 
@@ -109,20 +110,27 @@ def _relief(axis: Any, surface: Surface, scale: Scale) -> Any:
     return drawn
 
 
-def _basins(stem: Path, surfaces: Mapping[str, Surface], level: float, marks: Mapping[str, Mark]) -> list[Path]:
+def _basins(
+    stem: Path, surfaces: Mapping[str, Surface], levels: Mapping[str, float], marks: Mapping[str, Mark]
+) -> list[Path]:
     figure = _figure(4.4, 3.8)
     axis = figure.add_subplot()
     for method, surface in surfaces.items():
         mark = marks[method]
         style = _DASHES[mark.dash]
         axis.contour(
-            surface.x, surface.y, _logarithms(surface), [math.log10(level)], colors=mark.light, linestyles=style
+            surface.x,
+            surface.y,
+            _logarithms(surface),
+            [math.log10(levels[method])],
+            colors=mark.light,
+            linestyles=style,
         )
         axis.plot([], [], style, color=mark.light, label=method)
     first = next(iter(surfaces.values()))
     axis.set_xlabel(first.axes[0])
     axis.set_ylabel(first.axes[1])
-    axis.set_title(f"where the loss is {level:.3g}", fontsize=10)
+    axis.set_title("log(classes) / 4 above the minimum", fontsize=10)
     axis.legend(fontsize=8, frameon=False)
     return _save(figure, stem)
 

@@ -63,9 +63,9 @@ def surfaces_of(values: Mapping[str, Any], kind: str) -> Surface | None:
     return Surface(found["x"], found["y"], found["loss"], places, path["step"], (shares[0], shares[1]))
 
 
-def common_level(planes: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> float:
-    """The lowest loss that is above every method's own level, so that each has a basin at it."""
-    return max(float(values["level"]) for _, values in planes)
+def _levels(planes: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> dict[str, float]:
+    """The loss at the edge of each method's basin."""
+    return {record.spec.method.label: float(values["level"]) for record, values in planes}
 
 
 def write_files(
@@ -78,9 +78,8 @@ def write_files(
     surfaces = {
         kind: {r.spec.method.label: s for r, v in planes if (s := surfaces_of(v, kind)) is not None} for kind in _TITLES
     }
-    level = common_level(planes) if len(surfaces["random"]) > 1 else None
     marks = palette.marks([m.label for m in comparison.methods] + [r.spec.method.label for r, _ in planes])
-    return write_landscapes(folder, surfaces, level, marks)
+    return write_landscapes(folder, surfaces, _levels(planes), marks)
 
 
 def _planes(data: ReportData, planes: Sequence[tuple[RunRecord, dict[str, Any]]]) -> tuple[list[Panel], list[Panel]]:
@@ -119,8 +118,8 @@ def _together(
     scale: Scale,
 ) -> tuple[list[Panel], list[Panel]]:
     """All methods in one figure: surfaces, basins, and lines through the centre."""
-    level = common_level(planes)
-    widths = "; ".join(f"{method} {_inside(surface, level):.0%}" for method, surface in random.items())
+    levels = _levels(planes)
+    shares = "; ".join(f"{method} {_inside(surface, levels[method]):.0%}" for method, surface in random.items())
     panels = [
         Panel(
             "reliefs-figure",
@@ -132,10 +131,10 @@ def _together(
         ),
         Panel(
             "basins-figure",
-            f"Where the loss is {level:.3g}",
-            "Within its line a method's loss is lower; the wider, the flatter its minimum.",
-            f"Share of the random plane in which the loss is below {level:.3g}: {widths}.",
-            drawn.basins(random, level, data.marks),
+            "Basins in the random plane",
+            "On its line a method's loss is log(classes) / 4 above its minimum's: the wider, the flatter.",
+            f"Share of the random plane in which the loss is less than log(classes) / 4 above the minimum's: {shares}.",
+            drawn.basins(random, levels, data.marks),
             filtered=True,
         ),
     ]
