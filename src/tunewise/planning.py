@@ -66,7 +66,7 @@ def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Pla
         }
     )
     task = build_task(spec)
-    spec = _with_commits(spec)
+    spec = with_commits(spec)
     runs = spec.runs()
     steps = total_steps(runs[0], len(task.train))
     for run in runs[: len(spec.methods)]:
@@ -78,7 +78,7 @@ def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Pla
     return Plan(spec, task, runs, done, counted, steps, keep, without)
 
 
-def _with_commits(spec: CompareSpec) -> CompareSpec:
+def with_commits(spec: CompareSpec) -> CompareSpec:
     """What came from a hub is named by its commit, so that the records say which files it was."""
     paths = {key: path for key in ("path", "validation", "test") if (path := getattr(spec.data, key)) is not None}
     data = spec.data.model_copy(update={key: pinned(path) for key, path in paths.items()})
