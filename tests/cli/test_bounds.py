@@ -100,6 +100,15 @@ def test_a_folder_of_ours_away_from_its_run_knows_its_method(
     assert values["lines"][0]["value"] == 4 * 4 * 32
 
 
+def test_a_run_by_the_beginning_of_its_id(
+    cla: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id, runs = cla.folder.name, f"--runs={cla.folder.parent}"
+    assert run_id in json.loads(asked(monkeypatch, capsys, run_id[:6], runs, "--json")[1])["of"]
+    found = asked(monkeypatch, capsys, "0123456789abcdef", runs)
+    assert found[0] == 2 and "no run in" in found[2]
+
+
 def test_what_is_wrong_is_said_in_a_line(
     cla: FinishedRun, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunewise.cli.found import RUN_OR_ADAPTER, run_or_adapter
 from tunewise.errors import SpecError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _UNITS = {"loss": " nats", "rank": "", "parameters": ""}
 
 
 def bounds(
-    target: Annotated[Path, typer.Argument(help="A run folder, or the folder of any LoRA adapter.")],
+    target: Annotated[Path, typer.Argument(help=RUN_OR_ADAPTER)],
     base: Annotated[
         str | None, typer.Option(help="Base model of an adapter.  [default: the one that the adapter names]")
     ] = None,
@@ -31,12 +32,14 @@ def bounds(
     step_size: Annotated[
         bool, typer.Option("--step-size", help="Measure the curvature, for a column method's largest safe step.")
     ] = False,
+    runs: Annotated[Path, typer.Option(help="The runs folder, for a run by its id.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """What theory says of the generalization gap of a run, or of an adapter, and how little or much that is."""
     for name, value in (("--samples", samples), ("--classes", classes), ("--input-bound", input_bound)):
         if value is not None and value <= 0:
             raise SpecError(f"{name} {value:g}: it must be above 0")
+    target = run_or_adapter(target, runs)
     record = _record(target)
     if record is None and step_size:
         raise SpecError("--step-size needs a run folder: the curvature is measured on its training examples")
@@ -57,8 +60,6 @@ def bounds(
 def _record(target: Path) -> RunRecord | None:
     from tunewise.store.folders import RECORD, RunStore
 
-    if not target.is_dir():
-        raise SpecError(f"{target}: there is no such folder; give a run folder or an adapter folder")
     folder = target.resolve()
     if (folder / RECORD).exists():
         record = RunStore(folder.parent).record(folder.name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunewise.cli.found import RUN_OR_ADAPTER, run_or_adapter
 from tunewise.errors import SpecError, nearest
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _OUT = "Output"
 
 def inspect(
     adapter: Annotated[
-        Path | None, typer.Argument(help="An adapter folder (any PEFT method that changes weights), or a run folder.")
+        Path | None, typer.Argument(help=RUN_OR_ADAPTER + " Any PEFT method that changes weights.")
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="The pretrained model.  [default: the one that the run or adapter names]")
@@ -48,6 +49,7 @@ def inspect(
     text: Annotated[str, typer.Option(help="Column of the texts.", rich_help_panel=_DATA)] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column of second texts.", rich_help_panel=_DATA)] = None,
     label: Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel=_DATA)] = "label",
+    runs: Annotated[Path, typer.Option(help="The runs folder, for a run by its id.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.", rich_help_panel=_OUT)] = False,
     report: Annotated[
         Path | None, typer.Option(help="Also write a page that works offline.", rich_help_panel=_OUT)
@@ -57,6 +59,8 @@ def inspect(
 
     Its base model's weights are decomposed once and kept for the next adapter.
     """
+    if adapter is not None:
+        adapter = run_or_adapter(adapter, runs)
     chosen = _top_k(top_k)
     factors = _factors(scale)
     columns = None if data is None else _data(data, text, text_pair, label)
