@@ -68,11 +68,6 @@ def heat_map(
         showscale=False,
         colorscale=[[0, palette.SCALE_LOW], [0.5, palette.SCALE_MIDDLE], [1, palette.SCALE_HIGH]],
     )
-    missing = [(i, j) for i, line in enumerate(values) for j, value in enumerate(line) if value is None and texts[i][j]]
-    for i, j in missing:  # a heat map writes no text where it has no value
-        figure.add_annotation(
-            x=j, y=i, text=_plain(texts[i][j]), showarrow=False, font={"size": 11, "color": palette.MUTED}
-        )
     if marked is not None:
         i, j = marked
         figure.add_shape(

@@ -126,7 +126,7 @@ def _table(settings: Sequence[Cell], axes: Sequence[str]) -> Section:
     metric = next((_name(row.metric or "") for cell in settings for row in cell.finished), "metric")
     unit = ", %" if share else ""
     columns = [
-        *names,
+        *(axis.replace("_", " ") for axis in names),
         f"validation {metric}{unit}",
         f"test {metric}{unit}",
         "± sd",

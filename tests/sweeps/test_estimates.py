@@ -1,0 +1,86 @@
+"""Remaining time: from finished runs of the same shape, and said to be unknown where there are none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stored_runs import record_of
+from tunewise.store.folders import RunStore
+from tunewise.store.table import row_of
+from tunewise.sweeps.attempt import Outcome
+from tunewise.sweeps.estimates import Pace, sizes
+from tunewise.sweeps.log import Log
+from tunewise.sweeps.monitor import Monitor, SweepListener
+from tunewise.sweeps.planning import SweepPlan, plan_sweep
+from tunewise.sweeps.spec import SweepSpec
+from tunewise.training.events import RunStarted, StepDone
+
+
+@pytest.fixture
+def plan(spec: SweepSpec, tmp_path: Path) -> SweepPlan:
+    return plan_sweep(spec, RunStore(tmp_path))
+
+
+def test_nothing_is_made_up(plan: SweepPlan) -> None:
+    left = Pace("cpu: toy").remaining(plan.todo)
+    assert (left.timed, left.untimed) == (0, 16)
+    assert left.words() == "not known: no finished run of these shapes to go by"
+
+
+def test_stored_runs_of_the_same_shape_count(plan: SweepPlan) -> None:
+    """A LoRA run of 20 steps took 10 s here; of other machines, methods and batch sizes nothing follows."""
+    lora = next(run for run in plan.runs if run.spec.method.name == "lora")
+    row = row_of(record_of(lora.spec, seconds=10.0))
+    pace = Pace("cpu: toy")
+    larger = lora.spec.model_copy(update={"training": lora.spec.training.model_copy(update={"batch_size": 16})})
+    others = [replace(row, device="cuda: another"), row_of(record_of(larger, seconds=99.0)), replace(row, status="oom")]
+    pace.learn_from(others, sizes(plan.runs))
+    assert pace.remaining(plan.todo).timed == 0
+    pace.learn_from([row], sizes(plan.runs))
+    left = pace.remaining(plan.todo)
+    assert (left.seconds, left.timed, left.untimed) == (pytest.approx(80.0), 8, 8)  # whatever rank, rate and seed
+    assert left.words() == "about 80 s for 8 runs, and 8 of shapes not timed yet"
+    assert left.words(at_once=4).startswith("about 20 s")
+    longer = replace(lora, spec=lora.spec, steps=200)
+    assert pace.seconds(longer) == pytest.approx(100.0)
+
+
+def test_the_running_run_counts_with_the_rest_of_its_steps(plan: SweepPlan, tmp_path: Path) -> None:
+    monitor = Monitor(plan, Pace("cpu: toy"), Log(tmp_path / "log.txt"), SweepListener())
+    one, two = plan.runs[0], plan.runs[1]
+    monitor.begun(one.id)
+    monitor.ended(Outcome(one.id, "done", 10.0, one.steps))
+    assert one.spec.method.name == two.spec.method.name
+    monitor.begun(two.id)
+    monitor.on(two.id, RunStarted(two.id, "lora", 0, 20, 10))
+    monitor.on(two.id, StepDone(15, 20, 1.5, 0.3))
+    left = monitor.remaining()
+    assert left.timed == 7 and left.untimed == 8
+    assert left.seconds == pytest.approx(6 * 10.0 + 10.0 * 5 / 20)
+
+
+def test_a_first_run_is_timed_by_its_own_steps(plan: SweepPlan, tmp_path: Path, monkeypatch: Any) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("tunewise.sweeps.monitor.time.monotonic", lambda: clock[0])
+    monitor = Monitor(plan, Pace("cpu: toy"), Log(tmp_path / "log.txt"), SweepListener())
+    one = plan.runs[0]
+    monitor.begun(one.id)
+    monitor.on(one.id, RunStarted(one.id, "lora", 0, 20, 0))
+    clock[0] += 5.0
+    monitor.on(one.id, StepDone(10, 20, 1.0, 0.3))
+    same = sum(run.spec.method == one.spec.method or run.spec.method.rank == one.spec.method.rank for run in plan.runs)
+    left = monitor.remaining()
+    assert left.timed and left.timed < same and left.seconds == pytest.approx((left.timed - 1) * 10.0 + 5.0)
+
+
+def test_two_log_writers_mix_no_lines(tmp_path: Path) -> None:
+    one, two = Log(tmp_path / "log.txt"), Log(tmp_path / "log.txt")
+    for i in range(5):
+        one.say(f"one\n{i}")
+        two.say("two " * 50)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == 10 and lines[0].endswith("one 0")
