@@ -13,6 +13,7 @@ from tunewise.cli import compare as compare_verb
 from tunewise.cli import export as export_verb
 from tunewise.cli import inspect as inspect_verb
 from tunewise.cli import lab as lab_verb
+from tunewise.cli import paper as paper_verb
 from tunewise.cli import plan as plan_verb
 from tunewise.cli import recommend as recommend_verb
 from tunewise.cli import report as report_verb
@@ -38,6 +39,7 @@ app.command("bounds")(bounds_verb.bounds)
 app.command("inspect")(inspect_verb.inspect)
 app.command("export")(export_verb.export)
 app.command("lab")(lab_verb.lab)
+app.add_typer(paper_verb.app, name="paper")
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,160 @@
+"""`tunewise paper`: the experiments of arXiv 2606.13767 as presets, and its printed tables beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewise.errors import SpecError
+
+if TYPE_CHECKING:
+    from tunewise.paper.presets import Pair
+
+app = typer.Typer(
+    help="The experiments of 'Beyond LoRA' (arXiv 2606.13767): presets, and its tables beside ours.",
+    no_args_is_help=True,
+)
+
+_Model = Annotated[str | None, typer.Option(help="Folder or hub id, instead of the preset's hub id.")]
+_Data = Annotated[str | None, typer.Option(help="Folder with the set's public files, instead of its hub repository.")]
+
+
+@app.command("list")
+def list_presets(
+    data: Annotated[
+        bool, typer.Option("--data", help="The data sets instead: where each is had, how it is scored.")
+    ] = False,
+) -> None:
+    """The 24 presets with their hyperparameters (Table 7), or the 14 data sets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tunewise.paper.presets import pairs
+    from tunewise.paper.sets import SETS
+
+    console = Console()
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    if data:
+        for name in ("set", "task", "score", "epoch kept", "hub"):
+            table.add_column(name, overflow="fold")
+        for row in SETS.values():
+            kept = "lowest loss" if row.select == "loss" else f"best {row.metric}"
+            table.add_row(row.key, row.task, row.metric, kept, row.hub.replace("%2F", "/"))
+        console.print(table)
+        return
+    for name in ("preset", "ep.", "batch", "size", "schedule", "rates: fft, A and B, B", "restarts"):
+        table.add_column(name, justify="right" if name in ("ep.", "batch", "size") else "left", no_wrap=True)
+    seeds: dict[str, dict[str, None]] = {}
+    for pair in pairs():
+        s = pair.settings
+        restarts = f"every {s.restarts}" if pair.model.chains == "epochs between restarts" else f"{s.restarts} in all"
+        rates = " ".join(f"{rate:.2g}" for rate in (s.rate_all, s.rate_both, s.rate_one))
+        table.add_row(pair.key, str(s.epochs), str(s.batch_size), str(s.size), s.schedule, rates, restarts)
+        seeds.setdefault(", ".join(map(str, s.seeds)), {})[s.schedule] = None
+    console.print(table)
+    console.print(
+        "\nRank 16, alpha 32, on query and value. Size: tokens or pixels. Restarts of chains: every so many epochs, or "
+        "so many in the whole run. Seeds: "
+        + "; ".join(f"{said} ({' or '.join(kinds)})" for said, kinds in seeds.items())
+        + ".",
+        highlight=False,
+    )
+
+
+@app.command("run")
+def run_preset(
+    name: Annotated[str, typer.Argument(metavar="MODEL/DATA", help="As in `tunewise paper list`: roberta-base/mrpc.")],
+    methods: Annotated[str, typer.Option(help="all that the paper ran, or names with commas.")] = "all",
+    table: Annotated[
+        int,
+        typer.Option(help="The table that it is for: 4 and 14 are all six linear layers, 5 and 15 query and value."),
+    ] = 2,
+    model: _Model = None,
+    data: _Data = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the model to pin.")] = None,
+    data_revision: Annotated[str | None, typer.Option(help="Hub revision of the data to pin.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that a hub model brings along.")
+    ] = False,
+    seeds: Annotated[str | None, typer.Option(help="How many of the preset's, or a list with commas.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens, instead of the preset's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side.  [default: the model's own]")] = None,
+    train_size: Annotated[int | None, typer.Option(help="Train on this many examples only.")] = None,
+    validation_size: Annotated[int | None, typer.Option(help="Validate on this many examples only.")] = None,
+    test_size: Annotated[int | None, typer.Option(help="Test on this many examples only.")] = None,
+    measures: Annotated[str | None, typer.Option(help="Made of every finished run: names, or none.")] = None,
+    costs: Annotated[
+        bool, typer.Option("--costs/--no-costs", help="Measure step time and memory after the runs.")
+    ] = True,
+    out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Run a preset as an ordinary comparison. What makes it smaller than the paper's is marked in every table."""
+    from tunewise.cli.compare import _show_plan, _show_result
+    from tunewise.paper.presets import SETTINGS, comparison, get_pair
+    from tunewise.spec import CompareSpec, merged, parse
+
+    if table not in SETTINGS:
+        raise SpecError(f"--table {table}: presets are there for tables {', '.join(map(str, sorted(SETTINGS)))}")
+    pair, setting = get_pair(name), SETTINGS[table]
+    asked = None if methods == "all" else [m.strip() for m in methods.split(",") if m.strip()]
+    content = merged(
+        comparison(pair, setting, asked),
+        {
+            "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code or None},
+            "training": {"epochs": epochs, "batch_size": batch_size, "max_length": max_length},
+            "measures": measures,
+        },
+    )
+    content["seeds"] = _seeds(seeds, content["seeds"])
+
+    from tunewise.quiet import quiet_libraries
+
+    quiet_libraries()
+    from rich.console import Console
+
+    from tunewise.cli.progress import LiveProgress
+    from tunewise.paper.prepare import prepare
+
+    console = Console()
+    with console.status("reading data and model ..."):
+        from tunewise import evidence
+        from tunewise.comparison import compare
+        from tunewise.paper.runs import PaperRun, changes, keep_note
+        from tunewise.planning import make_plan
+        from tunewise.store.folders import RunStore
+
+        sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": test_size}
+        source = prepare(pair.data, data, data_revision).model_copy(update={**sizes, "image_size": image_size})
+        spec = parse(CompareSpec, {**content, "data": source.model_dump(mode="json")})
+        store = RunStore(out)
+        plan = make_plan(spec, store)
+        note = PaperRun(pair=pair.key, setting=setting, changes=changes(pair, setting, spec, source.notes))
+    _show_plan(plan, console, str(out))
+    if note.changes:
+        console.print(f"not as the paper ran it: {'; '.join(note.changes)}", highlight=False, style="yellow")
+    if dry_run:
+        return
+    title = _title(pair, table, bool(note.changes))
+    keep_note(evidence.begin(plan.spec, store, title, None), note)
+    with LiveProgress(console, plan) as listener:
+        done = compare(spec, out, title=title, costs=costs, listener=listener, plan=plan)
+    _show_result(done, console)
+
+
+def _title(pair: Pair, table: int, changed: bool) -> str:
+    subset = ", not as the paper ran it" if changed else ""
+    return f"{pair.model.printed} on {pair.data.printed}, as Table {table} of arXiv 2606.13767{subset}"
+
+
+def _seeds(text: str | None, preset: list[int]) -> Any:
+    from tunewise.cli.compare import _seeds as read
+
+    said = read(text)
+    if not isinstance(said, int):
+        return said or preset
+    return [*preset, *(n for n in range(1000) if n not in preset)][:said]
