@@ -19,9 +19,9 @@ ONE_STEP_SAMPLES = 128
 """Training examples of which LoRA-One takes its gradient."""
 
 
-def build_model(spec: RunSpec, task: Task) -> nn.Module:
-    """The base model with the run's method on it; linearised at W0 where the spec says so."""
-    options: dict[str, Any] = {}
+def build_model(spec: RunSpec, task: Task, fold: str = "auto") -> nn.Module:
+    """The base model with the run's method on it; linearised at W0 where the spec says so. `fold` as in `attach`."""
+    options: dict[str, Any] = {"fold": fold}
     if get_method(spec.method.name).start == "gradient":
         options["batches"] = one_step_batches(spec, task)
     if spec.method.name == "peft:adalora":  # its schedule of ranks is laid out over the run
@@ -33,7 +33,7 @@ def build_model(spec: RunSpec, task: Task) -> nn.Module:
             still_prefix(model)
         return model
     twin = frozen_twin(base, own_values=not get_method(spec.method.name).adapts)
-    model = put_on(base, spec.method, seed=spec.seed, fold="never", **options)
+    model = put_on(base, spec.method, seed=spec.seed, **{**options, "fold": "never"})
     linearise(model, twin)
     return model
 

@@ -55,7 +55,15 @@ class RunsToDo:
     count: int
 
 
-Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo
+@dataclass(frozen=True)
+class OfRun:
+    """What one of several runs says that go on side by side."""
+
+    run_id: str
+    event: Event
+
+
+Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo | OfRun
 
 
 class Listener:
