@@ -19,6 +19,7 @@ from tunewise.jobs.execute import execute
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan, with_rates
+from tunewise.preflight import check_room, wanted_of
 from tunewise.report.html import write_report
 from tunewise.report.landscape_section import FOLDER, write_files
 from tunewise.spec import CompareSpec, content_hash
@@ -57,17 +58,20 @@ def compare(
     plan: Plan | None = None,
     again: bool = False,
     track: Sequence[str] = (),
+    force: bool = False,
 ) -> Comparison:
     """Run a comparison, or what is missing of it, and write its report under `out`. With `again`, finished runs that
     kept no trajectory where the spec asks for one are trained anew. `track` names trackers to report to: tensorboard,
-    wandb, trackio.
+    wandb, trackio. `force` starts it where memory or disk look too small.
 
-    Raises what `run` and `make_plan` raise, and `TunewiseError` where no run came to a good end.
+    Raises what `run` and `make_plan` raise, `NoRoom`, and `TunewiseError` where no run came to a good end.
     """
     listener = listener or Listener()
     check_trackers(track)
     store = RunStore(out)
     plan = plan or make_plan(spec, store, again=again)
+    if not force:
+        check_room(wanted_of(plan), store.root)
     tuning = None
     if plan.spec.tuning is not None:
         tuning = tune(plan, store, listener)

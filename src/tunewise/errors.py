@@ -43,6 +43,12 @@ class StoreError(TunewiseError):
     exit_code = 3
 
 
+class NoRoom(TunewiseError):
+    """What is asked for will not fit memory or disk; names what would."""
+
+    exit_code = 6
+
+
 class MeasureError(TunewiseError):
     """A run is not of a kind that a measure applies to, or lacks what it needs; the reason stands in the report."""
 

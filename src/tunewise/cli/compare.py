@@ -123,6 +123,9 @@ def compare(
     track: Annotated[
         str | None, typer.Option(help="Report to trackers as well: tensorboard, wandb, trackio, with commas.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start where memory or disk look too small, all the same.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train several methods over seeds, measure them side by side, recommend one, write report.html.
@@ -220,6 +223,10 @@ def compare(
         trials = waiting_trials(plan, RunStore(folder))
         console.print(f"{trials} trials for the learning rates come first", highlight=False)
     if dry_run:
+        if not force:
+            from tunewise.preflight import check_room, wanted_of
+
+            check_room(wanted_of(plan), Path(folder))
         return
     with LiveProgress(console, plan) as listener:
         found = run_compare(
@@ -231,6 +238,7 @@ def compare(
             plan=plan,
             again=again,
             track=trackers,
+            force=force,
         )
     _show_result(found, console)
 

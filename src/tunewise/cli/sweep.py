@@ -17,6 +17,9 @@ def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file; every list in it is an axis.")],
     out: Annotated[Path, typer.Option(help="Where the runs and the sweep's folder go.")] = Path("runs"),
     on: Annotated[Literal["local"], typer.Option(help="Where the runs are done.")] = "local",
+    force: Annotated[
+        bool, typer.Option("--force", help="Start where memory or disk look too small, all the same.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Do every run of a sweep, each once, and write a table of them.
@@ -36,7 +39,7 @@ def sweep(
     console = Console()
     with console.status("reading models and data ..."):
         from tunewise.store.folders import RunStore
-        from tunewise.sweeps.driver import pace_of
+        from tunewise.sweeps.driver import check_sweep, pace_of
         from tunewise.sweeps.driver import sweep as do_sweep
         from tunewise.sweeps.planning import plan_sweep
 
@@ -47,12 +50,14 @@ def sweep(
     if plan.todo:
         console.print(f"time: {left.words()}", highlight=False)
     if dry_run:
+        if not force:
+            check_sweep(plan, out)
         return
 
     from tunewise.cli.sweep_progress import SweepProgress
 
     with SweepProgress(console, len(plan.todo)) as listener:
-        found = do_sweep(checked, out, on=on, listener=listener, plan=plan)
+        found = do_sweep(checked, out, on=on, listener=listener, plan=plan, force=force)
     _show_result(found, console)
     if found.failed:
         raise typer.Exit(1)

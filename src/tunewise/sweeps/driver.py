@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewise.errors import SpecError
+from tunewise.preflight import check_room, wanted
 from tunewise.store.environment import device_name
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
@@ -55,16 +56,21 @@ def sweep(
     on: Literal["local"] = "local",
     listener: SweepListener | None = None,
     plan: SweepPlan | None = None,
+    force: bool = False,
 ) -> Sweep:
     """Do the runs of a sweep, or what is missing of them, and write its tables under `out`.
 
     Two drivers may work on the same runs at once: a run is done by one of them. A run that fails does not stop the
-    others. Raises what `plan_sweep` raises, `StoreError` on a full disk, and `Interrupted` where the listener asked
+    others. `force` starts it where memory or disk look too small.
+
+    Raises what `plan_sweep` raises, `NoRoom`, `StoreError` on a full disk, and `Interrupted` where the listener asked
     for a stop.
     """
     listener = listener or SweepListener()
     store = RunStore(out)
     plan = plan or plan_sweep(spec, store, listener)
+    if not force:
+        check_sweep(plan, store.root)
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
@@ -90,6 +96,11 @@ def sweep(
     failed = sum(row.status in ("failed", "oom") for row in rows)
     monitor.log.say(f"end: {monitor.counts()}")
     return Sweep(plan, rows, folder, page, failed)
+
+
+def check_sweep(plan: SweepPlan, out: Path, at_once: int = 1) -> None:
+    """Raises `NoRoom` where the runs to do will fit neither memory nor disk."""
+    check_room([wanted(run.spec, run.data, run.steps) for run in plan.todo], out, at_once=at_once)
 
 
 def begin(plan: SweepPlan, store: RunStore) -> Path:

@@ -1,0 +1,122 @@
+"""What will not fit is refused before the first run, in one line with the knob; what will is not."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tunewise import preflight
+from tunewise.comparison import compare
+from tunewise.errors import NoRoom
+from tunewise.models.head import Head
+from tunewise.preflight import Wanted, available_memory, check_room
+from tunewise.preview.forecast import forecast
+from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def wanted(model: Path, method: str = "lora", *, rank: int = 16, seed: int = 0, batch: int = 64, targets: str = "qv"):
+    run = RunSpec(
+        model=ModelSpec(path=str(model)),
+        data=DataSpec(path="toys.csv"),
+        method=MethodSpec(name=method, rank=rank, targets=targets),
+        training=TrainingSpec(batch_size=batch, max_length=64),
+        seed=seed,
+    )
+    return Wanted(run, Head("text", ("a", "b", "c")), steps=20, train=80, test=20)
+
+
+def needed(one: Wanted, **changes: int) -> int:
+    """By the forecast, called as `tunewise plan` does."""
+    from tunewise.models.load import load_config
+
+    settings = {"batch": one.run.training.batch_size, "length": one.run.training.max_length, **changes}
+    (found,) = forecast(load_config(one.run.model), one.head, [one.run.method], **settings)
+    return found.memory_bytes
+
+
+def test_what_fits_is_not_refused(tiny_model: Path, tmp_path: Path) -> None:
+    check_room([wanted(tiny_model, name) for name in ("lora", "cla", "fft", "c3la")], tmp_path / "runs")
+    assert available_memory() > 2**20
+
+
+def test_memory_names_a_batch_and_a_length_that_fit(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = wanted(tiny_model)
+    there = needed(one, batch=20)  # between 16 and 32
+    monkeypatch.setattr(preflight, "available_memory", lambda: there)
+    with pytest.raises(NoRoom) as error:
+        check_room([one], tmp_path)
+    said = str(error.value)
+    assert "not enough memory: lora on" in said and "batch_size 16" in said and "max_length" in said
+    assert "batch_size 32" not in said and "--force" in said and "\n" not in said
+    assert needed(one, batch=16) <= there < needed(one, batch=32)
+    check_room([wanted(tiny_model, batch=16)], tmp_path)
+
+
+def test_the_largest_rank_and_the_heaviest_method_decide(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [wanted(tiny_model, rank=rank, targets="all-linear") for rank in (1, 32)]
+    between = (needed(runs[0]) + needed(runs[1])) // 2
+    monkeypatch.setattr(preflight, "available_memory", lambda: between)
+    check_room(runs[:1], tmp_path)
+    with pytest.raises(NoRoom, match=r"rank (16|8|4|2|1)\b.*targets qv"):
+        check_room(runs, tmp_path)
+
+
+def test_a_model_that_no_setting_fits(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    with pytest.raises(NoRoom, match="use a smaller model, or a machine with more memory"):
+        check_room([wanted(tiny_model, "fft")], tmp_path)
+
+
+def test_runs_side_by_side_need_as_much_more(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = wanted(tiny_model)
+    monkeypatch.setattr(preflight, "available_memory", lambda: int(2.5 * needed(one)))
+    check_room([one], tmp_path, at_once=2)
+    with pytest.raises(NoRoom, match="for 4 runs at once.*or 2 at once"):
+        check_room([one], tmp_path, at_once=4)
+
+
+def _free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 * count, 9 * count, count))
+
+
+def test_disk_names_what_takes_the_most(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [wanted(tiny_model, name, seed=seed) for name in ("lora", "fft") for seed in range(20)]
+    weights = (tiny_model / "model.safetensors").stat().st_size
+    _free(monkeypatch, 8 * weights)  # one run's checkpoints, and a few results
+    with pytest.raises(NoRoom) as error:
+        check_room(runs, tmp_path / "not" / "there")
+    said = str(error.value)
+    assert "not enough disk: 40 runs need about" in said and "leave out fft (" in said
+    assert f"free in {tmp_path}" in said and "runs gc" in said
+    _free(monkeypatch, 100 * weights)
+    check_room(runs, tmp_path)
+
+
+def test_disk_names_a_rank_that_fits(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [wanted(tiny_model, rank=16, seed=seed) for seed in range(1000)]
+    _free(monkeypatch, 1000 * (2 * 2 * 4 * 32 * 16 * 4 // 2 + 4000))
+    with pytest.raises(NoRoom, match=r"use rank (8|4|2)\b.*there is room for \d+ runs"):
+        check_room(runs, tmp_path)
+
+
+def test_a_comparison_is_refused_before_its_first_run(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = CompareSpec.model_validate(
+        {"model": str(tiny_model), "data": str(toy_csv), "methods": ["head"], "seeds": [0], "training": {"epochs": 1}}
+    )
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    with pytest.raises(NoRoom, match="head on"):
+        compare(spec, tmp_path / "runs", costs=False)
+    assert not (tmp_path / "runs").exists()
+    found = compare(spec.model_copy(update={"measures": []}), tmp_path / "runs", costs=False, force=True)
+    assert found.records[0].status == "done"
