@@ -11,6 +11,7 @@ from tunewise.errors import SpecError
 
 if TYPE_CHECKING:
     from tunewise.paper.presets import Pair
+    from tunewise.paper.sheet import Sheet
 
 app = typer.Typer(
     help="The experiments of 'Beyond LoRA' (arXiv 2606.13767): presets, and its tables beside ours.",
@@ -158,3 +159,62 @@ def _seeds(text: str | None, preset: list[int]) -> Any:
     if not isinstance(said, int):
         return said or preset
     return [*preset, *(n for n in range(1000) if n not in preset)][:said]
+
+
+@app.command("table")
+def show_table(
+    number: Annotated[int, typer.Argument(metavar="N", help="1, 2, 3, 4, 5, 6, 14, 15, 16, 17 or 18.")],
+    runs: Annotated[Path, typer.Option("--from", help="Folder of runs; 1 and 6 need none.")] = Path("runs"),
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv, tex, html or md.  [default: by --out's name, or the terminal]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; its end says the form.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Printed cells without runs here, too.")] = False,
+    preset: Annotated[
+        str, typer.Option(help="Table 1: the model and data set that bounds are computed for.")
+    ] = "vit-base/cifar10",
+    samples: Annotated[int, typer.Option(help="Table 1: training examples.", min=1)] = 50_000,
+) -> None:
+    """Our numbers beside the printed ones, with differences and intervals."""
+    from rich.console import Console
+
+    from tunewise.errors import nearest
+    from tunewise.paper.render import FORMS, show
+    from tunewise.quiet import quiet_libraries
+
+    chosen = form or (out.suffix.removeprefix(".").lower() if out else None)
+    if chosen is not None and chosen not in FORMS:
+        raise SpecError(f"form {chosen!r}{nearest(chosen, FORMS)}")
+    quiet_libraries()
+    sheet = _sheet(number, runs, everything, preset, samples)
+    if chosen is None:
+        show(sheet, Console())
+        return
+    text = FORMS[chosen](sheet)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    from tunewise.store.files import write_atomically
+
+    write_atomically(out, text)
+    typer.echo(f"{out}: {len(sheet.rows)} rows")
+
+
+def _sheet(number: int, runs: Path, everything: bool, preset: str, samples: int) -> Sheet:
+    from tunewise.paper.presets import SETTINGS, get_pair
+
+    if number == 6:
+        from tunewise.paper import counts
+
+        return counts.sheet()
+    if number == 1:
+        from tunewise.paper import bounds
+
+        return bounds.sheet(get_pair(preset), samples)
+    from tunewise.paper.tables import TABLES, sheet_of
+
+    if number not in SETTINGS:
+        raise SpecError(f"table {number}: there are {', '.join(map(str, TABLES))}")
+    from tunewise.paper.runs import found
+
+    return sheet_of(number, found(runs), everything=everything)

@@ -30,6 +30,8 @@ class PaperSet:
     test_fraction: float = 0.2
     select: Literal["loss", "metric"] = "loss"
     factor: float = 100.0
+    classes: int = 2
+    """Of a classifier; for counting."""
     caveat: str = ""
     """What a reader of scores should know of the set itself; stands among its notes."""
 
@@ -56,7 +58,7 @@ _ROWS = [
     PaperSet("stsb", "STS-B", "regression", "pearson", "nyu-mll/glue/stsb/*", (text_sets.stsb_raw, *_GLUE)),
     PaperSet(
         "trec50", "TREC-50", "text", "accuracy", f"CogComp/trec{_PARQUET}/default/*",
-        (text_sets.trec_raw, text_sets.trec),
+        (text_sets.trec_raw, text_sets.trec), classes=50,
     ),
     PaperSet(
         "paws", "PAWS", "text", "accuracy", "google-research-datasets/paws/labeled_final/*",
@@ -73,20 +75,28 @@ _ROWS = [
         caveat="Many lines of Django's code recur: exact match rewards code that was seen in training, too.",
     ),
     PaperSet(
-        "openbookqa", "OpenBookQA", "text", "accuracy", "allenai/openbookqa/main/*", (language_sets.openbookqa,)
+        "openbookqa", "OpenBookQA", "text", "accuracy", "allenai/openbookqa/main/*",
+        (language_sets.openbookqa,), classes=4,
     ),
-    PaperSet("folio", "FOLIO", "text", "accuracy", "tasksource/folio/folio_v2_*.jsonl", (language_sets.folio,)),
-    PaperSet("logiqa", "LogiQA", "text", "accuracy", "datatune/LogiQA2.0/MRC/*.txt", (language_sets.logiqa,)),
+    PaperSet(
+        "folio", "FOLIO", "text", "accuracy", "tasksource/folio/folio_v2_*.jsonl", (language_sets.folio,), classes=3
+    ),
+    PaperSet(
+        "logiqa", "LogiQA", "text", "accuracy", "datatune/LogiQA2.0/MRC/*.txt", (language_sets.logiqa,), classes=4
+    ),
     PaperSet(
         "clutrr", "CLUTRR", "text", "accuracy", f"CLUTRR/v1{_PARQUET}/gen_train234_test2to10/*",
-        (language_sets.clutrr,),
+        (language_sets.clutrr,), classes=18,
         caveat="Train and validation hold 2 to 4 steps of kinship, test 2 to 10: a shift in length, by design.",
     ),
     PaperSet(
         "officehome", "OfficeHome", "image", "accuracy", "flwrlabs/office-home/data/*",
-        validation_fraction=0.15, test_fraction=0.15,
+        validation_fraction=0.15, test_fraction=0.15, classes=65,
     ),
-    PaperSet("cifar10", "CIFAR-10", "image", "accuracy", "uoft-cs/cifar10/plain_text/*", validation_fraction=0.05),
+    PaperSet(
+        "cifar10", "CIFAR-10", "image", "accuracy", "uoft-cs/cifar10/plain_text/*",
+        validation_fraction=0.05, classes=10,
+    ),
 ]  # fmt: skip
 
 SETS: dict[str, PaperSet] = {row.key: row for row in _ROWS}
