@@ -27,8 +27,7 @@ from tunewise.measures.finished import FinishedRun
 from tunewise.measures.plain_model import FixedBatches
 from tunewise.measures.stepping import device
 from tunewise.methods.adapter_files import load
-from tunewise.methods.attach import layer_adapters
-from tunewise.methods.columns import ColumnAdapter
+from tunewise.methods.fold import differentiable_twice
 from tunewise.methods.streams import stream
 
 Product = Callable[[Tensor], Tensor]
@@ -41,10 +40,7 @@ def hessian_figures(
     """Of the selected epoch: {parameters, trace: {value, low, high}, eigenvalues: [{value, low, high}, ...]}, intervals
     over batches; `by`: whose products. Raises `MeasureError` where a part of the model has no second derivative."""
     model: nn.Module = load(run.task.load_model(run.spec.seed), run.adapter, trainable=True)
-    for adapter in layer_adapters(model):
-        if isinstance(adapter, ColumnAdapter):  # the folded forward has no second derivative; the additive one has
-            adapter.release()
-            adapter.fold_mode = "never"
+    differentiable_twice(model)
     model = _Logits(model).eval().to(device())
     trained = [p for p in model.parameters() if p.requires_grad]
     return of_parameters(model, trained, batches, eigenvalues=eigenvalues, probes=probes, seed=seed, check=check)

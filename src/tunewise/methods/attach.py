@@ -123,7 +123,7 @@ def attach(
         _check_rank(row, rank, target)
     done = Attachment(row, rank, alpha, seed, found, head, adapter_name, dropout, fold)
     peft_model = _inject(model, done)
-    shared = _shared_storages(peft_model) if row.selects_columns else set()
+    shared = _shared_storages(peft_model) if row.selects_columns or row.chain is not None else set()
     for target in found:
         layer = _layer(peft_model, target)
         tied = _storage(layer.get_base_layer().weight) in shared
@@ -312,8 +312,9 @@ def _furnish(layer: Any, target: Target, done: Attachment, fold: str, config: An
     elif method.trained == "A":
         kind = RowAdapter
     elif method.chain is not None or target.fused:
-        kind = LowRankAdapter
+        kind, options = LowRankAdapter, {"fold": fold}
     if kind is None:
+        make_folding(layer)
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
         if not a.is_meta:  # on the meta device there are no values to draw
             a.copy_(
@@ -354,6 +355,7 @@ def _furnish(layer: Any, target: Target, done: Attachment, fold: str, config: An
         adapter.describe()
         adapter.draw()
         adapter.engage()
+    layer.lean = layer.lean and fold != "never"
     layer.frozen_peft_weight_names = {**layer.frozen_peft_weight_names, name: frozen}
     layer._freeze_non_trainable_peft_weights(name)
 

@@ -11,6 +11,7 @@ disabled adapter computes with it without touching W (a graph that still waits f
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.methods.columns import ColumnAdapter, oriented
-from tunewise.methods.gather import run_of
+from tunewise.methods.columns import ColumnAdapter
+from tunewise.methods.folded import Folded, FoldedColumns, FoldedLinks, WriteBack
 from tunewise.methods.layer_adapter import ADAPTERS, LayerAdapter, adapters_of
+from tunewise.methods.lean import lean_output
+from tunewise.methods.low_rank import LowRankAdapter
 
 if TYPE_CHECKING:
     _LayerBehaviour = LoraLayer
@@ -30,80 +33,13 @@ else:  # a plain class: a live layer's class can only be changed to one of the s
     _LayerBehaviour = object
 
 
-class Fold:
-    """One column adapter's update, standing in its layer's weight."""
-
-    @torch.no_grad()
-    def __init__(self, adapter: ColumnAdapter) -> None:
-        self.adapter = adapter
-        self.weight: Tensor = adapter.layer.get_base_layer().weight
-        view = oriented(adapter.layer.get_base_layer()).detach()
-        self.scale = adapter.scale
-        self.touched = torch.cat([columns for columns, _ in adapter.finished] + [adapter.columns]).unique()
-        self.original = view.index_select(1, self.touched)
-        self.base = adapter.base_columns(view)
-        self.runs = [run_of(columns) for columns in adapter.split_columns(adapter.columns)]
-        if adapter.finished:
-            view.index_copy_(1, self.touched, self._with_finished_links(view.dtype))
-        self.write()
-
-    def _with_finished_links(self, dtype: torch.dtype) -> Tensor:
-        """The touched columns with all finished links on them: summed in at least fp32, rounded once."""
-        adapter = self.adapter
-        total = self.original.to(torch.promote_types(dtype, torch.float32), copy=True)
-        for columns, b in adapter.finished:
-            places = torch.searchsorted(self.touched, columns)
-            for (start, stop), place, block in zip(
-                adapter.target.parts, adapter.split_columns(places), adapter.parts_of(b)
-            ):
-                total[start:stop].index_add_(1, place, (adapter.scale * block).to(total.dtype))
-        return total.to(dtype)
-
-    @torch.no_grad()
-    def write(self) -> None:
-        """W[:, cols] <- W0[:, cols] + finished links + s B, per part (PaCA: the trained columns as they are)."""
-        adapter = self.adapter
-        view = oriented(adapter.layer.get_base_layer()).detach()
-        columns = adapter.split_columns(adapter.columns)
-        blocks = adapter.parts_of(adapter.b.detach())
-        for (start, stop), cols, run, base, b in zip(adapter.target.parts, columns, self.runs, self.base, blocks):
-            if adapter.holds_weights and adapter.scale == 1.0:
-                new = b
-            elif adapter.holds_weights:
-                new = base + adapter.scale * (b - base)
-            else:
-                new = torch.add(base, b, alpha=adapter.scale)
-            if run is not None:
-                view[start:stop, run[0] : run[1]].copy_(new)
-            else:
-                view[start:stop].index_copy_(1, cols, new.to(view.dtype))
-        self._written = (adapter.b, adapter.b._version, adapter.b.data_ptr())
-
-    @property
-    def stale(self) -> bool:
-        """Whether B has changed since `write`, or another tensor stands in its place (a functional call, `.data`
-        assigned). What torch does not count can't be seen: a write into `.data`, a fused function called by hand;
-        call `tunewise.refold(model)` after those."""
-        b, version, where = self._written
-        return b is not self.adapter.b or version != b._version or where != b.data_ptr()
-
-    @torch.no_grad()
-    def undo(self) -> None:
-        """W is W0 again, bit for bit."""
-        oriented(self.adapter.layer.get_base_layer()).detach().index_copy_(1, self.touched, self.original)
-
-    def pristine(self) -> Tensor:
-        """A copy of W0 in the layer's own orientation; W itself keeps the fold."""
-        weight = self.weight.detach().clone()
-        view = weight.T if isinstance(self.adapter.layer.get_base_layer(), Conv1D) else weight
-        view.index_copy_(1, self.touched, self.original)
-        return weight
-
-
 class FoldingLayer(_LayerBehaviour):
     """What a PEFT LoRA layer does once an adapter of ours is on it: the same, over a weight that may be folded."""
 
-    _fold: Fold | None = None
+    _fold: Folded | None = None
+    lean: bool = True
+    """Whether the forward may be one autograd node of ours; without it, it is made of operations that have a second
+    derivative."""
 
     def sync_fold(self) -> None:
         """Fold, refold or undo, as the active adapters want it."""
@@ -114,8 +50,10 @@ class FoldingLayer(_LayerBehaviour):
             fold = None
         if wanted is not None:
             if fold is None:
-                object.__setattr__(self, "_fold", Fold(wanted))
-            elif fold.stale:
+                made = FoldedColumns(wanted) if isinstance(wanted, ColumnAdapter) else FoldedLinks(wanted)
+                object.__setattr__(self, "_fold", made)
+                _PLANS.clear()
+            elif fold.is_stale(wanted.b):
                 fold.write()
 
     def undo_fold(self) -> None:
@@ -123,8 +61,16 @@ class FoldingLayer(_LayerBehaviour):
         if self._fold is not None:
             self._fold.undo()
             object.__setattr__(self, "_fold", None)
+            _PLANS.clear()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not (args or kwargs) and not torch.compiler.is_compiling():
+            found = lean_output(self, x)
+            if found is None and self._fold is None and self.lean:
+                self.sync_fold()
+                found = lean_output(self, x) if self._fold is not None else None
+            if found is not None:
+                return found
         mixed = kwargs.get("adapter_names") is not None
         if not torch.compiler.is_compiling():
             if mixed:
@@ -204,6 +150,8 @@ class FoldingLayer(_LayerBehaviour):
                 if adapter._origin is not None:
                     adapter._origin = adapter._origin.to(adapter.b.device, adapter.b.dtype)
                 adapter.group.forget()
+            elif isinstance(adapter, LowRankAdapter):
+                adapter.finished = [(a.to(adapter.b.device), b.to(adapter.b.device)) for a, b in adapter.finished]
         if folded:
             self.sync_fold()
         return result
@@ -234,15 +182,18 @@ def unfold(layer: LoraLayer) -> None:
         layer.undo_fold()
 
 
-def foldable_adapter(layer: LoraLayer) -> ColumnAdapter | None:
-    """The column adapter that should stand in the layer's weight now, if any."""
-    adapters = [v for v in layer.lora_variant.values() if isinstance(v, ColumnAdapter)]
-    if len(adapters) != 1 or layer.merged or adapters[0].name not in layer.active_adapters:
+def foldable_adapter(layer: LoraLayer) -> ColumnAdapter | LowRankAdapter | None:
+    """The adapter that should stand in the layer's weight now, if any: the one column adapter, else the one low-rank
+    chain that has finished links."""
+    ours = [v for v in layer.lora_variant.values() if isinstance(v, ColumnAdapter | LowRankAdapter)]
+    columns = [v for v in ours if isinstance(v, ColumnAdapter)]
+    candidates: list[Any] = columns or [v for v in ours if v.finished]
+    if len(candidates) != 1 or layer.merged or candidates[0].name not in layer.active_adapters:
         return None
-    return adapters[0] if can_fold(adapters[0]) else None
+    return candidates[0] if can_fold(candidates[0]) else None
 
 
-def can_fold(adapter: ColumnAdapter) -> bool:
+def can_fold(adapter: ColumnAdapter | LowRankAdapter) -> bool:
     """Whether W can be written: a plain, untied, frozen fp32 or fp64 weight (lower precision only on demand: a small
     update would be rounded away), and no dropout on the adapter's input."""
     if adapter.fold_mode == "never":
@@ -263,19 +214,42 @@ def refold(model: nn.Module) -> None:
     Needed only after an update that neither an optimizer made nor torch counts (a write into `.data`), and in a
     compiled model after any update that no optimizer made.
     """
-    _write([a for m in model.modules() if isinstance(m, LoraLayer) for a in adapters_of(m).values()])
+    ours = [a for m in model.modules() if isinstance(m, LoraLayer) for a in adapters_of(m).values()]
+    WriteBack(_folds(ours)).run()
 
 
-def _write(adapters: Iterable[LayerAdapter]) -> None:
+def differentiable_twice(model: nn.Module) -> None:
+    """Make every adapted layer compute by operations that have a second derivative, from now on."""
+    for module in model.modules():
+        if isinstance(module, FoldingLayer):
+            module.lean = False
+            for adapter in adapters_of(module).values():
+                if isinstance(adapter, ColumnAdapter):
+                    adapter.release()
+                    adapter.fold_mode = "never"
+
+
+def _folds(adapters: Iterable[LayerAdapter]) -> list[FoldedColumns]:
+    found = []
     for adapter in adapters:
         fold = getattr(adapter.layer, "_fold", None)
-        if fold is not None and fold.adapter is adapter:
-            fold.write()
+        if isinstance(fold, FoldedColumns) and fold.adapter is adapter:
+            found.append(fold)
+    return found
+
+
+_PLANS: weakref.WeakKeyDictionary[torch.optim.Optimizer, tuple[list[int], WriteBack]] = weakref.WeakKeyDictionary()
+"""For each optimizer what its steps move in weights; forgotten when any layer is folded or unfolded."""
 
 
 def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    _write([a for a in ADAPTERS if isinstance(a, ColumnAdapter) and id(a.b) in stepped])
+    counts = [len(group["params"]) for group in optimizer.param_groups]
+    found = _PLANS.get(optimizer)
+    if found is None or found[0] != counts or not found[1].fits():
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        folds = _folds([a for a in ADAPTERS if isinstance(a, ColumnAdapter) and id(a.b) in stepped])
+        found = _PLANS[optimizer] = (counts, WriteBack(folds))
+    found[1].run()
 
 
 register_optimizer_step_post_hook(_after_optimizer_step)

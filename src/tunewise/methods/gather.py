@@ -52,11 +52,12 @@ class InputGroup:
         """x[..., member.columns], contiguous or a view of the group's one copy."""
         if torch.compiler.is_compiling():
             return x.index_select(-1, member.columns)
-        plan = self._plan = self._plan or self._make_plan()
-        columns, run, places = plan
-        start, stop = places[id(member)]
+        if self._plan is None:
+            self._plan = self._make_plan()
+        columns, run, places = self._plan
         if len(self.members) == 1:
             return take_columns(x, columns, run)
+        start, stop = places[id(member)]
         again = (
             self._taken is not None
             and self._seen is not None

@@ -13,7 +13,7 @@ lora_A.weight is (P r, m), lora_B.weight is (sum of the parts' rows, r), one blo
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -76,11 +76,11 @@ class LayerAdapter(LoraVariant):
 
     @property
     def a(self) -> nn.Parameter:
-        return self.layer.lora_A[self.name].weight
+        return self.layer._modules["lora_A"]._modules[self.name].weight
 
     @property
     def b(self) -> nn.Parameter:
-        return self.layer.lora_B[self.name].weight
+        return self.layer._modules["lora_B"]._modules[self.name].weight
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -134,14 +134,17 @@ class LayerAdapter(LoraVariant):
     @torch.no_grad()
     def delta(self) -> Tensor:
         """dW over all links, fp32 (n, m)."""
-        dense = torch.zeros(
-            self.target.out_features, self.target.in_features, dtype=torch.float32, device=self.b.device
-        )
-        for a, b in self.link_factors():
+        return self.dense_of(self.link_factors())
+
+    @torch.no_grad()
+    def dense_of(self, factors: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype = torch.float32) -> Tensor:
+        """sum s B A over pairs (A (P r, m), stacked B), computed in `dtype`: (n, m)."""
+        dense = torch.zeros(self.target.out_features, self.target.in_features, dtype=dtype, device=self.b.device)
+        for a, b in factors:
             for (start, stop), a_part, b_part in zip(
                 self.target.parts, a.split(self.rank), self.parts_of(b), strict=True
             ):
-                dense[start:stop] += self.scale * (b_part.float() @ a_part.float())
+                dense[start:stop] += self.scale * (b_part.to(dtype) @ a_part.to(dtype))
         return dense
 
     # --- the saved form --------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """Low-rank factors where stock PEFT has no word for it: chains of LoRA (cola, rac), slices of fused projections, and
 rows (cla-rows). Plain lora, asym, lora+, rslora and lora-one on ordinary layers are PEFT's own forward.
 
-Finished links are added beside the active one (their factors are frozen, nothing is kept for them), so the function
-is unchanged across a restart to the last bit of the sum, and W0 is never written.
+Finished links stand in W itself where that can be written (`folded.py`), and the step costs what it cost in the first
+link; elsewhere they are added beside the active one (their factors are frozen, nothing is kept for them).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,10 @@ from tunewise.methods.row_space import columns_of_link, one_hot, random_factor
 
 class LowRankAdapter(LayerAdapter):
     """dW = s sum_j B_j A_j; `finished` holds (A_j (P r, m), stacked B_j)."""
+
+    def __init__(self, *args: Any, fold: str = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fold_mode = fold
 
     @torch.no_grad()
     def draw(self) -> None:
@@ -54,12 +59,25 @@ class LowRankAdapter(LayerAdapter):
     def finish_link(self) -> None:
         self.finished.append((self.a.detach().clone(), self.b.detach().clone()))
 
+    def release(self) -> None:
+        from tunewise.methods.fold import unfold
+
+        unfold(self.layer)
+
+    def engage(self) -> None:
+        from tunewise.methods.fold import FoldingLayer
+
+        if isinstance(self.layer, FoldingLayer):
+            self.layer.sync_fold()
+
     def forward(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: object
     ) -> Tensor:
         """`result` is the base layer's output; returns the layer's output."""
         x = module.lora_dropout[self.name](x)
-        for a, b in [*self.finished, (self.a, self.b)]:
+        fold = getattr(module, "_fold", None)
+        beside = [] if fold is not None and fold.adapter is self else self.finished
+        for a, b in [*beside, (self.a, self.b)]:
             inner = F.linear(x, a.to(self.a.device, self.a.dtype))
             pieces = [
                 F.linear(inner_part, block) * self.scale
