@@ -91,6 +91,9 @@ def run_preset(
     costs: Annotated[
         bool, typer.Option("--costs/--no-costs", help="Measure step time and memory after the runs.")
     ] = True,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that do runs side by side.")] = None,
+    pack: Annotated[int, typer.Option(min=1, help="Runs that are batched over one frozen backbone.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Start where memory or disk look too small.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
@@ -143,7 +146,9 @@ def run_preset(
     title = _title(pair, table, bool(note.changes))
     keep_note(evidence.begin(plan.spec, store, title, None), note)
     with LiveProgress(console, plan) as listener:
-        done = compare(spec, out, title=title, costs=costs, listener=listener, plan=plan)
+        done = compare(
+            spec, out, title=title, costs=costs, listener=listener, plan=plan, force=force, jobs=jobs, pack=pack
+        )
     _show_result(done, console)
 
 
@@ -218,3 +223,59 @@ def _sheet(number: int, runs: Path, everything: bool, preset: str, samples: int)
     from tunewise.paper.runs import found
 
     return sheet_of(number, found(runs), everything=everything)
+
+
+@app.command("sweep")
+def write_sweep(
+    which: Annotated[str, typer.Argument(metavar="TABLE", help="8, 9, 10, 11, 12, 13 or figure6.")],
+    out: Annotated[Path | None, typer.Option(help="YAML file to write.  [default: paper-TABLE.yaml]")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="MODEL/DATA with commas, instead of those that the table is of.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="all that the axes mean something to, or names with commas.")] = "all",
+    model: _Model = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder with the set's public files; of several sets, a folder of such, by key.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="A list with commas, or how many from 0.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    train_size: Annotated[int | None, typer.Option(help="Train on this many examples only.")] = None,
+    validation_size: Annotated[int | None, typer.Option(help="Validate on this many examples only.")] = None,
+    test_size: Annotated[int | None, typer.Option(help="Test on this many examples only.")] = None,
+) -> None:
+    """Write an ablation as the specification of a sweep, for `tunewise sweep`."""
+    import yaml
+
+    from tunewise.cli.compare import _seeds as read_seeds
+    from tunewise.paper.ablations import get_ablation, pairs_of, sweep
+    from tunewise.paper.prepare import prepare
+    from tunewise.spec import parse
+    from tunewise.store.files import write_atomically
+    from tunewise.sweeps.spec import SweepSpec
+
+    ablation = get_ablation(which)
+    presets = [name.strip() for name in (preset or "").split(",") if name.strip()]
+    pairs = pairs_of(ablation, presets)
+    sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": test_size}
+    sources = {
+        pair.data.key: prepare(pair.data, _of_set(data, pair.data.key, len(pairs))).model_copy(update=sizes)
+        for pair in pairs
+    }
+    said = read_seeds(seeds)
+    content = sweep(
+        ablation,
+        sources,
+        presets=presets,
+        methods=[] if methods == "all" else [name.strip() for name in methods.split(",")],
+        model=model,
+        seeds=list(range(said)) if isinstance(said, int) else said or [],
+        training={"epochs": epochs} if epochs else None,
+    )
+    runs = len(parse(SweepSpec, content).runs())
+    out = out or Path(f"paper-{which}.yaml")
+    write_atomically(out, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
+    typer.echo(f"{out}: {runs:,} runs; next: tunewise sweep {out} --dry-run")
+
+
+def _of_set(data: str | None, key: str, sets: int) -> str | None:
+    return data if data is None or sets == 1 else str(Path(data) / key)
