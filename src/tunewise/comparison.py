@@ -59,10 +59,13 @@ def compare(
     again: bool = False,
     track: Sequence[str] = (),
     force: bool = False,
+    jobs: int | None = None,
+    pack: int = 1,
 ) -> Comparison:
     """Run a comparison, or what is missing of it, and write its report under `out`. With `again`, finished runs that
     kept no trajectory where the spec asks for one are trained anew. `track` names trackers to report to: tensorboard,
-    wandb, trackio. `force` starts it where memory or disk look too small.
+    wandb, trackio. `force` starts it where memory or disk look too small. `jobs` does the runs in so many processes of one thread each, `pack` batches up to so many runs over
+    one backbone (see `jobs.execute`); trials, costs and measures are made in this process, one after another.
 
     Raises what `run` and `make_plan` raise, `NoRoom`, and `TunewiseError` where no run came to a good end.
     """
@@ -78,7 +81,7 @@ def compare(
         plan = with_rates(plan, chosen_rates(tuning), store, again=again)
         listener.on(RunsToDo(len(plan.runs) - len(plan.done)))
     folder = evidence.begin(plan.spec, store, title, tuning)
-    records = execute(plan, store, listener, again=again, track=track)
+    records = execute(plan, store, listener, again=again, track=track, jobs=jobs, pack=pack)
     listener.on(Phase("writing the report"))
     known = evidence.Evidence(plan.spec, folder, records, title, tuning=tuning)
     found = conclude(known)  # hours of training are not lost to a failing measure

@@ -71,7 +71,10 @@ def packed(tiny_model: Path, uneven: Path, tmp_path_factory: pytest.TempPathFact
     return store
 
 
-@pytest.mark.parametrize("name", ALONE)
+SLOW = ("lora", "asym", "cola")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in ALONE])
 def test_a_packed_run_is_the_run_by_itself(
     name: str, packed: RunStore, tiny_model: Path, uneven: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_products_do_not_grow_with_runs_and_there_is_one_backbone(tiny_model: Pa
     assert bytes_[1] - bytes_[0] == 4 * 4 * (own + head)  # PEFT keeps the untrained head beside each run's own
 
 
+@pytest.mark.slow
 def test_interrupted_and_gone_on_with_alone(packed: RunStore, tiny_model: Path, uneven: Path, tmp_path: Path) -> None:
     """Every run of a stopped pack has its checkpoint; how it goes on from there is its own affair."""
     specs = [make_spec(tiny_model, uneven, *ALONE[name][:2], **ALONE[name][2]) for name in ("asym", "c3la")]

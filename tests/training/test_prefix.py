@@ -57,7 +57,7 @@ def saved(store: RunStore, spec: RunSpec) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-@pytest.mark.parametrize("method", ["lora", "c3la"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("c3la", marks=pytest.mark.slow)])
 def test_bit_for_bit_where_batches_have_one_shape(method: str, deep_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     """With one example a batch the cache is computed in the shapes of the uncached run: dropout above the prefix is on,
     and every weight and every step's loss is the same to the last bit."""
@@ -75,7 +75,9 @@ def test_bit_for_bit_where_batches_have_one_shape(method: str, deep_model: Path,
     assert two.computed == ["states below block 3 cached"]
 
 
-@pytest.mark.parametrize("method", ["lora", "head", "paca"])
+@pytest.mark.parametrize(
+    "method", ["paca", pytest.param("lora", marks=pytest.mark.slow), pytest.param("head", marks=pytest.mark.slow)]
+)
 def test_padded_batches_agree_within_rounding(method: str, deep_model: Path, tmp_path: Path) -> None:
     """Texts of 4 to 10 tokens in batches of 8: states cached at each text's own length, padded with zeros."""
     data = tmp_path / "uneven.csv"

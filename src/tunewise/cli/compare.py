@@ -69,7 +69,8 @@ def compare(
     prefix_dropout: Annotated[
         bool | None,
         typer.Option(
-            "--prefix-dropout/--no-prefix-dropout", help="Dropout in the frozen blocks below the first trained one, too."
+            "--prefix-dropout/--no-prefix-dropout",
+            help="Dropout in the frozen blocks below the first trained one, too.",
         ),
     ] = None,
     cache_prefix: Annotated[
@@ -126,6 +127,13 @@ def compare(
     force: Annotated[
         bool, typer.Option("--force", help="Start where memory or disk look too small, all the same.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that do runs side by side, one thread each.  [default: all in this one]"),
+    ] = None,
+    pack: Annotated[
+        int | None, typer.Option(min=1, help="Runs that are batched over one frozen backbone.  [default: 1]")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Train several methods over seeds, measure them side by side, recommend one, write report.html.
@@ -178,6 +186,8 @@ def compare(
         "cache_prefix": cache_prefix,
         "out": str(out) if out else None,
         "costs": costs,
+        "jobs": jobs,
+        "pack": pack,
     }
     from tunewise.spec import CompareSpec, load_yaml, merged, parse
 
@@ -190,6 +200,10 @@ def compare(
     content["methods"] = _flags_win(content.get("methods"), given)
     folder = str(content.pop("out", None) or "runs").rstrip("/")
     with_costs = content.pop("costs", True)
+    at_once = {
+        "jobs": _count("jobs", content.pop("jobs", None)),
+        "pack": _count("pack", content.pop("pack", None)) or 1,
+    }
     trackers = _trackers(track, content.pop("track", None))
     title = content.pop("title", None) or "Which fine-tuning method?"
     for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
@@ -207,12 +221,14 @@ def compare(
     console = Console()
     with console.status("reading data and model ..."):
         from tunewise.comparison import compare as run_compare
+        from tunewise.jobs.execute import check_options
         from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
         from tunewise.training.tracking import check_trackers
 
         check_trackers(trackers)
         plan = make_plan(checked, RunStore(folder), again=again)
+        check_options(plan, **at_once, track=trackers)
     _show_plan(plan, console, str(folder))
     if plan.without_trajectory and not again:
         count = len(plan.without_trajectory)
@@ -222,6 +238,8 @@ def compare(
 
         trials = waiting_trials(plan, RunStore(folder))
         console.print(f"{trials} trials for the learning rates come first", highlight=False)
+    if at_once["pack"] > 1:
+        _show_packs(plan, at_once["pack"], console)
     if dry_run:
         if not force:
             from tunewise.preflight import check_room, wanted_of
@@ -239,6 +257,7 @@ def compare(
             again=again,
             track=trackers,
             force=force,
+            **at_once,
         )
     _show_result(found, console)
 
@@ -247,6 +266,27 @@ def _trackers(flag: str | None, from_file: Any) -> list[str]:
     """Names from `--track a,b`, or from a spec file: a name, names with commas, or a list."""
     said = flag or from_file or []
     return [name.strip() for name in said.split(",") if name.strip()] if isinstance(said, str) else list(said)
+
+
+def _count(key: str, number: Any) -> Any:
+    """From a flag or a spec file: a whole number from 1, or nothing."""
+    if number is not None and (type(number) is not int or number < 1):
+        raise SpecError(f"{key} = {number!r}: a whole number from 1 is needed")
+    return number
+
+
+def _show_packs(plan: Plan, most: int, console: Any) -> None:
+    """Which runs go together, and why others do not."""
+    from tunewise.jobs.execute import packs_of
+
+    found = packs_of(plan, most)
+    together = [pack for pack in found if len(pack.runs) > 1]
+    if together:
+        count = sum(len(pack.runs) for pack in together)
+        packs = f"{len(together)} packs, each" if len(together) > 1 else "one pack"
+        console.print(f"{count} runs in {packs} over one backbone", highlight=False)
+    for label, why in {pack.runs[0].method.label: pack.why for pack in found if pack.why is not None}.items():
+        console.print(f"  - {label} by itself: it {why}", style="dim", highlight=False, markup=False)
 
 
 def _flags_win(methods: Any, given: dict[str, Any]) -> Any:

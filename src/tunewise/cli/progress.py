@@ -13,7 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tunewise.cli.live_curves import LiveCurves
 from tunewise.planning import Plan
-from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, RunsToDo, StepDone
+from tunewise.training.events import (
+    EpochDone,
+    Event,
+    Listener,
+    OfRun,
+    Phase,
+    RunFinished,
+    RunStarted,
+    RunsToDo,
+    StepDone,
+)
 
 
 class LiveProgress(Listener):
@@ -40,6 +50,7 @@ class LiveProgress(Listener):
         self.display = Live(Group(self.curves, self.progress), console=console, refresh_per_second=4)
         self.all: TaskID = self.progress.add_task("runs", total=self.todo, note="")
         self.one: TaskID = self.progress.add_task("", total=plan.steps, note="", visible=False)
+        self._others: dict[str, tuple[str, int, TaskID]] = {}
         self._loss: float | None = None
         self._old_handler: Any = None
 
@@ -101,6 +112,8 @@ class LiveProgress(Listener):
                         markup=False,
                         highlight=False,
                     )
+            case OfRun():
+                self._beside(event.run_id, event.event)
             case Phase():
                 self.progress.update(self.one, note=f"{event.name}{', ' if event.detail else ''}{event.detail}")
                 if not self.live and not event.detail and not event.name.startswith("saving"):
@@ -117,6 +130,28 @@ class LiveProgress(Listener):
                 line = f"[{self.finished}/{self.todo}] {self.current}: {event.status} in {event.seconds:.0f} s"
                 left = self._remaining()
                 self.console.print(f"{line}   {left}" if left else line, markup=False, highlight=False)
+
+    def _beside(self, run_id: str, event: Event) -> None:
+        """One of several runs that go on side by side: a line of its own while it does."""
+        label, seed, line = self._others.get(run_id, ("", 0, None))
+        self.curves.current = (label, seed)
+        self.curves.on(event)
+        match event:
+            case RunStarted():
+                self.steps_to_do -= event.first_step
+                name = f"{event.label}, seed {event.seed}"
+                line = self.progress.add_task(name, total=event.total_steps, completed=event.first_step, note="")
+                self._others[run_id] = (event.label, event.seed, line)
+            case StepDone() if line is not None:
+                self.steps_done += 1
+                self.progress.update(line, completed=event.step, note=f"loss {event.loss:.3f}")
+                self.progress.update(self.all, note=self._remaining())
+            case Phase() if line is not None:
+                self.progress.update(line, note=event.name)
+            case RunFinished() if line is not None:
+                self.progress.remove_task(line)
+                self.current = f"{label}, seed {seed}"
+                self.on(event)
 
     def _remaining(self) -> str:
         """Time left at the pace so far, everything that runs do besides stepping included."""

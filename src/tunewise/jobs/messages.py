@@ -1,0 +1,76 @@
+"""What a worker process is told and what it says: lines of JSON over pipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import tunewise.errors
+from tunewise.errors import TunewiseError
+from tunewise.spec import RunSpec
+from tunewise.training import events
+from tunewise.training.events import Event, Interrupted
+from tunewise.training.trajectory import Keep
+
+
+@dataclass(frozen=True)
+class Work:
+    """Runs for one worker: one run, or a pack of them."""
+
+    runs: tuple[RunSpec, ...]
+    trajectory: Keep | None = None
+    again: bool = False
+    track: tuple[str, ...] = ()
+    cache_prefix: bool = False
+
+    def line(self) -> str:
+        rest = {key: value for key, value in asdict(self).items() if key != "runs"}
+        return json.dumps({"runs": [run.model_dump(mode="json") for run in self.runs], **rest})
+
+    @classmethod
+    def read(cls, line: str) -> Work:
+        content = json.loads(line)
+        keep = content["trajectory"]
+        return cls(
+            runs=tuple(RunSpec.model_validate(run) for run in content["runs"]),
+            trajectory=None if keep is None else Keep(**keep),
+            again=content["again"],
+            track=tuple(content["track"]),
+            cache_prefix=content["cache_prefix"],
+        )
+
+
+def said(run_id: str, event: Event) -> str:
+    """An event of a run, as a line."""
+    return json.dumps({"run": run_id, "event": type(event).__name__, **asdict(event)})
+
+
+def heard(line: str) -> tuple[str, Event] | TunewiseError | None:
+    """(run, event); the error that ended the worker's runs; None where they came to their end."""
+    content = json.loads(line)
+    if "done" in content:
+        return None
+    if "error" in content:
+        kind = getattr(tunewise.errors, content["error"], TunewiseError)
+        error: TunewiseError = (Interrupted if content["error"] == "Interrupted" else kind)(content["message"])
+        return error
+    kind = getattr(events, content.pop("event"))
+    return content.pop("run"), kind(**content)
+
+
+def done() -> str:
+    """A worker's last word on its runs."""
+    return json.dumps({"done": True})
+
+
+def failed(error: TunewiseError) -> str:
+    """The same where they ended in an error that the user can mend."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    known = next(name for name in names if name == "Interrupted" or hasattr(tunewise.errors, name))
+    return json.dumps({"error": known, "message": str(error)})
+
+
+def labels(runs: Sequence[RunSpec]) -> str:
+    """Runs in words: `lora, seed 0`."""
+    return "; ".join(f"{run.method.label}, seed {run.seed}" for run in runs)
