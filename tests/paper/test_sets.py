@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -47,7 +48,7 @@ COUNTS = {
     "trec": (5452, None, 500),
     "paws": (8000, None, 8000),
     "django": (16000, 1000, 1805),
-    "openbookqa": (4957, 500, 500),
+    "openbookqa": (4936, 500, 500),
     "folio": (1004, 102, 102),
     "clutrr": (12064, 3019, 1048),
     "e2e": (42061, 4672, 4693),
@@ -72,6 +73,8 @@ def test_known_defects_are_mended_and_said(shared_data):
     folio = prepare(get_set("folio"), str(shared_data / "folio"))
     assert {row["label"] for row in rows(folio)} == {"True", "False", "Uncertain"}
     assert "330 labels 'Unknown' are called 'Uncertain'" in " ".join(folio.notes)
+    book = prepare(get_set("openbookqa"), str(shared_data / "openbookqa"))
+    assert "train: 14 questions removed, which test has with the answers in another order." in book.notes
     paws = prepare(get_set("paws"), str(shared_data / "paws"))
     assert all(row["text"] == row["text"].lower() for row in rows(paws, "test"))
     assert "Scores are not the paper's" in " ".join(paws.notes)
@@ -104,6 +107,33 @@ def test_rte_from_a_hub_has_no_labelled_test_part(tmp_path):
     assert "test: 4 examples without a published label left out" in " ".join(spec.notes)
     assert "halved, stratified by label" in " ".join(spec.notes)
     assert {r["label"] for r in rows(spec, "test")} == {"0", "1"}
+
+
+def test_a_set_is_fetched_by_its_hub_id_and_names_the_commit(tmp_path, monkeypatch):
+    commit, asked = "fedcba9876543210fedcba9876543210fedcba98", []
+    snapshot = tmp_path / "snapshots" / commit
+
+    def snapshot_download(repo, *, repo_type, revision, allow_patterns):
+        asked.append((repo, repo_type, revision, allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    for name in ("rte", "mrpc"):  # two sets of one repository share its snapshot
+        for part in ("train", "validation", "test"):
+            texts = [f"{name} {part} {n}" for n in range(4)]
+            table(snapshot / name / f"{part}-00000-of-00001.parquet", sentence1=texts, sentence2=texts,
+                  label=[0, 1, 0, 1])  # fmt: skip
+    spec = prepare(get_set("rte"))
+    assert asked == [("nyu-mll/glue", "dataset", None, ["rte/*"])]
+    assert spec.notes[0] == f"RTE from the hub's nyu-mll/glue (rte/*) at commit {commit}."
+    assert {row["text"].split()[0] for row in rows(spec)} == {"rte"}
+    table(snapshot / "default" / "train" / "0000.parquet", text=["a", "b"], fine_label=["x", "y"])
+    prepare(get_set("trec50"), None, "v2")
+    prepare(get_set("trec50"))
+    assert [(repo, at) for repo, _, at, _ in asked[1:]] == [
+        ("CogComp/trec", "v2"),
+        ("CogComp/trec", "refs/convert/parquet"),
+    ]
 
 
 def test_trec_from_a_hub_has_its_fine_classes_by_name(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _openbook(path: Path) -> Iterator[Item]:
             raise DataError(f"{where}: four choices are expected")
         answers = {str(one["label"]): str(one["text"]) for one in choices}
         prompt = f"Question: {str(stem).strip()}\n{_lettered([answers[letter] for letter in LETTERS])}"
-        yield Item(prompt, None, label_of(row, ("answerKey",), where), where)
+        yield Item(prompt, None, label_of(row, ("answerKey",), where), where, _unordered(str(stem), answers.values()))
 
 
 openbookqa = by_name(_openbook)
@@ -118,6 +118,11 @@ def folio(folder: Path) -> Parts | None:
     return parts
 
 
+def _unordered(question: str, answers: Iterable[str]) -> str:
+    """What is equal for one question with its answers in any order."""
+    return json.dumps([question.strip(), *sorted(answer.strip() for answer in answers)])
+
+
 def _logic(context: str, question: str, answers: Sequence[str]) -> str:
     return f"Context: {context.strip()}\nQuestion: {question.strip()}\n{_lettered(answers)}"
 
@@ -127,11 +132,13 @@ def _logiqa_two(path: Path) -> Iterator[Item]:
     for line, where in lines(path):
         try:
             row: dict[str, Any] = json.loads(line)
-            prompt = _logic(str(row.get("text", row.get("context"))), str(row["question"]), row["options"])
+            context, options = str(row.get("text", row.get("context"))), row["options"]
+            prompt = _logic(context, str(row["question"]), options)
+            same = _unordered(f"{context} {row['question']}", options)
             answer = row.get("answer", row.get("label"))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{where}: no question with four options ({type(error).__name__}: {error})") from None
-        yield Item(prompt, None, answer if answer is None else _letter(answer, where), where)
+        yield Item(prompt, None, answer if answer is None else _letter(answer, where), where, same)
 
 
 def _logiqa_one(path: Path) -> Iterator[Item]:
@@ -143,7 +150,8 @@ def _logiqa_one(path: Path) -> Iterator[Item]:
         if len(block) < 7 or not re.fullmatch(r"[a-dA-D]", block[0]):
             raise DataError(f"{where}: a letter from a to d is expected, then context, question and four answers")
         answers = [re.sub(r"^[A-D][.)]?\s*", "", line) for line in block[3:]]
-        yield Item(_logic(block[1], block[2], answers), None, block[0].upper(), where)
+        same = _unordered(f"{block[1]} {block[2]}", answers)
+        yield Item(_logic(block[1], block[2], answers), None, block[0].upper(), where, same)
 
 
 def logiqa(folder: Path) -> Parts | None:

@@ -36,7 +36,8 @@ def prepare(known: PaperSet, source: str | None = None, revision: str | None = N
         raise DataError(
             f"{folder}: no files of {known.printed} in a form that is known; see `tunewise paper list --data`"
         )
-    _complete(known, parts)
+    _complete(parts)
+    _part_same(parts)
     notes = [origin, *([known.caveat] if known.caveat else []), *parts.notes]
     paths = _write(known, parts.items)
     paired = any(item.pair is not None for item in parts.items["train"])
@@ -61,14 +62,27 @@ def _source(known: PaperSet, source: str | None, revision: str | None) -> tuple[
             raise DataError(f"{source}: no such folder; give the one that holds the files of {known.printed}")
         return folder, f"{known.printed} from local files."
     wanted = parse_hub_path(f"{HUB_PREFIX}{known.hub}")
-    found = fetch(
-        wanted.repo, kind="dataset", revision=revision or wanted.revision, patterns=[wanted.inner, f"{wanted.inner}*/*"]
-    )
+    found = fetch(wanted.repo, kind="dataset", revision=revision or wanted.revision, patterns=[wanted.inner])
+    inside = found.folder / wanted.inner.rpartition("/")[0]  # other sets of the repository may lie beside it
     at = f" at commit {found.commit}" if found.commit else ""
-    return found.folder, f"{known.printed} from the hub's {wanted.repo} ({wanted.inner}){at}."
+    return inside, f"{known.printed} from the hub's {wanted.repo} ({wanted.inner}){at}."
 
 
-def _complete(known: PaperSet, parts: Parts) -> None:
+def _part_same(parts: Parts) -> None:
+    """Examples that are the same under other texts, in one part alone: test before validation before train."""
+    for part, others in (("validation", ("test",)), ("train", ("validation", "test"))):
+        for other in others:
+            theirs = {item.same: item.text for item in parts.items.get(other, ()) if item.same}
+            mine = parts.items.get(part, [])
+            # one with the very same text is found and reported when the data is split
+            kept = [item for item in mine if theirs.get(item.same, item.text) == item.text]
+            if len(kept) < len(mine):
+                parts.items[part] = kept
+                count = counted(len(mine) - len(kept), "question")
+                parts.notes.append(f"{part}: {count} removed, which {other} has with the answers in another order.")
+
+
+def _complete(parts: Parts) -> None:
     """Parts without labels dropped; half of the validation part as the test part where there is none."""
     for part in list(parts.items):
         unlabelled = [item for item in parts.items[part] if item.label is None]

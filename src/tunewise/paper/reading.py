@@ -27,12 +27,16 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One example. `label` is None where it was never published; `where` names its file and line."""
+    """One example. `label` is None where it was never published; `where` names its file and line.
+
+    `same` is equal for examples that are one although their texts differ: a question with its answers in another order.
+    """
 
     text: str
     pair: str | None
     label: str | None
     where: str
+    same: str = ""
 
 
 @dataclass(slots=True)
