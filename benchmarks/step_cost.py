@@ -28,7 +28,8 @@ import psutil
 import torch
 from costs.clock import Line, clock_of, interleaved, ratios
 from costs.counts import counts
-from costs.lines import FLOOR, FUSED_FLOOR, WAYS, make_line
+from costs.labels import FLOOR, FUSED_FLOOR
+from costs.lines import WAYS, make_line
 from costs.networks import NETWORKS, batch_of, build
 
 from tunewise.quiet import quiet_libraries

@@ -16,15 +16,12 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 
 import tunewise
+from costs.labels import AGAIN, FLOOR, FUSED_FLOOR
 from tunewise.methods.attach import attachment, layer_adapters
 from tunewise.methods.catalog import CATALOG, Chain
 from tunewise.models.head import head_modules
 from tunewise.models.layers import ROLES, Target, find_targets
 from tunewise.training.optimizers import optimizer as method_optimizer
-
-FLOOR = "frozen floor"
-FUSED_FLOOR = "frozen floor, q k v fused"
-AGAIN = "frozen floor again"
 
 Make = Callable[[nn.Module, list[Target], int], nn.Module]
 

@@ -243,14 +243,21 @@ def gradient_of_b(
         return torch.cat(blocks)
     if dtype != grad_y.dtype:
         return torch.mm(grad_y.T, rows).to(dtype).mul_(scale)
-    if torch.compiler.is_compiling() or grad_y.is_cuda or grad_y.numel() < _SMALL:
-        product = torch.mm(grad_y.T, rows)
-        return product if scale == 1.0 else product.mul_(scale)
+    if grad_y.is_cuda or torch.compiler.is_compiling() or grad_y.numel() < _SMALL:
+        return scaled_product(grad_y.T, rows, scale)
     product = torch.mm(rows.T, grad_y)
     return torch.mul(product.T, scale, out=product.new_empty(product.shape[::-1]))
 
 
 _SMALL = 2**17
+
+
+def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale x left @ right in one kernel."""
+    if scale == 1.0 or torch.compiler.is_compiling():
+        product = torch.mm(left, right)
+        return product if scale == 1.0 else product * scale
+    return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scale)
 
 
 def add_to_parts(result: Tensor, pieces: list[Tensor], parts: tuple[Part, ...]) -> Tensor:

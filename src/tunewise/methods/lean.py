@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
-from tunewise.methods.columns import ColumnAdapter, gradient_of_b
+from tunewise.methods.columns import ColumnAdapter, gradient_of_b, scaled_product
 from tunewise.methods.low_rank import LowRankAdapter
 
 
@@ -108,7 +108,7 @@ class _LowRankLinear(torch.autograd.Function):
         wide = flat.to(b.dtype)
         if torch.is_grad_enabled():
             return _differentiable(ctx, x, weight, a, b, flat, wide, shape)
-        grad_inner = torch.mm(wide, b).mul_(ctx.scale)
+        grad_inner = scaled_product(wide, b, ctx.scale)
         grad_x = grad_a = grad_b = None
         if to_x:
             grad_x = torch.mm(flat, weight)

@@ -1,0 +1,175 @@
+"""docs/performance.md and docs/performance.svg from the JSON of `step_cost.py`; nothing on that page is typed by hand.
+
+python benchmarks/write_performance.py CPU.json [GPU.json ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from costs.labels import AGAIN, FLOOR, FUSED_FLOOR
+
+DOCS = Path(__file__).parents[1] / "docs"
+BUSY = 0.6
+"""Load average over processors above which a run is said to be one on a busy machine."""
+
+TARGETS = {"qv": "query and value", "attention": "attention's linears", "all-linear": "all linears"}
+COLUMN_METHODS = ("cla", "r-cla", "c3la", "paca", "d-paca")
+
+INTRODUCTION = """# What a training step costs
+
+Written by `python benchmarks/write_performance.py`; the figures come from `python benchmarks/step_cost.py`.
+
+The limit of every method that adapts a frozen model is the **frozen floor**: the same network, its backbone frozen,
+its task head trained, and a trainable bias on the first adapted layer, so that gradients flow down to that layer and
+nothing is adapted. All times are ratios to it. In each round every line is stepped once, in an order drawn afresh; a
+ratio is the median over the rounds of a line's step over the floor's in the same round, with its distribution-free
+95 % interval. A step is forward, backward and AdamW's update (fused), dropout 0, the head trained in every line.
+
+*{again}* is the floor a second time: how far two equal lines lie apart in this run. *Kept* is what autograd keeps
+between forward and backward, *peak* the most bytes above the resting state in a step, *FLOPs* torch's own count, all
+three over the floor's; *kernels* are operators that compute something, forward + backward + update. These are exact.
+*PaCA, a function a layer* is PaCA as its publication has it: one autograd function a layer, columns written at every
+forward. A chain is in its second link.
+"""
+
+READING = """## What makes the difference
+
+- A folded column method is the layer's own product. What it adds is one copy of r columns for every input (shared by
+  q, k and v), one skinny product a layer in the backward, and the columns' way back into W after the update: one
+  foreach call for runs of columns (`cla`, `c3la`, `d-paca`), a copy a layer for sampled ones, which on a CPU costs a
+  cache line an entry.
+- `lora`, `asym`, `cola`, `rac` accumulate the update into the layer's output, and its gradient into the input's
+  gradient, in place: stock PEFT makes two tensors of the output's size for the first and one of the input's for the
+  second. With weights below fp32, PEFT keeps every input widened to the factors' fp32; here it is kept as it is.
+- The finished links of `cola` and `rac` stand in W itself (a copy of the adapted weights is kept from the second link
+  on), so later links cost what the first did. Where W can't be written they are added beside it.
+- On the network `host` there is next to no arithmetic; what is left is the host's work, as with small models on a GPU
+  in eager mode.
+"""
+
+
+def main() -> None:
+    """Command line."""
+    flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    flags.add_argument("results", type=Path, nargs="+", help="JSON files of step_cost.py")
+    flags.add_argument("--out", type=Path, default=DOCS, help="folder of the page")
+    given = flags.parse_args()
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in given.results]
+    (given.out / "performance.md").write_text(page(runs), encoding="utf-8")
+    plot(runs, given.out / "performance.svg")
+
+
+def page(runs: list[dict[str, Any]]) -> str:
+    """The page as Markdown."""
+    parts = [INTRODUCTION.format(again=AGAIN), "![Step times over the frozen floor](performance.svg)\n"]
+    if not any(run["device"].startswith("cuda") for run in runs):
+        parts.append(
+            "**Figures of a GPU are missing.** The benchmark takes `--device cuda` and has never been run there: no "
+            "such machine was at hand. What follows is of a CPU.\n"
+        )
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        parts.append(f"## {run['device']}\n\n{run['finished'][:10]}; {run['clock']}; {versions}.\n")
+        loads = [max(case["load_average"]) for case in run["cases"]]
+        if max(loads) > BUSY * run["processors"]:
+            parts.append(
+                f"**The machine was not quiet** (load average {min(loads):.1f} to {max(loads):.1f} on "
+                f"{run['processors']} processors). CPU time is not wall time, but caches and memory are shared: read "
+                f"the intervals, and *{AGAIN}*.\n"
+            )
+        parts += [summary(run["cases"])] + [table(case) for case in run["cases"]]
+    return "\n".join([*parts, READING])
+
+
+def summary(cases: list[dict[str, Any]]) -> str:
+    """One row a case: the lines of most interest."""
+    shown = [
+        "full fine-tuning",
+        "PEFT LoRA",
+        "PEFT LoRA, A frozen",
+        "PaCA, a function a layer",
+        "lora",
+        "asym",
+        "cla",
+        "r-cla",
+    ]
+    rows = ["| step over the floor | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
+    for case in cases:
+        found = [case["lines"].get(label) for label in shown]
+        cells = [f"{row['over_floor']['median']:.2f}" if row else "" for row in found]
+        rows.append(f"| {_name(case)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def table(case: dict[str, Any]) -> str:
+    """A case in full."""
+    floor = case["lines"][FLOOR]
+    rows = [
+        f"### {_name(case)}\n",
+        f"{case['about']}; rank {case['rank']}, a batch of {case['batch']} ({case['tokens']} tokens), "
+        f"{case['rounds']} rounds.\n",
+        "| | step over the floor | 95 % | over the fused floor | forward and backward, ms | update, ms | kept | peak |"
+        " FLOPs | kernels |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for label, row in case["lines"].items():
+        ratio, own, kernels = row["over_floor"], row["milliseconds"], row["kernels"]
+        fused = f"{row['over_fused_floor']['median']:.3f}" if row["over_fused_floor"] else ""
+        cells = [
+            label,
+            f"{ratio['median']:.3f}",
+            f"{ratio['low']:.3f} to {ratio['high']:.3f}",
+            fused,
+            f"{own['forward_backward']:.2f}",
+            f"{own['update']:.2f}",
+            f"{row['saved_bytes'] / floor['saved_bytes']:.3f}",
+            f"{row['peak_bytes'] / floor['peak_bytes']:.3f}",
+            f"{row['flops'] / floor['flops']:.3f}",
+            f"{kernels['forward']} + {kernels['backward']} + {kernels['update']}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    if case["left_out_for_memory"]:
+        rows.append(f"\nLeft out for memory: {', '.join(case['left_out_for_memory'])}.")
+    return "\n".join(rows) + "\n"
+
+
+def plot(runs: list[dict[str, Any]], file: Path) -> None:
+    """A panel a case: every line's ratio with its interval."""
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "performance"  # the same input gives the same file
+    import matplotlib.pyplot as plt
+
+    cases = [case for run in runs for case in run["cases"]]
+    across = min(3, len(cases))
+    down = -(-len(cases) // across)
+    figure, axes = plt.subplots(down, across, figsize=(4.2 * across, 3.6 * down), squeeze=False, layout="constrained")
+    for axis, case in zip(axes.flat, cases):
+        lines = {label: row for label, row in case["lines"].items() if label not in (FLOOR, FUSED_FLOOR)}
+        for place, (label, row) in enumerate(lines.items()):
+            ratio = row["over_floor"]
+            color = "#1f77b4" if label.split(",")[0] in COLUMN_METHODS else "#777777"
+            axis.plot([ratio["low"], ratio["high"]], [place, place], color=color, linewidth=2)
+            axis.plot(ratio["median"], place, "o", color=color, markersize=4)
+        axis.axvline(1.0, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(lines)), list(lines), fontsize=7)
+        axis.invert_yaxis()
+        axis.set_title(_name(case), fontsize=8)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.grid(axis="x", linewidth=0.3)
+    for axis in list(axes.flat)[len(cases) :]:
+        axis.remove()
+    figure.supxlabel("step over the frozen floor (median and 95 % interval; column methods blue)", fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def _name(case: dict[str, Any]) -> str:
+    return f"{case['model']}, {TARGETS[case['targets']]}, {case['dtype']}, {case['mode']}"
+
+
+if __name__ == "__main__":
+    main()
