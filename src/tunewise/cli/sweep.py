@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tunewise.errors import SpecError
+
 if TYPE_CHECKING:
     from tunewise.sweeps.driver import Sweep
     from tunewise.sweeps.planning import SweepPlan
@@ -16,7 +18,20 @@ if TYPE_CHECKING:
 def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file; every list in it is an axis.")],
     out: Annotated[Path, typer.Option(help="Where the runs and the sweep's folder go.")] = Path("runs"),
-    on: Annotated[Literal["local"], typer.Option(help="Where the runs are done.")] = "local",
+    on: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where the runs are done: one after another here, or as Ray tasks.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Cluster to join: auto, HOST:6379.  [default: a Ray of this machine's own]")
+    ] = None,
+    cpus_per_run: Annotated[float, typer.Option(help="With --on ray.", min=0.0)] = 1.0,
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(help="With --on ray; may be a part of one.  [default: 1 if there are any]", min=0),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(help="With --on ray: how often a run is done again whose worker died.", min=0)
+    ] = 3,
     force: Annotated[
         bool, typer.Option("--force", help="Start where memory or disk look too small, all the same.")
     ] = False,
@@ -29,6 +44,8 @@ def sweep(
     from tunewise.spec import load_yaml, parse
     from tunewise.sweeps.spec import SweepSpec
 
+    if ray_address is not None and on != "ray":
+        raise SpecError("--ray-address means something with --on ray alone")
     checked = parse(SweepSpec, load_yaml(spec), source=str(spec))
 
     from tunewise.quiet import quiet_libraries
@@ -41,6 +58,7 @@ def sweep(
         from tunewise.store.folders import RunStore
         from tunewise.sweeps.driver import check_sweep, pace_of
         from tunewise.sweeps.driver import sweep as do_sweep
+        from tunewise.sweeps.on_ray import RayOptions
         from tunewise.sweeps.planning import plan_sweep
 
         store = RunStore(out)
@@ -57,7 +75,15 @@ def sweep(
     from tunewise.cli.sweep_progress import SweepProgress
 
     with SweepProgress(console, len(plan.todo)) as listener:
-        found = do_sweep(checked, out, on=on, listener=listener, plan=plan, force=force)
+        found = do_sweep(
+            checked,
+            out,
+            on=on,
+            ray=RayOptions(ray_address, cpus_per_run, gpus_per_run, retries),
+            listener=listener,
+            plan=plan,
+            force=force,
+        )
     _show_result(found, console)
     if found.failed:
         raise typer.Exit(1)

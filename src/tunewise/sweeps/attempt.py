@@ -74,7 +74,12 @@ def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) ->
         raise
     except Exception as error:  # noqa: BLE001 - whatever one run meets, the others are not to be lost to it
         record = failed(spec, store, error, started.isoformat(timespec="seconds"), time.monotonic() - clock)
-    return Outcome(record.id, record.status, time.monotonic() - clock, counting.steps, record.error, scores_of(record))
+    return outcome_of(record, time.monotonic() - clock, counting.steps)
+
+
+def outcome_of(record: RunRecord, seconds: float, steps: int) -> Outcome:
+    """What a record says, and how long it took now."""
+    return Outcome(record.id, record.status, seconds, steps, record.error, scores_of(record))
 
 
 def failed(spec: RunSpec, store: RunStore, error: BaseException, started: str, seconds: float) -> RunRecord:

@@ -26,6 +26,7 @@ from tunewise.sweeps.estimates import Pace, sizes
 from tunewise.sweeps.local import run_local
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.monitor import Monitor, SweepListener
+from tunewise.sweeps.on_ray import RayOptions, run_on_ray
 from tunewise.sweeps.page import write_sweep_page
 from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
@@ -53,7 +54,8 @@ def sweep(
     spec: SweepSpec,
     out: str | Path = "runs",
     *,
-    on: Literal["local"] = "local",
+    on: Literal["local", "ray"] = "local",
+    ray: RayOptions | None = None,
     listener: SweepListener | None = None,
     plan: SweepPlan | None = None,
     force: bool = False,
@@ -61,16 +63,18 @@ def sweep(
     """Do the runs of a sweep, or what is missing of them, and write its tables under `out`.
 
     Two drivers may work on the same runs at once: a run is done by one of them. A run that fails does not stop the
-    others. `force` starts it where memory or disk look too small.
+    others. `ray` says where and how, with on="ray". `force` starts it where memory or disk look too small.
 
     Raises what `plan_sweep` raises, `NoRoom`, `StoreError` on a full disk, and `Interrupted` where the listener asked
     for a stop.
     """
+    if on not in ("local", "ray"):
+        raise SpecError(f"on = {on!r}; choose 'local' or 'ray'")
     listener = listener or SweepListener()
     store = RunStore(out)
     plan = plan or plan_sweep(spec, store, listener)
     if not force:
-        check_sweep(plan, store.root)
+        check_sweep(plan, store.root, at_once=_side_by_side(on, ray, len(plan.todo)))
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
@@ -78,10 +82,10 @@ def sweep(
         f"{socket.gethostname()}; time: {monitor.remaining().words()}"
     )
     try:
-        if on == "local":
-            run_local(monitor, store)
+        if on == "ray":
+            run_on_ray(monitor, store, folder, ray or RayOptions())
         else:
-            raise SpecError(f"on = {on!r}; choose 'local'")
+            run_local(monitor, store)
     except Interrupted:
         monitor.log.say(f"stopped as asked, after {monitor.counts()}; the same command goes on")
         raise
@@ -96,6 +100,13 @@ def sweep(
     failed = sum(row.status in ("failed", "oom") for row in rows)
     monitor.log.say(f"end: {monitor.counts()}")
     return Sweep(plan, rows, folder, page, failed)
+
+
+def _side_by_side(on: str, ray: RayOptions | None, runs: int) -> int:
+    """Runs that share this machine's memory; what the nodes of a cluster have is not known here."""
+    if on == "local" or (ray is not None and ray.address is not None):
+        return 1
+    return max(1, min(runs, int((os.cpu_count() or 1) / max(0.01, ray.cpus if ray else 1.0))))
 
 
 def check_sweep(plan: SweepPlan, out: Path, at_once: int = 1) -> None:

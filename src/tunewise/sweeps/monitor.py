@@ -59,10 +59,11 @@ class Monitor:
         self.log.say(sentence)
         self.listener.swept(self, sentence)
 
-    def begun(self, run_id: str, where: str = "") -> None:
-        """A run has been started, here or elsewhere."""
+    def begun(self, run_id: str, *, note: bool = True) -> None:
+        """A run has been started, here or elsewhere; with `note` the log says so."""
         self.running[run_id] = _Running(self.by_id[run_id], time.monotonic())
-        self.log.say(f"begun    {run_id}  {self.name(self.by_id[run_id].spec)}{f' on {where}' if where else ''}")
+        if note:
+            self.log.say(f"begun {run_id} {self.name(self.by_id[run_id].spec)}")
         self.listener.swept(self, "")
 
     def on(self, run_id: str, event: Event) -> None:
@@ -87,7 +88,7 @@ class Monitor:
             self.pace.note(run, outcome.seconds, outcome.steps)
         words = f"in {duration(outcome.seconds)}" if outcome.steps else "by another process"
         details = ", ".join(part for part in (words, outcome.scores, outcome.error) if part)
-        self.say(f"{outcome.status:<8} {outcome.run_id}  {self.name(run.spec)}: {details}")
+        self.say(f"{outcome.status} {outcome.run_id} {self.name(run.spec)}: {details}")
 
     def remaining(self) -> Remaining:
         """Of all that has not ended, one after another; what is running counts with the rest of its steps."""
