@@ -98,6 +98,13 @@ def test_a_method_far_below_is_named_with_its_score_and_does_not_press_the_other
     assert "head" in step.caption
 
 
+def test_an_interval_wider_than_what_a_share_can_be_does_not_stretch_the_axis():
+    points = [Point(str(i), 1 + i, None, None, 0.9 - 0.1 * i, -0.5, 1.8, True) for i in range(3)]
+    marks = palette.marks([p.method for p in points])
+    low, high = figures.accuracy_against_cost(points, marks, cost="s", score="accuracy").layout.yaxis.range
+    assert -0.2 <= low < 0 and 1 < high <= 1.1
+
+
 def test_nothing_is_off_the_scale_where_scores_are_spread():
     spread = [Point(str(i), 1, None, None, 0.5 + 0.1 * i, None, None, True) for i in range(5)]
     assert figures.off_scale(spread) == set()

@@ -322,6 +322,8 @@ def _score_range(points: Sequence[Point], share: bool) -> tuple[float, float]:
     """Bottom and top of the axis, room left below for what is off the scale."""
     low = min(min(p.score, p.score if p.score_low is None else p.score_low) for p in points)
     high = max(max(p.score, p.score if p.score_high is None else p.score_high) for p in points)
+    if share and all(0 <= p.score <= 1 for p in points):  # a wide interval may leave what such a score can be
+        low, high = max(low, 0.0), min(high, 1.0)
     room = 0.08 * (high - low) or 0.01
     return (low - 2 * room, high + room) if share else (high + 2 * room, low - room)
 
