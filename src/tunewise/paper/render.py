@@ -26,6 +26,7 @@ th, td { padding: .3rem .7rem; text-align: left; white-space: nowrap; border-bot
 th { color: var(--dim); font-weight: 600; position: sticky; top: 0; background: var(--paper) }
 tbody tr:nth-child(even) { background: var(--band) }
 .r { text-align: right }
+td:last-child:not(.r) { white-space: normal; min-width: 18rem }
 li { color: var(--dim); max-width: 60rem }
 """
 

@@ -35,10 +35,6 @@ class PaperSet:
     caveat: str = ""
     """What a reader of scores should know of the set itself; stands among its notes."""
 
-    @property
-    def lower_is_better(self) -> bool:
-        return self.metric == "perplexity"
-
 
 _PARQUET = "@refs%2Fconvert%2Fparquet"
 _GLUE = (text_sets.glue_pairs,)

@@ -82,8 +82,8 @@ def sheet_of(table: int, found: Sequence[Ran], *, everything: bool = False) -> S
         Column("ours_low", "", "csv"),
         Column("ours_high", "", "csv"),
         Column("printed", "printed"),
-        Column("difference", "difference"),
-        *([Column("ours_over_lora", "ours/LoRA"), Column("printed_over_lora", "printed/LoRA")] if ratios else []),
+        Column("difference", "diff."),
+        *([Column("ours_over_lora", "ours/LoRA"), Column("printed_over_lora", "print/LoRA")] if ratios else []),
         Column("seeds", "seeds"),
         Column("printed_within", "within"),
         Column("as_printed", "", "csv"),
@@ -175,7 +175,12 @@ def _row(line: Line, of_cost: bool, ratios: bool) -> list[Entry]:
     text = ""
     if ours is not None:
         half = ours.half_width
-        text = show(ours.mean) + (f" ± {show(half)}" if half is not None else "") + mark
+        text = (
+            ("−" if ours.mean < 0 else "")
+            + show(math.fabs(ours.mean))
+            + (f" ± {show(half)}" if half is not None else "")
+            + mark
+        )
     over = [
         Entry("" if line.ratio is None else f"{line.ratio:.3f}", line.ratio),
         Entry("" if cell.ratio is None else f"{cell.ratio:.3f}", cell.ratio),
@@ -216,8 +221,8 @@ def _signed(value: float, show: Callable[[float], str]) -> str:
 
 def _legend(table: int, lines: Sequence[Line], ran: int, printed: int) -> list[str]:
     said = [
-        "Ours: mean over seeds with its 95 % t interval; within: whether the printed mean, itself of three seeds and "
-        "without an interval, lies in it.",
+        "Ours: mean over seeds with its 95 % t interval; diff.: ours less the print; within: whether the printed mean, "
+        "itself of three seeds and without an interval, lies in it.",
         f"{ran} of {printed} printed models on data sets have runs here.",
     ]
     if table in (3, 16, 17):
