@@ -357,6 +357,26 @@ def test_bf16_weights_with_fp32_factors_give_pefts_outputs_to_a_rounding():
     mine.float().sum().backward()
 
 
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_beside_a_bf16_weight_are_those_of_the_plain_additive_form(name):
+    """A chain in its second link: outputs and gradients to a rounding of bf16; kept bytes as when folded."""
+    results, x = [], X.bfloat16()
+    for model in pair(name, torch.bfloat16):
+        own = x.clone().requires_grad_()
+        y = model(own)
+        y.float().sin().sum().backward()
+        results.append([y, own.grad, *(p.grad.bfloat16() for p in model.parameters() if p.requires_grad)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2**-5, atol=2**-5)
+    assert saved_bytes_of(name) <= 1.035
+
+
+def saved_bytes_of(name: str) -> float:
+    """Kept of a bf16 model, over its floor."""
+    least = floor("all-linear").bfloat16()
+    return saved_for_backward(ours(name, model=base(dtype=torch.bfloat16)), BATCH) / saved_for_backward(least, BATCH)
+
+
 # --- finished links in the weight ------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import StoreError
-from tunewise.methods.gather import InputGroup, take_columns
+from tunewise.methods.gather import InputGroup, run_of, take_columns
 from tunewise.methods.layer_adapter import LayerAdapter
 from tunewise.methods.row_space import columns_of_link, one_hot
 from tunewise.models.layers import Part
@@ -34,6 +34,8 @@ class ColumnAdapter(LayerAdapter):
 
     columns: Tensor
     """The active link's columns, part after part: int64 (P r,), on the layer's device."""
+    run: tuple[int, int] | None
+    """[start, stop) where they are one run."""
 
     def __init__(self, *args: Any, fold: str = "auto", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,6 +81,7 @@ class ColumnAdapter(LayerAdapter):
         return self.target.name if len(self.target.parts) == 1 else f"{self.target.name}[{part}]"
 
     def _select(self, columns: Tensor) -> None:
+        self.run = None if columns.is_meta else run_of(columns)
         self.columns = columns.clone() if self.b.is_meta else columns.to(self.b.device)
         if not self.a.is_meta:
             self.a.data = one_hot(columns, self.target.in_features).to(self.a.device, self.a.dtype)

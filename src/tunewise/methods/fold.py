@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.folded import Folded, FoldedColumns, FoldedLinks, WriteBack
 from tunewise.methods.layer_adapter import ADAPTERS, LayerAdapter, adapters_of
-from tunewise.methods.lean import lean_output
+from tunewise.methods.lean import lean_beside, lean_output
 from tunewise.methods.low_rank import LowRankAdapter
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class FoldingLayer(_LayerBehaviour):
             found = lean_output(self, x)
             if found is None and self._fold is None and self.lean:
                 self.sync_fold()
-                found = lean_output(self, x) if self._fold is not None else None
+                found = lean_output(self, x) if self._fold is not None else lean_beside(self, x)
             if found is not None:
                 return found
         mixed = kwargs.get("adapter_names") is not None

@@ -63,6 +63,26 @@ def lean_output(layer: Any, x: Tensor) -> Tensor | None:
     return cast(Tensor, _low_rank(x, weight, bias, a, b, layer.scaling[name]))
 
 
+def lean_beside(layer: Any, x: Tensor) -> Tensor | None:
+    """The output of a layer whose one active adapter is a column adapter that can't stand in the weight (its precision
+    would round the update away): beside it, in place. None where this is not for us to compute."""
+    active = layer._active_adapter
+    name = active if isinstance(active, str) else active[0] if len(active) == 1 else None
+    adapter, base = layer.lora_variant.get(name), layer._modules["base_layer"]
+    if (
+        type(adapter) is not ColumnAdapter
+        or layer._fold is not None
+        or layer._disable_adapters
+        or layer.merged_adapters
+    ):
+        return None
+    if not _is_plain(base) or adapter.target.fused or _elsewhere() or x.dtype != base.weight.dtype:
+        return None
+    if type(layer.lora_dropout[name]) is not nn.Identity:
+        return None
+    return cast(Tensor, _beside(x, base.weight, base.bias, adapter.b, adapter))
+
+
 class _ColumnLinear(torch.autograd.Function):
     """x (..., m) -> x W^T + bias, B already standing in W; grad_B = s grad_y^T x[..., cols], of which only x[..., cols]
     is kept."""
@@ -81,6 +101,50 @@ class _ColumnLinear(torch.autograd.Function):
         grad_x = torch.matmul(grad_y, weight) if ctx.needs_input_grad[0] else None
         flat, rows = grad_y.reshape(-1, grad_y.shape[-1]), taken.reshape(-1, taken.shape[-1])
         return grad_x, None, None, gradient_of_b(flat, rows, ctx.scale, ctx.dtype, ctx.parts), None
+
+
+class _ColumnsBeside(torch.autograd.Function):
+    """x (..., m) -> x W^T + bias + sum over links of s x[..., cols] B^T; the active link's x[..., cols] is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, adapter: ColumnAdapter) -> Tensor:
+        y = F.linear(x, weight, bias)
+        flat, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        ctx.scale = adapter.layer.scaling[adapter.name]
+        for columns, done in adapter.finished:
+            flat.addmm_(inputs.index_select(1, columns), _factor(done, ctx.scale, y).T)
+        taken = adapter.group.gather(adapter, x)
+        origin = adapter._origin if adapter.holds_weights else None
+        flat.addmm_(taken.reshape(-1, taken.shape[-1]), _factor(b if origin is None else b - origin, ctx.scale, y).T)
+        ctx.save_for_backward(taken, weight, b)
+        ctx.origin, ctx.active, ctx.finished = origin, (adapter.columns, adapter.run), list(adapter.finished)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a column method's node has no second derivative; attach it with fold='never'")
+        taken, weight, b = ctx.saved_tensors
+        flat, rows = grad_y.reshape(-1, grad_y.shape[-1]), taken.reshape(-1, taken.shape[-1])
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.mm(flat, weight)
+            columns, run = ctx.active
+            factor = _factor(b if ctx.origin is None else b - ctx.origin, ctx.scale, flat)
+            if run is not None:
+                grad_x[:, run[0] : run[1]].addmm_(flat, factor)
+            else:
+                grad_x.index_add_(1, columns, torch.mm(flat, factor))
+            for columns, done in ctx.finished:
+                grad_x.index_add_(1, columns, torch.mm(flat, _factor(done, ctx.scale, flat)))
+            grad_x = grad_x.view(*grad_y.shape[:-1], weight.shape[1])
+        grad_b = gradient_of_b(flat, rows, ctx.scale, b.dtype) if ctx.needs_input_grad[3] else None
+        return grad_x, None, None, grad_b, None
+
+
+def _factor(update: Tensor, scale: float, like: Tensor) -> Tensor:
+    """s times an update of columns, in the precision of `like`. Made again in the backward rather than kept."""
+    return (update * scale).to(like.dtype)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -138,6 +202,7 @@ def _differentiable(
 
 # What `Function.apply` looks for in Python before each call, `_elsewhere` has looked for: a quarter of a node's cost.
 _columns = super(torch.autograd.Function, _ColumnLinear).apply
+_beside = super(torch.autograd.Function, _ColumnsBeside).apply
 _low_rank = super(torch.autograd.Function, _LowRankLinear).apply
 
 
