@@ -55,7 +55,8 @@ class ModelSpec(Frozen):
 
 class DataSpec(Frozen):
     """Labelled text or text pairs: csv, tsv, jsonl, parquet (each also .gz), a folder of class folders of .txt
-    files, or `package:MODULE/inner/path` for one of these inside an installed package. Images: a folder of class
+    files, or one of these inside an installed package (`package:MODULE/inner/path`) or a hub's data set
+    (`hub:OWNER/NAME[@REVISION]/inner/path`). Images: a folder of class
     folders, parquet with the images in it, or csv, tsv, jsonl with their paths."""
 
     path: str

@@ -19,7 +19,7 @@ _Text = Annotated[str | None, typer.Option()]
 def compare(
     task: Annotated[
         str | None,
-        typer.Option(help="text, image, causal, regression or choice.  [default: by the form of the data]"),
+        typer.Option(help="text, image, causal, generation, regression or choice.  [default: by the form of the data]"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, or package:MODULE/path.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision to pin.")] = None,
@@ -28,7 +28,10 @@ def compare(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Training file: csv, tsv, jsonl, parquet (also .gz), or a folder of class folders."),
+        typer.Option(
+            help="Training file: csv, tsv, jsonl, parquet (also .gz), or a folder of class folders; "
+            "hub:OWNER/NAME/FILE for one of a hub's data sets."
+        ),
     ] = None,
     validation: Annotated[str | None, typer.Option(help="Validation file; cut from train unless given.")] = None,
     test: Annotated[str | None, typer.Option(help="Test file; cut from train unless given.")] = None,
