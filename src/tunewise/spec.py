@@ -56,8 +56,8 @@ class ModelSpec(Frozen):
 class DataSpec(Frozen):
     """Labelled text or text pairs: csv, tsv, jsonl, parquet (each also .gz), a folder of class folders of .txt
     files, or one of these inside an installed package (`package:MODULE/inner/path`) or a hub's data set
-    (`hub:OWNER/NAME[@REVISION]/inner/path`). Images: a folder of class
-    folders, parquet with the images in it, or csv, tsv, jsonl with their paths."""
+    (`hub:OWNER/NAME[@REVISION]/inner/path`). Images: a folder of class folders, parquet with the images in it, or csv,
+    tsv, jsonl with their paths."""
 
     path: str
     validation: str | None = None
@@ -385,7 +385,8 @@ def _told_apart(methods: list[Any]) -> list[Any]:
     words = {
         "rank": "r",
         "alpha": "alpha",
-        "targets": "on", "layers": "blocks",
+        "targets": "on",
+        "layers": "blocks",
         "links": "links",
         "restart_every": "restarts every",
         "learning_rate": "lr",
