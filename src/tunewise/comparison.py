@@ -74,7 +74,7 @@ def compare(
     store = RunStore(out)
     plan = plan or make_plan(spec, store, again=again)
     if not force:
-        check_room(wanted_of(plan), store.root)
+        check_room(wanted_of(plan), store.root, at_once=jobs or 1)
     tuning = None
     if plan.spec.tuning is not None:
         tuning = tune(plan, store, listener)

@@ -247,7 +247,7 @@ def compare(
         if not force:
             from tunewise.preflight import check_room, wanted_of
 
-            check_room(wanted_of(plan), Path(folder))
+            check_room(wanted_of(plan), Path(folder), at_once=at_once["jobs"] or 1)
         return
     with LiveProgress(console, plan) as listener:
         found = run_compare(

@@ -109,6 +109,7 @@ def facts(
         Fact("Notes on the data", list(dict.fromkeys(n for r in records if r.data for n in r.data.notes)), True),
         Fact("Methods", _methods(comparison, records), True),
         Fact("Training", [_training(comparison)]),
+        Fact("Computation", _computation(records)),
         Fact("Learning rates", [*_rates(records), *tuning_words(tuning)]),
         Fact("Selection", _selection(finished)),
         Fact(
@@ -278,6 +279,18 @@ def _checks(finished: Sequence[RunRecord]) -> list[str]:
     return [
         f"{len(checks)} of {len(finished)} finished runs were saved, loaded again with {loaders} and compared with the "
         f"model in memory: logits differ by at most {worst:.1e}."
+    ]
+
+
+def _computation(records: Sequence[RunRecord]) -> list[str]:
+    """Runs that were not trained by themselves, by how."""
+    ways: dict[str, int] = {}
+    for record in records:
+        for way in record.computed:
+            ways[way] = ways.get(way, 0) + 1
+    return [
+        f"{count} of {len(records)} runs: {way}; equal to a run by itself up to the rounding of fp32."
+        for way, count in ways.items()
     ]
 
 
