@@ -225,7 +225,7 @@ def _caches(store: RunStore, models: set[str] | None, wanted: Wanted) -> Iterato
         if wanted.caches or _is_stale(cache):
             yield Leftover(cache, f"{why}; made again when wanted", _size(cache))
     elif models is not None and "" not in models:
-        for file in sorted(cache.glob("behaviour-*.npz")):
+        for file in sorted([*cache.glob("behaviour-*"), *cache.glob("prefix-*")]):
             if file.name.split("-")[1] not in {digest[:16] for digest in models} and _is_stale(file):
                 yield Leftover(file, "of a base model that no run here is of; made again when wanted", _size(file))
 
