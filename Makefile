@@ -9,10 +9,10 @@ quickstart: .venv/.quickstart
 	$(BIN)/tunewise compare --preset quickstart
 
 test: .venv/.test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-all: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: .venv/.check
 	$(BIN)/ruff format --check src tests
