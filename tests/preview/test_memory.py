@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,11 @@ import pytest
 import torch
 
 from preview.train_child import config_of, head_of
+from tunewise.measures.saved_bytes import saved_for_backward
 from tunewise.methods.catalog import CATALOG
 from tunewise.models.head import prepare
 from tunewise.preview.forecast import forecast
+from tunewise.preview.live_memory import LiveMemory
 from tunewise.spec import MethodSpec
 from tunewise.training.build import facts_of, put_on
 
@@ -40,10 +41,7 @@ def forecast_of(name, method, batch, length, targets):
 def truth(name, method, batch, length, targets):
     script = Path(__file__).with_name("train_child.py")
     command = [sys.executable, str(script), name, method, str(batch), str(length), targets]
-    # Freed blocks go back at once, so that the peak is that of the tensors and not of glibc's free lists.
-    giving = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-    environment = {**os.environ, **giving}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return int(done.stdout.split()[-1])
 
 
@@ -51,18 +49,66 @@ def ratio(*case):
     return forecast_of(*case).memory_bytes / truth(*case)
 
 
-@pytest.mark.parametrize("case", [CASES[2]], ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize("case", [CASES[1], CASES[2]], ids=lambda c: "-".join(map(str, c)))
 def test_memory_is_forecast(case):
     assert 0.90 <= ratio(*case) <= 1.15
 
 
 @pytest.mark.slow
-def test_memory_is_never_forecast_far_too_low_and_mostly_near():
+def test_memory_is_within_15_percent_nine_times_in_ten_and_never_under_90():
     ratios = {case: ratio(*case) for case in CASES}
+    near = [case for case, r in ratios.items() if abs(r - 1) <= 0.15]
+    assert len(near) >= 0.9 * len(ratios), ratios
     assert min(ratios.values()) >= 0.90, ratios
-    assert max(ratios.values()) <= 1.35, ratios
-    near = [case for case, r in ratios.items() if abs(r - 1) <= 0.16]
-    assert len(near) >= 0.7 * len(ratios), ratios
+
+
+@pytest.mark.parametrize(("name", "method"), [("roberta", "lora"), ("llama", "fft"), ("gpt2", "cla")])
+def test_what_is_kept_for_the_backward_is_what_a_real_step_keeps(name, method):
+    """Storages of a real step on the CPU, by autograd's own hooks, against the forecast from the configuration."""
+    config, head = config_of(name), head_of(name)
+    config.num_hidden_layers = 2
+    config.vocab_size = 500
+    expected = forecast(config, head, [MethodSpec(name=method, targets="all-linear")], batch=2, length=32)[0]
+    for key, value in head.config().items():
+        setattr(config, key, value)
+    config.pad_token_id = 0
+    model = head.family.from_config(config)
+    prepare(model, head)
+    model = put_on(model, MethodSpec(name=method, targets="all-linear"), seed=0).train()
+    ids = torch.randint(5, 500, (2, 32))
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids if head.kind == "causal" else ids[:, 0] % 4}
+    assert expected.activation_bytes == pytest.approx(saved_for_backward(model, batch), rel=0.06)
+
+
+def test_a_view_of_what_was_there_before_is_not_counted():
+    weight = torch.empty(1000, 1000, device="meta")
+    with LiveMemory() as live:
+        seen = weight.t()
+        made = seen @ seen
+    assert live.now == made.untyped_storage().nbytes() == live.peak
+    del made
+    assert live.now == 0
+
+
+def test_a_deep_model_is_stepped_at_two_shallow_depths_once_for_all_methods_of_one_step(monkeypatch):
+    """What keeps a plan of an 8 B model within seconds: 17 methods are eight kinds of step, of two and three layers."""
+    import tunewise.preview.step as step
+
+    depths = []
+    simulate = step._simulate
+
+    def counted(config, *rest):
+        depths.append(config.num_hidden_layers)
+        return simulate(config, *rest)
+
+    monkeypatch.setattr(step, "_simulate", counted)
+    config = config_of("llama")
+    config.num_hidden_layers = 32
+    rows = forecast(config, head_of("llama"), [MethodSpec(name=m) for m in CATALOG if m != "head"], batch=2, length=16)
+    assert len(rows) == 16
+    assert set(depths) == {2, 3} and len(depths) <= 16
 
 
 @pytest.mark.parametrize("name", ["minilm", "llama", "vit"])
@@ -103,7 +149,8 @@ def test_the_order_is_as_it_must_be():
     }
     memory = {name: row.memory_bytes for name, row in rows.items()}
     assert memory["head"] < memory["cla"] <= memory["lora"] < memory["fft"]
-    assert rows["cla"].activation_bytes < rows["asym"].activation_bytes <= rows["lora"].activation_bytes
+    assert rows["cla"].activation_bytes == pytest.approx(rows["asym"].activation_bytes, rel=0.01)
+    assert rows["asym"].activation_bytes <= rows["lora"].activation_bytes
     assert rows["c3la"].information_bound == pytest.approx(2 * rows["cla"].information_bound)  # four links: sqrt(4)
     assert rows["head"].information_bound is None
     assert rows["lora"].rank_without_spurious_minima == 89  # r (r + 1) / 2 > 4 x 1000

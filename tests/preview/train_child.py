@@ -33,6 +33,19 @@ def config_of(name):
     return known[name]()
 
 
+def miniature_of(name):
+    config = config_of(name)
+    config.num_hidden_layers, config.hidden_size, config.num_attention_heads = 1, 64, 4
+    for key in ("intermediate_size", "n_inner"):
+        if hasattr(config, key):
+            setattr(config, key, 64)
+    if hasattr(config, "vocab_size"):
+        config.vocab_size = 1000
+    if hasattr(config, "head_dim"):
+        config.head_dim = 16
+    return config
+
+
 def head_of(name):
     from tunewise.models.head import Head
 
@@ -50,23 +63,28 @@ def status(key):
 def main(name, method, batch, length, targets):
     import torch
 
+    from tunewise.measures.peak_memory import give_back_freed_blocks
+
+    give_back_freed_blocks()  # as the cost probe measures it
+    torch.set_num_threads(1)
+    # The libraries' own first-use memory is theirs, not the training's: a miniature is trained before the count.
+    train(miniature_of(name), head_of(name), method, 2, 16, targets)
+    gc.collect()
+    before = status("VmRSS")
+    train(config_of(name), head_of(name), method, batch, length, targets)
+    print(status("VmHWM") - before)
+
+
+def train(config, head, method, batch, length, targets):
+    import torch
+
     from tunewise.methods.attach import attach
     from tunewise.models.head import prepare
     from tunewise.training.optimizers import optimizer
 
-    torch.set_num_threads(1)
-    # The libraries' own first-use memory is theirs, not the training's.
-    small = torch.nn.Linear(8, 8)
-    adamw = torch.optim.AdamW(small.parameters(), fused=True)
-    small(torch.randn(2, 8)).sum().backward()
-    adamw.step()
-    del small, adamw
-    config, head = config_of(name), head_of(name)
     for key, value in head.config().items():
         setattr(config, key, value)
     config.pad_token_id = getattr(config, "pad_token_id", None) or 0
-    gc.collect()
-    before = status("VmRSS")
     model = head.family.from_config(config)
     prepare(model, head)
     model = attach(model, method, rank=8, targets=targets, seed=0).train()
@@ -83,7 +101,6 @@ def main(name, method, batch, length, targets):
         model(**inputs).loss.backward()
         steps.step()
         steps.zero_grad(set_to_none=True)
-    print(status("VmHWM") - before)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tunewise.preview.machine import beyond_tensors
     from tunewise.report.numbers import memory, short_count
 
     console = Console()
@@ -162,7 +163,7 @@ def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
     size = f"batches of {question['batch']} x {length} tokens, {question['dtype']}, AdamW"
     console.print(
         f"\nmemory: of the tensors alive at the worst moment of a step, {size}. kept: between forward and backward. "
-        "disk: the adapter.",
+        f"disk: the adapter. {beyond_tensors(question['device'])}",
         highlight=False,
     )
     if with_bound:

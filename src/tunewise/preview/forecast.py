@@ -24,9 +24,9 @@ ADAM = 2
 
 
 class MethodForecast(BaseModel):
-    """One method. Bytes are those of the tensors alive at the worst moment of a step: a GPU's allocated memory, or a
-    CPU process's above the libraries' own where its allocator gives back what is freed. glibc's does not always: with
-    its default settings blocks below 32 MB stay, and a process has been seen at 1.7 times this."""
+    """One method. Bytes are those of the tensors alive at the worst moment of a step. On a GPU that is the allocator's
+    peak (`max_memory_allocated`); on a CPU what a process holds above its libraries where freed blocks
+    go back to the system, as in the cost probe of `tunewise compare`; `preview.machine` says what comes on top."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -26,19 +26,23 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
         if any(isinstance(a, Tensor) and a.is_meta for a in flat):
-            args, kwargs = tree_unflatten([_as_meta(a) for a in flat], tree)
+            flat = [_as_meta(a) for a in flat]
+            args, kwargs = tree_unflatten(flat, tree)
+        for tensor in flat:
+            if isinstance(tensor, Tensor):  # a storage first met here was there before; a view of it adds nothing
+                self._count(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
         for tensor in tree_flatten(made)[0]:
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                storage = tensor.untyped_storage()
+                self._count(storage, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return made
 
-    def _count(self, storage: Any) -> None:
+    def _count(self, storage: Any, size: int) -> None:
         key = id(storage)
         if key in self._known:
             return
-        size = storage.nbytes()
 
         def freed(_: Any) -> None:
             self.now -= size

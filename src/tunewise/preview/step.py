@@ -40,6 +40,7 @@ class Step:
     kept: float
     """Live between forward and backward: what autograd keeps, and the output."""
     forward_peak: float
+    """With the batch itself, as `peak`."""
     peak: float
     shapes: tuple[tuple[int, int], ...]
     """(outputs n, inputs m) of every adapted layer."""
@@ -111,6 +112,7 @@ def _simulate(
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(f"{type(config).__name__}: a step can't be forecast without weights ({reason})") from None
+    there = sum(t.numel() * t.element_size() for t in inputs.values() if isinstance(t, Tensor))
     trained = [p for p in model.parameters() if p.requires_grad]
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     return Step(
@@ -121,8 +123,8 @@ def _simulate(
         weights=sum(t.numel() * t.element_size() for t in tensors.values()),
         gradients=sum(p.numel() * p.element_size() for p in trained),
         kept=kept,
-        forward_peak=forward_peak,
-        peak=live.peak,
+        forward_peak=there + forward_peak,
+        peak=there + live.peak,
         shapes=tuple((t.out_features, t.in_features) for t in done.targets),
     )
 

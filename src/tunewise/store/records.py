@@ -134,7 +134,9 @@ class CostRecord(_Record):
     ratio_high: float
     samples_per_second: float
     saved_bytes: int = Field(description="exact bytes that autograd keeps for the backward of one batch")
-    peak_bytes: int | None = Field(description="peak memory: RSS of a fresh process, or the device allocator's")
+    peak_bytes: int | None = Field(
+        description="peak memory: RSS of a fresh process that gives back what it frees, or the device allocator's"
+    )
     base_bytes: int | None = Field(description="the same before the first step: what the loaded model takes")
     trainable: int
     joules: float | None = Field(None, description="energy of one step, where the machine counts it")
