@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tunewise.errors import DataError, MeasureError
 from tunewise.measures.finished import FinishedRun
+from tunewise.measures.kept_tensors import keep_tensors, read_tensors
 from tunewise.measures.live_updates import live_updates
 from tunewise.measures.principal_angles import by_chance, principal_angles
 from tunewise.measures.updates import LayerUpdate
@@ -94,21 +93,15 @@ def gradient_spaces(run: FinishedRun, slices: list[Slice], rank: int) -> Spaces:
     except DataError as error:
         raise MeasureError(str(error)) from None
     spaces = {one: (u, v) for one, (u, _, v) in found.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(f".{id(run)}.part")
-    save_file(
-        {f"{side}.{_name(one)}": t.contiguous().cpu() for one, uv in spaces.items() for side, t in zip("uv", uv)},
-        scratch,
-    )
-    scratch.replace(file)
+    keep_tensors(file, {f"{side}.{_name(one)}": t for one, uv in spaces.items() for side, t in zip("uv", uv)})
     return spaces
 
 
 def _read(file: Path, slices: list[Slice]) -> Spaces | None:
+    tensors = read_tensors(file) or {}
     try:
-        tensors = load_file(file)
         return {one: (tensors[f"u.{_name(one)}"], tensors[f"v.{_name(one)}"]) for one in slices}
-    except (OSError, SafetensorError, KeyError):
+    except KeyError:
         return None
 
 

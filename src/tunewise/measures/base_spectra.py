@@ -6,19 +6,14 @@ intruders. Left vectors and values are enough: a right vector is W^T u / s.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from tunewise.measures.kept_tensors import keep_tensors, read_tensors
 from tunewise.measures.spectral_norm import content_of
 
 FOLDER = "base-spectra"
@@ -60,7 +55,7 @@ class BaseSpectra:
         self.made += 1
         found = BaseSpectrum(u.contiguous(), values)
         if file is not None:
-            _keep(file, found)
+            keep_tensors(file, {"u": found.u, "values": found.values})
         return found
 
     def prepare(self, bases: dict[str, Callable[[], Tensor]], said: Callable[[int, int], None]) -> None:
@@ -71,41 +66,10 @@ class BaseSpectra:
 
 
 def _read(file: Path, base: Tensor) -> BaseSpectrum | None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
-            written = (opened.metadata() or {}).get("checksum")
-    except (OSError, SafetensorError):
+    tensors, side = read_tensors(file) or {}, min(base.shape)
+    if tensors.keys() != {"u", "values"}:
         return None
-    if tensors.keys() != {"u", "values"} or written != _checksum(tensors):
-        return None
-    u, values, side = tensors["u"], tensors["values"], min(base.shape)
+    u, values = tensors["u"], tensors["values"]
     if tuple(u.shape) != (base.shape[0], side) or tuple(values.shape) != (side,):
         return None
     return BaseSpectrum(u.to(base.device), values.to(base.device))
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """The sum of all values' bits, taken as whole numbers: against damage on the disk, at the speed of memory."""
-    total = 0
-    for name in sorted(tensors):
-        bits = torch.int64 if tensors[name].dtype == torch.float64 else torch.int32
-        total += int(tensors[name].contiguous().view(bits).sum())
-    return f"{total % 2**64:016x}"
-
-
-def _keep(file: Path, found: BaseSpectrum) -> None:
-    """Whole or not at all; where there is no room it is only made again next time."""
-    scratch = ""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        os.close(handle)
-        tensors = {"u": found.u.cpu(), "values": found.values.cpu()}
-        save_file(tensors, scratch, metadata={"format": "pt", "checksum": _checksum(tensors)})
-        os.replace(scratch, file)
-    except (OSError, SafetensorError) as error:
-        if scratch:
-            with contextlib.suppress(OSError):
-                Path(scratch).unlink()
-        warnings.warn(f"the base model's spectra can't be kept in {file.parent} ({error})", stacklevel=2)

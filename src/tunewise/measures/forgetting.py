@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from tunewise.errors import MeasureError
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.held_out import HeldOut, held_out, masked
+from tunewise.measures.kept_tensors import keep_tensors, read_tensors
 from tunewise.models.language import language_model
 
 
@@ -98,20 +97,19 @@ def drift(before: Tensor, after: Tensor) -> dict[str, float]:
 def _base_behaviour(run: FinishedRun, inputs: HeldOut) -> dict[str, Any]:
     """Features and losses of the base model, computed once per base model and inputs, then read from the cache."""
     digest = run.spec.model.digest or run.spec.model.path.replace("/", "_")
-    file = run.cache / f"behaviour-{digest[:16]}-{inputs.digest}.npz"
-    if not file.exists():
+    file = run.cache / f"behaviour-{digest[:16]}-{inputs.digest}.safetensors"
+    kept = read_tensors(file)
+    if kept is None:
         plain = backbone(run.base)
-        found = {"features": features(plain, inputs, lambda: None).numpy(), "kind": np.array("none")}
+        kept = {"features": features(plain, inputs, lambda: None)}
         known_head = language_model(run.spec.model) if inputs.tokenizer is not None else None
         if known_head is not None:
-            found["losses"] = _language_losses(run, plain, inputs, lambda: None).numpy()
-            found["kind"] = np.array(known_head[0])
-        _write(file, found)
-    with np.load(file) as kept:
-        known: dict[str, Any] = {"features": torch.from_numpy(kept["features"]), "kind": str(kept["kind"])}
-        if "losses" in kept:
-            known["losses"] = torch.from_numpy(kept["losses"])
-        return known
+            kept[f"losses, {known_head[0]}"] = _language_losses(run, plain, inputs, lambda: None)
+        keep_tensors(file, kept)
+    known: dict[str, Any] = {"features": kept["features"]}
+    for name in kept.keys() - {"features"}:
+        known |= {"losses": kept[name], "kind": name.removeprefix("losses, ")}
+    return known
 
 
 def _language_losses(run: FinishedRun, network: nn.Module, inputs: HeldOut, check: Callable[[], None]) -> Tensor:
@@ -143,11 +141,3 @@ def _language_losses(run: FinishedRun, network: nn.Module, inputs: HeldOut, chec
     finally:
         decoder.weight = kept
         setattr(model, model.base_model_prefix, own)
-
-
-def _write(file: Path, arrays: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".part")
-    with scratch.open("wb") as handle:
-        np.savez(handle, **arrays)
-    scratch.replace(file)

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from tunewise.errors import SpecError
+from tunewise.errors import DivergedError, SpecError
 from tunewise.methods.layer_adapter import adapters_of
 
 
@@ -18,7 +18,8 @@ def precondition(optimizer: torch.optim.Optimizer, model: nn.Module, eps: float 
         grad_A <- (B^T B + eps I)^-1 grad_A,    grad_B <- grad_B (A A^T + eps I)^-1.
 
     Both use the factors before the step. A pair of which one is frozen is preconditioned in the other alone; slices
-    of a fused projection are pairs of their own. Raises `SpecError` where the model has no low-rank factors.
+    of a fused projection are pairs of their own. Raises `SpecError` where the model has no low-rank factors; a step
+    raises `DivergedError` where they have run away.
     """
     pairs = _pairs(model)
     if not pairs:
@@ -58,7 +59,16 @@ def _pairs(model: nn.Module) -> list[tuple[Any, Any, list[slice], list[slice]]]:
 
 
 def _solve(gram: torch.Tensor, gradient: torch.Tensor, eps: float) -> torch.Tensor:
-    """(gram + eps I)^-1 gradient in at least fp32; gram is r x r and positive semi-definite."""
+    """(gram + eps I)^-1 gradient in at least fp32; gram is r x r and positive semi-definite. Raises `DivergedError`
+    where it is not, any more: infinite, or so large that eps is lost in its rounding."""
     wide = torch.promote_types(gram.dtype, torch.float32)
     damped = gram.to(wide) + eps * torch.eye(len(gram), dtype=wide, device=gram.device)
-    return torch.cholesky_solve(gradient.to(wide), torch.linalg.cholesky(damped))
+    try:
+        root = torch.linalg.cholesky(damped)
+    except torch.linalg.LinAlgError:
+        largest = float(gram.diagonal().max().sqrt())
+        raise DivergedError(
+            f"the factors have grown too large to be preconditioned (a row of length {largest:.2g}); lower the "
+            "learning rate"
+        ) from None
+    return torch.cholesky_solve(gradient.to(wide), root)

@@ -1,0 +1,55 @@
+"""Tensors that measures keep in a cache: written whole by way of a temporary file, with a checksum of their values, so
+that many processes may write one file and damage on the disk is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def keep_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write fp32 or fp64 `tensors` to `file`, whole or not at all; where there is no room they are only made again
+    next time."""
+    scratch = ""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        os.close(handle)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, scratch, metadata={"format": "pt", "checksum": _checksum(plain)})
+        os.replace(scratch, file)
+    except (OSError, SafetensorError) as error:
+        if scratch:
+            with contextlib.suppress(OSError):
+                Path(scratch).unlink()
+        warnings.warn(f"what was computed can't be kept in {file.parent} ({error})", stacklevel=2)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor] | None:
+    """What `keep_tensors` wrote; None where there is nothing, or it is not as it was written."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
+            written = (opened.metadata() or {}).get("checksum")
+    except (OSError, SafetensorError):
+        return None
+    return tensors if written == _checksum(tensors) else None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, shapes and values: the sum of all values' bits, taken as whole numbers, goes at the speed of memory."""
+    total = zlib.crc32(repr([(name, *tensors[name].shape) for name in sorted(tensors)]).encode())
+    for name in sorted(tensors):
+        bits = torch.int64 if tensors[name].dtype == torch.float64 else torch.int32
+        total += int(tensors[name].contiguous().view(bits).sum())
+    return f"{total % 2**64:016x}"
