@@ -12,8 +12,8 @@ The rule
      noise of the best and the user's `tolerance`. The noise is the binomial standard error of the best's
      score on so many test items or the standard error of its mean over seeds, whichever is larger, and at
      most 3 points;
-   - it is not significantly worse than the best by more than `tolerance` (paired t over seeds, Holm-corrected
-     over all pairs, since the best was picked by its score).
+   - it is not significantly worse than the best by more than `tolerance` (all pairs at once, since the best was
+     picked by its score, with the noise pooled over the methods: `pooled.py`).
 
    Either alone would mislead. "p > 0.05" from 3 seeds is no evidence of equality: a method 10 points below
    the best with a wide interval would pass. The margin is therefore about means, and is made from the best's

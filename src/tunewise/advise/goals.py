@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from tunewise.advise.statistics import Comparison, against_leader, item_standard_error, standard_error
+from tunewise.advise.pooled import against_leader
+from tunewise.advise.statistics import Comparison, item_standard_error, standard_error
 from tunewise.advise.summary import CORRELATIONS, MethodSummary
 from tunewise.errors import SpecError, nearest
 

@@ -11,7 +11,7 @@ from tunewise.advise.decision import ROUNDING, Decision, Limits, Stage, Standing
 from tunewise.advise.doubts import doubts
 from tunewise.advise.goals import Criterion
 from tunewise.advise.pareto import cheaper_by
-from tunewise.advise.statistics import against_leader, pair_confidence, seeds_needed
+from tunewise.advise.pooled import against_leader, seeds_needed
 from tunewise.advise.summary import MethodSummary
 from tunewise.store.records import TuningReport
 
@@ -147,11 +147,9 @@ def _more_evidence(made: Decision) -> list[str]:
     if len(best.seeds) == 1:
         changes.append("More seeds: run at least 3, so that luck in training can be told from merit.")
     elif at and at.comparison.difference and at.comparison.difference.n > 1 and stage.margin > 0:
-        a, b = goal.values(best), goal.values(at.method)
         size = max(stage.margin, at.deficit)
-        differences = [a[s] - b[s] for s in sorted(a.keys() & b.keys())]
-        level = pair_confidence(len(made.entrants))
-        if more := seeds_needed(differences, size, confidence=level, resolution=goal.resolution(best)):
+        scores = {s.label: goal.values(s) for s in made.entrants}
+        if more := seeds_needed(scores, best.label, at.method.label, size, goal.resolution(best)):
             changes.append(
                 f"More seeds: about {more} more would show a difference of {goal.distance(size)} between "
                 f"{best.label} and {at.method.label}, if there is one (four times in five)."

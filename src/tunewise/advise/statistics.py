@@ -174,7 +174,7 @@ def against_reference(
     """Every other method against `reference`, paired by seed and Holm-corrected together, in the order given.
 
     The reference is to be one that was named beforehand; for one that the scores themselves singled out see
-    `against_leader`. Fewer than two common seeds: "not tested", and not counted in the correction. `resolution`:
+    `pooled.against_leader`. Fewer than two common seeds: "not tested", and not counted in the correction. `resolution`:
     see `paired_difference`. Raises `KeyError` where `reference` is not in `scores`.
     """
     base = scores[reference]
@@ -184,34 +184,6 @@ def against_reference(
         _comparison(name, reference, corrected.get(name), higher_is_better, 1 - confidence)
         for name in scores
         if name != reference
-    ]
-
-
-def against_leader(
-    scores: Mapping[str, Mapping[int, float]],
-    leader: str,
-    higher_is_better: bool,
-    confidence: float = 0.95,
-    resolution: float = 0.0,
-) -> list[Comparison]:
-    """Every other method against one that was picked for its score, such as the best: Holm-corrected over *all* pairs.
-
-    The highest of several noisy means is partly luck, and tests against it are tests of the largest of many
-    differences. Corrected for the comparisons with it alone, copies of one method are called different far too
-    often (12 copies at 10 seeds: 18 % of the time). Corrected for all k (k - 1) / 2 pairs that it could have been,
-    the promise holds whoever leads. Otherwise as `against_reference`.
-    """
-    names = list(scores)
-    pairs = {
-        (a, b) if b == leader else (b, a): (scores[a], scores[b]) if b == leader else (scores[b], scores[a])
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-    }
-    corrected = _holm_corrected(pairs, confidence, resolution)
-    return [
-        _comparison(name, leader, corrected.get((name, leader)), higher_is_better, 1 - confidence)
-        for name in names
-        if name != leader
     ]
 
 
@@ -281,13 +253,6 @@ def proportion_interval(hits: int, tries: int, confidence: float = 0.95) -> tupl
     low = float(betaincinv(hits, tries - hits + 1, tail)) if hits else 0.0
     high = float(betaincinv(hits + 1, tries - hits, 1 - tail)) if hits < tries else 1.0
     return low, high
-
-
-def pair_confidence(methods: int, confidence: float = 0.95) -> float:
-    """The level of one interval where all pairs of so many methods are corrected together (Bonferroni: what Holm asks
-    of its first): what a single difference has to meet at worst to be seen among the others."""
-    pairs = max(1, methods * (methods - 1) // 2)
-    return 1 - (1 - confidence) / pairs
 
 
 def seeds_needed(

@@ -83,18 +83,15 @@ def recommend(
 def _further_seeds(summaries: list[MethodSummary], advice: Recommendation, size: float) -> dict[str, int]:
     """Seeds beyond those there are, for each method beside the choice."""
     from tunewise.advise.goals import goals_of
-    from tunewise.advise.statistics import pair_confidence, seeds_needed
+    from tunewise.advise.pooled import seeds_needed
 
     choice = next(s for s in summaries if s.label == advice.choice)
     (goal,) = goals_of("metric", choice)
-    level = pair_confidence(sum(bool(s.seeds) for s in summaries))
+    scores = {s.label: goal.values(s) for s in summaries if s.seeds}
     found = {}
     for s in summaries:
-        common = sorted(s.metric_by_seed.keys() & choice.metric_by_seed.keys())
-        if s is choice or len(common) < 2:
-            continue
-        differences = [s.metric_by_seed[seed] - choice.metric_by_seed[seed] for seed in common]
-        found[s.label] = seeds_needed(differences, size, confidence=level, resolution=goal.resolution(choice))
+        if s is not choice and len(s.metric_by_seed.keys() & choice.metric_by_seed.keys()) > 1:
+            found[s.label] = seeds_needed(scores, s.label, choice.label, size, goal.resolution(choice))
     return found
 
 

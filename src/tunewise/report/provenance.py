@@ -245,8 +245,11 @@ def _seeds(comparison: CompareSpec) -> str:
         return f"One seed ({seeds}): there is no interval, and no difference can be tested."
     return (
         f"Seeds {seeds}. Intervals are 95 % t intervals of the mean over seeds. Methods are compared with "
-        f"{comparison.reference} seed by seed (paired t test), Holm-corrected over the methods. Runs that diverged or "
-        f"failed enter no mean and are listed above."
+        f"{comparison.reference} seed by seed (paired t test), Holm-corrected over the methods. Places, and who is as "
+        "good as the best, come from all pairs at once: Tukey's studentized range with the spread over seeds pooled "
+        "over the methods, which assumes that they scatter alike. Where they plainly do not, a method stands on its "
+        "own spread (Welch, Games and Howell), and no pair is told apart whose own paired t test does not see it, "
+        "one-sided at 95 %. Runs that diverged or failed enter no mean and are listed above."
     )
 
 
@@ -258,7 +261,8 @@ def _costs(costs: CostReport | None) -> list[str]:
     return [
         f"A separate probe on {costs.device}: one batch of {costs.batch or _texts(costs)}, methods timed in turns, "
         f"{counted} steps each after warm-up; medians with 95 % intervals. Kept for the backward are the exact "
-        "bytes that autograd holds for one batch.",
+        "bytes that autograd holds for one batch. Peak memory is the allocator's on a GPU; on a CPU it is the resident "
+        "memory of a fresh process a method, libraries included, that gives back what it frees.",
         f"Energy is the difference of the {costs.energy_source} over at least a second of steps, twice."
         if costs.energy_source
         else "Energy was not measured: this machine keeps no counter that may be read.",

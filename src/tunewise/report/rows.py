@@ -212,8 +212,10 @@ def _legend(reference: str, share: bool, timed: bool) -> list[str]:
     legend = [
         f"1, 2, 3: first, second and third of a column; the smallest is first"
         f"{' in all but the test metric' * share}. A shared place, 1=, means not told apart from "
-        "the leader of its group: for the test metric and the gap "
-        f"by a paired t test over seeds (95 %, Holm-corrected over all pairs){costs if timed else ''}.",
+        "the leader of its group: for the test metric and the gap by all pairs at once (95 %; Tukey's range with the "
+        "noise over seeds pooled over the methods, a louder method's own noise for its own pairs, and the pair's own "
+        f"paired t test besides){costs if timed else ''}. A method that scatters far more over seeds than the others "
+        "(Cochran's C, 1 %) has no place there unless its mean is the best.",
         f"Against {reference}: difference of the test metric{' in points' * share}, paired by seed, with its "
         f"Holm-corrected 95 % interval. “Better” and “worse” are said only where that interval leaves out "
         f"zero, and “smaller” and “larger” of a gap by the same rule.",
