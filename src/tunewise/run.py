@@ -33,6 +33,7 @@ from tunewise.training.build import build_model, facts_of, total_steps
 from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunStarted
 from tunewise.training.journal import Journal
 from tunewise.training.linearised import verify_linearised
+from tunewise.training.ranks import ALONE, Ranks
 from tunewise.training.selection import Selection
 from tunewise.training.tracking import tracked
 from tunewise.training.trainer import make_trainer
@@ -43,6 +44,7 @@ def run(
     spec: RunSpec,
     store: RunStore,
     *,
+    among: Ranks = ALONE,
     task: Task | None = None,
     listener: Listener | None = None,
     trajectory: Keep | None = None,
@@ -57,7 +59,8 @@ def run(
     `trajectory` keeps snapshots of the training in the run's folder; the result is the same to the last bit. A
     finished run that kept none is trained anew for them only with `again`. `track` names trackers of
     `training.tracking` that the Trainer reports to. `build` makes the model in another way than `build_model`, and
-    `computed` says for the record, in words, what was not computed as in a run by itself.
+    `computed` says for the record, in words, what was not computed as in a run by itself. `among`: the processes that
+    train this model together, each of which calls this with the same arguments; the first one has the lease and writes.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
@@ -69,7 +72,7 @@ def run(
         Interrupted: the listener asked for a stop.
     """
     listener = listener or Listener()
-    done = store.finished(spec.id)
+    done = among.first(lambda: store.finished(spec.id))
     if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
         return done
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -79,21 +82,21 @@ def run(
     results: Results | None = None
     check: Check | None = None
     problem: str | None = None
-    with store.lease(spec.id) as folder, full_disk_named(folder):
-        since = store.finished(spec.id)  # by another process, between the first look and the lease
+    with among.lease(store, spec.id) as folder, full_disk_named(folder):
+        since = among.first(lambda: store.finished(spec.id))  # by another, between the first look and the lease
         if since is not None and done is None:
             return since
-        store.begin(spec)
+        among.first(lambda: store.begin(spec))
         try:
             model = build(spec, task)
             model_facts = facts_of(model)
-            results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track)
+            results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track, among)
         except DivergedError as error:
             status, problem = "diverged", str(error)
         except Pruned as error:
             status, problem = "pruned", str(error)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or among.world > 1:  # of several one alone: their launcher ends the others
                 raise
             status = "oom"
             problem = "out of memory; use a smaller batch_size, max_length or rank, or another method"
@@ -109,11 +112,11 @@ def run(
             results=results,
             check=check,
             error=problem,
-            computed=list(computed),
-            files=store.checksums(spec.id),
+            computed=[*computed, *among.words],
+            files=among.first(lambda: store.checksums(spec.id)),
         )
-        store.write(record)
-        store.tidy(spec.id)
+        among.first(lambda: store.write(record))
+        among.first(lambda: store.tidy(spec.id))
     gc.collect()  # layers and adapters refer to each other: without this the finished model waits for the collector
     listener.on(RunFinished(spec.id, record.status, record.seconds))
     return record
@@ -126,6 +129,21 @@ def _has_no_beginning(spec: RunSpec, folder: Path, steps: int, checkpoint: Path,
     return not is_whole(folder / TRAJECTORY, wanted.count, steps, until=checkpoints.step_of(checkpoint))
 
 
+def _beginning(spec: RunSpec, folder: Path, steps: int, trajectory: Keep | None, selection: Selection) -> Path | None:
+    """The checkpoint to go on from; None for the start, where nothing is left that could be taken for this run's."""
+    if spec.method.name == "peft:adalora":  # its ranks change, and PEFT can't load such a checkpoint into a fresh model
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    checkpoint = checkpoints.latest(folder / "checkpoints")
+    if checkpoint and _has_no_beginning(spec, folder, steps, checkpoint, trajectory):
+        shutil.rmtree(folder / "checkpoints")
+        checkpoint = None
+    if checkpoint is None:  # from the start: nothing of an earlier, damaged run may be taken for this one's
+        selection.forget()
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        (folder / "predictions.npz").unlink(missing_ok=True)
+    return checkpoint
+
+
 def _train_and_measure(
     model: nn.Module,
     spec: RunSpec,
@@ -134,22 +152,14 @@ def _train_and_measure(
     listener: Listener,
     trajectory: Keep | None,
     track: Sequence[str],
+    among: Ranks,
 ) -> tuple[Results, Check]:
-    journal = Journal(folder / "history.jsonl")
-    selection = Selection(folder / "selected", by=spec.training.select)
-    if spec.method.name == "peft:adalora":  # its ranks change, and PEFT can't load such a checkpoint into a fresh model
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    journal = Journal(folder / "history.jsonl", writes=among.main)
+    selection = Selection(folder / "selected", by=spec.training.select, writes=among.main)
     steps = total_steps(spec, len(task.train))
-    checkpoint = checkpoints.latest(folder / "checkpoints")
-    if checkpoint and _has_no_beginning(spec, folder, steps, checkpoint, trajectory):
-        shutil.rmtree(folder / "checkpoints")
-        checkpoint = None
+    checkpoint = among.first(lambda: _beginning(spec, folder, steps, trajectory, selection))
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    journal.rewind(first_step)
-    if checkpoint is None:  # from the start: nothing of an earlier, damaged run may be taken for this one's
-        selection.forget()
-        shutil.rmtree(folder / "adapter", ignore_errors=True)
-        (folder / "predictions.npz").unlink(missing_ok=True)
+    among.first(lambda: journal.rewind(first_step))
     listener.on(RunStarted(spec.id, spec.method.label, spec.seed, steps, first_step))
 
     with tracked(track, spec, folder) as name:
@@ -164,15 +174,16 @@ def _train_and_measure(
             trajectory=trajectory,
             track=track,
             name=name,
+            among=among,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    listener.check()
+    among.check(listener)
 
     listener.on(Phase("measuring"))
     epoch = selection.take(model)
     size = 4 * spec.training.batch_size
     scored = {
-        name: evaluate(model, task, split, batch_size=size, on_batch=listener.check)
+        name: evaluate(model, task, split, batch_size=size, on_batch=among.own_check(listener))
         for name, split in (("train", task.train), ("validation", task.validation), ("test", task.test))
     }
     results = Results(
@@ -186,13 +197,16 @@ def _train_and_measure(
         confusion=task.confusion(scored["test"].logits, scored["test"].labels),
     )
     train_losses = task.losses(scored["train"].logits, scored["train"].labels)
-    _keep_predictions(folder / "predictions.npz", scored["test"], train_losses)
     listener.on(Phase("saving and checking"))
+    among.first(lambda: _keep_predictions(folder / "predictions.npz", scored["test"], train_losses))
+    return results, among.first(lambda: _save_and_check(model, spec, task, folder))
+
+
+def _save_and_check(model: nn.Module, spec: RunSpec, task: Task, folder: Path) -> Check:
     save(model, folder / "adapter")
     rows = task.test[: min(16, len(task.test))]
     again = verify_linearised if spec.training.linearised else verify
-    check = again(model, folder / "adapter", task.load_model(spec.seed), task.collate(rows))
-    return results, check
+    return again(model, folder / "adapter", task.load_model(spec.seed), task.collate(rows))
 
 
 def _keep_predictions(path: Path, test: Evaluation, train_losses: Tensor) -> None:

@@ -19,6 +19,7 @@ from tunewise.cli import recommend as recommend_verb
 from tunewise.cli import report as report_verb
 from tunewise.cli import runs as runs_verb
 from tunewise.cli import sweep as sweep_verb
+from tunewise.cli import train as train_verb
 from tunewise.errors import TunewiseError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan_verb.plan)
 app.command("compare")(compare_verb.compare)
+app.command("train")(train_verb.train)
 app.command("sweep")(sweep_verb.sweep)
 app.command("recommend")(recommend_verb.recommend)
 app.command("report")(report_verb.report)

@@ -66,6 +66,9 @@ class OfRun:
 Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo | OfRun
 
 
+STOPPED = "stopped; run the same command again to go on from the last checkpoint"
+
+
 class Listener:
     """Receives events; `stop_requested` is looked at between steps and batches."""
 
@@ -77,7 +80,7 @@ class Listener:
     def check(self) -> None:
         """Raise `Interrupted` where a stop has been asked for."""
         if self.stop_requested:
-            raise Interrupted("stopped; run the same command again to go on from the last checkpoint")
+            raise Interrupted(STOPPED)
 
 
 class Interrupted(TunewiseError):

@@ -11,13 +11,17 @@ from tunewise.store.files import write_atomically
 
 
 class Journal:
-    """Appends lines; a run that is resumed first drops what came after its checkpoint."""
+    """Appends lines; a run that is resumed first drops what came after its checkpoint. One that does not write is for
+    those of several processes that another writes for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
 
     def write(self, **entry: Any) -> None:
         """Append one line."""
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
@@ -36,6 +40,8 @@ class Journal:
 
     def rewind(self, step: int) -> None:
         """Keep the entries up to optimizer step `step`; 0 empties the file."""
+        if not self.writes:
+            return
         kept = [entry for entry in read_history(self.path) if entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in kept)
         write_atomically(self.path, text)

@@ -18,13 +18,16 @@ class Selection:
     Offering an epoch again (after a resume) has the same outcome as the first time.
     """
 
-    def __init__(self, folder: Path, by: Literal["loss", "metric"]) -> None:
+    def __init__(self, folder: Path, by: Literal["loss", "metric"], *, writes: bool = True) -> None:
         self.folder = folder
+        self.writes = writes
         self.by = by
         self.note = folder.with_suffix(".json")
 
     def offer(self, model: nn.Module, epoch: int, loss: float, metric: float, lower_is_better: bool = False) -> None:
         """Keep the model's trained tensors if this epoch is the best so far."""
+        if not self.writes:
+            return
         rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
         best = self._best()
         if best is not None and epoch > best["epoch"] and rank <= best["rank"]:

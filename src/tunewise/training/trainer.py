@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -29,19 +31,25 @@ from tunewise.training.checkpoints import seal
 from tunewise.training.events import EpochDone, Listener, StepDone
 from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
+from tunewise.training.ranks import ALONE, Ranks, ShareLoader, Shares, scaled
 from tunewise.training.selection import Selection
 from tunewise.training.trajectory import TRAJECTORY, Keep, TrajectoryCallback
 
 
 class RunTrainer(Trainer):
-    """Differs from its parent in three things: the optimizer is the method's, evaluation is `measures.quality`, and
-    a loss that is not finite ends the run at once."""
+    """Differs from its parent in four things: the optimizer is the method's, evaluation is `measures.quality`, a loss
+    that is not finite ends the run at once, and several processes share the very batches that one would train on."""
 
-    def __init__(self, *args: Any, spec: RunSpec, task: Task, listener: Listener, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, spec: RunSpec, task: Task, listener: Listener, among: Ranks = ALONE, **kwargs: Any
+    ) -> None:
         self.spec = spec
         self.task = task
         self.listener = listener
+        self.among = among
+        self.shares = Shares(len(task.train), spec.training.batch_size, spec.seed, among)
         self.last_loss = math.nan
+        self.stop_requested = False
         super().__init__(*args, **kwargs)
 
     @property
@@ -58,9 +66,25 @@ class RunTrainer(Trainer):
             )
         return self.optimizer
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if self.among.world == 1:
+            return super().get_train_dataloader()
+        examples: Any = self.task.train
+        return ShareLoader(examples, batch_sampler=self.shares, collate_fn=self.task.collate)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.among.world == 1:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        assert isinstance(model, DistributedDataParallel)  # what averages the gradients
+        outputs = model(**inputs)
+        units = float(self.task.weights(outputs.logits, inputs["labels"]).sum())
+        return scaled(outputs.loss, units * self.shares.counts(self.state.global_step), self.among)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        self.last_loss = float(loss)
+        total, stops = self.among.sums(float(loss), float(self.listener.stop_requested))
+        self.last_loss = total / self.among.world
+        self.stop_requested = stops > 0
         if not math.isfinite(self.last_loss):
             raise DivergedError(
                 f"the training loss is {self.last_loss} at step {self.state.global_step + 1}; lower the learning rate "
@@ -74,7 +98,7 @@ class RunTrainer(Trainer):
             self.task,
             self.task.validation,
             batch_size=4 * self.spec.training.batch_size,
-            on_batch=self.listener.check,
+            on_batch=self.among.own_check(self.listener),
         ).scores
         metrics = {"eval_loss": scored.loss, **{f"eval_{k}": v for k, v in scored.metrics.items()}}
         if self.args.report_to:
@@ -118,7 +142,7 @@ class RunCallback(TrainerCallback):
         rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
         self.journal.write(kind="step", step=state.global_step, epoch=epoch, loss=loss, learning_rate=rate)
         self.listener.on(StepDone(state.global_step, state.max_steps, epoch, loss))
-        if self.listener.stop_requested:
+        if self.trainer.stop_requested or (self.trainer.among.world == 1 and self.listener.stop_requested):
             control.should_save = True
             control.should_training_stop = True
 
@@ -138,7 +162,10 @@ class RunCallback(TrainerCallback):
         self.listener.on(EpochDone(epoch, metrics["eval_loss"], self.task.metric, scores[self.task.metric]))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        assert self.trainer is not None
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        self.trainer.among.any(False)  # all have put their part into it
+        self.trainer.among.first(lambda: seal(folder))
 
 
 def make_trainer(
@@ -153,15 +180,18 @@ def make_trainer(
     trajectory: Keep | None = None,
     track: Sequence[str] = (),
     name: str | None = None,
+    among: Ranks = ALONE,
 ) -> RunTrainer:
     """A Trainer that leaves sealed checkpoints in `folder/checkpoints`, the selected weights in `selection` and, where
-    it is asked for, the path there in `folder/trajectory`. It reports to the trackers `track` under `name`."""
+    it is asked for, the path there in `folder/trajectory`. It reports to the trackers `track` under `name`. Of the
+    processes `among` which this one trains, the first writes."""
     training = spec.training
     steps = total_steps(spec, len(task.train))
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=math.ceil(training.batch_size / among.world),
+        use_cpu=among.world > 1 and not torch.cuda.is_available(),  # else several processes without GPUs stay apart
         learning_rate=spec.learning_rate,
         weight_decay=spec.weight_decay,
         warmup_steps=training.warmup_ratio,
@@ -185,7 +215,11 @@ def make_trainer(
         dataloader_pin_memory=False,
     )
     callback = RunCallback(spec, task, listener, journal, selection)
-    kept = [TrajectoryCallback(folder / TRAJECTORY, trajectory.count, full=trajectory.full)] if trajectory else []
+    kept = (
+        [TrajectoryCallback(folder / TRAJECTORY, trajectory.count, full=trajectory.full)]
+        if trajectory and among.main
+        else []
+    )
     _ = arguments.device  # sets the number of GPUs, of which a run takes one: DataParallel would change the batch
     arguments._n_gpu = min(arguments._n_gpu, 1)
     trainer = RunTrainer(
@@ -198,6 +232,7 @@ def make_trainer(
         spec=spec,
         task=task,
         listener=listener,
+        among=among,
     )
     callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,163 @@
+"""`tunewise train`: one run. Started by `torchrun` or `accelerate launch`, on several processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewise.errors import SpecError, TunewiseError
+
+if TYPE_CHECKING:
+    from tunewise.planning import Plan
+    from tunewise.store.records import RunRecord
+    from tunewise.training.ranks import Ranks
+
+
+def train(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC]", help="YAML file as of a comparison; flags given here win.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, hub id, or package:MODULE/path.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training file, or a folder of class folders.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation file; cut from train unless given.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test file; cut from train unless given.")] = None,
+    task: Annotated[str | None, typer.Option(help="[default: by the form of the data]")] = None,
+    method: Annotated[str | None, typer.Option(help="One name from the catalog.")] = None,
+    rank: Annotated[int | None, typer.Option(help="[default: 8]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="The scale is alpha / rank.  [default: 2 x rank]")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Layers: qv, attention, all-linear, or names with commas.  [default: qv]")
+    ] = None,
+    links: Annotated[int | None, typer.Option(help="Of a chain.")] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of all processes together.  [default: 16]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: the method's own]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="[default: 0]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut to.  [default: 128]")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.  [default: an epoch]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the run goes.  [default: runs]")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start where memory or disk look too small, all the same.")
+    ] = False,
+) -> None:
+    """Train one method once: an ordinary run folder with adapter, record and history.
+
+    The same command again goes on, or says what came of it. On several processes, each with a copy of the model and a
+    share of every batch: torchrun --nproc-per-node 2 -m tunewise train ..., or accelerate launch -m tunewise train ...
+    """
+    given: dict[str, Any] = {
+        "task": task,
+        "model": {"path": model},
+        "data": {"path": data, "validation": validation, "test": test},
+        "training": {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "max_length": max_length,
+            "save_every": save_every,
+        },
+        "seeds": None if seed is None else [seed],
+        "out": str(out) if out else None,
+    }
+    own: dict[str, Any] = {"name": method, "rank": rank, "alpha": alpha, "links": links}
+    own["targets"] = targets.split(",") if targets and "," in targets else targets
+    plan_and_run(_content(spec, given, own), force=force)
+
+
+def _content(spec: Path | None, given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """File and flags together; a file of several methods or seeds needs to be told which."""
+    from tunewise.spec import load_yaml, merged
+
+    content = merged(load_yaml(spec) if spec else {}, given)
+    for name in ("model", "data"):
+        if not content.get(name):
+            raise SpecError(f"{name!r} is missing: give --{name}, or a spec file")
+    for key in ("tuning", "measures", "measure_settings", "trajectory", "reference", "costs", "title", "track"):
+        content.pop(key, None)
+    listed = content.pop("methods", content.pop("method", None))
+    common = {key: content.pop(key) for key in ("rank", "alpha", "targets", "layers") if key in content}
+    named = [name.strip() for name in listed.split(",")] if isinstance(listed, str) else list(listed or [])
+    rows: list[dict[str, Any]] = [{"name": row} if isinstance(row, str) else row for row in named]
+    if own["name"] is not None:
+        rows = [row for row in rows if row.get("name") == own["name"]][:1] or [{"name": own["name"]}]
+    if len(rows) != 1:
+        names = ", ".join(str(row.get("name")) for row in rows)
+        raise SpecError(f"train takes one method: give --method{f', one of {names}' if names else ''}")
+    said = {key: value for key, value in own.items() if value is not None}
+    if given["training"]["learning_rate"] is not None:  # a flag stands above what a file says of the method
+        rows[0] = {key: value for key, value in rows[0].items() if key != "learning_rate"}
+    content["methods"] = [{**common, **rows[0], **said}]
+    if "seed" in content:
+        content["seeds"] = [content.pop("seed")]
+    content.setdefault("seeds", [0])
+    return content
+
+
+def plan_and_run(content: dict[str, Any], *, force: bool) -> None:
+    """Do the run; of several processes the first one speaks."""
+    from tunewise.spec import CompareSpec, parse
+
+    folder = str(content.pop("out", None) or "runs").rstrip("/")
+    checked = parse(CompareSpec, {**content, "reference": content["methods"][0]["name"], "measures": "none"})
+    if len(checked.seeds) != 1:
+        raise SpecError(f"train takes one seed: give --seed, one of {', '.join(map(str, checked.seeds))}")
+
+    from tunewise.quiet import quiet_libraries
+
+    quiet_libraries()
+    from tunewise.planning import make_plan
+    from tunewise.preflight import check_room, wanted_of
+    from tunewise.store.folders import RunStore
+    from tunewise.training.ranks import ranks
+
+    try:
+        among = ranks()
+        store = RunStore(folder)
+        plan = make_plan(checked, store)
+        if checked.training.batch_size < among.world:
+            raise SpecError(f"batch_size {checked.training.batch_size} can't be shared by {among.world} processes")
+        if not force:
+            among.first(lambda: check_room(wanted_of(plan), store.root, at_once=among.world))
+        record = _run(plan, store, among)
+    except TunewiseError as error:
+        if int(os.environ.get("RANK", "0")):  # the first process says it
+            raise typer.Exit(error.exit_code) from None
+        raise
+    if among.main:
+        _show(record, store.folder(record.id))
+    if record.status != "done":
+        raise typer.Exit(4 if record.status == "diverged" else 1)
+
+
+def _run(plan: Plan, store: Any, among: Ranks) -> RunRecord:
+    from rich.console import Console
+
+    from tunewise.cli.progress import LiveProgress
+    from tunewise.run import run
+
+    console = Console(quiet=not among.main)
+    if among.main and not plan.done:
+        facts = plan.methods[0].facts
+        shared = f", shared by {among.world} processes" if among.world > 1 else ""
+        console.print(
+            f"{plan.methods[0].method.label} on {plan.spec.model.path}: {facts.trainable:,} trained parameters, "
+            f"{plan.steps:,} steps of {plan.spec.training.batch_size} examples{shared}",
+            highlight=False,
+        )
+    with LiveProgress(console, plan) as listener:
+        return run(plan.runs[0], store, task=plan.task, listener=listener, among=among)
+
+
+def _show(record: RunRecord, folder: Path) -> None:
+    if record.results is None:
+        typer.echo(f"{record.status}: {record.error}")
+    else:
+        results = record.results
+        values = [f"{key} {value:.4g}" for key, value in results.test.metrics.items()]
+        typer.echo(f"test: loss {results.test.loss:.4f}, {', '.join(values)} (epoch {results.selected_epoch})")
+        typer.echo(f"adapter  {folder / 'adapter'}")

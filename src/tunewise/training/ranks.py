@@ -1,0 +1,150 @@
+"""The processes that train one model together: started by `torchrun` or `accelerate launch`, or one alone.
+
+Every process does the same in the same order; the first one alone writes. What it finds out or decides (which
+checkpoint, who has the run) the others are told. With one process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.data_loader import SeedableRandomSampler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tunewise.errors import SpecError, TunewiseError
+from tunewise.store.folders import RunStore
+from tunewise.training.events import STOPPED, Interrupted, Listener
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def first(self, work: Callable[[], _Found]) -> _Found:
+        """What the first process finds, for all; a `TunewiseError` of its own is raised by all."""
+        if self.world == 1:
+            return work()
+        told: list[Any] = [None, None]
+        if self.main:
+            try:
+                told[0] = work()
+            except TunewiseError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0)
+        if told[1] is not None:
+            raise told[1]
+        found: _Found = told[0]
+        return found
+
+    def sums(self, *values: float) -> list[float]:
+        """The sum of each value over all processes."""
+        if self.world == 1:
+            return list(values)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds anywhere."""
+        return self.sums(float(flag))[0] > 0
+
+    @property
+    def words(self) -> list[str]:
+        """For the record: nothing of one process."""
+        return [] if self.world == 1 else [f"trained by {self.world} processes, each with a share of every batch"]
+
+    def check(self, listener: Listener) -> None:
+        """Raise `Interrupted` in all where one is to stop."""
+        if self.any(listener.stop_requested):
+            raise Interrupted(STOPPED)
+
+    def own_check(self, listener: Listener) -> Callable[[], None]:
+        """The listener's own check where it is the only one; one of several may not stop by itself."""
+        return listener.check if self.world == 1 else lambda: None
+
+    @contextlib.contextmanager
+    def lease(self, store: RunStore, run_id: str) -> Iterator[Path]:
+        """The run's lease, held by the first process for all. Raises `LeaseHeld` in all."""
+        with contextlib.ExitStack() as held:
+            self.first(lambda: held.enter_context(store.lease(run_id)) and None)
+            yield store.folder(run_id)
+            self.first(lambda: None)  # nobody leaves before the first has written
+
+
+ALONE = Ranks()
+
+
+def ranks() -> Ranks:
+    """Join the processes that this one was started with. Raises `SpecError` for sharded models."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    for key, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(key, "false").lower() in ("1", "true"):
+            raise SpecError(
+                f"{name} shards the weights that adapters are written into, which runs do not support; launch with "
+                "data parallelism (torchrun, accelerate launch --multi_gpu), a copy of the model in each process"
+            )
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Ranks(state.process_index, state.num_processes)
+
+
+class Shares:
+    """Batches of indexes: of every batch that one process would train on, this process's share, every `world`-th
+    example. The batches are those of one process, in its order, to the last and smaller one."""
+
+    def __init__(self, examples: int, batch_size: int, seed: int, among: Ranks) -> None:
+        self.examples, self.batch_size, self.among = examples, batch_size, among
+        self.sampler = SeedableRandomSampler(range(examples), generator=torch.Generator(), data_seed=seed)
+
+    def __len__(self) -> int:
+        return -(-self.examples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            # Who has no share of a last batch computes on an example that does not count.
+            yield batch[self.among.rank :: self.among.world] or batch[:1]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Whose order is to come next."""
+        self.sampler.set_epoch(epoch)
+
+    def counts(self, step: int) -> bool:
+        """Whether this process has a share of the batch of optimizer step `step` (from 0) at all."""
+        start = (step % len(self)) * self.batch_size
+        return min(self.batch_size, self.examples - start) > self.among.rank
+
+
+class ShareLoader(DataLoader[Any]):
+    """A loader whose order of an epoch can be set, as the Trainer does."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def scaled(loss: Tensor, units: float, among: Ranks) -> Tensor:
+    """A share's mean loss, scaled so that the mean over processes (what their gradients are averaged to) is the mean
+    over the whole batch. `units`: examples or target tokens of the share."""
+    (total,) = among.sums(units)
+    return loss * (units * among.world / total)
