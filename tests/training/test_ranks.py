@@ -94,6 +94,8 @@ def same(one: Path, two: Path) -> None:
     assert here.keys() == there.keys()
     moved = 0.0
     for key, tensor in here.items():
+        if key.endswith("key.bias"):
+            continue  # no loss depends on it: its gradient is rounding alone, of which Adam makes whole steps
         assert torch.allclose(tensor, there[key], rtol=0, atol=TOLERANCE), key
         moved = max(moved, float(tensor.abs().max()))
     assert moved > 100 * TOLERANCE  # it has learnt something that could differ
@@ -187,7 +189,7 @@ def test_two_processes_stop_and_go_on_together(
 @pytest.mark.slow
 def test_sharded_weights_are_refused_in_one_line(calm: Path, toy_csv: Path, tmp_path: Path) -> None:
     words = flags(calm, toy_csv, "cla", out=tmp_path)
-    process = together(*words, launcher="--use_fsdp --fsdp_version=2 --num_processes=2 --cpu --mixed_precision=no")
+    process = together(*words, launcher="--use_fsdp --fsdp_version=2 --num_processes=2 --mixed_precision=no")
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert said.count("error: FSDP shards the weights") == 1, said
