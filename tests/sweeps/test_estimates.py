@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,20 @@ def test_two_log_writers_mix_no_lines(tmp_path: Path) -> None:
         two.say("two " * 50)
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert len(lines) == 10 and lines[0].endswith("one 0")
+
+
+def test_thousands_of_runs_cost_nothing_at_a_step(plan: SweepPlan, tmp_path: Path) -> None:
+    """Remaining time over 4,800 runs, as after each second of a long sweep: milliseconds."""
+    runs = [
+        replace(run, spec=run.spec.model_copy(update={"seed": run.spec.seed + 2 * i}))
+        for i in range(300)
+        for run in plan.runs
+    ]
+    monitor = Monitor(SweepPlan(plan.spec, runs, set(), 4800), Pace("cpu: toy"), Log(tmp_path / "l"), SweepListener())
+    monitor.begun(runs[0].id)
+    monitor.ended(Outcome(runs[0].id, "done", 10.0, runs[0].steps))
+    assert monitor.remaining().timed == 2399
+    clock = time.process_time()
+    for _ in range(5):
+        monitor.remaining()
+    assert time.process_time() - clock < 5 * 0.2

@@ -156,10 +156,10 @@ def test_a_stop_is_a_stop(spec: SweepSpec, tmp_path: Path, quick: list[str]) -> 
     assert len(quick) == 16 == len(set(quick))
 
 
-def _hold(root: Path, run_id: str, seconds: float, ready: Any) -> None:
+def _hold(root: Path, run_id: str, ready: Any, enough: Any) -> None:
     with RunStore(root).lease(run_id):
         ready.set()
-        time.sleep(seconds)
+        enough.wait(60)
 
 
 def test_what_another_process_has_is_left_to_it_and_taken_over_at_its_end(
@@ -168,11 +168,17 @@ def test_what_another_process_has_is_left_to_it_and_taken_over_at_its_end(
     monkeypatch.setattr(local, "POLL", 0.05)
     first = plan_sweep(spec, RunStore(tmp_path)).runs[0]
     fork = multiprocessing.get_context("fork")
-    ready = fork.Event()
-    other = fork.Process(target=_hold, args=(tmp_path, first.id, 1.0, ready))
+    ready, enough = fork.Event(), fork.Event()
+    other = fork.Process(target=_hold, args=(tmp_path, first.id, ready, enough))
+
+    class Watching(SweepListener):
+        def swept(self, monitor: Any, sentence: str) -> None:
+            if len(monitor.outcomes) == 15:
+                enough.set()
+
     other.start()
     assert ready.wait(10)
-    found = sweep(spec, tmp_path)  # the other stops without a record, as a killed one would
+    found = sweep(spec, tmp_path, listener=Watching())  # the other stops without a record, as a killed one would
     other.join()
     assert {row.status for row in found.rows} == {"done"}
     assert quick[-1] == first.id and len(quick) == 16

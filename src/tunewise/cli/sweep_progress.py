@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -31,6 +32,7 @@ class SweepProgress(SweepListener):
         self.one = self.progress.add_task("", total=None, note="", visible=False)
         self.display = Live(Group(self.progress), console=console, refresh_per_second=4)
         self.monitor: Monitor | None = None
+        self._looked = 0.0
         self._old_handler: Any = None
 
     def __enter__(self) -> SweepProgress:
@@ -67,7 +69,9 @@ class SweepProgress(SweepListener):
                 )
             case StepDone():
                 self.progress.update(self.one, completed=event.step, note=f"loss {event.loss:.3f}")
-                self._show_remaining()
+                if time.monotonic() - self._looked > 1.0:  # thousands of runs may be left
+                    self._looked = time.monotonic()
+                    self._show_remaining()
             case Phase():
                 self.progress.update(self.one, note=f"{event.name}{', ' if event.detail else ''}{event.detail}")
 

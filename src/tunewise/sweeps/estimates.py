@@ -7,10 +7,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from tunewise.store.table import RunRow
 from tunewise.sweeps.planning import PlannedRun
+from tunewise.sweeps.shapes import any_rank, data_of, shape_of
 
 _RECENT = 8
 """Latest runs of a shape that count: a machine is not always equally busy."""
@@ -47,26 +47,26 @@ class Pace:
             if row.status != "done" or row.device != self.device or row.spec is None or not row.seconds:
                 continue
             spec = json.loads(row.spec)
-            size = steps.get(_data_key(spec))
+            size = steps.get(data_of(spec))
             if size is None:
                 continue  # other data: its number of examples is not known from here
             count = -(-size // spec["training"]["batch_size"]) * spec["training"]["epochs"]
-            self._add(_shape(spec), row.seconds / count)
+            self._add(shape_of(spec), row.seconds / count)
 
     def note(self, run: PlannedRun, seconds: float, steps: int) -> None:
         """A run has done so many steps in so many seconds."""
         if steps > 0:
-            self._add(shape(run), seconds / steps)
+            self._add(run.shape, seconds / steps)
 
     def seconds(self, run: PlannedRun) -> float | None:
         """Of the whole run; None where no run of its shape has been timed."""
-        key = shape(run)
-        known = self._known.get(key) or self._known.get(_any_rank(key))
+        key = run.shape
+        known = self._known.get(key) or self._known.get(any_rank(key))
         return None if not known else statistics.median(known[-_RECENT:]) * run.steps
 
     def _add(self, key: str, per_step: float) -> None:
         self._known[key].append(per_step)
-        self._known[_any_rank(key)].append(per_step)
+        self._known[any_rank(key)].append(per_step)
 
     def remaining(self, todo: Iterable[PlannedRun]) -> Remaining:
         """Of these runs, one after another."""
@@ -77,7 +77,7 @@ class Pace:
 
 def sizes(runs: Iterable[PlannedRun]) -> dict[str, int]:
     """Training examples of the data of these runs, for `Pace.learn_from`."""
-    return {_data_key(run.spec.model_dump(mode="json")): run.data.train for run in runs}
+    return {data_of(run.content): run.data.train for run in runs}
 
 
 def duration(seconds: float) -> str:
@@ -87,32 +87,3 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def shape(run: PlannedRun) -> str:
-    """What decides the time of a step, as text."""
-    return _shape(run.spec.model_dump(mode="json"))
-
-
-def _shape(spec: dict[str, Any]) -> str:
-    method, training = spec["method"], spec["training"]
-    free = ("learning_rate", "alpha", "title", "links", "restart_every", "weight_decay", "a_law")
-    parts = [
-        spec["model"]["digest"] or spec["model"]["path"],
-        _data_key(spec),
-        {key: value for key, value in method.items() if key not in free},
-        {key: training.get(key) for key in ("batch_size", "max_length", "linearised")},
-    ]
-    return json.dumps(parts, sort_keys=True)
-
-
-def _any_rank(key: str) -> str:
-    parts = json.loads(key)
-    parts[2].pop("rank", None)
-    return json.dumps(parts, sort_keys=True)
-
-
-def _data_key(spec: dict[str, Any]) -> str:
-    data = spec["data"]
-    left_out = {"path", "validation", "test", "notes"} if data["digest"] is not None else {"notes"}
-    return json.dumps({key: value for key, value in data.items() if key not in left_out}, sort_keys=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tunewise.spec import RunSpec
 from tunewise.sweeps.attempt import Outcome
 from tunewise.sweeps.axes import name_of, varying
-from tunewise.sweeps.estimates import Pace, Remaining, duration, shape
+from tunewise.sweeps.estimates import Pace, Remaining, duration
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
 from tunewise.training.events import Event, Listener, RunStarted, StepDone
@@ -97,13 +97,13 @@ class Monitor:
         for known in self.running.values():
             done = known.step - known.first
             if done >= _ENOUGH:
-                provisional.setdefault(shape(known.run), (now - known.since) / done)
+                provisional.setdefault(known.run.shape, (now - known.since) / done)
         seconds, timed, untimed = 0.0, 0, 0
         for run in self.plan.todo:
             if run.id in self.outcomes:
                 continue
             whole = self.pace.seconds(run)
-            if whole is None and (step := provisional.get(shape(run))) is not None:
+            if whole is None and (step := provisional.get(run.shape)) is not None:
                 whole = step * run.steps
             if whole is None:
                 untimed += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from tunewise.models.head import Head
 from tunewise.models.load import model_digest
@@ -10,6 +12,7 @@ from tunewise.planning import facts_of_method, with_commits
 from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName, content_hash
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
+from tunewise.sweeps.shapes import shape_of
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.tasks.build import KINDS, build_task, head_of, task_of
 from tunewise.training.build import chain_of, total_steps
@@ -26,9 +29,19 @@ class PlannedRun:
     data: DataFacts
     head: Head
 
-    @property
+    @cached_property
     def id(self) -> str:
         return self.spec.id
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The specification as plain data."""
+        return self.spec.model_dump(mode="json")
+
+    @cached_property
+    def shape(self) -> str:
+        """What decides the time of a step: asked for at every step, of every run that is left."""
+        return shape_of(self.content)
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class SweepPlan:
         """Hash over the ids of the runs: names the sweep's own folder."""
         return content_hash(sorted(run.id for run in self.runs))
 
-    @property
+    @cached_property
     def todo(self) -> list[PlannedRun]:
         return [run for run in self.runs if run.id not in self.done]
 
