@@ -141,7 +141,7 @@ def table(case: dict[str, Any]) -> str:
 def plot(runs: list[dict[str, Any]], file: Path) -> None:
     """A panel a case: every line's ratio with its interval."""
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "performance"  # the same input gives the same file
+    mpl.rcParams.update({"svg.hashsalt": "performance", "svg.fonttype": "none"})  # the same input gives the same file
     import matplotlib.pyplot as plt
 
     cases = [case for run in runs for case in run["cases"]]
