@@ -71,11 +71,20 @@ class PackedDropout(nn.Dropout):
         if not self.training or self.p == 0:
             return x
         lengths = {3: (1,), 4: (2, 3)}.get(x.ndim, ())
-        dropped = []
-        for k, part in self.layout.parts(x, lengths):
+        if x.is_cuda:  # where torch draws a fused dropout's mask in an order of its own
+            dropped = []
+            for k, part in self.layout.parts(x, lengths):
+                with self.layout.streams[k].drawing():
+                    dropped.append(F.dropout(part, self.p))
+            return self.layout.whole(dropped, x.shape)
+        mask = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        for k, part in self.layout.parts(mask, lengths):
             with self.layout.streams[k].drawing():
-                dropped.append(F.dropout(part, self.p))
-        return self.layout.whole(dropped, x.shape)
+                if part.is_contiguous():
+                    part.bernoulli_(1 - self.p)
+                else:  # numbers are drawn in the order of memory
+                    part.copy_(torch.empty_like(part, memory_format=torch.contiguous_format).bernoulli_(1 - self.p))
+        return x * mask.div_(1 - self.p)
 
 
 def packed_attention(
