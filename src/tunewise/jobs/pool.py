@@ -24,7 +24,7 @@ from tunewise.jobs.messages import Work
 from tunewise.training.events import Interrupted, Listener, OfRun
 
 PATIENCE = 60.0
-"""Seconds that a worker is given to reach its next step and write a checkpoint before it is killed."""
+"""Seconds for a worker to end once its pipe is closed."""
 
 
 class Worker:
