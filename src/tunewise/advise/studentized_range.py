@@ -18,7 +18,8 @@ def range_tail(q: float, count: int, freedom: float) -> float:
     """P(Q > q) for `count` means and `freedom` degrees of freedom (any number > 0).
 
     1 - int_0^1 R(q s(p)) dp with s(p) the p-quantile of chi_f / sqrt f and R the law of the range of normal means,
-    R(w) = k int phi(z) (Phi(z) - Phi(z - w))^(k-1) dz; Gauss and Legendre's nodes in both, to about 1e-5, and to 1e-7 where the tail is below a tenth.
+    R(w) = k int phi(z) (Phi(z) - Phi(z - w))^(k-1) dz; Gauss and Legendre's nodes in both,
+    to about 1e-5, and to 1e-7 where the tail is below a tenth.
     Raises `ValueError` for fewer than two means or no freedom.
     """
     if count < 2 or not freedom > 0:
