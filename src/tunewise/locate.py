@@ -26,7 +26,8 @@ def resolve(path: str) -> Path:
     """The file or folder that `path` names.
 
     `package:MODULE/inner/path` lies inside the installed package `MODULE` and must exist; `hub:OWNER/NAME/inner/path`
-    is fetched from a hub's data set (see `hub`). Anything else is a plain path (`~` is expanded) and may be absent: it can still be, say, a model's name on a hub.
+    is fetched from a hub's data set (see `hub`). Anything else is a plain path (`~` is expanded) and may be absent: it
+    can still be, say, a model's name on a hub.
 
     Raises `SpecError` where the package is not installed, holds no such file, or the path leaves the package.
     """
