@@ -65,8 +65,8 @@ def compare(
     """Run a comparison, or what is missing of it, and write its report under `out`. With `again`, finished runs that
     kept no trajectory where the spec asks for one are trained anew. `track` names trackers to report to: tensorboard,
     wandb, trackio. `force` starts it where memory or disk look too small. `jobs` does the runs in so many processes of
-    one thread each, `pack` batches up to so many runs over one backbone (see `jobs.execute`); trials, costs and measures
-    are made in this process, one after another.
+    one thread each, `pack` batches up to so many over one backbone (see `jobs.execute`); trials, costs and measures are
+    made in this process, one after another.
 
     Raises what `run` and `make_plan` raise, `NoRoom`, and `TunewiseError` where no run came to a good end.
     """
