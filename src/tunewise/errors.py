@@ -59,10 +59,19 @@ class DivergedError(TunewiseError):
     exit_code = 4
 
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN's only words for it
+    "could not create a memory",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the host or a device, whoever says so."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
