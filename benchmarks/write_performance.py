@@ -1,6 +1,6 @@
-"""docs/performance.md and docs/performance.svg from the JSON of `step_cost.py`; nothing on that page is typed by hand.
+"""docs/performance.md and docs/performance.svg from the benchmarks' JSON; no figure on that page is typed by hand.
 
-python benchmarks/write_performance.py CPU.json [GPU.json ...]
+python benchmarks/write_performance.py STEPS.json ... [--packed PACKED.json] [--prefix PREFIX.json]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from costs import whole_runs
 from costs.labels import AGAIN, FLOOR, FUSED_FLOOR
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -57,11 +58,20 @@ def main() -> None:
     """Command line."""
     flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     flags.add_argument("results", type=Path, nargs="+", help="JSON files of step_cost.py")
+    flags.add_argument("--packed", type=Path, help="JSON of packed.py")
+    flags.add_argument("--prefix", type=Path, help="JSON of prefix.py")
     flags.add_argument("--out", type=Path, default=DOCS, help="folder of the page")
     given = flags.parse_args()
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in given.results]
-    (given.out / "performance.md").write_text(page(runs), encoding="utf-8")
+    runs = [_read(path) for path in given.results]
+    parts = [page(runs)]
+    parts += [] if given.packed is None else [whole_runs.packed(_read(given.packed))]
+    parts += [] if given.prefix is None else [whole_runs.prefix(_read(given.prefix))]
+    (given.out / "performance.md").write_text("\n".join(parts), encoding="utf-8")
     plot(runs, given.out / "performance.svg")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def page(runs: list[dict[str, Any]]) -> str:

@@ -1,0 +1,61 @@
+"""The page's part on whole runs: packed, in processes, with a cached prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+PACKED = """## Packed runs
+
+Runs of one model and data set can share one resident backbone (`compare --pack S`): their batches go through it as one,
+each past its own adapters and head, with its own order of the data, dropout, optimizer and selection. MiniLM's shape,
+`lora` and `cla` in turn on query and value, dropout {dropout}, runs of {steps} steps: how many times the runs an hour
+of one after another (CPU time of one thread, interleaved). Load average at the end: {load:.1f}.
+
+"""
+
+PACKED_READING = """
+On a CPU packing pays where a run's step has few tokens: there the matrix products don't fill a core. Where they do, it
+costs: use `--jobs`, a process per core. Packs have not been run on a GPU.
+"""
+
+PREFIX = """## A cached prefix
+
+Where the last blocks alone are adapted (`--layers "last 2"`), `--cache-prefix` computes the blocks below once for every
+example. Step with it over step without, {rows} texts of {tokens} tokens, MiniLM's shape; FLOPs by torch's own count.
+Load average at the end: {load:.1f}.
+
+| adapted blocks of 6 | time | 95 % | FLOPs |
+|---|---:|---:|---:|
+"""
+
+
+def packed(run: dict[str, Any]) -> str:
+    """A row a batch, a column a size of pack; the processes where they were timed."""
+    sizes = [pack["runs"] for pack in run["cases"][0]["packs"]]
+    text = PACKED.format(dropout=run["dropout"], steps=run["steps"], load=run["load"][0])
+    text += line(["batch", *(f"S = {size}" for size in sizes)]) + line(["---", *["---:"] * len(sizes)])
+    for case in run["cases"]:
+        cells = [f"{p['speedup']:.2f} ({p['low']:.2f} to {p['high']:.2f})" for p in case["packs"]]
+        text += line(["{} x {} tokens".format(*case["batch"]), *cells])
+    timed = [(case["batch"], found) for case in run["cases"] for found in case["processes"]]
+    if timed:
+        text += "\nThe same in several processes of one thread each (`compare --jobs N`), wall clock:\n\n"
+        text += line(["batch", "processes", "runs an hour"]) + line(["---", "---:", "---:"])
+        for batch, found in timed:
+            shape = "{} x {} tokens".format(*batch)
+            text += line([shape, str(found["processes"]), f"{found['runs per hour']:.0f}"])
+    return text + PACKED_READING
+
+
+def prefix(run: dict[str, Any]) -> str:
+    """A row for each number of adapted blocks."""
+    text = PREFIX.format(rows=run["batch"][0], tokens=run["batch"][1], load=run["load"][0])
+    for row in run["rows"]:
+        interval = f"{row['low']:.2f} to {row['high']:.2f}"
+        text += line([f"last {row['last']}", f"{row['time']:.2f}", interval, f"{row['flops']:.2f}"])
+    return text
+
+
+def line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
