@@ -410,3 +410,16 @@ def test_the_noise_of_a_correlation_is_fishers(summaries):
     drawn = random.multivariate_normal([0, 0], [[1, 0.9], [0.9, 1]], (2000, 400))
     spread = np.std([np.corrcoef(pair.T)[0, 1] for pair in drawn])
     assert goal.item_noise(replace(rows[1], metric_by_seed={0: 0.9})) == pytest.approx(spread, rel=0.1)
+
+
+def test_a_method_that_fell_apart_at_a_seed_is_a_doubt(summaries):
+    scores = {
+        "fft": [0.936, 0.916, 0.920],
+        "cla": [0.918, 0.920, 0.910],
+        "paca": [0.916, 0.912, 0.906],
+        "lora": [0.916, 0.896, 0.132],
+    }
+    said = " ".join(recommend(summaries(scores)).sentences)
+    assert "lora scatters far more over seeds than the others (91.6, 89.6, 13.2 %)" in said
+    steady = " ".join(recommend(summaries({**scores, "lora": [0.916, 0.896, 0.902]})).sentences)
+    assert "scatters" not in steady

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tunewise.advise.decision import Decision, lost_runs
 from tunewise.advise.pareto import cheaper_by
+from tunewise.advise.pooled import spreads
 from tunewise.advise.statistics import against_reference, item_standard_error
 from tunewise.advise.summary import MethodSummary
 from tunewise.store.records import TuningReport
@@ -15,6 +16,7 @@ def doubts(made: Decision, summaries: Sequence[MethodSummary], tuning: TuningRep
     """The reasons, each a clause; empty where the evidence is enough to act on."""
     return [
         *_too_little(made, summaries),
+        *_erratic(made),
         *_unequal_budgets(made, tuning),
         *_nothing_gained(made, summaries),
         *_given_away(made, summaries),
@@ -30,6 +32,22 @@ def _too_little(made: Decision, summaries: Sequence[MethodSummary]) -> list[str]
         found.append(f"runs are missing ({', '.join(lost)})")
     if not made.standings:
         found.append(f"{made.choice.label} was compared with no other method")
+    return found
+
+
+def _erratic(made: Decision) -> list[str]:
+    """Methods whose scores over seeds lie so far apart that their means say little: often a learning rate too high."""
+    goal = made.stages[0].goal
+    scores = {s.label: goal.values(s) for s in made.entrants}
+    noise = spreads(scores, goal.resolution(made.best))
+    unit = 100 if goal.percent else 1
+    found = []
+    for name in noise.erratic if noise else ():
+        shown = ", ".join(f"{unit * value:.3g}" for value in scores[name].values()) + " %" * goal.percent
+        found.append(
+            f"{name} scatters far more over seeds than the others ({shown}), so its mean says little and its learning "
+            "rate may be too high"
+        )
     return found
 
 

@@ -88,7 +88,11 @@ def spreads(scores: Scores, resolution: float = 0.0) -> Spreads | None:
         found = _about_seeds(field, pool, seeds)
         total = sum(found[name] for name in pool)
         loudest = max(pool, key=found.__getitem__)
-        if len(pool) < 3 or not total or found[loudest] / total <= _cochran(freedom, len(pool)):
+        if len(pool) < 3 or not total:
+            break
+        # About the seeds' effects in the others: in a small pool a loud member's noise is in everybody's rest.
+        apart = _about_seeds(field, [name for name in pool if name != loudest], seeds)
+        if apart[loudest] <= sum(apart[name] for name in pool) * _cochran(freedom, len(pool)):
             break
         erratic.append(loudest)
         pool.remove(loudest)
