@@ -10,7 +10,8 @@ for W of k x m, k <= m (Higham, Accuracy and Stability, Theorem 10.3 for the fac
 hair above the value from below, both ends agree to the tolerance. Power iteration alone has no such proof: it can sit
 on the second singular value.
 
-Time: one Gram matrix and one factorisation, k^2 m + k^3 / 3 multiplications; half a second for 2048 x 2048 on one core.
+Time: one Gram matrix and one factorisation, k^2 m / 2 + k^3 / 3 multiplications (k^2 m on a GPU); a second for 2048 x
+8192 on one core.
 """
 
 from __future__ import annotations
@@ -49,17 +50,19 @@ def spectral_norm(weight: Tensor, tolerance: float = TOLERANCE) -> SpectralNorm:
     Deterministic. Raises `ModelError` for a matrix that is not two-dimensional, has no plain values (quantized, meta)
     or holds NaN or infinity.
     """
-    w = _checked(weight)
+    w = _plain(weight).to(torch.float64)
     size = float(w.abs().max()) if w.numel() else 0.0
+    if not math.isfinite(size):
+        raise ModelError("the weight holds NaN or infinity, so it has no norm")
     if size == 0.0:
         return SpectralNorm(0.0, 0.0, 0)
     w = w / size  # so that no square over- or underflows
     if w.shape[0] > w.shape[1]:
         w = w.T
     k, m = w.shape
-    gram = w @ w.T
+    gram = _gram(w)
     frobenius_squared = float(gram.diagonal().sum())
-    steps = 16
+    steps = 32
     while True:
         steps = min(2 * steps, k)
         eigenvalue, done = _lanczos(gram, steps, tolerance)
@@ -98,6 +101,14 @@ def content_of(weight: Tensor) -> str:
     digest = hashlib.sha256(f"{tuple(values.shape)} {values.dtype}".encode())
     digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _gram(w: Tensor) -> Tensor:
+    """w w^T. numpy asks BLAS for a symmetric product, half the multiplications of torch's general one."""
+    if w.device.type != "cpu":
+        return w @ w.T
+    plain = w.numpy()
+    return torch.from_numpy(plain @ plain.T)
 
 
 def _lanczos(gram: Tensor, steps: int, tolerance: float) -> tuple[float, int]:
@@ -153,10 +164,3 @@ def _plain(weight: Tensor) -> Tensor:
     if weight.is_meta or not weight.is_floating_point() or type(weight.data) is not Tensor:
         raise ModelError("the weight has no plain values (quantized or without data); load the model unquantized")
     return weight.detach()
-
-
-def _checked(weight: Tensor) -> Tensor:
-    values = _plain(weight).to(torch.float64)
-    if not bool(torch.isfinite(values).all()):
-        raise ModelError("the weight holds NaN or infinity, so it has no norm")
-    return values
