@@ -112,7 +112,7 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int) -> str:
     for one in wanted:  # of runs that differ in their rank alone the largest is enough
         method, training = one.run.method, one.run.training
         step = training.batch_size, training.max_length
-        key = (one.run.model.path, one.head.kind, method.name, str(method.targets), step)
+        key = (one.run.model.path, one.head.kind, method.name, str(method.targets), str(method.layers), step)
         if key not in heaviest or heaviest[key].run.method.rank < method.rank:
             heaviest[key] = one
     needs = [(found.memory_bytes, one) for one in heaviest.values() if (found := known.of(one)) is not None]

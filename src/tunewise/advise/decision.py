@@ -245,6 +245,8 @@ def what_would_have_to_give(finished: Sequence[MethodSummary], limits: Limits) -
             ways.append(f"{shown} would have to be {amount} for {method.label}")
     if ways:
         return f"no method fits the limits; {', or '.join(ways)}; compare cheaper methods, or raise a limit"
+    if all("not measured" in reason for m in finished for reason in broken[m.label].values()):
+        return "costs were not measured, so no limit can be held against them; repeat `compare` without --no-costs"
     reasons = "; ".join(f"{reason}" for m in finished for reason in broken[m.label].values())
     return f"no method fits the limits, and raising one alone is not enough ({reasons}); compare cheaper methods"
 

@@ -7,23 +7,24 @@ from typing import Annotated
 
 import typer
 
+from tunewise.cli.found import RUN_OR_ADAPTER, run_or_adapter
 from tunewise.errors import SpecError
 
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder, or an adapter folder of one.")],
+    run: Annotated[Path, typer.Argument(help=RUN_OR_ADAPTER)],
     to: Annotated[str, typer.Option(help="lora (stock), merged (the whole model), or columns (compact).")] = "lora",
     out: Annotated[Path | None, typer.Option(help="Folder to write.  [default: RUN-FORM beside it]")] = None,
     dtype: Annotated[str | None, typer.Option(help="Precision of a merged model: fp32, bf16, fp16.")] = None,
+    runs: Annotated[Path, typer.Option(help="The runs folder, for a run by its id.")] = Path("runs"),
 ) -> None:
     """Hand a trained adapter on in the form that the next tool wants."""
     if dtype is not None and dtype not in _PRECISIONS:
         raise SpecError(f"--dtype {dtype!r}; choose fp32, bf16 or fp16")
+    run = run_or_adapter(run, runs)
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
-    if not adapter.is_dir():
-        raise SpecError(f"{run} is no run folder and no adapter folder")
     target = out or run.parent / f"{run.name}-{to}"
 
     from tunewise.quiet import quiet_libraries

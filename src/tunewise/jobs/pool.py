@@ -58,8 +58,9 @@ class Worker:
         """Runs to do."""
         self.work = work
         assert self.process.stdin is not None
-        self.process.stdin.write(work.line() + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is gone: its end of output says so, with this work undone
+            self.process.stdin.write(work.line() + "\n")
+            self.process.stdin.flush()
 
     def dismiss(self) -> None:
         """No more runs; those at work stop at their next step."""
@@ -102,7 +103,8 @@ def in_processes(work: Sequence[Work], jobs: int, root: Path, listener: Listener
             if line is None:
                 at_work.discard(worker)
                 worker.dismiss()
-                worker.process.wait(PATIENCE)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(PATIENCE)
                 if worker.work is not None and problem is None:
                     problem = _gone(worker)
                 continue

@@ -149,7 +149,7 @@ def _logiqa_one(path: Path) -> Iterator[Item]:
         where = every[start][1]
         if len(block) < 7 or not re.fullmatch(r"[a-dA-D]", block[0]):
             raise DataError(f"{where}: a letter from a to d is expected, then context, question and four answers")
-        answers = [re.sub(r"^[A-D][.)]?\s*", "", line) for line in block[3:]]
+        answers = [re.sub(r"^[A-D](?:[.)]\s*|\s+)", "", line) for line in block[3:]]
         same = _unordered(f"{block[1]} {block[2]}", answers)
         yield Item(_logic(block[1], block[2], answers), None, block[0].upper(), where, same)
 
@@ -169,8 +169,8 @@ def _letter(answer: Any, where: str) -> str:
     if isinstance(answer, int) and 0 <= answer < len(LETTERS):
         return LETTERS[answer]
     text = str(answer).strip().upper()
-    if text[:1] and text[:1] in LETTERS:
-        return text[0]
+    if found := re.fullmatch(rf"([{''.join(LETTERS)}])(?:[.)].*)?", text, re.DOTALL):
+        return found[1]
     raise DataError(f"{where}: the answer is {answer!r}; a letter from A to D or a number from 0 to 3 is expected")
 
 

@@ -71,7 +71,7 @@ def forecast_step(
         return _simulate(_shallow(config, depth), head, method, batch, length, dtype, device, checkpointing)
 
     depth = getattr(config, "num_hidden_layers", None)
-    if not isinstance(depth, int) or depth < DEEP:
+    if not isinstance(depth, int) or depth < DEEP or method.layers is not None:
         return at(None)
     two, three = at(2), at(3)
     a_layer = Counter(three.shapes) - Counter(two.shapes)
@@ -150,7 +150,7 @@ def plain_kin(method: MethodSpec) -> MethodSpec:
     kin = {"AB": "lora", "columns": "paca", "A": "cla-rows"}.get(row.trained, method.name)
     if row.trained == "B":
         kin = "asym" if row.where == "random" else "cla"
-    return MethodSpec(name=kin, rank=method.rank, targets=method.targets)
+    return MethodSpec(name=kin, rank=method.rank, targets=method.targets, layers=method.layers)
 
 
 def _inputs(model: nn.Module, head: Head, config: Any, batch: int, length: int) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def scale(values: Sequence[float], lower_is_better: bool) -> tuple[float, float]
 
 
 def _table(settings: Sequence[Cell], axes: Sequence[str]) -> Section:
-    names = [axis for axis in axes if axis != "alpha / rank"] or ["method"]
+    names = ["alpha" if axis == "alpha / rank" else axis for axis in axes] or ["method"]
     share = _is_share(settings)
     metric = next((_name(row.metric or "") for cell in settings for row in cell.finished), "metric")
     unit = ", %" if share else ""

@@ -47,7 +47,7 @@ class Ranks:
         if self.main:
             try:
                 told[0] = work()
-            except TunewiseError as error:
+            except (TunewiseError, OSError) as error:  # the others would wait for it
                 told[1] = error
         dist.broadcast_object_list(told, src=0)
         if told[1] is not None:
