@@ -22,6 +22,7 @@ from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 from tunewise.training.build import build_model
+from tunewise.training.events import Interrupted
 from tunewise.training.prefix import STATES
 from tunewise.training.prefix_task import Prefixes
 
@@ -93,6 +94,25 @@ def test_padded_batches_agree_within_rounding(method: str, deep_model: Path, tmp
     results = [store.record(spec.id).results for store in (plain, cached)]
     assert results[1].test.loss == pytest.approx(results[0].test.loss, abs=1e-5)
     assert results[1].train.loss == pytest.approx(results[0].train.loss, abs=1e-5)
+
+
+def test_a_stop_is_heard_while_states_are_computed_and_leaves_nothing_half_done(
+    deep_model: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(deep_model, toy_csv)
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise Interrupted("stop")
+
+    task = build_task(spec)
+    with pytest.raises(Interrupted):
+        Prefixes(task, tmp_path, memory=0, check=check).task_for(spec)
+    assert not list(tmp_path.glob("prefix-*.json"))
+    Prefixes(task, tmp_path, memory=0).task_for(spec)
+    assert len(list(tmp_path.glob("prefix-*.json"))) == 1
 
 
 def test_on_disk_as_in_memory_and_computed_once(

@@ -36,7 +36,7 @@ def execute(
     """
     check_options(plan, jobs=jobs, pack=pack, track=track)
     missing = [one for one in plan.runs if one.id not in plan.done]
-    prefixes = _prefixes(plan, store) if missing else None
+    prefixes = _prefixes(plan, store, listener) if missing else None
     work = [
         Work(unit.runs, plan.trajectory, again, tuple(track), cache_prefix=prefixes is not None)
         for unit in packs(missing, pack)
@@ -74,12 +74,12 @@ def packs_of(plan: Plan, pack: int) -> list[Pack]:
     return packs([one for one in plan.runs if one.id not in plan.done], pack)
 
 
-def _prefixes(plan: Plan, store: RunStore) -> Prefixes | None:
+def _prefixes(plan: Plan, store: RunStore, listener: Listener) -> Prefixes | None:
     """The cache of prefixes that the plan asks for. Raises `SpecError` where no method leaves a block below it
     frozen."""
     if not plan.spec.cache_prefix:
         return None
-    prefixes = Prefixes(plan.task, store.root / "cache")
+    prefixes = Prefixes(plan.task, store.root / "cache", check=listener.check)
     if not any(prefixes.depth(one) for one in plan.runs[: len(plan.spec.methods)]):
         raise SpecError(
             "cache_prefix: every method trains the first block already, so there is nothing below to cache; adapt the "

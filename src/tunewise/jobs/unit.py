@@ -23,7 +23,7 @@ def do_unit(
         return run_packed(work.runs, store, task=task, listener=listener, trajectory=work.trajectory, again=work.again)
     (spec,) = work.runs
     if work.cache_prefix and prefixes is None:
-        prefixes = Prefixes(task, store.root / "cache", memory=0)
+        prefixes = Prefixes(task, store.root / "cache", memory=0, check=listener.check)
     record = run(
         spec,
         store,

@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,12 +96,16 @@ class PrefixedTask:
 
 
 class Prefixes:
-    """The prefixes of a comparison's methods on one task: each depth computed once, when a run first needs it."""
+    """The prefixes of a comparison's methods on one task: each depth computed once, when a run first needs it. `check`
+    is called between batches and may raise to stop."""
 
-    def __init__(self, task: Task, folder: Path, *, memory: int = MEMORY) -> None:
+    def __init__(
+        self, task: Task, folder: Path, *, memory: int = MEMORY, check: Callable[[], None] = lambda: None
+    ) -> None:
         self.task = task
         self.folder = folder
         self.memory = memory
+        self.check = check
         self._made: dict[int, Task] = {}
         self._depths: dict[str, int] = {}
 
@@ -168,7 +172,7 @@ class Prefixes:
 
         if not index.exists() and 4 * count <= self.memory:
             return fill(torch.empty(count))
-        with _lease(file.with_suffix(".lease")):
+        with _lease(file.with_suffix(".lease"), self.check):
             if not index.exists():
                 with file.open("wb") as room:
                     os.posix_fallocate(room.fileno(), 0, 4 * count)  # a full disk is an error here, not a crash later
@@ -215,6 +219,7 @@ class Prefixes:
             alike[self._shape(example)].append(i)
         for numbers in alike.values():
             for start in range(0, len(numbers), size):
+                self.check()
                 batch = numbers[start : start + size]
                 states = self._states(base, depth, [examples[i] for i in batch]).cpu()
                 yield from zip(batch, states.chunk(len(batch)), strict=True)
@@ -227,7 +232,7 @@ class Prefixes:
 
 
 @contextlib.contextmanager
-def _lease(file: Path) -> Iterator[None]:
+def _lease(file: Path, check: Callable[[], None]) -> Iterator[None]:
     """Hold a lease, waiting for as long as another process computes the same."""
     with contextlib.ExitStack() as held:
         while True:
@@ -235,5 +240,6 @@ def _lease(file: Path) -> Iterator[None]:
                 held.enter_context(leases.taken(file))
                 break
             except leases.LeaseHeld:
+                check()
                 time.sleep(0.2)
         yield
