@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tunewise.errors import StoreError
-from tunewise.report.html import render, script_json, write_report
+from tunewise.report.html import render, write_report
+from tunewise.report.templates import script_json
 
 EVIL = "</script><script>alert(1)</script>"
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from types import FrameType, TracebackType
-from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.console import Console
+from rich.progress import TaskID
 
+from tunewise.cli.display import Display
 from tunewise.cli.live_curves import LiveCurves
 from tunewise.planning import Plan
 from tunewise.training.events import (
     EpochDone,
     Event,
-    Listener,
     OfRun,
     Phase,
     RunFinished,
@@ -26,52 +22,22 @@ from tunewise.training.events import (
 )
 
 
-class LiveProgress(Listener):
-    """Draws events; Ctrl-C once asks for a stop at the next step (a checkpoint is written), twice stops at once."""
+class LiveProgress(Display):
+    """Draws the events of a comparison."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
-        self.console = console
+        todo = len(plan.runs) - len(plan.done)
+        self.curves = LiveCurves()
+        super().__init__(console, todo, plan.steps, self.curves)
         self.plan = plan
-        self.todo = len(plan.runs) - len(plan.done)
-        self.steps_to_do = self.todo * plan.steps
+        self.todo = todo
+        self.steps_to_do = todo * plan.steps
         self.steps_done = 0
         self.finished = 0
         self.begun = time.monotonic()
         self.current = ""
-        self.live = console.is_terminal
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
-        self.curves = LiveCurves()
-        self.display = Live(Group(self.curves, self.progress), console=console, refresh_per_second=4)
-        self.all: TaskID = self.progress.add_task("runs", total=self.todo, note="")
-        self.one: TaskID = self.progress.add_task("", total=plan.steps, note="", visible=False)
         self._others: dict[str, tuple[str, int, TaskID]] = {}
         self._loss: float | None = None
-        self._old_handler: Any = None
-
-    def __enter__(self) -> LiveProgress:
-        self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
-        if self.live:
-            self.display.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.display.stop()
-        signal.signal(signal.SIGINT, self._old_handler)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested:
-            raise KeyboardInterrupt
-        self.stop_requested = True
-        self.console.print("stopping at the next step; press Ctrl-C again to stop at once")
 
     def on(self, event: Event) -> None:
         self.curves.on(event)

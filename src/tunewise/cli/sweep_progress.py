@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from types import FrameType, TracebackType
-from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console
 
+from tunewise.cli.display import Display
 from tunewise.sweeps.monitor import Monitor, SweepListener
 from tunewise.training.events import Event, Phase, RunStarted, StepDone
 
 
-class SweepProgress(SweepListener):
-    """Draws; Ctrl-C once asks for a stop at the next step (a checkpoint is written), twice stops at once."""
+class SweepProgress(Display, SweepListener):
+    """Draws the events of a sweep."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self.console = console
-        self.live = console.is_terminal
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
-        self.all = self.progress.add_task("runs", total=total, note="")
-        self.one = self.progress.add_task("", total=None, note="", visible=False)
-        self.display = Live(Group(self.progress), console=console, refresh_per_second=4)
+        super().__init__(console, total)
         self.monitor: Monitor | None = None
         self._looked = 0.0
-        self._old_handler: Any = None
-
-    def __enter__(self) -> SweepProgress:
-        self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
-        if self.live:
-            self.display.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.display.stop()
-        signal.signal(signal.SIGINT, self._old_handler)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested:
-            raise KeyboardInterrupt
-        self.stop_requested = True
-        self.console.print("stopping at the next step; press Ctrl-C again to stop at once")
 
     def on(self, event: Event) -> None:
         match event:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunewise.errors import StoreError
 from tunewise.lab.contract import Finding, Result
 from tunewise.lab.figures import figure, in_words
 from tunewise.report import palette
-from tunewise.report.html import content_policy, plotly_script, script_json, style_sheet
+from tunewise.report.html import content_policy, plotly_script, style_sheet
 from tunewise.report.numbers import seconds
+from tunewise.report.templates import script_json, templates
 from tunewise.store.files import write_atomically
 from tunewise.theory.bound import MARKS
 
@@ -69,8 +68,8 @@ def as_data(result: Result) -> dict[str, Any]:
 
 def page(result: Result) -> str:
     """The offline page: theorem, expectation, verdict, plots, table of findings."""
-    templates = _templates()
-    script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
+    pages = templates("lab")
+    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
     plots = [
         {
             "key": f"{result.statement.name}-{place}",
@@ -82,7 +81,7 @@ def page(result: Result) -> str:
         }
         for place, (plot, words) in enumerate(zip(result.outcome.plots, in_words(result.outcome.plots)))
     ]
-    return templates.get_template("lab.html.jinja").render(
+    return pages.get_template("lab.html.jinja").render(
         result=result,
         mark=MARKS[result.statement.mark],
         rows=[finding_row(f) for f in result.outcome.findings],
@@ -135,15 +134,3 @@ def _finite(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _finite(value) for key, value in node.items()}
     return [_finite(value) for value in node] if isinstance(node, list | tuple) else node
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
-        loader=ChoiceLoader([PackageLoader("tunewise", "lab"), PackageLoader("tunewise", "report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )

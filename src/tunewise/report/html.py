@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -18,10 +16,11 @@ from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
 from tunewise.errors import StoreError
 from tunewise.report import palette, provenance, table
-from tunewise.report.panels import Panel, confusion_panels, cost_panels, curve_panels, gap_panel
+from tunewise.report.panels import confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import Table, build_table, metric_name
 from tunewise.report.section import ReportData
 from tunewise.report.sections import build_sections
+from tunewise.report.templates import templates
 from tunewise.spec import CompareSpec
 from tunewise.store.files import write_atomically
 from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
@@ -76,15 +75,15 @@ def render(
     tuning: TuningReport | None = None,
 ) -> str:
     """The page of `write_report` as text."""
-    templates = _templates()
+    pages = templates()
     marks = palette.marks([m.label for m in comparison.methods] + [s.label for s in summaries])
     metric = summaries[0].metric if summaries else "accuracy"
     comparison_table = build_table(summaries, recommendation, costs)
     confusions = confusion_panels(records, summaries, recommendation)
     classes = next((len(r.data.labels) for r in records if r.data), 0)
     data = ReportData(comparison, records, histories, costs, summaries, recommendation, measured or {}, marks, tuning)
-    script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
-    return templates.get_template("page.html.jinja").render(
+    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
+    return pages.get_template("page.html.jinja").render(
         title=title,
         subject=provenance.subject(comparison, records),
         comparison=comparison,
@@ -109,12 +108,6 @@ def render(
         script=script,
         policy=content_policy([plotly_script(), script]),
     )
-
-
-def script_json(text: str) -> Markup:
-    """JSON that can stand in a script element: no `<`, so nothing in it closes or opens one."""
-    escaped = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return Markup(escaped.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _answer(recommendation: Recommendation | None) -> tuple[str, str, list[str]]:
@@ -156,25 +149,6 @@ def _downloads(of: Table) -> list[dict[str, str]]:
         }
         for name, file, kind, text in formats
     ]
-
-
-@cache
-def _templates() -> Environment:
-    templates = Environment(
-        loader=PackageLoader("tunewise", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.globals["panel_json"] = lambda panel: script_json(_checked(panel))
-    return templates
-
-
-def _checked(panel: Panel) -> str:
-    """The figure's JSON, in one fixed form."""
-    return json.dumps(json.loads(panel.json), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 @cache

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunewise.errors import StoreError
 from tunewise.report import numbers, palette
-from tunewise.report.html import content_policy, plotly_script, script_json, style_sheet
+from tunewise.report.html import content_policy, plotly_script, style_sheet
 from tunewise.report.layer_names import short_layers
 from tunewise.report.line_figures import Line, heat, lines
 from tunewise.report.numbers import MISSING
 from tunewise.report.panels import Panel
 from tunewise.report.section import Grid, Section
+from tunewise.report.templates import templates
 from tunewise.store.files import write_atomically
 
 Found = Mapping[str, Any]
@@ -190,9 +189,9 @@ def sections(found: Found) -> list[Section]:
 
 def write_page(found: Found, path: Path) -> None:
     """The offline page, whole or not at all. Raises `StoreError` where it can't be written."""
-    templates = _templates()
-    script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
-    page = templates.get_template("inspect.html.jinja").render(
+    pages = templates()
+    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
+    page = pages.get_template("inspect.html.jinja").render(
         found=found,
         sections=sections(found),
         took=numbers.seconds(found["seconds"]),
@@ -289,21 +288,3 @@ def _percent(share: float | None) -> str:
 
 def _over_chance(layer: Mapping[str, Any], key: str, side: int) -> str:
     return MISSING if layer[key] is None else f"{layer[key] / (layer['top'] / layer['shape'][side]):.2f}"
-
-
-def _panel_json(panel: Panel) -> Markup:
-    return script_json(panel.json)
-
-
-@cache
-def _templates() -> Environment:
-    templates = Environment(
-        loader=PackageLoader("tunewise", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.globals["panel_json"] = _panel_json
-    return templates

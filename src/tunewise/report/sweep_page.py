@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunewise.report import palette
 from tunewise.report.figures import blank_figure
-from tunewise.report.html import content_policy, plotly_script, script_json, style_sheet
-from tunewise.report.panels import Panel
+from tunewise.report.html import content_policy, plotly_script, style_sheet
 from tunewise.report.section import Section
+from tunewise.report.templates import templates
 from tunewise.store.files import write_atomically
 
 _NUMBERS = 14
@@ -24,9 +22,9 @@ _NUMBERS = 14
 
 def write_page(path: Path, *, title: str, subject: str, sections: Sequence[Section]) -> None:
     """One file, whole or not at all; the same arguments give the same bytes."""
-    templates = _templates()
-    script = Markup(templates.get_template("page.js.jinja").render(dark=palette.DARK))
-    page = templates.get_template("sweep.html.jinja").render(
+    pages = templates()
+    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
+    page = pages.get_template("sweep.html.jinja").render(
         title=title,
         subject=subject,
         sections=sections,
@@ -94,21 +92,3 @@ def heat_map(
 def _plain(text: str) -> str:
     """Text as plotly shows it letter for letter."""
     return html.escape(text, quote=False)
-
-
-def _panel_json(panel: Panel) -> Markup:
-    return script_json(panel.json)
-
-
-@cache
-def _templates() -> Environment:
-    templates = Environment(
-        loader=PackageLoader("tunewise", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.globals["panel_json"] = _panel_json
-    return templates

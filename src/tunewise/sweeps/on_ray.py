@@ -94,7 +94,7 @@ def run_on_ray(monitor: Monitor, store: RunStore, folder: Path, options: RayOpti
                     free = [run for run in held if not store.is_leased(run.id)]
                     held = [run for run in held if run not in free]
                     waiting += free
-        except BaseException:
+        except BaseException:  # Ctrl-C and exit too: tasks on other machines must hear of it, whatever ends this one
             stop.touch()
             _let_stop(ray, monitor, list(under_way))
             raise
