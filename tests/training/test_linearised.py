@@ -274,7 +274,7 @@ def test_only_linearised_runs_have_another_name(
     assert linear.id != plain.id
     assert make_spec(tiny_model, toy_csv, linearised=False).id == plain.id
     hashed: list[Any] = []
-    monkeypatch.setattr("tunewise.spec.content_hash", lambda content: hashed.append(content) or "")
+    monkeypatch.setattr("tunewise.spec.run.content_hash", lambda content: hashed.append(content) or "")
     _ = plain.id, linear_spec(tiny_model, toy_csv, plain.method.name).id
     assert "linearised" not in hashed[0]["training"]
     assert hashed[1]["training"].pop("linearised") is True

@@ -1,0 +1,103 @@
+"""One run: everything that decides its result, and the content hash that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+from pydantic import Field
+
+from tunewise.methods.catalog import get_method
+from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
+
+# Bumped when the same spec would give another result, so that old folders are not taken for new ones.
+PROTOCOL = 1
+
+
+class RunSpec(Frozen):
+    """One run: one method, one seed. `id` is its content hash."""
+
+    task: TaskName = "text"
+    model: ModelSpec
+    data: DataSpec
+    method: MethodSpec
+    training: TrainingSpec = TrainingSpec()
+    seed: int = Field(0, ge=0)
+    metric: str | None = Field(None, description="the main metric; the task's own unless given")
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that is used: the method's, else the comparison's, else the catalog's default."""
+        return (
+            self.method.learning_rate
+            or self.training.learning_rate
+            or get_method(self.method.name).default_learning_rate
+        )
+
+    @property
+    def weight_decay(self) -> float:
+        """The method's own, else the comparison's."""
+        return self.training.weight_decay if self.method.weight_decay is None else self.method.weight_decay
+
+    @property
+    def links(self) -> int | None:
+        """Links of the run's chain, where the spec says how many; None where it leaves that to the catalog."""
+        if self.method.restart_every is not None:
+            return math.ceil(self.training.epochs / self.method.restart_every)
+        return self.method.links
+
+    @property
+    def id(self) -> str:
+        """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
+        content = self.model_dump(mode="json")
+        content["data"] = self.data.content(self.task)
+        if self.task == "image":
+            content["training"].pop("max_length")
+        for part in ("model", "data"):
+            if content[part]["digest"] is not None:
+                for key in ("path", "validation", "test"):
+                    if content[part].get(key) is not None:
+                        content[part][key] = "by digest"
+        if self.model.digest is not None and not self.model.trust_remote_code:
+            content["model"]["revision"] = None  # the digest says what it is
+        content["method"] = self._method_content()
+        content["learning_rate"] = self.learning_rate
+        content["training"].pop("learning_rate")
+        content["training"].pop("save_every")
+        content["training"]["weight_decay"] = self.weight_decay
+        if self.metric is None:
+            content.pop("metric")
+        if not self.training.linearised:  # runs from before there was this choice keep their names
+            content["training"].pop("linearised")
+        if self.training.prefix_dropout:
+            content["training"].pop("prefix_dropout")
+        content["protocol"] = PROTOCOL
+        return content_hash(content)
+
+    def _method_content(self) -> dict[str, Any]:
+        """What the method comes to: defaults filled in, and what means nothing to it left out."""
+        row = get_method(self.method.name)
+        content = self.method.model_dump(mode="json", exclude={"learning_rate", "weight_decay", "title"})
+        if not row.adapts:
+            return {"name": self.method.name}
+        if self.method.layers is None:
+            content.pop("layers")
+        content["alpha"] = None if row.scaling == "one" else self.method.alpha or 2.0 * self.method.rank
+        content["links"] = self.method.links or (row.chain.links if row.chain else None)
+        if self.method.restart_every is not None:
+            content["links"] = None
+        else:  # runs from before there was this choice keep their names
+            content.pop("restart_every")
+        if self.method.a_law in (None, row.a_law):
+            content.pop("a_law")
+        if isinstance(content["targets"], str) and "," in content["targets"]:
+            content["targets"] = [t.strip() for t in content["targets"].split(",")]
+        return content
+
+
+def content_hash(content: Any) -> str:
+    """sha256 of canonical JSON, first 16 hex digits."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
