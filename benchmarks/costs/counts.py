@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from costs.clock import Line
 from tunewise.measures.saved_bytes import saved_for_backward
-from tunewise.methods.attach import trainable_parameters
+from tunewise.methods.attachment import trainable_parameters
 from tunewise.preview.live_memory import LiveMemory
 
 

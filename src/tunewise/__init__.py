@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "attach": "tunewise.methods.attach",
-    "attachment": "tunewise.methods.attach",
-    "trainable_parameters": "tunewise.methods.attach",
-    "delta": "tunewise.methods.attach",
+    "attachment": "tunewise.methods.attachment",
+    "trainable_parameters": "tunewise.methods.attachment",
+    "delta": "tunewise.methods.delta",
     "Method": "tunewise.methods.catalog",
     "Chain": "tunewise.methods.catalog",
     "OptimizerRule": "tunewise.methods.catalog",
@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from tunewise.exporting import export
     from tunewise.inspecting import inspect
     from tunewise.methods.adapter_files import load, save
-    from tunewise.methods.attach import attach, attachment, delta, trainable_parameters
+    from tunewise.methods.attach import attach
+    from tunewise.methods.attachment import attachment, trainable_parameters
     from tunewise.methods.catalog import CATALOG, Chain, Method, OptimizerRule
     from tunewise.methods.chain import ChainCallback, restart
+    from tunewise.methods.delta import delta
     from tunewise.methods.fold import refold
     from tunewise.spec import CompareSpec, RunSpec
     from tunewise.sweeps.driver import sweep

@@ -24,7 +24,7 @@ from peft import PeftModel
 import tunewise
 from tunewise import CATALOG, Chain, Method, OptimizerRule
 from tunewise.errors import ModelError, SpecError
-from tunewise.methods.attach import layer_adapters
+from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.one_step import GAMMA
 from tunewise.models.layers import linear_layers
 

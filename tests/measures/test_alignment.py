@@ -15,7 +15,7 @@ from tunewise.errors import MeasureError
 from tunewise.measures import alignment as module
 from tunewise.measures.alignment import alignment
 from tunewise.measures.finished import FinishedRun
-from tunewise.methods.attach import delta
+from tunewise.methods.delta import delta
 from tunewise.run import run
 from tunewise.store.folders import RunStore
 from tunewise.training.build import one_step_batches

@@ -19,8 +19,8 @@ from tunewise.measures import spectral_norm
 from tunewise.measures.bounds import bounds, facts_of_run
 from tunewise.measures.clipping import clip_range, clipped_gap
 from tunewise.measures.theorems import Facts, FrozenFactor, LayerNorms, counted_parameters, theorems
-from tunewise.methods.attach import delta
 from tunewise.methods.catalog import get_method
+from tunewise.methods.delta import delta
 from tunewise.theory import hoeffding, information_bound, pac_bayes, perturbation, random_factor_upper
 
 

@@ -95,7 +95,7 @@ def test_the_trained_factors_of_a_network_have_the_dense_hessians_figures(
     found = hessian_figures(finished, batches, eigenvalues=2, probes=6, seed=0, check=lambda: None)
 
     model = tunewise.load(task.load_model(0), finished.adapter, trainable=True).eval()
-    for adapter in tunewise.methods.attach.layer_adapters(model):
+    for adapter in tunewise.methods.attachment.layer_adapters(model):
         adapter.release()
         adapter.fold_mode = "never"
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}

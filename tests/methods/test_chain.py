@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tunewise
 from tunewise import CATALOG, Chain
 from tunewise.errors import SpecError, TunewiseError
-from tunewise.methods.attach import layer_adapters
+from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.chain import current_link
 
 models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))

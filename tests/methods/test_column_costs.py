@@ -92,7 +92,7 @@ def test_in_cross_attention_queries_keep_their_own_columns_and_nothing_is_left_b
 
 
 def tunewise_adapters(model: Any) -> list[Any]:
-    from tunewise.methods.attach import layer_adapters
+    from tunewise.methods.attachment import layer_adapters
 
     return layer_adapters(model)
 

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import tunewise
 from tunewise import CATALOG
 from tunewise.measures.saved_bytes import saved_for_backward
-from tunewise.methods.attach import layer_adapters
+from tunewise.methods.attachment import layer_adapters
 from tunewise.models.layers import find_targets
 from tunewise.preview.live_memory import LiveMemory
 from tunewise.training.optimizers import optimizer

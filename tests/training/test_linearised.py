@@ -19,9 +19,10 @@ from linears import Linears, adapted, jitter
 from test_run import Recorder, make_spec
 from tunewise import attach
 from tunewise.errors import SpecError
-from tunewise.methods.attach import attachment, delta
+from tunewise.methods.attachment import attachment
 from tunewise.methods.catalog import CATALOG
 from tunewise.methods.chain import restart
+from tunewise.methods.delta import delta
 from tunewise.run import run
 from tunewise.spec import CompareSpec, MethodSpec, RunSpec, parse
 from tunewise.store.folders import RunStore

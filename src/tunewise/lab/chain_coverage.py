@@ -142,7 +142,7 @@ def _coverage(settings: Settings, draws: int) -> tuple[list[Finding], Plot]:
 def _attached(settings: Settings) -> Finding:
     """Whether adapters on a model have the columns that were counted."""
     import tunewise
-    from tunewise.methods.attach import layer_adapters
+    from tunewise.methods.attachment import layer_adapters
     from tunewise.methods.columns import ColumnAdapter
 
     differing = 0

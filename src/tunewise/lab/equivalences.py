@@ -268,7 +268,7 @@ def attached(
     """Outputs after every step of the package's method under torch's optimizer, and the run's problem with the
     columns that the method selected: ((steps, N, k), problem)."""
     import tunewise
-    from tunewise.methods.attach import layer_adapters
+    from tunewise.methods.attachment import layer_adapters
 
     w1, w2, _, _, x, y, scale = problem(generator(settings.seed, 9), s)
     names = ["first", "second"]

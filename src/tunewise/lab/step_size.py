@@ -26,7 +26,8 @@ from tunewise.lab.batched import batch, generator, normal, speedup
 from tunewise.lab.contract import Curve, Outcome, Plot, Settings, exactly
 from tunewise.lab.fits import band
 from tunewise.lab.registry import experiment
-from tunewise.methods.attach import attach, layer_adapters
+from tunewise.methods.attach import attach
+from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.theory import guaranteed_decrease, largest_safe_step
 

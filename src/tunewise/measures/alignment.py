@@ -19,7 +19,7 @@ from tunewise.measures.live_updates import live_updates
 from tunewise.measures.principal_angles import by_chance, principal_angles
 from tunewise.measures.updates import LayerUpdate
 from tunewise.methods.adapter_files import restore
-from tunewise.methods.attach import attachment
+from tunewise.methods.attachment import attachment
 from tunewise.methods.one_step import Slice, gradient_svd
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.spec import content_hash

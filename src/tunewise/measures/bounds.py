@@ -25,7 +25,7 @@ from tunewise.measures.theorems import Facts, FrozenFactor, LayerNorms, theorems
 from tunewise.measures.updates import LayerUpdate, Updates, updates_of
 from tunewise.measures.weight_curvature import largest_curvature
 from tunewise.methods.adapter_files import SIDECAR, noted
-from tunewise.methods.attach import Attachment
+from tunewise.methods.attachment import Attachment
 from tunewise.methods.catalog import Method, get_method
 from tunewise.tasks.contract import Split, Task
 

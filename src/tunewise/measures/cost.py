@@ -20,7 +20,7 @@ from tunewise.measures.energy import find_meter, joules_a_step
 from tunewise.measures.peak_memory import peak_memory
 from tunewise.measures.saved_bytes import saved_for_backward
 from tunewise.measures.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper, synchronize
-from tunewise.methods.attach import trainable_parameters
+from tunewise.methods.attachment import trainable_parameters
 from tunewise.spec import CompareSpec
 from tunewise.store.environment import device_name
 from tunewise.store.records import CostRecord, CostReport, StepTime

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tunewise.errors import MeasureError
 from tunewise.measures.updates import LayerUpdate, Updates, updates_between
-from tunewise.methods.attach import attachment, delta
+from tunewise.methods.attachment import attachment
+from tunewise.methods.delta import delta
 from tunewise.methods.layer_adapter import LayerAdapter, adapters_of
 from tunewise.models.layers import linear_layers
 

@@ -19,7 +19,8 @@ from tunewise.errors import MeasureError
 from tunewise.measures.directions import Direction
 from tunewise.measures.finished import FinishedRun
 from tunewise.methods.adapter_files import load
-from tunewise.methods.attach import attachment, layer_delta
+from tunewise.methods.attachment import attachment
+from tunewise.methods.delta import layer_delta
 from tunewise.models.layers import Target, linear_layers
 from tunewise.training.trajectory import Snapshot, belongs, put_state, state_of
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tunewise.errors import StoreError
-from tunewise.methods.attach import Attachment, attach, attachment
+from tunewise.methods.attach import attach
+from tunewise.methods.attachment import Attachment, attachment
 from tunewise.methods.catalog import Chain, Method, OptimizerRule
 from tunewise.methods.fold import FoldingLayer
 from tunewise.methods.layer_adapter import adapters_of

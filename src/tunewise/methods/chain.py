@@ -21,7 +21,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunewise.errors import SpecError, StoreError
-from tunewise.methods.attach import attachment, layer_adapters
+from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.catalog import Chain
 from tunewise.methods.exact_columns import read_columns, write_columns
 from tunewise.methods.layer_adapter import LayerAdapter

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tunewise.methods.attach import layer_adapters
+from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.columns import ColumnAdapter
 
 FILE = "columns.safetensors"

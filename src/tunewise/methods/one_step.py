@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from tunewise.errors import DataError, DivergedError
+from tunewise.methods.attachment import Attachment
 from tunewise.methods.streams import stream
 from tunewise.models.layers import shape_of
-
-if TYPE_CHECKING:
-    from tunewise.methods.attach import Attachment
 
 GAMMA = 128.0
 OVERSAMPLING = 8

@@ -7,17 +7,44 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunewise.errors import ModelError, SpecError, nearest
+from tunewise.methods.attachment import Attachment, remember
 from tunewise.methods.catalog import PEFT_LORA_OPTIONS
+from tunewise.methods.inject import short_names, task_type, whole
+from tunewise.models.layers import linear_layers
+
+
+def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, Any]) -> PeftModel:
+    """A method of PEFT's own onto a model. Fused projections are adapted whole: PEFT has no slices.
+
+    `options`: fields of PEFT's own config. Raises `SpecError` for one that it has not, and for a second adapter.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole = tuple(replace(t, parts=((0, t.out_features),)) for t in done.targets)
+    config = peft_config(
+        done.method.name.removeprefix("peft:"),
+        rank=done.rank,
+        alpha=done.alpha,
+        target_modules=short_names([t.name for t in whole], list(linear_layers(base))),
+        head=list(done.head),
+        task_type=task_type(base),
+        options=options,
+    )
+    if isinstance(model, PeftModel):
+        raise SpecError(f"method {done.method.name!r} can't be a second adapter; give it a fresh base model")
+    peft_model = _inject(model, config, done.adapter_name, done.seed)
+    remember(peft_model, replace(done, targets=whole))
+    return peft_model
 
 
 def peft_config(
@@ -32,8 +59,8 @@ def peft_config(
     fields = {field.name for field in dataclasses.fields(kind)}
     words: dict[str, Any] = {
         "r": rank,
-        "lora_alpha": _whole(alpha),
-        "alpha": _whole(alpha),
+        "lora_alpha": whole(alpha),
+        "alpha": whole(alpha),
         "target_modules": target_modules,
         "modules_to_save": head or None,
         "task_type": task_type,
@@ -53,7 +80,7 @@ def peft_config(
         raise SpecError(f"peft:{name}: {error}") from None
 
 
-def inject(model: nn.Module, config: Any, adapter_name: str, seed: int) -> Any:
+def _inject(model: nn.Module, config: Any, adapter_name: str, seed: int) -> Any:
     """PEFT's injection under the run's seed; the global generator is left where it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -72,7 +99,3 @@ class RankAllocation(TrainerCallback):
         allocate = getattr(getattr(kwargs["model"], "base_model", None), "update_and_allocate", None)
         if inspect.ismethod(allocate):
             allocate(state.global_step + 1)
-
-
-def _whole(number: float) -> Any:
-    return int(number) if number == int(number) else number

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import StoreError
 from tunewise.methods.adapter_files import CHANGED, load
-from tunewise.methods.attach import attachment
+from tunewise.methods.attachment import attachment
 from tunewise.store.records import Check
 
 TOLERANCE = 1e-4

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunewise.methods.attach import attachment
+from tunewise.methods.attachment import attachment
 from tunewise.packing.linear import PackedLinear
 from tunewise.packing.randomness import ATTENTION, Layout, PackedDropout
 from tunewise.packing.stacks import Factors, NotPackable, stack_up

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from tunewise.methods.attach import attachment
+from tunewise.methods.attachment import attachment
 from tunewise.packing.carrier import Answer, Carrier, Member, NotPackable
 from tunewise.packing.compatible import packs
 from tunewise.packing.lockstep import Outcome, Seat, in_lockstep

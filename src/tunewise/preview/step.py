@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.errors import ModelError
-from tunewise.methods.attach import attachment
+from tunewise.methods.attachment import attachment
 from tunewise.methods.catalog import get_method
 from tunewise.models.head import Head, prepare
 from tunewise.preview.live_memory import LiveMemory, fused_attention

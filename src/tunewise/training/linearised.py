@@ -32,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import SpecError, StoreError
 from tunewise.methods.adapter_files import CHANGED, load
-from tunewise.methods.attach import Attachment, attachment
+from tunewise.methods.attachment import Attachment, attachment
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.layer_adapter import LayerAdapter, adapters_of
 from tunewise.methods.verify import TOLERANCE

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunewise.methods.attach import attachment
+from tunewise.methods.attachment import attachment
 from tunewise.training.preconditioner import precondition
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.errors import ModelError
-from tunewise.methods.attach import attachment
+from tunewise.methods.attachment import attachment
 from tunewise.models.blocks import blocks_of, find_blocks, frozen_depth
 
 STATES = "prefix_states"

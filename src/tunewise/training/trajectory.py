@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunewise.errors import StoreError
-from tunewise.methods.attach import attachment, layer_adapters
+from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.catalog import get_method
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.fold import refold
