@@ -27,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # "rich" takes the "[default: 8]" of a help text for a style, and drops it
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.command("plan")(plan_verb.plan)

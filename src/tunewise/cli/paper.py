@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunewise.cli import options
 from tunewise.errors import SpecError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The experiments of 'Beyond LoRA' (arXiv 2606.13767): presets, and its tables beside ours.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 
 _Model = Annotated[str | None, typer.Option(help="Folder or hub id, instead of the preset's hub id.")]
@@ -74,31 +76,27 @@ def run_preset(
     ] = 2,
     model: _Model = None,
     data: _Data = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the model to pin.")] = None,
+    revision: options.Revision = None,
     data_revision: Annotated[str | None, typer.Option(help="Hub revision of the data to pin.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that a hub model brings along.")
-    ] = False,
+    trust_remote_code: options.TrustRemoteCode = None,
     seeds: Annotated[str | None, typer.Option(help="How many of the preset's, or a list with commas.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens, instead of the preset's.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels a side.  [default: the model's own]")] = None,
-    train_size: Annotated[int | None, typer.Option(help="Train on this many examples only.")] = None,
-    validation_size: Annotated[int | None, typer.Option(help="Validate on this many examples only.")] = None,
-    test_size: Annotated[int | None, typer.Option(help="Test on this many examples only.")] = None,
-    measures: Annotated[str | None, typer.Option(help="Made of every finished run: names, or none.")] = None,
-    costs: Annotated[
-        bool, typer.Option("--costs/--no-costs", help="Measure step time and memory after the runs.")
-    ] = True,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that do runs side by side.")] = None,
-    pack: Annotated[int, typer.Option(min=1, help="Runs that are batched over one frozen backbone.")] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Start where memory or disk look too small.")] = False,
+    image_size: options.ImageSize = None,
+    train_size: options.TrainSize = None,
+    validation_size: options.ValidationSize = None,
+    test_size: options.TestSize = None,
+    measures: options.Measures = None,
+    costs: options.Costs = True,
+    jobs: options.Jobs = None,
+    pack: options.Pack = None,
+    force: options.Force = False,
     out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Run a preset as an ordinary comparison. What makes it smaller than the paper's is marked in every table."""
-    from tunewise.cli.compare import _show_plan, _show_result
+    from tunewise.cli.compare_tables import show_plan, show_result
     from tunewise.paper.presets import SETTINGS, comparison, get_pair
     from tunewise.spec import CompareSpec, merged, parse
 
@@ -109,7 +107,7 @@ def run_preset(
     content = merged(
         comparison(pair, setting, asked),
         {
-            "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code or None},
+            "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
             "training": {"epochs": epochs, "batch_size": batch_size, "max_length": max_length},
             "measures": measures,
         },
@@ -138,7 +136,7 @@ def run_preset(
         store = RunStore(out)
         plan = make_plan(spec, store)
         note = PaperRun(pair=pair.key, setting=setting, changes=changes(pair, setting, spec, source.notes))
-    _show_plan(plan, console, str(out))
+    show_plan(plan, console, str(out))
     if note.changes:
         console.print(f"not as the paper ran it: {'; '.join(note.changes)}", highlight=False, style="yellow")
     if dry_run:
@@ -147,9 +145,17 @@ def run_preset(
     keep_note(evidence.begin(plan.spec, store, title, None), note)
     with LiveProgress(console, plan) as listener:
         done = compare(
-            spec, out, title=title, costs=costs, listener=listener, plan=plan, force=force, jobs=jobs, pack=pack
+            spec,
+            out,
+            title=title,
+            costs=bool(costs),
+            listener=listener,
+            plan=plan,
+            force=force,
+            jobs=jobs,
+            pack=pack or 1,
         )
-    _show_result(done, console)
+    show_result(done, console)
 
 
 def _title(pair: Pair, table: int, changed: bool) -> str:
@@ -158,9 +164,7 @@ def _title(pair: Pair, table: int, changed: bool) -> str:
 
 
 def _seeds(text: str | None, preset: list[int]) -> Any:
-    from tunewise.cli.compare import _seeds as read
-
-    said = read(text)
+    said = options.seeds(text)
     if not isinstance(said, int):
         return said or preset
     return [*preset, *(n for n in range(1000) if n not in preset)][:said]
@@ -239,14 +243,13 @@ def write_sweep(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="A list with commas, or how many from 0.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
-    train_size: Annotated[int | None, typer.Option(help="Train on this many examples only.")] = None,
-    validation_size: Annotated[int | None, typer.Option(help="Validate on this many examples only.")] = None,
-    test_size: Annotated[int | None, typer.Option(help="Test on this many examples only.")] = None,
+    train_size: options.TrainSize = None,
+    validation_size: options.ValidationSize = None,
+    test_size: options.TestSize = None,
 ) -> None:
     """Write an ablation as the specification of a sweep, for `tunewise sweep`."""
     import yaml
 
-    from tunewise.cli.compare import _seeds as read_seeds
     from tunewise.paper.ablations import get_ablation, pairs_of, sweep
     from tunewise.paper.prepare import prepare
     from tunewise.spec import parse
@@ -261,7 +264,7 @@ def write_sweep(
         pair.data.key: prepare(pair.data, _of_set(data, pair.data.key, len(pairs))).model_copy(update=sizes)
         for pair in pairs
     }
-    said = read_seeds(seeds)
+    said = options.seeds(seeds)
     content = sweep(
         ablation,
         sources,

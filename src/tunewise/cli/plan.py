@@ -8,29 +8,28 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from tunewise.cli import options
 from tunewise.errors import SpecError
 
 
 def plan(
     model: Annotated[
-        str | None, typer.Option(help="Folder with a config.json, hub id, or package:MODULE/path.")
+        str | None, options.source(help="Folder with a config.json, hub id, or package:MODULE/path.")
     ] = None,
-    methods: Annotated[str | None, typer.Option(help="Names with commas.  [default: all of the catalog]")] = None,
-    rank: Annotated[int | None, typer.Option(help="[default: 8]")] = None,
-    targets: Annotated[
-        str | None, typer.Option(help="Layers: qv, attention, all-linear, or names with commas.  [default: qv]")
-    ] = None,
+    methods: Annotated[str | None, options.methods(help="Names with commas.  [default: all of the catalog]")] = None,
+    rank: options.Rank = None,
+    targets: options.Targets = None,
     task: Annotated[
-        str | None, typer.Option(help="text, image or causal.  [default: what the model was made for]")
+        str | None, options.source(help="text, image or causal.  [default: what the model was made for]")
     ] = None,
-    labels: Annotated[int, typer.Option(help="Classes that the task head tells apart.", min=1)] = 2,
-    samples: Annotated[int | None, typer.Option(help="Training examples, for the theory's bounds.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[default: 16]", min=1)] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of an example.  [default: 128]", min=1)] = None,
-    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the frozen weights and activations.")] = "fp32",
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Whose attention kernels are meant.")] = "cpu",
+    labels: Annotated[int, options.source(help="Classes that the task head tells apart.", min=1)] = 2,
+    samples: Annotated[int | None, options.source(help="Training examples, for the theory's bounds.", min=1)] = None,
+    batch_size: Annotated[int | None, options.training(help="[default: 16]", min=1)] = None,
+    length: Annotated[int | None, options.training(help="Tokens of an example.  [default: 128]", min=1)] = None,
+    dtype: Annotated[Literal["fp32", "bf16"], options.training(help="Of the frozen weights and activations.")] = "fp32",
+    device: Annotated[Literal["cpu", "cuda"], options.training(help="Whose attention kernels are meant.")] = "cpu",
     checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Layers are computed again in the backward.")
+        bool, options.training("--gradient-checkpointing", help="Layers are computed again in the backward.")
     ] = False,
     spec: Annotated[Path | None, typer.Option(help="Spec file of a comparison; flags given here win.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
@@ -94,7 +93,7 @@ def _asked(content: dict[str, Any], methods: str | None, rank: int | None, targe
     given = {key: content[key] for key in ("methods", "rank", "alpha", "targets") if content.get(key) is not None}
     given |= {key: value for key, value in (("methods", methods), ("rank", rank)) if value is not None}
     if targets is not None:
-        given["targets"] = targets.split(",") if "," in targets else targets
+        given["targets"] = options.names(targets)
     listed = "methods" in given
     given.setdefault("methods", ",".join(CATALOG))
     checked = parse(CompareSpec, {"model": "-", "data": "-", **given})

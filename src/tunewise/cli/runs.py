@@ -15,6 +15,7 @@ app = typer.Typer(
     help="List, show, compare, clean and verify finished and unfinished runs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 
 _Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="The runs folder.")]

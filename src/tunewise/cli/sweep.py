@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tunewise.cli import options
 from tunewise.errors import SpecError
 
 if TYPE_CHECKING:
@@ -32,10 +33,8 @@ def sweep(
     retries: Annotated[
         int, typer.Option(help="With --on ray: how often a run is done again whose worker died.", min=0)
     ] = 3,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start where memory or disk look too small, all the same.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Do every run of a sweep, each once, and write a table of them.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunewise.cli import options
 from tunewise.errors import SpecError, TunewiseError
 
 if TYPE_CHECKING:
@@ -20,29 +21,25 @@ def train(
     spec: Annotated[
         Path | None, typer.Argument(metavar="[SPEC]", help="YAML file as of a comparison; flags given here win.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Folder, hub id, or package:MODULE/path.")] = None,
-    data: Annotated[str | None, typer.Option(help="Training file, or a folder of class folders.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Validation file; cut from train unless given.")] = None,
-    test: Annotated[str | None, typer.Option(help="Test file; cut from train unless given.")] = None,
-    task: Annotated[str | None, typer.Option(help="[default: by the form of the data]")] = None,
-    method: Annotated[str | None, typer.Option(help="One name from the catalog.")] = None,
-    rank: Annotated[int | None, typer.Option(help="[default: 8]")] = None,
-    alpha: Annotated[float | None, typer.Option(help="The scale is alpha / rank.  [default: 2 x rank]")] = None,
-    targets: Annotated[
-        str | None, typer.Option(help="Layers: qv, attention, all-linear, or names with commas.  [default: qv]")
-    ] = None,
-    links: Annotated[int | None, typer.Option(help="Of a chain.")] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Of all processes together.  [default: 16]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: the method's own]")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="[default: 0]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens a text is cut to.  [default: 128]")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.  [default: an epoch]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the run goes.  [default: runs]")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start where memory or disk look too small, all the same.")
-    ] = False,
+    model: options.Model = None,
+    data: options.Data = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    task: options.Task = None,
+    method: Annotated[str | None, options.methods(help="One name from the catalog.")] = None,
+    rank: options.Rank = None,
+    alpha: options.Alpha = None,
+    targets: options.Targets = None,
+    links: Annotated[int | None, options.methods(help="Of a chain.  [default: the method's own]")] = None,
+    seed: Annotated[int | None, options.training(help="[default: 0]")] = None,
+    epochs: options.Epochs = None,
+    batch_size: Annotated[int | None, options.training(help="Of all processes together.  [default: 16]")] = None,
+    learning_rate: options.LearningRate = None,
+    weight_decay: options.WeightDecay = None,
+    max_length: options.MaxLength = None,
+    save_every: Annotated[int | None, options.doing(help="Steps between checkpoints.  [default: an epoch]")] = None,
+    out: options.Out = None,
+    force: options.Force = False,
 ) -> None:
     """Train one method once: an ordinary run folder with adapter, record and history.
 
@@ -65,7 +62,7 @@ def train(
         "out": str(out) if out else None,
     }
     own: dict[str, Any] = {"name": method, "rank": rank, "alpha": alpha, "links": links}
-    own["targets"] = targets.split(",") if targets and "," in targets else targets
+    own["targets"] = options.names(targets)
     plan_and_run(_content(spec, given, own), force=force)
 
 

@@ -1,0 +1,103 @@
+"""What `tunewise compare` prints: the plan before the runs, what came of them after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunewise.comparison import Comparison
+    from tunewise.planning import Plan, PlannedMethod
+
+
+def show_plan(plan: Plan, console: Any, folder: str) -> None:
+    """Sizes of the data, what each method trains and at which rate, how many runs are left."""
+    from rich.table import Table
+
+    data = plan.data
+    todo = len(plan.runs) - len(plan.done)
+    console.print(
+        f"[bold]{len(plan.methods)} methods x {len(plan.spec.seeds)} seeds[/bold] on {plan.spec.model.path}: "
+        f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples"
+        f"{f', {len(data.labels)} classes' if data.labels else ''}; {plan.steps:,} steps a run",
+        highlight=False,
+    )
+    for note in data.notes:
+        console.print(f"  - {note}", style="dim", highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, right in (
+        ("method", False),
+        ("trained", True),
+        ("adapter", True),
+        ("head", True),
+        ("share", True),
+        ("rate", True),
+    ):
+        table.add_column(name, justify="right" if right else "left")
+    for planned in plan.methods:
+        facts = planned.facts
+        table.add_row(
+            planned.method.label,
+            f"{facts.trainable:,}",
+            f"{facts.adapter:,}",
+            f"{facts.head:,}",
+            f"{facts.trainable / facts.parameters:.3%}",
+            _rate(planned, plan),
+        )
+    console.print(table)
+    ready = f", {len(plan.done)} done already" if plan.done else ""
+    console.print(f"{todo} runs to do{ready}; everything goes to {folder}", highlight=False)
+
+
+def _rate(planned: PlannedMethod, plan: Plan) -> str:
+    """The rate, or the grid that will be searched."""
+    tuning = plan.spec.tuning
+    method, common = planned.method.learning_rate, plan.spec.training.learning_rate
+    if tuning is None or (not tuning.given and (method or common)):
+        return f"{planned.learning_rate:g}" + (", given" if tuning else "")
+    from tunewise.tuning.grid import first_rates
+
+    rates = first_rates(planned.learning_rate, tuning.factor, tuning.trials)
+    return f"{min(rates):g} to {max(rates):g}"
+
+
+def show_packs(plan: Plan, most: int, console: Any) -> None:
+    """Which runs go together, and why others do not."""
+    from tunewise.jobs.execute import packs_of
+
+    found = packs_of(plan, most)
+    together = [pack for pack in found if len(pack.runs) > 1]
+    if together:
+        count = sum(len(pack.runs) for pack in together)
+        packs = f"{len(together)} packs, each" if len(together) > 1 else "one pack"
+        console.print(f"{count} runs in {packs} over one backbone", highlight=False)
+    for label, why in {pack.runs[0].method.label: pack.why for pack in found if pack.why is not None}.items():
+        console.print(f"  - {label} by itself: it {why}", style="dim", highlight=False, markup=False)
+
+
+def show_result(found: Comparison, console: Any) -> None:
+    """The table, the recommendation, where the report and the recommended adapter are."""
+    from tunewise.report.table import console_table
+
+    console.print()
+    console.print(console_table(found.summaries, found.recommendation))
+    console.print()
+    if found.tuning is not None:
+        rates = ", ".join(
+            f"{row.method} {row.chosen:g}"
+            + (" (given)" if row.given else f" (the {row.edge} tried)" if row.edge else "")
+            for row in found.tuning.methods
+        )
+        console.print(f"Learning rates: {rates}", highlight=False, markup=False)
+        console.print()
+    for sentence in found.recommendation.sentences:
+        console.print(sentence, highlight=False, markup=False)
+    console.print()
+    console.print(f"report   {found.report}", highlight=False, soft_wrap=True)
+    chosen = [r for r in found.records if r.spec.method.label == found.recommendation.choice and r.status == "done"]
+    if chosen:
+        adapter = found.folder.parent / chosen[0].id / "adapter"
+        console.print(
+            f"adapter  {adapter}  ({chosen[0].spec.method.label}, seed {chosen[0].spec.seed})",
+            highlight=False,
+            soft_wrap=True,
+        )
