@@ -53,7 +53,7 @@ class FoldingLayer(_LayerBehaviour):
                 made = FoldedColumns(wanted) if isinstance(wanted, ColumnAdapter) else FoldedLinks(wanted)
                 object.__setattr__(self, "_fold", made)
                 _PLANS.clear()
-            elif fold.is_stale(wanted.b):
+            elif isinstance(fold, FoldedColumns) and fold.is_stale():
                 fold.write()
 
     def undo_fold(self) -> None:

@@ -8,11 +8,12 @@ Whatever is written is written afresh from what was kept, summed in at least fp3
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.methods.columns import ColumnAdapter, oriented
@@ -20,14 +21,17 @@ from tunewise.methods.gather import run_of
 from tunewise.methods.low_rank import LowRankAdapter
 
 
-class Folded:
+class Folded(ABC):
     """One adapter's share in its layer's weight. Subclasses say what it is."""
 
     adapter: ColumnAdapter | LowRankAdapter
 
     def __init__(self, adapter: ColumnAdapter | LowRankAdapter) -> None:
         self.adapter = adapter
+        self.name = adapter.name
+        self.active = [adapter.name]
         self.weight: Tensor = adapter.layer.get_base_layer().weight
+        self.up: nn.Module = adapter.layer.lora_B[adapter.name]
         self.scale = adapter.scale
 
     @property
@@ -35,28 +39,13 @@ class Folded:
         """The weight as it is now, n x m (out x in), without a graph."""
         return oriented(self.adapter.layer.get_base_layer()).detach()
 
-    def is_stale(self, b: Tensor) -> bool:
-        """Whether what is written is no longer what the adapter holds, whose B is `b`."""
-        return False
-
-    def write(self) -> None:
-        """Write what the adapter holds now."""
-
-    def stands(self, weight: Tensor, scale: float, b: Tensor) -> bool:
-        """Whether the layer's weight is the folded one and the scale still the same; written anew where it must be."""
-        if self.weight is not weight or self.scale != scale:
-            return False
-        if self.is_stale(b):
-            self.write()
-        return True
-
+    @abstractmethod
     def undo(self) -> None:
         """W is W0 again, bit for bit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pristine(self) -> Tensor:
         """A copy of W0 in the layer's own orientation; W itself keeps the fold."""
-        raise NotImplementedError
 
 
 class FoldedColumns(Folded):
@@ -71,9 +60,12 @@ class FoldedColumns(Folded):
         self.touched = torch.cat([columns for columns, _ in adapter.finished] + [adapter.columns]).unique()
         self.original = view.index_select(1, self.touched)
         self.base = adapter.base_columns(view)
+        self.dtype = adapter.b.dtype
+        self.parts = adapter.target.parts if adapter.target.fused else None
         self.columns = adapter.split_columns(adapter.columns)
         self.runs = [run_of(columns) for columns in self.columns]
-        self._written: tuple[Tensor, int, int] = (adapter.b, -1, 0)
+        self.written: tuple[Tensor, int, int] = (adapter.b, -1, 0)
+        """The B that stands in the weight, its version, and where its numbers lay."""
         if adapter.finished:
             view.index_copy_(1, self.touched, self._with_finished_links(view.dtype))
         self.write()
@@ -109,16 +101,13 @@ class FoldedColumns(Folded):
     def write(self) -> None:
         WriteBack([self]).run()
 
-    def written(self, b: Tensor) -> None:
-        """`b` has just been written."""
-        self._written = (b, b._version, b.data_ptr())
-
-    def is_stale(self, b: Tensor) -> bool:
+    def is_stale(self) -> bool:
         """Whether B has changed since `write`, or another tensor stands in its place (a functional call, `.data`
         assigned). What torch does not count can't be seen: a write into `.data`, a fused function called by hand;
         call `tunewise.refold(model)` after those."""
-        now, version, where = self._written
-        return b is not now or version != b._version or where != b.data_ptr()
+        now, version, where = self.written
+        b = self.up._parameters["weight"]
+        return b is not now or version != now._version or where != now.data_ptr()
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -171,9 +160,9 @@ class WriteBack:
     """
 
     def __init__(self, folds: list[FoldedColumns]) -> None:
-        self.folds = folds
-        self._factors = [fold.adapter.b for fold in folds]
-        self._addresses = self._where()
+        self._places = [
+            (fold, fold.adapter.b, fold.adapter.b.data_ptr(), fold.weight, fold.weight.data_ptr()) for fold in folds
+        ]
         as_they_are: list[Slot] = []
         sums: dict[tuple[float, bool], list[Slot]] = defaultdict(list)
         for fold in folds:
@@ -190,14 +179,11 @@ class WriteBack:
         self._runs = [(i, slot.rows) for i, slot in enumerate(slots) if slot.columns is None]
         self._sampled = [(i, slot.rows, slot.columns) for i, slot in enumerate(slots) if slot.columns is not None]
 
-    def _where(self) -> list[int]:
-        found = [b.data_ptr() for b in self._factors]
-        return found + [fold.weight.data_ptr() for fold in self.folds]
-
     def fits(self) -> bool:
         """Whether every B and every weight is still the tensor it was."""
-        return (
-            all(fold.adapter.b is b for fold, b in zip(self.folds, self._factors)) and self._where() == self._addresses
+        return all(
+            fold.up._parameters["weight"] is b and b.data_ptr() == at and weight.data_ptr() == there
+            for fold, b, at, weight, there in self._places
         )
 
     @torch.no_grad()
@@ -211,6 +197,5 @@ class WriteBack:
             torch._foreach_copy_([rows for _, rows in self._runs], [values[i] for i, _ in self._runs])
         for i, rows, columns in self._sampled:
             rows.index_copy_(1, columns, values[i].to(rows.dtype))
-        for fold, b in zip(self.folds, self._factors):
-            if fold.is_stale(b):
-                fold.written(b)
+        for fold, b, at, *_ in self._places:
+            fold.written = (b, b._version, at)

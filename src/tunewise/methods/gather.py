@@ -20,10 +20,12 @@ def run_of(columns: Tensor) -> tuple[int, int] | None:
 
 
 def take_columns(x: Tensor, columns: Tensor, run: tuple[int, int] | None = None) -> Tensor:
-    """A copy of x[..., columns]: a view would keep all of x alive until the backward."""
+    """A copy of x[..., columns] as rows, (N, r): a view would keep all of x alive until the backward. Two dimensions,
+    because a CPU selects columns of three 2.5 times as slowly."""
+    rows = x.reshape(-1, x.shape[-1])
     if run is not None:
-        return x[..., run[0] : run[1]].clone(memory_format=torch.contiguous_format)
-    return x.index_select(-1, columns)
+        return torch.narrow_copy(rows, 1, run[0], run[1] - run[0])
+    return rows.index_select(1, columns)
 
 
 class InputGroup:
@@ -37,7 +39,8 @@ class InputGroup:
     def forget(self) -> None:
         """Drop what is remembered: columns have changed."""
         self._plan: tuple[Tensor, tuple[int, int] | None, dict[int, tuple[int, int]]] | None = None
-        self._seen: tuple[weakref.ref[Tensor], int] | None = None
+        self._seen: weakref.ref[Tensor] | None = None
+        self._version = 0
         self._taken: Tensor | None = None
         self._waiting: set[int] = set()
 
@@ -49,41 +52,33 @@ class InputGroup:
         self.forget()
 
     def gather(self, member: ColumnAdapter, x: Tensor) -> Tensor:
-        """x[..., member.columns], contiguous or a view of the group's one copy."""
+        """x[..., member.columns] as (N, P r) rows: contiguous, or a view of the group's one copy."""
         if torch.compiler.is_compiling():
-            return x.index_select(-1, member.columns)
+            return take_columns(x, member.columns)
         if self._plan is None:
             self._plan = self._make_plan()
         columns, run, places = self._plan
-        if len(self.members) == 1:
+        if len(places) == 1:
             return take_columns(x, columns, run)
-        start, stop = places[id(member)]
-        again = (
-            self._taken is not None
-            and self._seen is not None
-            and id(member) in self._waiting
-            and self._seen[0]() is x
-            and self._seen[1] == x._version
-            and self._taken.dtype == x.dtype
-        )
-        if not again:
-            if id(member) in self._waiting and self._split(x):
-                return member.group.gather(member, x)
-            self._taken = take_columns(x, columns, run)
-            self._seen = (weakref.ref(x), x._version)
-            self._waiting = {id(m) for m in self.members}
+        me, seen = id(member), self._seen
         taken = self._taken
-        assert taken is not None
-        self._waiting.discard(id(member))
+        if taken is None or seen is None or seen() is not x or self._version != x._version or me not in self._waiting:
+            if me in self._waiting and self._split(x):
+                return member.group.gather(member, x)
+            taken = self._taken = take_columns(x, columns, run)
+            self._seen, self._version = weakref.ref(x), x._version
+            self._waiting = set(places)
+        self._waiting.discard(me)
         if not self._waiting:  # all served: the backward's references alone keep it
             self._taken = self._seen = None
-        return taken if stop - start == taken.shape[-1] else taken[..., start:stop]
+        start, stop = places[me]
+        return taken if stop - start == taken.shape[1] else taken[:, start:stop]
 
     def _split(self, x: Tensor) -> bool:
         """Part the members for good where those still waiting read another input than those served (keys and values
         of cross-attention). False where nobody has been served, or it is that very input."""
         late = [m for m in self.members if id(m) in self._waiting]
-        if len(late) == len(self.members) or (self._seen is not None and self._seen[0]() is x):
+        if len(late) == len(self.members) or (self._seen is not None and self._seen() is x):
             return False
         for members in ([m for m in self.members if id(m) not in self._waiting], late):
             group = InputGroup(members)

@@ -20,12 +20,16 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 
 from tunewise.methods.columns import ColumnAdapter, gradient_of_b, scaled_product
+from tunewise.methods.folded import FoldedColumns
 from tunewise.methods.low_rank import LowRankAdapter
 
 
 def lean_output(layer: Any, x: Tensor) -> Tensor | None:
     """The output of a PEFT LoRA layer whose one active adapter is a folded column adapter or a low-rank pair; None
     where this is not for us to compute."""
+    fold = layer._fold
+    if type(fold) is FoldedColumns:
+        return _over_columns(layer, fold, x)
     active = layer._active_adapter
     name = active if isinstance(active, str) else active[0] if len(active) == 1 else None
     modules = layer._modules
@@ -35,32 +39,51 @@ def lean_output(layer: Any, x: Tensor) -> Tensor | None:
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     if x.dtype != weight.dtype or _elsewhere():
         return None
-    adapter, fold = layer.lora_variant.get(name), layer._fold
-    if adapter is not None and type(adapter) is not ColumnAdapter and type(adapter) is not LowRankAdapter:
+    adapter = layer.lora_variant.get(name)
+    if adapter is not None and type(adapter) is not LowRankAdapter:
         return None
     down, up = modules["lora_A"]._modules.get(name), modules["lora_B"]._modules.get(name)
     if not (_is_bare(down) and _is_bare(up)):
         return None
-    b = up._parameters["weight"]
-    if fold is not None and not fold.stands(weight, layer.scaling[name], b):
-        return None
-    if type(adapter) is ColumnAdapter:
-        if fold is None or fold.adapter is not adapter:
-            return None
-        if not (b.requires_grad and torch.is_grad_enabled()):
-            return F.linear(x, weight, bias)
-        return cast(Tensor, _columns(x, weight, bias, b, adapter))
     if fold is None:
         if adapter is not None and (adapter.finished or adapter.target.fused):
             return None
-    elif fold.adapter is not adapter:
+    elif fold.adapter is not adapter or fold.weight is not weight or fold.scale != layer.scaling[name]:
         return None
     if layer.lora_bias[name] or type(modules["lora_dropout"]._modules[name]) is not nn.Identity:
         return None
     if not getattr(layer, "cast_input_dtype_enabled", True):
         return None
-    a = down._parameters["weight"]
+    a, b = down._parameters["weight"], up._parameters["weight"]
     return cast(Tensor, _low_rank(x, weight, bias, a, b, layer.scaling[name]))
+
+
+def _over_columns(layer: Any, fold: FoldedColumns, x: Tensor) -> Tensor | None:
+    """The layer's own product, where the fold is the active adapter's and stands as it should. Where next to nothing
+    is computed, what is asked here is what a step costs: nothing is asked twice, and no function called for it."""
+    base = layer._modules["base_layer"]
+    own = base._parameters
+    weight, bias = own["weight"], own["bias"]
+    active = layer._active_adapter
+    if (
+        (active != fold.active and active != fold.name)
+        or weight is not fold.weight
+        or layer.scaling[fold.name] != fold.scale
+        or layer._disable_adapters
+        or layer.merged_adapters
+        or not layer.lean
+        or x.dtype != weight.dtype
+        or not _is_plain(base)
+        or _elsewhere()
+    ):
+        return None
+    b: Any = fold.up._parameters["weight"]
+    written, version, where = fold.written
+    if b is not written or b._version != version or b.data_ptr() != where:
+        fold.write()
+    if not (b.requires_grad and torch.is_grad_enabled()):
+        return F.linear(x, weight, bias)
+    return cast(Tensor, _columns(x, weight, bias, b, fold))
 
 
 def lean_beside(layer: Any, x: Tensor) -> Tensor | None:
@@ -88,19 +111,21 @@ class _ColumnLinear(torch.autograd.Function):
     is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, adapter: ColumnAdapter) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, fold: FoldedColumns) -> Tensor:
+        adapter = fold.adapter
         ctx.save_for_backward(adapter.group.gather(adapter, x), weight)
-        ctx.scale, ctx.parts, ctx.dtype = adapter.layer.scaling[adapter.name], adapter.target.parts, b.dtype
+        ctx.fold = fold
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("a folded column method has no second derivative; attach it with fold='never'")
-        taken, weight = ctx.saved_tensors
+        rows, weight = ctx.saved_tensors
+        fold = ctx.fold
         grad_x = torch.matmul(grad_y, weight) if ctx.needs_input_grad[0] else None
-        flat, rows = grad_y.reshape(-1, grad_y.shape[-1]), taken.reshape(-1, taken.shape[-1])
-        return grad_x, None, None, gradient_of_b(flat, rows, ctx.scale, ctx.dtype, ctx.parts), None
+        flat = grad_y.reshape(-1, grad_y.shape[-1])
+        return grad_x, None, None, gradient_of_b(flat, rows, fold.scale, fold.dtype, fold.parts), None
 
 
 class _ColumnsBeside(torch.autograd.Function):
@@ -115,7 +140,7 @@ class _ColumnsBeside(torch.autograd.Function):
             flat.addmm_(inputs.index_select(1, columns), _factor(done, ctx.scale, y).T)
         taken = adapter.group.gather(adapter, x)
         origin = adapter._origin if adapter.holds_weights else None
-        flat.addmm_(taken.reshape(-1, taken.shape[-1]), _factor(b if origin is None else b - origin, ctx.scale, y).T)
+        flat.addmm_(taken, _factor(b if origin is None else b - origin, ctx.scale, y).T)
         ctx.save_for_backward(taken, weight, b)
         ctx.origin, ctx.active, ctx.finished = origin, (adapter.columns, adapter.run), list(adapter.finished)
         return y
@@ -124,8 +149,8 @@ class _ColumnsBeside(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("a column method's node has no second derivative; attach it with fold='never'")
-        taken, weight, b = ctx.saved_tensors
-        flat, rows = grad_y.reshape(-1, grad_y.shape[-1]), taken.reshape(-1, taken.shape[-1])
+        rows, weight, b = ctx.saved_tensors
+        flat = grad_y.reshape(-1, grad_y.shape[-1])
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.mm(flat, weight)
@@ -210,18 +235,22 @@ def _is_plain(base: Any) -> bool:
     """Whether calling the layer is F.linear with a frozen weight and nothing else."""
     if not _is_bare(base):
         return False
-    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    own = base._parameters
+    weight, bias = own["weight"], own["bias"]
     return type(weight) in _PLAIN and not weight.requires_grad and (bias is None or not bias.requires_grad)
 
 
 def _is_bare(module: Any) -> bool:
     """A linear layer of torch's own without hooks."""
-    return type(module) is nn.Linear and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
+    if type(module) is not nn.Linear:
+        return False
+    held = module.__dict__
+    return not (
+        held["_forward_hooks"]
+        or held["_forward_pre_hooks"]
+        or held["_backward_hooks"]
+        or held["_backward_pre_hooks"]
+        or "forward" in held
     )
 
 
