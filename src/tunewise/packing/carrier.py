@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from tunewise.methods.attachment import attachment
 from tunewise.packing.linear import PackedLinear
+from tunewise.packing.passes import PASS, passes
 from tunewise.packing.randomness import ATTENTION, Layout, PackedDropout
-from tunewise.packing.stacks import Factors, NotPackable, stack_up
-from tunewise.packing.streams import Stream
+from tunewise.packing.stacks import Factors, NotPackable, Stack, stack_up
+from tunewise.packing.streams import Stream, global_generators, states
 
 TOLERANCE = 1e-4
 """Between packed and single logits, relative to the largest: a model above it mixes examples, and is not packed."""
@@ -53,12 +55,25 @@ class Answer:
 class Carrier:
     """The backbone, ready to carry `members`, which may change from step to step."""
 
-    def __init__(self, base: Any, task: str) -> None:
+    def __init__(
+        self,
+        base: Any,
+        task: str,
+        *,
+        most: int | None = None,
+        generators: Callable[[], Sequence[Generator]] = global_generators,
+    ) -> None:
+        """`most`: tokens that go through the backbone at once, a run's batch at least; `PASS` on a CPU and no limit
+        elsewhere unless given. `generators`: those that a model might draw from."""
         self.base = base
         self.task = task
         self.layout = Layout()
         self.members: list[Member] = []
+        self._most = most
+        self._generators = generators
+        self._taken: list[Member] = []
         self._links: list[int] = []
+        self._stacks: dict[str, list[Stack]] = {}
         self._linears: dict[str, PackedLinear] = {}
         self._checked = False
         base.requires_grad_(False)
@@ -81,29 +96,37 @@ class Carrier:
             parameter.data = own[key].data
 
     def step(self, members: Sequence[Member], batches: Sequence[Batch], streams: Sequence[Stream]) -> list[Answer]:
-        """Each member's loss at its own batch and the gradients of what it trains, from one forward and one backward
-        pass. Raises `NotPackable` for a model that mixes examples or draws random numbers by other means than dropout.
+        """Each member's loss at its own batch and the gradients of what it trains, from a forward and a backward pass
+        for as many runs at a time as `passes` says. Raises `NotPackable` for a model that mixes examples or draws
+        random numbers by other means than dropout.
         """
         order = sorted(range(len(members)), key=lambda i: repr(members[i].kind))
         self._seat([members[i] for i in order])
-        together = self._together([batches[i] for i in order])
-        self.layout.streams = [streams[i] for i in order]
+        most = self._most or (PASS if self.device.type == "cpu" else sys.maxsize)
+        answers: dict[int, Answer] = {}
+        for start, stop in passes([self._tokens(batches[i]) for i in order], most):
+            now = order[start:stop]
+            self._take(start, stop)
+            self.layout.streams = [streams[i] for i in now]
+            answers.update(zip(now, self._pass([batches[i] for i in now]), strict=True))
+        self._checked = True
+        return [answers[i] for i in range(len(members))]
+
+    def _pass(self, batches: Sequence[Batch]) -> list[Answer]:
+        """The answers of the runs that have been taken."""
+        together = self._together(batches)
+        before = None
         if not self._checked:
             self._check(together)
-        labels = [batches[i]["labels"] for i in order]
-        before = None if self._checked else torch.get_rng_state()
+            before = states(self._generators())
         with torch.enable_grad():
-            losses = self._losses(self.base(**together).logits, labels)
-        if before is not None and not torch.equal(before, torch.get_rng_state()):
+            losses = self._losses(self.base(**together).logits, [batch["labels"] for batch in batches])
+        if before is not None and not all(map(torch.equal, before, states(self._generators()))):
             raise NotPackable("the model draws random numbers by other means than dropout layers")
-        self._checked = True
-        stacks = [stack for linear in self._linears.values() for stack in linear.stacks]
-        leaves = [leaf for stack in stacks for leaf in stack.trained]
-        heads = [p for member in self.members for p in member.head_parameters]
+        leaves = [leaf for linear in self._linears.values() for stack in linear.stacks for leaf in stack.trained]
+        heads = [p for member in self._taken for p in member.head_parameters]
         found = torch.autograd.grad(torch.stack(losses).sum(), [*leaves, *heads], allow_unused=True)
-        answers = self._parted(losses, found[: len(leaves)], found[len(leaves) :])
-        placed = dict(zip(order, answers, strict=True))
-        return [placed[i] for i in range(len(members))]
+        return self._parted(losses, found[: len(leaves)], found[len(leaves) :])
 
     # --- members ---------------------------------------------------------------------------------------------
 
@@ -114,12 +137,24 @@ class Carrier:
             return
         if not self._linears:
             self._furnish(members[0])
-        for name, linear in self._linears.items():
-            linear.stacks = stack_up([member.factors[name] for member in members])
-            linear.runs = len(members)
+        self._stacks = {name: stack_up([member.factors[name] for member in members]) for name in self._linears}
         self.members, self._links = members, links
-        for head in members[0].head:
-            self.base.get_submodule(head).members = [member.base.get_submodule(head) for member in members]
+
+    def _take(self, start: int, stop: int) -> None:
+        """Let the members `start` <= k < `stop` have the backbone."""
+        self._taken = self.members[start:stop]
+        for name, linear in self._linears.items():
+            linear.stacks = [part for stack in self._stacks[name] if (part := stack.part(start, stop)) is not None]
+            linear.runs = stop - start
+        for head in self._taken[0].head:
+            self.base.get_submodule(head).members = [member.base.get_submodule(head) for member in self._taken]
+
+    def _tokens(self, batch: Batch) -> tuple[int, int]:
+        """A batch's (examples, tokens an example); of images, as many as the first adapted layer saw of the last."""
+        rows = len(batch["labels"])
+        if "input_ids" in batch:
+            return batch["input_ids"].shape[:-1].numel(), batch["input_ids"].shape[-1]
+        return rows, next(iter(self._linears.values())).tokens // max(1, self.layout.rows)
 
     def _furnish(self, first: Member) -> None:
         """Put packed layers, heads, dropout and attention in the places of the model's own."""
@@ -185,12 +220,12 @@ class Carrier:
                 for leaf in stack.trained:
                     gradient = next(gradients)
                     for k in range(stack.start, stack.stop if gradient is not None else stack.start):
-                        factors = self.members[k].factors[name]
+                        factors = self._taken[k].factors[name]
                         answers[k].parameters.append(factors.a if leaf is stack.a else factors.b)
                         assert gradient is not None
                         answers[k].gradients.append(gradient[k - stack.start])
         rest = iter(heads)
-        for member, answer in zip(self.members, answers, strict=True):
+        for member, answer in zip(self._taken, answers, strict=True):
             for parameter in member.head_parameters:
                 gradient = next(rest)
                 if gradient is not None:
@@ -201,19 +236,19 @@ class Carrier:
     @torch.no_grad()
     def _check(self, together: Mapping[str, Tensor]) -> None:
         """The packed model against each run's own, without dropout, on the first batch."""
-        training = [member.model.training for member in self.members]
-        for member in self.members:
+        training = [member.model.training for member in self._taken]
+        for member in self._taken:
             member.model.eval()
         self.base.eval()
-        runs = len(self.members)
+        runs = len(self._taken)
         logits = self.base(**together).logits.chunk(runs)
-        for k, member in enumerate(self.members):
+        for k, member in enumerate(self._taken):
             inputs = {key: self.layout.own(k, value.chunk(runs)[k]) for key, value in together.items()}
             alone, packed = member.model(**inputs).logits, self.layout.own(k, logits[k])
             off = float((packed - alone).abs().max())
             if not off <= TOLERANCE * max(1.0, float(alone.abs().max())):
                 raise NotPackable(f"the model's outputs in a pack differ by {off:.2g} from those of a run by itself")
-        for member, mode in zip(self.members, training, strict=True):
+        for member, mode in zip(self._taken, training, strict=True):
             member.model.train(mode)
         self.base.train()
 

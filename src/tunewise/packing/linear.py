@@ -26,9 +26,11 @@ class PackedLinear(nn.Module):
             raise NotPackable(f"a layer of type {type(base).__name__} is adapted")
         self.base = base
         self.runs = 1
+        self.tokens = 0  # of each run, in the last forward
         self.stacks: list[Stack] = []
 
     def forward(self, x: Tensor) -> Tensor:
+        self.tokens = x.shape[:-1].numel() // self.runs
         leaves = [leaf for stack in self.stacks for leaf in stack.trained]
         weight = oriented(self.base)
         return cast(Tensor, _Packed.apply(x, weight, cast(Any, self.base).bias, self.runs, self.stacks, *leaves))
@@ -80,7 +82,7 @@ class _Packed(torch.autograd.Function):
                 elif below is not None:
                     below[stack.start : stack.stop].scatter_add_(2, _places(stack.columns, back.shape[1]), back)
             if inner is not None:
-                grads.append(torch.bmm(g.mT, inner))
+                grads.append(torch.bmm(inner.mT, g).mT.contiguous())  # a CPU is up to twice as fast in this order
         grad_x = None if below is None else below.view(ctx.shape)
         return grad_x, None, None, None, None, *grads
 

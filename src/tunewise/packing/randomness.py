@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tunewise.packing.streams import Stream
@@ -33,6 +33,11 @@ class Layout:
     own_rows: list[int] = field(default_factory=list)
     own_lengths: list[int | None] = field(default_factory=list)
     streams: Sequence[Stream] = ()
+
+    @property
+    def even(self) -> bool:
+        """Whether nothing is padded."""
+        return all(n == self.rows for n in self.own_rows) and all(n == self.length for n in self.own_lengths)
 
     def parts(self, x: Tensor, lengths: Sequence[int] = ()) -> Iterator[tuple[int, Tensor]]:
         """(k, run k's own part) of a tensor whose first dimension is the batch; `lengths` are the dimensions of
@@ -59,6 +64,19 @@ class Layout:
             filled.append(F.pad(part, pads) if any(missing) else part)
         return torch.cat(filled)
 
+    def kept(self, like: Tensor, p: float, lengths: Sequence[int]) -> Tensor:
+        """A dropout mask on the CPU, in the shape of `like`: 1 / (1 - p) where a number is kept, else 0."""
+        make = torch.empty_like if self.even else torch.zeros_like
+        mask = make(like, memory_format=torch.contiguous_format, requires_grad=False)
+        for k, part in self.parts(mask, lengths):
+            draw = self.streams[k].cpu
+            if part.is_contiguous():
+                part.bernoulli_(1 - p, generator=draw)
+            else:  # numbers are drawn in the order of memory
+                own = torch.empty_like(part, memory_format=torch.contiguous_format)
+                part.copy_(own.bernoulli_(1 - p, generator=draw))
+        return mask.div_(1 - p)
+
 
 class PackedDropout(nn.Dropout):
     """Takes a `nn.Dropout`'s place in a packed model."""
@@ -71,20 +89,13 @@ class PackedDropout(nn.Dropout):
         if not self.training or self.p == 0:
             return x
         lengths = {3: (1,), 4: (2, 3)}.get(x.ndim, ())
-        if x.is_cuda:  # where torch draws a fused dropout's mask in an order of its own
-            dropped = []
-            for k, part in self.layout.parts(x, lengths):
-                with self.layout.streams[k].drawing():
-                    dropped.append(F.dropout(part, self.p))
-            return self.layout.whole(dropped, x.shape)
-        mask = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        for k, part in self.layout.parts(mask, lengths):
+        if not x.is_cuda:
+            return x * self.layout.kept(x, self.p, lengths)
+        dropped = []
+        for k, part in self.layout.parts(x, lengths):  # there torch draws a fused dropout's mask in an order of its own
             with self.layout.streams[k].drawing():
-                if part.is_contiguous():
-                    part.bernoulli_(1 - self.p)
-                else:  # numbers are drawn in the order of memory
-                    part.copy_(torch.empty_like(part, memory_format=torch.contiguous_format).bernoulli_(1 - self.p))
-        return x * mask.div_(1 - self.p)
+                dropped.append(F.dropout(part, self.p))
+        return self.layout.whole(dropped, x.shape)
 
 
 def packed_attention(
@@ -96,10 +107,13 @@ def packed_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa attention; with dropout run by run. query, key, value: (batch, heads, tokens, size)."""
+    """transformers' sdpa attention, with each run's own dropout. query, key, value: (batch, heads, tokens, size)."""
     if dropout == 0.0:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=0.0, **options)
     layout: Layout = module.__dict__["packed_layout"]
+    usual = options.get("position_bias") is None and options.get("cache") is None and query.shape[2] == key.shape[2]
+    if usual and not query.is_cuda:
+        return _attention(module, query, key, value, attention_mask, dropout, layout, **options), None
     runs, size = len(layout.own_rows), query.shape
     masks = [None] * runs if attention_mask is None else attention_mask.expand(size[0], -1, -1, -1).chunk(runs)
     pieces = zip(query.chunk(runs), key.chunk(runs), value.chunk(runs), masks, strict=True)
@@ -109,7 +123,37 @@ def packed_attention(
         mask = None if mask is None else layout.own(k, mask, (2, 3))
         with layout.streams[k].drawing():
             outputs.append(sdpa_attention_forward(module, q, k_, v, mask, dropout=dropout, **options)[0])
-    return layout.whole(outputs, (size[0], size[2], size[1], size[3])), None
+    return layout.whole(outputs, (size[0], size[2], size[1], value.shape[-1])), None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    layout: Layout,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> Tensor:
+    """softmax(s q k^T + mask) v over all runs at once, as torch's sdpa computes it on a CPU under dropout, each run's
+    mask from its own numbers. Returns (batch, tokens, heads, size)."""
+    shared = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, shared), repeat_kv(value, shared)
+    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.mT)
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    if attention_mask is None and is_causal and query.shape[2] > 1:
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if attention_mask is not None:
+        bias = attention_mask
+        if bias.dtype == torch.bool:  # finite: a row of padding that sees nothing is no NaN
+            bias = torch.zeros_like(bias, dtype=scores.dtype).masked_fill_(~bias, torch.finfo(scores.dtype).min)
+        scores += bias
+    shares = scores.softmax(-1)
+    return torch.matmul(shares * layout.kept(shares, dropout, (2, 3)), value).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -50,6 +50,23 @@ class Stack:
         """The stacked tensors that are trained: A, B, or both."""
         return [t for t in (self.a, self.b) if t is not None and t.requires_grad]
 
+    def part(self, start: int, stop: int) -> Stack | None:
+        """What of it belongs to the runs `start` <= k < `stop`, counted from `start`: views, with gradients of their
+        own. None where nothing does."""
+        first, last = max(start, self.start) - self.start, min(stop, self.stop) - self.start
+        if first >= last:
+            return None
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach()[first:last].requires_grad_(tensor.requires_grad)
+
+        b, scale = cut(self.b), cut(self.scale)
+        assert b is not None
+        assert scale is not None
+        begin = self.start + first - start
+        columns, origin = cut(self.columns), cut(self.origin)
+        return Stack(begin, begin + last - first, cut(self.a), columns, b, origin, scale)
+
 
 class Factors:
     """One adapted layer of one run: PEFT's LoRA layer, its adapter's tensors, and what earlier links left."""

@@ -1,0 +1,22 @@
+"""How many runs of a pack go through the backbone at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PASS = 2048
+"""Tokens in one pass on a CPU. The matrix products fill a core long before; above, intermediate results leave its cache
+and have their memory from the system anew each time, which costs more than what is saved (docs/performance.md)."""
+
+
+def passes(sizes: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """[start, stop) of the runs of each pass, in order. `sizes`: each run's (examples, tokens an example); a pass is
+    padded to its largest, and holds at most `most` tokens, or one run."""
+    found: list[tuple[int, int]] = []
+    start, rows, length = 0, 0, 0
+    for k, (own_rows, own_length) in enumerate(sizes):
+        rows, length = max(rows, own_rows), max(length, own_length)
+        if k > start and (k + 1 - start) * rows * length > most:
+            found.append((start, k))
+            start, rows, length = k, own_rows, own_length
+    return [*found, (start, len(sizes))] if sizes else []
