@@ -21,6 +21,7 @@ from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.files import size
 from tunewise.store.records import DataFacts
 from tunewise.tasks.build import head_of
+from tunewise.tasks.contract import longest
 
 _FORECAST = ("text", "image", "causal", "regression")
 """Tasks whose step can be forecast; of others nothing is said."""
@@ -40,27 +41,42 @@ class Wanted:
     test: int
     snapshots: int = 0
     """Of its way, kept in its folder."""
+    longest: int | None = None
+    """Tokens of its longest training example, where that is known: no batch is wider."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of its widest batch."""
+        most = self.run.training.max_length
+        return most if self.longest is None else min(most, self.longest)
 
 
 def wanted_of(plan: Plan) -> list[Wanted]:
     """The runs of a comparison that are still to be done."""
     snapshots = plan.trajectory.count if plan.trajectory else 0
-    return [wanted(run, plan.data, plan.steps, snapshots) for run in plan.runs if run.id not in plan.done]
+    missing = [run for run in plan.runs if run.id not in plan.done]
+    texts = bool(missing) and missing[0].task != "image"
+    length = longest(plan.task) if texts else None
+    return [wanted(run, plan.data, plan.steps, snapshots, length) for run in missing]
 
 
-def wanted(run: RunSpec, data: DataFacts, steps: int, snapshots: int = 0) -> Wanted:
-    """One run, by the facts of its data."""
+def wanted(run: RunSpec, data: DataFacts, steps: int, snapshots: int = 0, longest: int | None = None) -> Wanted:
+    """One run, by the facts of its data and, of texts, the tokens of the longest that it is trained on."""
     head = head_of(run.task, data.labels)
     if head.kind == "image" and run.data.image_size is not None:
         head = replace(head, image_size=(run.data.image_size, run.data.image_size))
-    return Wanted(run, head, steps, data.train, data.test, snapshots)
+    return Wanted(run, head, steps, data.train, data.test, snapshots, longest)
 
 
-def check_room(wanted: Sequence[Wanted], out: Path, *, at_once: int = 1) -> None:
+def check_room(wanted: Sequence[Wanted], out: Path, *, at_once: int = 1, sharing: int | None = None) -> None:
     """Raises `NoRoom`, one line with what would make it fit, where these runs need more memory than there is now, or
-    more disk, with `at_once` of them side by side. Says nothing where no forecast can be made."""
+    more disk, with `at_once` of them side by side; `sharing` of those have one memory in common (a GPU's), all unless
+    given. Says nothing where no forecast can be made."""
     known = _Forecasts()
-    for problem in (_memory(wanted, known, at_once), _disk(wanted, known, out, at_once)):
+    for problem in (
+        _memory(wanted, known, at_once if sharing is None else sharing),
+        _disk(wanted, known, out, at_once),
+    ):
         if problem:
             raise NoRoom(f"{problem}; --force (force=True) starts all the same")
 
@@ -81,9 +97,9 @@ class _Forecasts:
         changed: dict[str, Any] = {key: changes[key] for key in ("rank", "targets") if key in changes}
         method = spec.method.model_copy(update={"links": spec.links, "restart_every": None, **changed})
         batch = changes.get("batch", spec.training.batch_size)
-        length = changes.get("length", spec.training.max_length)
+        length = changes.get("length", one.length)
         chain = method.links, spec.method.name
-        key = (spec.model.path, one.head, plain_kin(method).model_dump_json(), chain, batch, length)
+        key = (spec.model.model_dump_json(), one.head, plain_kin(method).model_dump_json(), chain, batch, length)
         if key not in self._made:
             self._made[key] = self._forecast(spec, one.head, method, batch, length)
         return self._made[key]
@@ -111,8 +127,15 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int) -> str:
     heaviest: dict[tuple[Any, ...], Wanted] = {}
     for one in wanted:  # of runs that differ in their rank alone the largest is enough
         method, training = one.run.method, one.run.training
-        step = training.batch_size, training.max_length
-        key = (one.run.model.path, one.head.kind, method.name, str(method.targets), str(method.layers), step)
+        step = training.batch_size, one.length
+        key = (
+            one.run.model.model_dump_json(),
+            one.head.kind,
+            method.name,
+            str(method.targets),
+            str(method.layers),
+            step,
+        )
         if key not in heaviest or heaviest[key].run.method.rank < method.rank:
             heaviest[key] = one
     needs = [(found.memory_bytes, one) for one in heaviest.values() if (found := known.of(one)) is not None]
@@ -143,7 +166,7 @@ def _knobs(one: Wanted) -> Iterator[tuple[str, str, list[Any]]]:
     training, method = one.run.training, one.run.method
     yield "batch_size", "batch", list(_halves(training.batch_size, 1))
     if one.head.kind != "image":
-        yield "max_length", "length", list(_halves(training.max_length, _LEAST_LENGTH))
+        yield "max_length", "length", list(_halves(one.length, _LEAST_LENGTH))
     if method.name not in ("fft", "head"):
         yield "rank", "rank", list(_halves(method.rank, 1))
         if method.targets != "qv":
@@ -160,7 +183,10 @@ def _halves(value: int, least: int) -> Iterator[int]:
 
 
 def _length(one: Wanted) -> str:
-    return "" if one.head.kind == "image" else f", max_length {one.run.training.max_length}"
+    if one.head.kind == "image":
+        return ""
+    most = one.run.training.max_length
+    return f", texts of up to {one.length} tokens" if one.length < most else f", max_length {most}"
 
 
 def _disk(wanted: Sequence[Wanted], known: _Forecasts, out: Path, at_once: int) -> str:

@@ -134,3 +134,76 @@ def test_results_are_those_of_the_same_sweep_here(content: dict[str, Any], tmp_p
         sweep(spec, tmp_path / "nowhere", on="ray", ray=RayOptions(cpus=1000.0))
     with pytest.raises(SpecError, match="no Ray can be joined"):
         sweep(spec, tmp_path / "nowhere", on="ray", ray=RayOptions(address="127.0.0.1:1"))
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Iterator[tuple[str, list[Path]]]:
+    """The address of a cluster of two nodes with a temporary folder each, and these folders."""
+    from ray.cluster_utils import Cluster
+
+    folders = [tmp_path / "node0", tmp_path / "node1"]
+    for folder in folders:
+        folder.mkdir()
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    first, second = ({"TMPDIR": str(folder)} for folder in folders)
+    made = Cluster(
+        initialize_head=True, connect=False, head_node_args={**small, "include_dashboard": False, "env_vars": first}
+    )
+    made.add_node(**small, env_vars=second)
+    try:
+        yield made.address, folders
+    finally:
+        made.shutdown()
+
+
+def test_runs_of_nodes_that_share_no_folder_come_home(
+    content: dict[str, Any], tmp_path: Path, apart: tuple[str, list[Path]]
+) -> None:
+    """A killed worker's run goes on at whichever node, from the checkpoint at home; a killed driver's next one takes in
+    what came home without it; at the end the runs folder holds what it holds without a home."""
+    address, nodes = apart
+    file, out, home = tmp_path / "sweep.yaml", tmp_path / "runs", tmp_path / "home"
+    training = {"epochs": 20, "batch_size": 8, "max_length": 16, "save_every": 10}
+    file.write_text(yaml.safe_dump({**content, "learning_rate": 1e-2, "rank": 4, "seeds": 2, "training": training}))
+    flags = f"--ray-address={address}", f"--home=file://{home}"
+
+    def under_way() -> dict[str, int]:
+        return {
+            run: process for node in nodes for place in node.glob("*/*") for run, process in _processes(place).items()
+        }
+
+    def copies(run_id: str) -> list[dict[str, Any]]:
+        lists = [json.loads(path.read_text()) for path in (home / run_id).glob("*.json")]
+        return [one for one in lists if "checksum" in one]
+
+    def at_home() -> set[str]:
+        return {path.name for path in home.glob("*") if any(one["status"] == "done" for one in copies(path.name))}
+
+    driver = _start(file, out, *flags)
+    _until(lambda: len(under_way()) == 2, driver)
+    assert {len(_processes(place)) for node in nodes for place in node.glob("*/*")} == {1}  # a run each
+    _until(lambda: any(copies(run) for run in under_way()), driver)
+    victim, process = next((run, process) for run, process in under_way().items() if copies(run))
+    os.kill(process, signal.SIGKILL)
+    _until(lambda: len(_done(out)) >= 2, driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    _until(lambda: not under_way(), seconds=60)
+    finished = _done(out)
+    driver = _start(file, out, *flags)
+    assert driver.wait(400) == 0
+    last = _done(out)
+    assert len(last) == 4 and {i: last[i] for i in finished} == finished and at_home() == set(last)
+    (folder,) = out.glob("sweep-*")
+    log = (folder / "log.txt").read_text()
+    (ended,) = [line for line in log.splitlines() if f"done {victim}" in line]
+    assert "from step" in ended
+    assert not any(place.is_dir() and RunStore(place).ids() for node in nodes for place in node.glob("*/*"))
+    shared = sweep(parse(SweepSpec, yaml.safe_load(file.read_text())), tmp_path / "shared")
+    for row in shared.rows:
+        here, there = out / row.run, tmp_path / "shared" / row.run
+        names = [sorted(f.relative_to(at).as_posix() for f in at.rglob("*") if f.is_file()) for at in (here, there)]
+        assert names[0] == names[1]
+        sums = [RunStore(at).finished(row.run).files for at in (out, tmp_path / "shared")]
+        # PEFT writes sets of names, whose order is the process's own.
+        assert {name for name in sums[0] if sums[0][name] != sums[1][name]} <= {"adapter/adapter_config.json"}

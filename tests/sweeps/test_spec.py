@@ -132,3 +132,32 @@ def test_mistakes_are_named(content: dict[str, object], said: str) -> None:
         swept(**content)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_half_powers_are_read_wherever_a_rate_stands() -> None:
+    runs = swept(
+        methods=[{"name": "lora", "learning_rate": ["1e-3.5", "1e-2"]}, "cla"], training={"learning_rate": "1e-2.5"}
+    )
+    assert {(run.method.name, run.learning_rate) for run in runs} == {
+        ("lora", 10.0**-3.5),
+        ("lora", 1e-2),
+        ("cla", 10.0**-2.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"seeds": 0}, "seeds: 0: give how many (1 or more"),
+        ({"seeds": [-1]}, "seeds: [-1]: give how many"),
+        ({"seeds": "two"}, "seeds: two: give how many"),
+        ({"points": [{"seeds": []}]}, "points.0: seeds: []: give how many"),
+        ({"training": {"epochs": []}}, "training.epochs: an empty list; give its values"),
+        ({"data": []}, "data: an empty list"),
+        ({"methods": [{"rank": 4}]}, "names no method; write {name: lora, rank: 8}"),
+    ],
+)
+def test_what_is_empty_is_named_by_its_key(content: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError) as error:
+        swept(**content)
+    assert said in str(error.value)

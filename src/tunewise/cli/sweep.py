@@ -33,6 +33,13 @@ def sweep(
     retries: Annotated[
         int, typer.Option(help="With --on ray: how often a run is done again whose worker died.", min=0)
     ] = 3,
+    home: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="With --on ray: where results come home through, if the nodes don't share --out (s3://bucket/path).",
+        ),
+    ] = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -43,8 +50,9 @@ def sweep(
     from tunewise.spec import load_yaml, parse
     from tunewise.sweeps.spec import SweepSpec
 
-    if ray_address is not None and on != "ray":
-        raise SpecError("--ray-address means something with --on ray alone")
+    for flag, value in (("--ray-address", ray_address), ("--home", home)):
+        if value is not None and on != "ray":
+            raise SpecError(f"{flag} means something with --on ray alone")
     checked = parse(SweepSpec, load_yaml(spec), source=str(spec))
 
     from tunewise.quiet import quiet_libraries
@@ -55,20 +63,27 @@ def sweep(
     console = Console()
     with console.status("reading models and data ..."):
         from tunewise.store.folders import RunStore
-        from tunewise.sweeps.driver import check_sweep, pace_of
+        from tunewise.sweeps.driver import check_sweep, pace_of, with_arrivals
         from tunewise.sweeps.driver import sweep as do_sweep
+        from tunewise.sweeps.home import Home
         from tunewise.sweeps.on_ray import RayOptions
         from tunewise.sweeps.planning import plan_sweep
+        from tunewise.sweeps.room import side_by_side
 
+        ray = RayOptions(ray_address, cpus_per_run, gpus_per_run, retries, home)
         store = RunStore(out)
         plan = plan_sweep(checked, store)
+        if home is not None and not dry_run:
+            plan = with_arrivals(plan, Home(home), store)
         left = pace_of(plan, store).remaining(plan.todo)
+        at_once = side_by_side(on, ray, len(plan.todo))
     _show_plan(plan, console, out)
     if plan.todo:
-        console.print(f"time: {left.words()}", highlight=False)
+        together = "" if at_once or not left.timed else " if they were done one after another"
+        console.print(f"time: {left.words(at_once.runs if at_once else 1)}{together}", highlight=False)
     if dry_run:
         if not force:
-            check_sweep(plan, out)
+            check_sweep(plan, out, at_once)
         return
 
     from tunewise.cli.sweep_progress import SweepProgress
@@ -78,7 +93,7 @@ def sweep(
             checked,
             out,
             on=on,
-            ray=RayOptions(ray_address, cpus_per_run, gpus_per_run, retries),
+            ray=ray,
             listener=listener,
             plan=plan,
             force=force,

@@ -36,6 +36,8 @@ class Outcome:
     error: str | None = None
     scores: str = ""
     """The main metric on validation and test, in words."""
+    note: str = ""
+    """What the log says besides: the node, where the run went on from."""
 
 
 class _Counting(Listener):

@@ -10,9 +10,11 @@ The runs themselves lie beside it in the runs folder, like any others.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +24,9 @@ from tunewise.store.environment import device_name
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.table import table
+from tunewise.sweeps.arrivals import pick_up
 from tunewise.sweeps.estimates import Pace, sizes
+from tunewise.sweeps.home import Home
 from tunewise.sweeps.local import run_local
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.monitor import Monitor, SweepListener
@@ -30,7 +34,9 @@ from tunewise.sweeps.on_ray import RayOptions, run_on_ray
 from tunewise.sweeps.page import write_sweep_page
 from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
+from tunewise.sweeps.room import SideBySide, side_by_side
 from tunewise.sweeps.spec import SweepSpec
+from tunewise.sweeps.ways import ByHome, Shared
 from tunewise.training.events import Interrupted
 
 PREFIX = "sweep-"
@@ -70,11 +76,16 @@ def sweep(
     """
     if on not in ("local", "ray"):
         raise SpecError(f"on = {on!r}; choose 'local' or 'ray'")
-    listener = listener or SweepListener()
+    listener, ray = listener or SweepListener(), ray or RayOptions()
+    if ray.home is not None and on != "ray":
+        raise SpecError("a home is for runs on nodes without this runs folder: it means something on ray alone")
+    home = None if ray.home is None else Home(ray.home)
     store = RunStore(out)
     plan = plan or plan_sweep(spec, store, listener)
+    if home is not None:
+        plan = with_arrivals(plan, home, store)
     if not force:
-        check_sweep(plan, store.root, at_once=_side_by_side(on, ray, len(plan.todo)))
+        check_sweep(plan, store.root, side_by_side(on, ray, len(plan.todo)))
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
@@ -83,35 +94,53 @@ def sweep(
     )
     try:
         if on == "ray":
-            run_on_ray(monitor, store, folder, ray or RayOptions())
+            run_on_ray(monitor, store, Shared(store, folder) if home is None else ByHome(store, home), ray)
         else:
             run_local(monitor, store)
-    except Interrupted:
-        monitor.log.say(f"stopped as asked, after {monitor.counts()}; the same command goes on")
-        raise
     except BaseException as error:
         said = " ".join(str(error).split())
-        monitor.log.say(f"stopped by {type(error).__name__}{f': {said}' if said else ''}; the same command goes on")
+        by = f"by {type(error).__name__}{f': {said}' if said else ''}"
+        if isinstance(error, Interrupted):
+            by = f"as asked, after {monitor.counts()}"
+        with _told_besides(error):
+            monitor.log.say(f"stopped {by}; the same command goes on")
+        with _told_besides(error):
+            _write(plan, store, folder)
         raise
-    finally:
-        rows = rows_of(plan, store)
-        write_tables(folder, plan, rows)
-        page = write_sweep_page(folder, plan, rows)
+    rows, page = _write(plan, store, folder)
     failed = sum(row.status in ("failed", "oom") for row in rows)
     monitor.log.say(f"end: {monitor.counts()}")
     return Sweep(plan, rows, folder, page, failed)
 
 
-def _side_by_side(on: str, ray: RayOptions | None, runs: int) -> int:
-    """Runs that share this machine's memory; what the nodes of a cluster have is not known here."""
-    if on == "local" or (ray is not None and ray.address is not None):
-        return 1
-    return max(1, min(runs, int((os.cpu_count() or 1) / max(0.01, ray.cpus if ray else 1.0))))
+def _write(plan: SweepPlan, store: RunStore, folder: Path) -> tuple[list[SweepRow], Path]:
+    rows = rows_of(plan, store)
+    write_tables(folder, plan, rows)
+    return rows, write_sweep_page(folder, plan, rows)
 
 
-def check_sweep(plan: SweepPlan, out: Path, at_once: int = 1) -> None:
+@contextlib.contextmanager
+def _told_besides(first: BaseException) -> Iterator[None]:
+    """What goes wrong on the way out of an error stands in its notes; the first one is the one to mend."""
+    try:
+        yield
+    except Exception as second:  # noqa: BLE001 - whatever it is, it must not take the first one's place
+        first.add_note(f"After that the sweep's log or tables could not be written: {second!r}")
+
+
+def with_arrivals(plan: SweepPlan, home: Home, store: RunStore) -> SweepPlan:
+    """The plan once runs that are finished at home only have been brought in. Raises `SpecError` for a home that can't
+    be used."""
+    home.check()
+    arrived = pick_up(home, [run.id for run in plan.todo], store)
+    return replace(plan, done=plan.done | {*arrived})
+
+
+def check_sweep(plan: SweepPlan, out: Path, at_once: SideBySide | None = None) -> None:
     """Raises `NoRoom` where the runs to do will fit neither memory nor disk."""
-    check_room([wanted(run.spec, run.data, run.steps) for run in plan.todo], out, at_once=at_once)
+    at_once = at_once or SideBySide()
+    runs = [wanted(run.spec, run.data, run.steps, longest=run.longest) for run in plan.todo]
+    check_room(runs, out, at_once=at_once.runs, sharing=at_once.sharing)
 
 
 def begin(plan: SweepPlan, store: RunStore) -> Path:

@@ -87,7 +87,7 @@ class Monitor:
         if outcome.status == "done" and outcome.steps:
             self.pace.note(run, outcome.seconds, outcome.steps)
         words = f"in {duration(outcome.seconds)}" if outcome.steps else "by another process"
-        details = ", ".join(part for part in (words, outcome.scores, outcome.error) if part)
+        details = ", ".join(part for part in (words, outcome.scores, outcome.error, outcome.note) if part)
         self.say(f"{outcome.status} {outcome.run_id} {self.name(run.spec)}: {details}")
 
     def remaining(self) -> Remaining:

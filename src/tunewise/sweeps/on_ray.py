@@ -1,19 +1,17 @@
 """A sweep as Ray tasks: on the cores and GPUs of this machine, or on a cluster.
 
-Runs folder, models and data must be seen under the same paths by all nodes (a shared file system); results come home
-through the run folders, and nothing else does. A task whose worker or node dies is done again elsewhere, from its last
-checkpoint, up to a fixed number of times; a driver that dies takes its tasks along, and the next one goes on.
+Models and data must be had under the same paths on all nodes. The runs folder is one that all nodes see, or results
+come by way of a home (see `ways`). A task whose worker or node dies is done again elsewhere, from its last checkpoint,
+up to a fixed number of times; a driver that dies takes its tasks along, and the next one goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import math
 import os
 import socket
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 from tunewise.errors import SpecError, StoreError
 from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
-from tunewise.sweeps.attempt import Outcome, attempt, failed, outcome_of
-from tunewise.sweeps.log import Log
-from tunewise.training.events import Event, Interrupted, Listener, RunStarted
+from tunewise.sweeps.arrivals import Damaged
+from tunewise.sweeps.attempt import Outcome, failed, outcome_of
+from tunewise.sweeps.room import fits
+from tunewise.sweeps.ways import Place, Way
+from tunewise.training.events import Interrupted
 
 if TYPE_CHECKING:
     from tunewise.sweeps.monitor import Monitor
 
 LOOK = 1.0
-"""Seconds between a run's looks at whether it is to stop, and between the driver's at its user and at held runs."""
-PATIENCE = 30.0
-"""Seconds that runs have for their last checkpoint once a stop was asked for."""
+"""Seconds between the driver's looks at its user and at held runs."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,16 @@ class RayOptions:
     """A part of one (0.5), or several; None: one where the cluster has any."""
     retries: int = 3
     """How often a run is done again whose worker or node died."""
+    home: str | None = None
+    """An fsspec address that all nodes and the driver reach; None where they share the runs folder."""
 
 
-def run_on_ray(monitor: Monitor, store: RunStore, folder: Path, options: RayOptions) -> None:
+def run_on_ray(monitor: Monitor, store: RunStore, way: Way, options: RayOptions) -> None:
     """Do all that is to do. Raises `SpecError` where Ray is not installed, can't be joined or has no room for a single
-    run; `Interrupted` where the listener asked for a stop; `StoreError` where a node can't use the runs folder."""
+    run; `Interrupted` where the listener asked for a stop; `StoreError` where a node can't use the runs folder or the
+    home."""
     ray = _import_ray()
-    with _joined(ray, options), _stop_file(folder) as stop:
+    with _joined(ray, options), contextlib.closing(way):
         gpus = _gpus(ray, options)
         monitor.at_once = _room(ray, options, gpus)
         task = ray.remote(_work).options(
@@ -66,23 +67,29 @@ def run_on_ray(monitor: Monitor, store: RunStore, folder: Path, options: RayOpti
         held: list[Any] = []
         under_way: dict[Any, tuple[Any, float]] = {}
         looked = time.monotonic()
-        places = [str(store.root.absolute()), str(folder.absolute()), str(stop.absolute()), str(Path.cwd())]
         try:
             while waiting or under_way or held:
                 monitor.listener.check()
                 while waiting and len(under_way) < monitor.at_once:
                     run = waiting.pop(0)
-                    reference = task.remote(run.spec.model_dump_json(), *places)
-                    under_way[reference] = run, time.time()
-                    monitor.begun(run.id, note=False)
+                    if (known := way.take(run.spec)) is None:
+                        reference = task.remote(run.spec.model_dump_json(), way.place)
+                        under_way[reference] = run, time.time()
+                        monitor.begun(run.id, note=way.logs_begin)
+                    elif known.status == "held":
+                        held.append(run)
+                    else:
+                        way.release(run.id)
+                        monitor.ended(known)
+                ready: list[Any] = []
                 if under_way:
                     ready, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK)
-                else:
-                    ready = []
+                elif held:
                     time.sleep(LOOK)
                 for reference in ready:
                     run, since = under_way.pop(reference)
-                    outcome = _outcome(ray, reference, run.spec, store, since, options)
+                    outcome = _outcome(ray, reference, run.spec, store, way, since, options)
+                    way.release(run.id)
                     if outcome.status == "held":
                         monitor.put_back(run.id)
                         held.append(run)
@@ -95,69 +102,49 @@ def run_on_ray(monitor: Monitor, store: RunStore, folder: Path, options: RayOpti
                     held = [run for run in held if run not in free]
                     waiting += free
         except BaseException:  # Ctrl-C and exit too: tasks on other machines must hear of it, whatever ends this one
-            stop.touch()
-            _let_stop(ray, monitor, list(under_way))
+            with contextlib.suppress(StoreError):  # of a home that is gone; what is under way is ended all the same
+                way.stop()
+            _let_stop(ray, monitor, list(under_way), way.patience)
             raise
 
 
-def _work(content: str, root: str, folder: str, stop: str, cwd: str) -> Outcome:
+def _work(content: str, place: Place) -> Outcome:
     """What a task does: one attempt, in the driver's working folder where this node has it."""
     from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
-    if Path(cwd).is_dir():
-        os.chdir(cwd)
-    node = os.uname().nodename
-    if not Path(folder).is_dir():
-        raise StoreError(
-            f"node {node} does not see {folder}; give an --out that all nodes see under one path (a shared file system)"
-        )
-    spec = RunSpec.model_validate_json(content)
-    return attempt(spec, RunStore(root), _Remote(Path(stop), Log(Path(folder) / "log.txt"), node))
+    if Path(place.cwd).is_dir():
+        os.chdir(place.cwd)
+    return place.attempt(RunSpec.model_validate_json(content))
 
 
-class _Remote(Listener):
-    """A run's ears on its node: it stops once the driver's file is there."""
-
-    def __init__(self, stop: Path, log: Log, node: str) -> None:
-        self.stop, self.log, self.node = stop, log, node
-        self._asked = False
-        self._looked = 0.0
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        if not self._asked and time.monotonic() - self._looked > LOOK:
-            self._looked = time.monotonic()
-            self._asked = self.stop.exists()
-        return self._asked
-
-    def on(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
-            resumed = f" from step {event.first_step}" if event.first_step else ""
-            self.log.say(f"begun {event.run_id} {event.label} seed {event.seed}{resumed} on {self.node}, {os.getpid()}")
-
-
-def _outcome(ray: Any, reference: Any, spec: RunSpec, store: RunStore, since: float, options: RayOptions) -> Outcome:
+def _outcome(
+    ray: Any, reference: Any, spec: RunSpec, store: RunStore, way: Way, since: float, options: RayOptions
+) -> Outcome:
     try:
         found: Outcome = ray.get(reference)
+        return found if found.status == "held" else way.take_in(spec.id, found)
+    except Damaged as error:
+        problem: Exception = error
     except ray.exceptions.RayTaskError as error:  # raised by the run's own process
         if isinstance(error.cause, Interrupted | StoreError):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:  # its process or node is gone for good
-        if (done := store.finished(spec.id)) is not None:  # ... but not before it had finished
+        if (done := way.finished(spec.id)) is not None:  # ... but not before it had finished
             return outcome_of(done, time.time() - since, 0)
         said = f"its worker died {options.retries + 1} times ({type(error).__name__}); see the node's memory and logs"
-        started = datetime.datetime.fromtimestamp(since, datetime.UTC).isoformat(timespec="seconds")
-        return outcome_of(failed(spec, store, RuntimeError(said), started, time.time() - since), 0.0, 0)
-    return found
+        problem = RuntimeError(said)
+    way.release(spec.id)  # the record is written under the run's lease
+    started = datetime.datetime.fromtimestamp(since, datetime.UTC).isoformat(timespec="seconds")
+    return outcome_of(failed(spec, store, problem, started, time.time() - since), 0.0, 0)
 
 
-def _let_stop(ray: Any, monitor: Monitor, references: list[Any]) -> None:
+def _let_stop(ray: Any, monitor: Monitor, references: list[Any], patience: float) -> None:
     """Wait for the last checkpoints of what is under way, then end what is left."""
     if not references:
         return
-    stopped, left = ray.wait(references, num_returns=len(references), timeout=PATIENCE)
+    stopped, left = ray.wait(references, num_returns=len(references), timeout=patience)
     for reference in left:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(reference, force=True)
@@ -207,16 +194,6 @@ def _check_address(address: str | None) -> None:
         raise SpecError(f"--ray-address {address}: no Ray can be joined there ({error.strerror or error})") from None
 
 
-@contextlib.contextmanager
-def _stop_file(folder: Path) -> Iterator[Path]:
-    """A file that is not there; once it is, this driver's runs stop."""
-    path = folder / f".stop-{uuid.uuid4().hex[:12]}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def _gpus(ray: Any, options: RayOptions) -> float:
     if options.gpus is not None:
         return options.gpus
@@ -229,9 +206,7 @@ def _room(ray: Any, options: RayOptions, gpus: float, *, lost: bool = False) -> 
     for node in ray.nodes():
         if node["Alive"]:
             there = node["Resources"]
-            rooms = [math.floor(there.get("CPU", 0) / options.cpus + 1e-9)] if options.cpus else []
-            rooms += [math.floor(there.get("GPU", 0) / gpus + 1e-9)] if gpus else []
-            count += min(rooms, default=1)
+            count += fits(there.get("CPU", 0), there.get("GPU", 0), options.cpus, gpus)
     if not count and not lost:
         raise SpecError(
             f"no node of this Ray has room for a run, which takes {options.cpus:g} CPUs and {gpus:g} GPUs; lower "

@@ -15,6 +15,7 @@ from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.sweeps.shapes import shape_of
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.tasks.build import KINDS, build_task, head_of, task_of
+from tunewise.tasks.contract import longest
 from tunewise.training.build import chain_of, total_steps
 from tunewise.training.events import Listener, Phase
 
@@ -28,6 +29,8 @@ class PlannedRun:
     facts: ModelFacts
     data: DataFacts
     head: Head
+    longest: int | None = None
+    """Of its training examples, in tokens; None of images."""
 
     @cached_property
     def id(self) -> str:
@@ -86,14 +89,20 @@ def plan_sweep(spec: SweepSpec, store: RunStore, listener: Listener | None = Non
         listener.check()
         listener.on(Phase("reading data", f"{place + 1} of {len(groups)}"))
         digests = _with_digests(group[0].model, group[0].data, task)
+        lengths: dict[int, int | None] = {}
         for run in group:
             run = run.model_copy(update={"task": task, **digests})
-            data = build_task(run).facts
+            built = build_task(run)
+            data = built.facts
+            if run.training.max_length not in lengths:
+                lengths[run.training.max_length] = None if head.kind == "image" else longest(built)
             steps = total_steps(run, data.train)
             chain = chain_of(run.method)
             if chain is not None:
                 chain.restarts(steps, steps // run.training.epochs)  # raises where it is too short for its links
-            planned[run.id] = PlannedRun(run, steps, facts[_shape(run.method)], data, head)
+            planned[run.id] = PlannedRun(
+                run, steps, facts[_shape(run.method)], data, head, lengths[run.training.max_length]
+            )
     done = {run_id for run_id in planned if store.finished(run_id) is not None}
     return SweepPlan(spec, list(planned.values()), done, len(asked))
 

@@ -72,26 +72,28 @@ class SweepSpec(Frozen):
         if not isinstance(content, dict):
             return content
         content = {key: value for key, value in content.items() if value is not None}
+        for key in ("model", "data", "training"):
+            if content.get(key) == []:
+                raise SpecError(f"{key}: an empty list; give one or more")
         for key in ("model", "data"):
             if key in content:
                 listed = content[key] if isinstance(content[key], list) else [content[key]]
                 content[key] = [
-                    each
-                    for one in listed
-                    for each in _spread({"path": one} if isinstance(one, str) else one, _LISTS[key])
+                    each for one in listed for each in _spread({"path": one} if isinstance(one, str) else one, key)
                 ]
         if "training" in content:
             listed = content["training"] if isinstance(content["training"], list) else [content["training"]]
-            content["training"] = [each for one in listed for each in _spread(one, _LISTS["training"])]
+            content["training"] = [_readable_rate(each) for one in listed for each in _spread(one, "training")]
         if isinstance(content.get("methods"), str):
             content["methods"] = [name.strip() for name in content["methods"].split(",") if name.strip()]
-        if isinstance(content.get("seeds"), int) and not isinstance(content["seeds"], bool):
-            content["seeds"] = list(range(content["seeds"]))
+        if "seeds" in content:
+            content["seeds"] = _seeds(content["seeds"])
         for key in ("methods", "rank", "alpha", "targets", "links", "restart_every", "learning_rate"):
             if key in content and not isinstance(content[key], list):
                 content[key] = [content[key]]
         if isinstance(content.get("methods"), list):
-            content["methods"] = [each for row in content["methods"] for each in _spread(row, _LISTS["methods"])]
+            content["methods"] = [each for row in content["methods"] for each in _spread(row, "methods")]
+            content["methods"] = [_readable_rate(row) for row in content["methods"]]
         return content
 
     @field_validator("learning_rate", mode="before")
@@ -166,6 +168,8 @@ class SweepSpec(Frozen):
         seen = set()
         for row in self.methods:
             own = {"name": row} if isinstance(row, str) else row
+            if "name" not in own:
+                raise SpecError(f"methods: {own} names no method; write {{name: lora, rank: 8}}")
             chained = get_method(str(own.get("name", ""))).chain is not None
             wanted = [key for key in axes if key not in own and (chained or key not in ("links", "restart_every"))]
             if own.get("links") or own.get("restart_every"):
@@ -200,13 +204,34 @@ def _rate(rate: Any) -> Any:
     return 10.0 ** float(found[1]) if found else rate
 
 
-def _spread(mapping: Any, whole: frozenset[str]) -> list[Any]:
-    """A mapping with lists in it as one mapping for each combination of their values; a list under a key of `whole`
-    is one value."""
+def _readable_rate(mapping: Any) -> Any:
+    if not isinstance(mapping, dict) or "learning_rate" not in mapping:
+        return mapping
+    return {**mapping, "learning_rate": _rate(mapping["learning_rate"])}
+
+
+def _seeds(said: Any) -> list[int]:
+    """A list of seeds, or as many from 0 as are asked for."""
+    found = list(range(said)) if _is_whole(said) else said
+    if isinstance(found, list) and found and all(_is_whole(seed) and seed >= 0 for seed in found):
+        return found
+    raise SpecError(f"seeds: {said}: give how many (1 or more; 3 are the seeds 0, 1, 2), or a list: [0, 1, 2]")
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _spread(mapping: Any, part: str) -> list[Any]:
+    """A mapping with lists in it as one mapping for each combination of their values; a list under a key that takes
+    lists is one value."""
     if not isinstance(mapping, dict):
         return [mapping]
-    axes = [
-        [(key, value) for value in (values if isinstance(values, list) and key not in whole else [values])]
-        for key, values in mapping.items()
-    ]
+    axes = []
+    for key, values in mapping.items():
+        if values == [] and key not in _LISTS[part]:
+            raise SpecError(f"{part}.{key}: an empty list; give its values, or leave the key out")
+        axes.append(
+            [(key, value) for value in (values if isinstance(values, list) and key not in _LISTS[part] else [values])]
+        )
     return [dict(pairs) for pairs in itertools.product(*axes)]

@@ -101,6 +101,11 @@ class Generating(Protocol):
         ...
 
 
+def longest(task: Task) -> int:
+    """Tokens of the longest training example: what the largest batch is padded to."""
+    return max(task.length(example) for example in task.train)
+
+
 def beginning(task: Task, examples: int) -> Task:
     """The task with no more than its first `examples` training examples, and nothing to evaluate on: small enough to
     be handed to another process."""
