@@ -8,8 +8,21 @@ import io
 import pytest
 from rich.console import Console
 
+from stored_runs import record_of, stored_spec
+from tunewise.advise.summary import summarise
 from tunewise.report import table as formats
-from tunewise.report.numbers import memory, nats, points, seconds, short_count
+from tunewise.report.numbers import (
+    TWO_SEEDS,
+    difference_end,
+    memory,
+    nats,
+    percent,
+    plus_minus,
+    points,
+    seconds,
+    short_count,
+    widest,
+)
 from tunewise.report.places import by_seed, by_size, by_step_time
 from tunewise.report.rows import build_table
 
@@ -153,6 +166,27 @@ def test_console_table_of_nothing_finished(compared):
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(formats.console_table(found.summaries))
     assert "3 failed" in console.file.getvalue()
+
+
+def test_an_interval_wider_than_the_scale_is_not_given_as_a_number():
+    """Two seeds, 0.3 apart: a t interval of 1.9 to each side of a share."""
+    wide, correlation = widest("accuracy", True), widest("matthews", True)
+    assert plus_minus(1.906, percent, wide) == " ± >50.00" and plus_minus(1.906, percent, correlation) == " ± >100.00"
+    assert plus_minus(0.5, percent, wide) == " ± 50.00" and plus_minus(None, percent, wide) == ""
+    assert plus_minus(7.0, nats, widest("perplexity", False)) == " ± 7.0000"
+    ends = [difference_end(value, True, wide) for value in (-2.08, 0.4, 2.15)]
+    assert ends == ["< −100.00", "+40.00", "> +100.00"]
+    summaries = [
+        summarise(
+            [record_of(stored_spec(seed=seed), accuracy=accuracy) for seed, accuracy in enumerate(seeds)], None, "lora"
+        )[0]
+        for seeds in ((0.5, 0.8), (0.5, 0.8, 0.6))
+    ]
+    tables = [build_table([summary]) for summary in summaries]
+    assert tables[0].rows[0].cells["metric"].text == "65.00 ± >50.00"
+    assert tables[0].rows[0].cells["metric"].high == pytest.approx(0.65 + 1.906, abs=1e-3)  # CSV has what there is
+    assert TWO_SEEDS in tables[0].legend and TWO_SEEDS not in tables[1].legend
+    assert r"65.00 $\pm$ $>$50.00" in formats.latex(tables[0])
 
 
 def test_numbers_read_well():

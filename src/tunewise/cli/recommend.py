@@ -159,6 +159,7 @@ def _show(
 
     from tunewise.advise.decision import beyond
     from tunewise.advise.units import memory, seconds
+    from tunewise.report.numbers import TWO_SEEDS, widest
 
     console = Console()
 
@@ -180,7 +181,7 @@ def _show(
             role = "in the Pareto set"
         table.add_row(
             s.label,
-            _interval(s.test_metric, 100 if s.is_share else 1, 2),
+            _interval(s.test_metric, 100 if s.is_share else 1, 2, widest(s.metric, s.is_share)),
             _interval(s.gap, 1, 3),
             seconds(s.training_seconds) if s.training_seconds else "–",
             memory(s.peak_bytes) if s.peak_bytes else "–",
@@ -188,6 +189,9 @@ def _show(
             role,
         )
     console.print(table, highlight=False)
+    if any(len(s.seeds) == 2 for s in summaries):
+        console.print()
+        say(TWO_SEEDS)
     if advice.would_change:
         console.print()
         say("What would change this:")
@@ -206,8 +210,10 @@ def _show(
         console.print(f"adapter     {adapter}", highlight=False, soft_wrap=True)
 
 
-def _interval(interval: Any, scale: float, digits: int) -> str:
-    if interval is None:
-        return "–"
-    half = interval.half_width
-    return f"{scale * interval.mean:.{digits}f}" + ("" if half is None else f" ± {scale * half:.{digits}f}")
+def _interval(interval: Any, scale: float, digits: int, widest: float | None = None) -> str:
+    from tunewise.report.numbers import plus_minus
+
+    def shown(value: float) -> str:
+        return f"{scale * value:.{digits}f}"
+
+    return "–" if interval is None else shown(interval.mean) + plus_minus(interval.half_width, shown, widest)

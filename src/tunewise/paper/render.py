@@ -119,7 +119,7 @@ def _for_markdown(text: str) -> str:
 
 def _for_latex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-    special |= {"^": r"\textasciicircum{}", "×": r"$\times$", "−": "$-$", "±": r"$\pm$", "†": r"$^\dagger$"}
+    special |= {"^": r"\textasciicircum{}", "×": r"$\times$", "−": "$-$", ">": "$>$", "±": r"$\pm$", "†": r"$^\dagger$"}
     special |= {character: "\\" + character for character in "&%$#_"}
     return "".join(special.get(character, character) for character in text)
 

@@ -17,6 +17,7 @@ from tunewise.paper.presets import SETTINGS, Pair, pairs
 from tunewise.paper.printed import QUANTITIES, Cell, cells
 from tunewise.paper.runs import Ran
 from tunewise.paper.sheet import Column, Entry, Sheet, name
+from tunewise.report.numbers import TWO_SEEDS, plus_minus, widest
 
 WITHOUT_RUNS = (1, 6)
 TABLES = tuple(sorted({*SETTINGS, *WITHOUT_RUNS}))
@@ -42,6 +43,8 @@ class Line:
     ours: Interval | None
     ratio: float | None
     ran: Ran | None
+    widest: float | None = None
+    """Half of the scale that the number is on, where it has two ends."""
 
     @property
     def difference(self) -> float | None:
@@ -110,7 +113,8 @@ def lines_of(table: int, found: Sequence[Ran]) -> list[Line]:
         base = next((s for s in ran.summaries if s.name == "lora"), None)
         over = None if base is None or ours is None else value(base)
         ratio = ours.mean / over.mean if ours is not None and over is not None and over.mean else None
-        lines.append(Line(cell, ours, ratio, ran))
+        half = None if table in (3, 14, 15, 16, 17) else widest(summary.metric, summary.is_share)
+        lines.append(Line(cell, ours, ratio, ran, half and half * pair.data.factor))
     return lines
 
 
@@ -174,13 +178,8 @@ def _row(line: Line, of_cost: bool, ratios: bool) -> list[Entry]:
     mark = _MARK if line.ran is not None and not line.ran.whole else ""
     text = ""
     if ours is not None:
-        half = ours.half_width
-        text = (
-            ("−" if ours.mean < 0 else "")
-            + show(math.fabs(ours.mean))
-            + (f" ± {show(half)}" if half is not None else "")
-            + mark
-        )
+        sign = "−" if ours.mean < 0 else ""
+        text = sign + show(math.fabs(ours.mean)) + plus_minus(ours.half_width, show, line.widest) + mark
     over = [
         Entry("" if line.ratio is None else f"{line.ratio:.3f}", line.ratio),
         Entry("" if cell.ratio is None else f"{cell.ratio:.3f}", cell.ratio),
@@ -238,6 +237,8 @@ def _legend(table: int, lines: Sequence[Line], ran: int, printed: int) -> list[s
             "whole runs with evaluation. The printed ones are of an H100 PCIe: compare ratios.",
             "s-cLA and s-r-c3LA compute cLA and r-c3LA by gathering columns, as ours always do.",
         ]
+    if any(line.ours is not None and line.ours.n == 2 for line in lines) and table not in (14, 15):
+        said.append(TWO_SEEDS)
     departures = dict.fromkeys(
         f"{line.ran.pair.key}: {'; '.join(line.ran.known.changes)}" for line in lines if line.ran and not line.ran.whole
     )

@@ -107,6 +107,8 @@ def build_table(
             cells |= {"trainable": _count(line.trainable, None), **_cost_cells(line, {})}
             rows.append(Row(line.method, cells, verdict="cost only", reference_line=True))
     legend = _legend(reference, share, bool(timed)) if len(rows) > 1 else []
+    if any(len(s.seeds) == 2 for s in summaries):
+        legend.append(numbers.TWO_SEEDS)
     return Table(columns, rows, metric, reference, share, legend)
 
 
@@ -119,7 +121,12 @@ def _row(summary: MethodSummary, place: dict[str, Place | None], recommendation:
     standing, verdict, detail = _verdict(summary)
     cells = {
         "trainable": _count(summary.trainable, place["trainable"]),
-        "metric": _interval(summary.test_metric, place["metric"], partial(numbers.score, share=summary.is_share)),
+        "metric": _interval(
+            summary.test_metric,
+            place["metric"],
+            partial(numbers.score, share=summary.is_share),
+            widest=numbers.widest(summary.metric, summary.is_share),
+        ),
         "gap": _interval(summary.gap, place["gap"], numbers.nats, _gap_beside_reference(summary)),
         **_cost_cells(summary.cost, place),
     }
@@ -139,11 +146,16 @@ def _count(value: int | None, place: Place | None) -> Cell:
     return Cell(numbers.count(value), value=value, place=place)
 
 
-def _interval(interval: Interval | None, place: Place | None, shown: Callable[[float], str], extra: str = "") -> Cell:
+def _interval(
+    interval: Interval | None,
+    place: Place | None,
+    shown: Callable[[float], str],
+    extra: str = "",
+    widest: float | None = None,
+) -> Cell:
     if interval is None:
         return Cell()
-    half = interval.half_width
-    text = shown(interval.mean) + ("" if half is None else f" ± {shown(half)}")
+    text = shown(interval.mean) + numbers.plus_minus(interval.half_width, shown, widest)
     return Cell(text, extra, interval.mean, interval.low, interval.high, place)
 
 
@@ -175,16 +187,20 @@ def _verdict(summary: MethodSummary) -> tuple[Standing, str, str]:
     standing: Standing = "same"
     if on_metric.verdict in ("better", "worse"):
         standing = "better" if on_metric.verdict == "better" else "worse"
-    return standing, on_metric.verdict, _difference(on_metric, summary.is_share)
+    return (
+        standing,
+        on_metric.verdict,
+        _difference(on_metric, summary.is_share, numbers.widest(summary.metric, summary.is_share)),
+    )
 
 
-def _difference(comparison: Comparison, share: bool) -> str:
+def _difference(comparison: Comparison, share: bool, widest: float | None) -> str:
     if comparison.difference is None:
         return ""
     mean = numbers.score_difference(comparison.difference.mean, share)
     if comparison.low is None or comparison.high is None:
         return mean
-    low, high = (numbers.score_difference(end, share) for end in (comparison.low, comparison.high))
+    low, high = (numbers.difference_end(end, share, widest) for end in (comparison.low, comparison.high))
     return f"{mean} ({low} to {high})"
 
 

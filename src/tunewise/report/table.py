@@ -77,7 +77,7 @@ def latex(table: Table) -> str:
     r"""A `tabular` for `booktabs`: first places bold, second underlined, a shared place with a raised `=`."""
 
     def cell(of: Cell) -> str:
-        text = _escape_latex(of.text).replace("±", r"$\pm$")
+        text = _escape_latex(of.text).replace("±", r"$\pm$").replace(">", "$>$")
         if of.place is None or of.place.rank > 2:
             return text
         text = rf"\textbf{{{text}}}" if of.place.rank == 1 else rf"\underline{{{text}}}"
