@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 BUSY = 0.6
 """Load average over processors above which a run is said to be one on a busy machine."""
 
+AIMS = {"qv": (1.015, 1.005), "all-linear": (1.04, 1.035)}
+"""For the adapted layers: the step and the bytes kept of a column method over the floor's, at most."""
 TARGETS = {"qv": "query and value", "attention": "attention's linears", "all-linear": "all linears"}
 COLUMN_METHODS = ("cla", "r-cla", "c3la", "paca", "d-paca")
 
@@ -82,18 +85,52 @@ def page(runs: list[dict[str, Any]]) -> str:
             "**Figures of a GPU are missing.** The benchmark takes `--device cuda` and has never been run there: no "
             "such machine was at hand. What follows is of a CPU.\n"
         )
-    for run in runs:
-        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        parts.append(f"## {run['device']}\n\n{run['finished'][:10]}; {run['clock']}; {versions}.\n")
-        loads = [max(case["load_average"]) for case in run["cases"]]
-        if max(loads) > BUSY * run["processors"]:
+    for about, same in _by_machine(runs).items():
+        loads = [load for run in same for case in run["cases"] for load in case["load_average"]]
+        parts.append(about)
+        if max(loads) > BUSY * same[0]["processors"]:
             parts.append(
                 f"**The machine was not quiet** (load average {min(loads):.1f} to {max(loads):.1f} on "
-                f"{run['processors']} processors). CPU time is not wall time, but caches and memory are shared: read "
-                f"the intervals, and *{AGAIN}*.\n"
+                f"{same[0]['processors']} processors). CPU time is not wall time, but caches and memory are shared: "
+                f"read the intervals, and *{AGAIN}*.\n"
             )
-        parts += [summary(run["cases"])] + [table(case) for case in run["cases"]]
+        cases = [case for run in same for case in run["cases"]]
+        parts += [summary(cases), aims(cases)] + [table(case) for case in cases]
     return "\n".join([*parts, READING])
+
+
+def _by_machine(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Runs of one machine, clock and day under one heading."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        found[f"## {run['device']}\n\n{run['finished'][:10]}; {run['clock']}; {versions}.\n"].append(run)
+    return found
+
+
+def aims(cases: list[dict[str, Any]]) -> str:
+    """What was aimed at for column methods in fp32, and what was found; nothing where no case is of that kind."""
+    rows = [
+        "| aimed at, of the floor | step | cla | r-cla | PaCA, a function a layer | kept | cla | r-cla |",
+        "|---|---:|---|---|---|---:|---|---|",
+    ]
+    for case in cases:
+        aim = AIMS.get(case["targets"])
+        if aim is None or case["dtype"] != "fp32" or case["model"] == "host" or "cla" not in case["lines"]:
+            continue
+        floor = case["lines"][FLOOR]["saved_bytes"]
+        shown = [case["lines"].get(label) for label in ("cla", "r-cla", "PaCA, a function a layer")]
+        steps = [_met(row["over_floor"]["median"], aim[0], row["over_floor"]) if row else "" for row in shown]
+        kept = [_met(row["saved_bytes"] / floor, aim[1]) if row else "" for row in shown[:2]]
+        rows.append(f"| {_name(case)} | {aim[0]} | " + " | ".join(steps) + f" | {aim[1]} | " + " | ".join(kept) + " |")
+    return "\n".join(rows) + "\n" if len(rows) > 2 else ""
+
+
+def _met(found: float, aim: float, interval: dict[str, float] | None = None) -> str:
+    """The figure, and whether it is at most what was aimed at; a time whose interval holds the aim is neither."""
+    if interval is not None and interval["low"] <= aim < interval["high"]:
+        return f"{found:.3f}, not told apart"
+    return f"{found:.3f}, {'met' if found <= aim else 'missed'}"
 
 
 def summary(cases: list[dict[str, Any]]) -> str:
@@ -178,7 +215,8 @@ def plot(runs: list[dict[str, Any]], file: Path) -> None:
 
 
 def _name(case: dict[str, Any]) -> str:
-    return f"{case['model']}, {TARGETS[case['targets']]}, {case['dtype']}, {case['mode']}"
+    size = " x ".join(str(side) for side in case["batch"][: 1 if case["model"].startswith("vit") else 2])
+    return f"{case['model']}, {size}, {TARGETS[case['targets']]}, {case['dtype']}, {case['mode']}"
 
 
 if __name__ == "__main__":
