@@ -22,6 +22,7 @@ from tunewise.planning import Plan, make_plan, with_rates
 from tunewise.preflight import check_room, wanted_of
 from tunewise.report.html import write_report
 from tunewise.report.landscape_section import FOLDER, write_files
+from tunewise.report.section import ReportData
 from tunewise.spec import CompareSpec, content_hash
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
@@ -103,19 +104,18 @@ def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison
     recommendation = recommend(summaries, tuning=known.tuning)
     report = report or known.folder / "report.html"
     root, here = known.folder.parent, report.absolute().parent
-    write_report(
-        report,
-        title=known.title,
+    data = ReportData(
         comparison=known.spec,
         records=known.records,
         histories={r.id: read_history(root / r.id / "history.jsonl") for r in known.records},
         costs=known.costs,
         summaries=summaries,
         recommendation=recommendation,
+        folders={r.id: os.path.relpath(root.absolute() / r.id, here) for r in known.records},
         measured=known.measured,
         tuning=known.tuning,
-        folders={r.id: os.path.relpath(root.absolute() / r.id, here) for r in known.records},
     )
+    write_report(report, known.title, data)
     write_files(report.parent / FOLDER, known.spec, known.records, known.measured.get("landscape", {}))
     return Comparison(
         spec=known.spec,

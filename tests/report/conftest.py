@@ -11,6 +11,7 @@ import pytest
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import TunewiseError
+from tunewise.report.section import ReportData
 from tunewise.spec import CompareSpec, RunSpec
 from tunewise.store.records import (
     Check,
@@ -41,7 +42,7 @@ ENVIRONMENT = Environment(
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that `write_report` is given, but for path and title."""
+    """What a report is made from."""
 
     comparison: CompareSpec
     records: list[RunRecord]
@@ -52,8 +53,8 @@ class Comparison:
     folders: dict[str, str]
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(vars(self))
+    def data(self) -> ReportData:
+        return ReportData(**vars(self))
 
 
 def make(

@@ -6,13 +6,14 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from tunewise.errors import StoreError
 from tunewise.report.html import render, write_report
-from tunewise.report.templates import script_json
+from tunewise.report.pages import script_json
 
 EVIL = "</script><script>alert(1)</script>"
 
@@ -54,7 +55,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(whole):
-    return Page(render(title="Which method?", **whole.arguments))
+    return Page(render("Which method?", whole.data))
 
 
 def figures_of(page: Page) -> dict[str, dict]:
@@ -63,9 +64,9 @@ def figures_of(page: Page) -> dict[str, dict]:
 
 def test_one_file_is_written_whole_and_nothing_beside_it(tmp_path, whole):
     target = tmp_path / "out" / "report.html"
-    write_report(target, title="Which method?", **whole.arguments)
+    write_report(target, "Which method?", whole.data)
     assert [p.name for p in target.parent.iterdir()] == ["report.html"]
-    assert target.read_text(encoding="utf-8") == render(title="Which method?", **whole.arguments)
+    assert target.read_text(encoding="utf-8") == render("Which method?", whole.data)
 
 
 def test_an_older_report_stays_where_the_new_one_cannot_be_written(tmp_path, whole, monkeypatch):
@@ -77,7 +78,7 @@ def test_an_older_report_stays_where_the_new_one_cannot_be_written(tmp_path, who
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StoreError, match="no room to write"):
-        write_report(target, title="Which method?", **whole.arguments)
+        write_report(target, "Which method?", whole.data)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -96,7 +97,7 @@ def test_nothing_is_loaded_from_anywhere(page):
 
 
 def test_style_sheet_loads_nothing(whole):
-    style = render(title="t", **whole.arguments).split("<style>")[1].split("</style>")[0]
+    style = render("t", whole.data).split("<style>")[1].split("</style>")[0]
     assert "url(" not in style
     assert "@import" not in style
 
@@ -128,9 +129,9 @@ def test_what_users_wrote_is_text_and_never_markup(compared):
         error=f"error {EVIL}",
     )
     folders = {r.id: "javascript:alert(4)//" + EVIL for r in found.records}
-    text = render(title=f"title {EVIL}", **{**found.arguments, "folders": folders})
+    text = render(f"title {EVIL}", replace(found.data, folders=folders))
     tame = compared(methods=("lora", "cla"), notes=["a note"], status={("cla", 2): "failed"})
-    ordinary = Page(render(title="t", **tame.arguments))
+    ordinary = Page(render("t", tame.data))
     page = Page(text)
     assert "<script>alert(1)" not in text
     assert not any(set("<>&") & set(json_text) for a, json_text in page.scripts if "json" in a.get("type", ""))
@@ -144,7 +145,7 @@ def test_what_users_wrote_is_text_and_never_markup(compared):
 
 
 def test_same_arguments_same_bytes(whole, compared):
-    assert render(title="t", **whole.arguments) == render(title="t", **compared().arguments)
+    assert render("t", whole.data) == render("t", compared().data)
 
 
 def test_every_run_is_listed_with_its_numbers_and_its_folder(page, whole):
@@ -233,18 +234,18 @@ def test_headings_tables_and_language_are_there_for_screen_readers(page):
 )
 def test_odd_comparisons_still_make_a_report(compared, made):
     found = compared(**made)
-    text = Page(render(title="odd", **found.arguments)).text
+    text = Page(render("odd", found.data)).text
     for record in found.records:
         assert record.id in text
         assert (record.error or "") in text
 
 
 def test_missing_histories_and_folders_are_no_fault(whole):
-    page = Page(render(title="t", **{**whole.arguments, "histories": {}, "folders": {}}))
+    page = Page(render("t", replace(whole.data, histories={}, folders={})))
     assert "Learning curves" not in page.text
     assert whole.records[0].id in page.text
 
 
 def test_all_failed_says_that_there_is_no_recommendation(compared):
     found = compared(methods=("lora",), seeds=1, status={("lora", 0): "failed"})
-    assert "No recommendation" in Page(render(title="t", **found.arguments)).text
+    assert "No recommendation" in Page(render("t", found.data)).text

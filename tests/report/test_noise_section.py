@@ -13,16 +13,7 @@ from tunewise.report.section import ReportData
 
 
 def data_of(made: Any, **changes: Any) -> ReportData:
-    return ReportData(
-        comparison=made.comparison,
-        records=made.records,
-        histories=made.histories,
-        costs=made.costs,
-        summaries=changes.get("summaries", made.summaries),
-        recommendation=made.recommendation,
-        measured={},
-        marks={},
-    )
+    return replace(made.data, **changes)
 
 
 def row_of(found: Any, method: str, grid: int = 0) -> dict[str, str]:

@@ -78,16 +78,7 @@ def test_no_per_cent_stands_beside_a_perplexity(perplexities):
     assert "perplexity" in shown and "%" not in shown.replace("95 %", "")
     lines = provenance.run_lines(perplexities.records, perplexities.folders, "perplexity")
     assert "test perplexity" in lines[0].numbers
-    page = render(
-        title="t",
-        comparison=perplexities.comparison,
-        records=perplexities.records,
-        histories=perplexities.histories,
-        costs=perplexities.costs,
-        summaries=perplexities.summaries,
-        recommendation=perplexities.recommendation,
-        folders=perplexities.folders,
-    )
+    page = render("t", perplexities.data)
     assert "test perplexity, %" not in page
     assert "test metric, points" not in page
     assert "0 classes" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,10 +51,7 @@ def data_of(made: Comparison, **measures: Callable[[Any], dict[str, Any] | str])
             measured.setdefault(name, {})[record.id] = Measured(
                 name=name, version=1, seconds=1.0, values=values, error=error
             )
-    marks = palette.marks([m.label for m in made.comparison.methods])
-    return ReportData(
-        made.comparison, made.records, made.histories, None, made.summaries, made.recommendation, measured, marks
-    )
+    return replace(made.data, costs=None, measured=measured)
 
 
 def test_nothing_measured_nothing_said() -> None:

@@ -8,15 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from tunewise.errors import StoreError
 from tunewise.lab.contract import Finding, Result
 from tunewise.lab.figures import figure, in_words
-from tunewise.report import palette
-from tunewise.report.html import content_policy, plotly_script, style_sheet
+from tunewise.report import pages
 from tunewise.report.numbers import seconds
-from tunewise.report.templates import script_json, templates
+from tunewise.report.panels import Panel
 from tunewise.store.files import write_atomically
 from tunewise.theory.bound import MARKS
 
@@ -68,29 +65,18 @@ def as_data(result: Result) -> dict[str, Any]:
 
 def page(result: Result) -> str:
     """The offline page: theorem, expectation, verdict, plots, table of findings."""
-    pages = templates("lab")
-    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
-    plots = [
-        {
-            "key": f"{result.statement.name}-{place}",
-            "title": plot.title,
-            "caption": plot.caption,
-            "words": words,
-            "height": 380,
-            "json": script_json(figure(plot).to_json()),
-        }
-        for place, (plot, words) in enumerate(zip(result.outcome.plots, in_words(result.outcome.plots)))
-    ]
-    return pages.get_template("lab.html.jinja").render(
+    drawn = zip(result.outcome.plots, in_words(result.outcome.plots))
+    return pages.page(
+        "lab.html.jinja",
+        title=result.statement.name,
+        subject=f"{result.statement.source}: {MARKS[result.statement.mark]}",
         result=result,
-        mark=MARKS[result.statement.mark],
         rows=[finding_row(f) for f in result.outcome.findings],
-        plots=plots,
+        plots=[
+            Panel(f"{result.statement.name}-{place}", plot.title, plot.caption, words, figure(plot))
+            for place, (plot, words) in enumerate(drawn)
+        ],
         took=seconds(result.seconds),
-        style=Markup(style_sheet()),
-        plotly=Markup(plotly_script()),
-        script=script,
-        policy=content_policy([plotly_script(), script]),
     )
 
 

@@ -3,110 +3,51 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
-
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from tunewise.advise.recommend import Recommendation
-from tunewise.advise.summary import MethodSummary
-from tunewise.errors import StoreError
-from tunewise.report import palette, provenance, table
+from tunewise.report import pages, provenance, table
 from tunewise.report.panels import confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import Table, build_table, metric_name
 from tunewise.report.section import ReportData
 from tunewise.report.sections import build_sections
-from tunewise.report.templates import templates
-from tunewise.spec import CompareSpec
-from tunewise.store.files import write_atomically
-from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
 
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    comparison: CompareSpec,
-    records: Sequence[RunRecord],
-    histories: Mapping[str, Sequence[dict[str, Any]]],
-    costs: CostReport | None,
-    summaries: Sequence[MethodSummary],
-    recommendation: Recommendation | None,
-    folders: Mapping[str, str],
-    measured: Mapping[str, Mapping[str, Measured]] | None = None,
-    tuning: TuningReport | None = None,
-) -> None:
-    """Writes the report of a comparison to `path`, whole or not at all.
+def write_report(path: Path, title: str, data: ReportData) -> None:
+    """Writes the report of a comparison to `path`, whole or not at all. Raises `StoreError` where it can't be written.
 
-    `histories` (lines of `history.jsonl`) and `folders` (a run's folder, relative to the report's) are by run id,
-    `measured` by measure and run id; each may lack runs. `recommendation` is None where nothing can be recommended.
-    The same arguments give the same bytes. Raises `StoreError` where the file can't be written.
+    The same data give the same bytes.
     """
-    page = render(
-        title=title,
-        comparison=comparison,
-        records=records,
-        histories=histories,
-        costs=costs,
-        summaries=summaries,
-        recommendation=recommendation,
-        folders=folders,
-        measured=measured,
-        tuning=tuning,
-    )
-    _write_whole(path, page)
+    pages.write_page(path, render(title, data))
 
 
-def render(
-    *,
-    title: str,
-    comparison: CompareSpec,
-    records: Sequence[RunRecord],
-    histories: Mapping[str, Sequence[dict[str, Any]]],
-    costs: CostReport | None,
-    summaries: Sequence[MethodSummary],
-    recommendation: Recommendation | None,
-    folders: Mapping[str, str],
-    measured: Mapping[str, Mapping[str, Measured]] | None = None,
-    tuning: TuningReport | None = None,
-) -> str:
+def render(title: str, data: ReportData) -> str:
     """The page of `write_report` as text."""
-    pages = templates()
-    marks = palette.marks([m.label for m in comparison.methods] + [s.label for s in summaries])
+    records, summaries, recommendation = data.records, data.summaries, data.recommendation
     metric = summaries[0].metric if summaries else "accuracy"
-    comparison_table = build_table(summaries, recommendation, costs)
+    comparison_table = build_table(summaries, recommendation, data.costs)
     confusions = confusion_panels(records, summaries, recommendation)
-    classes = next((len(r.data.labels) for r in records if r.data), 0)
-    data = ReportData(comparison, records, histories, costs, summaries, recommendation, measured or {}, marks, tuning)
-    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
-    return pages.get_template("page.html.jinja").render(
+    return pages.page(
+        "page.html.jinja",
         title=title,
-        subject=provenance.subject(comparison, records),
-        comparison=comparison,
+        subject=provenance.subject(data.comparison, records),
+        comparison=data.comparison,
         answer=_answer(recommendation),
         recommendation=recommendation,
         runner_up=_runner_up(comparison_table, recommendation),
-        marks=marks,
-        cost_panels=cost_panels(summaries, costs, recommendation, marks),
+        marks=data.marks,
+        cost_panels=cost_panels(summaries, data.costs, recommendation, data.marks),
         table=comparison_table,
         downloads=_downloads(comparison_table),
-        curve_panels=curve_panels(records, histories, summaries, marks),
-        gap_panel=gap_panel(summaries, marks),
+        curve_panels=curve_panels(records, data.histories, summaries, data.marks),
+        gap_panel=gap_panel(summaries, data.marks),
         sections=build_sections(data),
         confusions=[p for p in confusions if not p.folded],
         folded_confusions=[p for p in confusions if p.folded],
-        classes=classes,
+        classes=next((len(r.data.labels) for r in records if r.data), 0),
         run_columns=provenance.run_columns(metric, comparison_table.is_share),
-        runs=provenance.run_lines(records, folders, metric),
-        facts=provenance.facts(comparison, records, costs, tuning),
-        style=Markup(style_sheet()),
-        plotly=Markup(plotly_script()),
-        script=script,
-        policy=content_policy([plotly_script(), script]),
+        runs=provenance.run_lines(records, data.folders, metric),
+        facts=provenance.facts(data.comparison, records, data.costs, data.tuning),
     )
 
 
@@ -149,32 +90,3 @@ def _downloads(of: Table) -> list[dict[str, str]]:
         }
         for name, file, kind, text in formats
     ]
-
-
-@cache
-def style_sheet() -> str:
-    """The page's CSS, both colour schemes."""
-    return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-
-
-@cache
-def plotly_script() -> str:
-    """plotly.js as it can stand in a script element."""
-    return str(get_plotlyjs()).replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def content_policy(scripts: Sequence[str]) -> str:
-    """Content-Security-Policy: just these scripts, and no request to anywhere."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
-    )
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise StoreError(
-            f"the report {path} can't be written: {error.strerror}; free space or choose another place"
-        ) from None

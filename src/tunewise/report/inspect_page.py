@@ -7,18 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from tunewise.errors import StoreError
-from tunewise.report import numbers, palette
-from tunewise.report.html import content_policy, plotly_script, style_sheet
+from tunewise.report import numbers, pages, palette
 from tunewise.report.layer_names import short_layers
 from tunewise.report.line_figures import Line, heat, lines
 from tunewise.report.numbers import MISSING
 from tunewise.report.panels import Panel
 from tunewise.report.section import Grid, Section
-from tunewise.report.templates import templates
-from tunewise.store.files import write_atomically
 
 Found = Mapping[str, Any]
 """`Inspection.as_data()`."""
@@ -189,21 +183,14 @@ def sections(found: Found) -> list[Section]:
 
 def write_page(found: Found, path: Path) -> None:
     """The offline page, whole or not at all. Raises `StoreError` where it can't be written."""
-    pages = templates()
-    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
-    page = pages.get_template("inspect.html.jinja").render(
-        found=found,
+    page = pages.page(
+        "sections.html.jinja",
+        title=f"Inside {found['of']}",
+        subject=f"Base model {found['base']}; {found['family']}; {len(found['spectrum']['layers'])} weights",
         sections=sections(found),
         took=numbers.seconds(found["seconds"]),
-        style=Markup(style_sheet()),
-        plotly=Markup(plotly_script()),
-        script=script,
-        policy=content_policy([plotly_script(), script]),
     )
-    try:
-        write_atomically(path, page)
-    except OSError as error:
-        raise StoreError(f"the report {path} can't be written: {error.strerror}; choose another place") from None
+    pages.write_page(path, page)
 
 
 def _values_panel(found: Found) -> Panel:

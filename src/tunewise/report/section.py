@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
+from tunewise.report import palette
 from tunewise.report.palette import Mark
 from tunewise.report.panels import Panel
 from tunewise.spec import CompareSpec
@@ -21,14 +23,21 @@ class ReportData:
     comparison: CompareSpec
     records: Sequence[RunRecord]
     histories: Mapping[str, Sequence[dict[str, Any]]]
+    """Lines of `history.jsonl`, by run id; it may lack runs."""
     costs: CostReport | None
     summaries: Sequence[MethodSummary]
     recommendation: Recommendation | None
-    measured: Mapping[str, Mapping[str, Measured]]
+    """None where nothing can be recommended."""
+    folders: Mapping[str, str]
+    """A run's folder, relative to the report's, by run id; it may lack runs."""
+    measured: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
     """By the measure's name, then by run id."""
-    marks: Mapping[str, Mark]
-    """Colour, dash and symbol of each method's label."""
     tuning: TuningReport | None = None
+
+    @cached_property
+    def marks(self) -> dict[str, Mark]:
+        """Colour, dash and symbol of each method's label."""
+        return palette.marks([m.label for m in self.comparison.methods] + [s.label for s in self.summaries])
 
     def values(self, measure: str) -> list[tuple[RunRecord, dict[str, Any]]]:
         """The finished runs that the measure found something in, with what it found, in the report's order."""

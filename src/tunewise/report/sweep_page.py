@@ -7,33 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
-from markupsafe import Markup
 
-from tunewise.report import palette
+from tunewise.report import pages, palette
 from tunewise.report.figures import blank_figure
-from tunewise.report.html import content_policy, plotly_script, style_sheet
 from tunewise.report.section import Section
-from tunewise.report.templates import templates
-from tunewise.store.files import write_atomically
 
 _NUMBERS = 14
 """Columns up to which there is room for numbers in the cells."""
 
 
 def write_page(path: Path, *, title: str, subject: str, sections: Sequence[Section]) -> None:
-    """One file, whole or not at all; the same arguments give the same bytes."""
-    pages = templates()
-    script = Markup(pages.get_template("page.js.jinja").render(dark=palette.DARK))
-    page = pages.get_template("sweep.html.jinja").render(
-        title=title,
-        subject=subject,
-        sections=sections,
-        style=Markup(style_sheet()),
-        plotly=Markup(plotly_script()),
-        script=script,
-        policy=content_policy([plotly_script(), script]),
-    )
-    write_atomically(path, page)
+    """One file, whole or not at all; the same arguments give the same bytes. Raises `StoreError` where it can't be."""
+    pages.write_page(path, pages.page("sections.html.jinja", title=title, subject=subject, sections=sections, took=""))
 
 
 def heat_map(
