@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,14 @@ from tunewise import preflight
 from tunewise.comparison import compare
 from tunewise.errors import NoRoom
 from tunewise.models.head import Head
-from tunewise.preflight import Wanted, available_memory, check_room
+from tunewise.models.load import load_config
+from tunewise.planning import make_plan
+from tunewise.preflight import Wanted, available_memory, check_room, wanted_of
 from tunewise.preview.forecast import forecast
 from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
+from tunewise.store.folders import RunStore
+from tunewise.sweeps.planning import plan_sweep
+from tunewise.sweeps.spec import SweepSpec
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -32,8 +38,6 @@ def wanted(model: Path, method: str = "lora", *, rank: int = 16, seed: int = 0, 
 
 def needed(one: Wanted, **changes: int) -> int:
     """By the forecast, called as `tunewise plan` does."""
-    from tunewise.models.load import load_config
-
     settings = {"batch": one.run.training.batch_size, "length": one.run.training.max_length, **changes}
     (found,) = forecast(load_config(one.run.model), one.head, [one.run.method], **settings)
     return found.memory_bytes
@@ -120,3 +124,54 @@ def test_a_comparison_is_refused_before_its_first_run(
     assert not (tmp_path / "runs").exists()
     found = compare(spec.model_copy(update={"measures": []}), tmp_path / "runs", costs=False, force=True)
     assert found.records[0].status == "done"
+
+
+def test_no_batch_is_wider_than_the_longest_training_text(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = wanted(tiny_model, batch=16)
+    short = replace(one, longest=20)
+    there = needed(one, length=24)
+    monkeypatch.setattr(preflight, "available_memory", lambda: there)
+    with pytest.raises(NoRoom, match="max_length 64"):
+        check_room([one], tmp_path)
+    check_room([short], tmp_path)
+    monkeypatch.setattr(preflight, "available_memory", lambda: needed(one, length=16))
+    with pytest.raises(NoRoom, match=r"batch_size 16, texts of up to 20 tokens\).*batch_size 8"):
+        check_room([short], tmp_path)
+    settings = {"methods": ["lora"], "seeds": [0], "training": {"max_length": 64}}
+    spec = CompareSpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings})
+    plan = make_plan(spec, RunStore(tmp_path / "runs"))
+    (planned,) = wanted_of(plan)
+    assert planned.longest == max(len(row["input_ids"]) for row in plan.task.train) == planned.length < 64
+    swept = plan_sweep(
+        SweepSpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings}), RunStore(tmp_path)
+    )
+    assert [run.longest for run in swept.runs] == [planned.longest]
+
+
+def test_revisions_of_a_model_are_models_of_their_own(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one is larger, and is not taken for the first."""
+    small = load_config(ModelSpec(path=str(tiny_model)))
+    large = load_config(ModelSpec(path=str(tiny_model)))
+    large.num_hidden_layers = 3 * small.num_hidden_layers
+    monkeypatch.setattr(preflight, "load_config", lambda spec: large if spec.revision == "large" else small)
+    first = wanted(tiny_model)
+    model = first.run.model.model_copy(update={"revision": "large"})
+    second = replace(first, run=first.run.model_copy(update={"model": model}))
+    monkeypatch.setattr(preflight, "available_memory", lambda: needed(first))
+    check_room([first], tmp_path)
+    with pytest.raises(NoRoom, match="not enough memory"):
+        check_room([first, second], tmp_path)
+
+
+def test_runs_on_gpus_of_their_own_share_no_memory(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = wanted(tiny_model)
+    monkeypatch.setattr(preflight, "available_memory", lambda: int(1.5 * needed(one)))
+    check_room([one], tmp_path, at_once=4, sharing=1)
+    with pytest.raises(NoRoom, match="for 2 runs at once.*or 1 at once"):
+        check_room([one], tmp_path, at_once=4, sharing=2)

@@ -25,10 +25,13 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.store.table import table
 from tunewise.sweeps import attempt as attempt_module
+from tunewise.sweeps import driver as driver_module
 from tunewise.sweeps import local
 from tunewise.sweeps.driver import sweep
 from tunewise.sweeps.monitor import SweepListener
+from tunewise.sweeps.on_ray import RayOptions
 from tunewise.sweeps.planning import plan_sweep
+from tunewise.sweeps.room import SideBySide, fits, side_by_side
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.training.events import Interrupted
 
@@ -138,6 +141,43 @@ def test_a_full_disk_stops_the_sweep(
         sweep(spec, tmp_path)
     (folder,) = tmp_path.glob("sweep-*")
     assert "stopped by StoreError: no room to write" in (folder / "log.txt").read_text()
+
+
+def test_the_first_error_is_told_where_the_tables_cannot_be_written_either(
+    spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> RunRecord:
+        raise StoreError("no room to write")
+
+    def write_tables(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(attempt_module, "run", run)
+    monkeypatch.setattr(driver_module, "write_tables", write_tables)
+    with pytest.raises(StoreError, match="no room to write") as told:
+        sweep(spec, tmp_path)
+    assert "the disk is gone" in told.value.__notes__[0]
+    (folder,) = tmp_path.glob("sweep-*")
+    assert "stopped by StoreError: no room to write" in (folder / "log.txt").read_text()
+
+
+def test_what_runs_side_by_side_is_counted_by_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(devices: int, cores: int = 16, runs: int = 100, on: str = "ray", **options: Any) -> Any:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        return side_by_side(on, RayOptions(**options), runs)
+
+    assert counted(0, on="local") == SideBySide(1, 1)
+    assert counted(0) == SideBySide(16, 16) and counted(0, cpus=3.0) == SideBySide(5, 5)
+    assert counted(0, runs=4) == SideBySide(4, 4)
+    assert counted(2) == SideBySide(2, 1)  # a GPU each
+    assert counted(2, gpus=0.4) == SideBySide(4, 2)  # two to a GPU: 0.8 of each
+    assert counted(2, gpus=1 / 3) == SideBySide(6, 3)
+    assert counted(2, gpus=0.5, cpus=8.0) == SideBySide(2, 2)  # cores for two, and they may come to one GPU
+    assert counted(4, gpus=2.0) == SideBySide(2, 1)
+    assert counted(1, gpus=0.0) == SideBySide(16, 16)  # all on the one there is
+    assert counted(8, address="auto") is None
+    assert fits(3, 0, 0.5, 0.0) == 6 and fits(3, 1, 1.0, 2.0) == 0
 
 
 def test_a_stop_is_a_stop(spec: SweepSpec, tmp_path: Path, quick: list[str]) -> None:
