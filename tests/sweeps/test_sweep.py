@@ -33,7 +33,7 @@ from tunewise.sweeps.on_ray import RayOptions
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import SideBySide, fits, side_by_side
 from tunewise.sweeps.spec import SweepSpec
-from tunewise.training.events import Interrupted
+from tunewise.training.events import Interrupted, OfRun, StepDone
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -321,3 +321,49 @@ def test_a_killed_driver_and_a_stopped_one_lose_nothing(content: dict[str, Any],
         lines = [json.loads(line) for line in (out / run_id / "history.jsonl").read_text().splitlines()]
         steps = [line["step"] for line in lines if line["kind"] == "step"]
         assert steps == list(range(1, len(steps) + 1)) and len(steps) == 200
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_whose_processes_are_killed(content: dict[str, Any], tmp_path: Path) -> None:
+    """One process is killed once and its run goes on from its checkpoint; another is killed each time it gets to a
+    step, and given up; a third run cannot be done at all. The rest is what it is without them."""
+    training = {"epochs": 10, "batch_size": 8, "max_length": 16, "save_every": 10}
+    fails = {"methods": "lora", "rank": 4, "learning_rate": 1e-2, "seeds": [7], "training": {**training, "epochs": 2}}
+    spec = parse(SweepSpec, {**content, "rank": 4, "learning_rate": 1e-2, "training": training, "points": [fails]})
+    out = tmp_path / "runs"
+    store = RunStore(out)
+    plan = plan_sweep(spec, store)
+    assert len(plan.runs) == 5
+    once, always = plan.runs[0].id, plan.runs[1].id
+    (last,) = [run.id for run in plan.runs if run.spec.seed == 7]
+    (out / last).mkdir(parents=True)
+    (out / last / "history.jsonl").mkdir()  # nothing can be written there
+    killed: list[str] = []
+
+    class Kills(SweepListener):
+        def on(self, event: Any) -> None:
+            if not isinstance(event, OfRun) or not isinstance(event.event, StepDone):
+                return
+            if (event.run_id == once and once not in killed and event.event.step >= 13) or (
+                event.run_id == always and event.event.step % 13 == 0
+            ):
+                killed.append(event.run_id)
+                os.kill(int((out / ".leases" / event.run_id).read_text().split()[1]), signal.SIGKILL)
+
+    found = sweep(spec, out, jobs=2, listener=Kills(), plan=plan)
+    statuses = {row.run: row.status for row in found.rows}
+    assert found.failed == 2 and statuses.pop(always) == "failed" == statuses.pop(last)
+    assert set(statuses.values()) == {"done"} and killed.count(once) == 1 and killed.count(always) == 4
+    problems = {row.run: row.error or "" for row in found.rows}
+    assert "killed 4 times (signal 9); try fewer --jobs" in problems[always]
+    assert "ended with code 1: IsADirectoryError" in problems[last]
+    lines = [json.loads(line) for line in (out / once / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 101))
+    log = (found.folder / "log.txt").read_text()
+    assert f"the process of {once} was killed (signal 9); its run goes on in another" in log
+    (out / last / "history.jsonl").rmdir()
+    again = sweep(spec, out, jobs=2)
+    alone = sweep(spec, tmp_path / "alone")
+    assert [(row.run, row.status, row.test_loss) for row in again.rows] == [
+        (row.run, "done", pytest.approx(row.test_loss, abs=1e-6)) for row in alone.rows
+    ]

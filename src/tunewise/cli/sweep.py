@@ -20,8 +20,9 @@ def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file; every list in it is an axis.")],
     out: Annotated[Path, typer.Option(help="Where the runs and the sweep's folder go.")] = Path("runs"),
     on: Annotated[
-        Literal["local", "ray"], typer.Option(help="Where the runs are done: one after another here, or as Ray tasks.")
+        Literal["local", "ray"], typer.Option(help="Where the runs are done: on this machine, or as Ray tasks.")
     ] = "local",
+    jobs: options.Jobs = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Cluster to join: auto, HOST:6379.  [default: a Ray of this machine's own]")
     ] = None,
@@ -53,6 +54,8 @@ def sweep(
     for flag, value in (("--ray-address", ray_address), ("--home", home)):
         if value is not None and on != "ray":
             raise SpecError(f"{flag} means something with --on ray alone")
+    if jobs is not None and on != "local":
+        raise SpecError("--jobs means something with --on local alone; Ray counts by --cpus-per-run, --gpus-per-run")
     checked = parse(SweepSpec, load_yaml(spec), source=str(spec))
 
     from tunewise.quiet import quiet_libraries
@@ -76,7 +79,7 @@ def sweep(
         if home is not None and not dry_run:
             plan = with_arrivals(plan, Home(home), store)
         left = pace_of(plan, store).remaining(plan.todo)
-        at_once = side_by_side(on, ray, len(plan.todo))
+        at_once = side_by_side(on, ray, len(plan.todo), jobs)
     _show_plan(plan, console, out)
     if plan.todo:
         together = "" if at_once or not left.timed else " if they were done one after another"
@@ -93,6 +96,7 @@ def sweep(
             checked,
             out,
             on=on,
+            jobs=jobs,
             ray=ray,
             listener=listener,
             plan=plan,

@@ -27,6 +27,7 @@ from tunewise.store.table import table
 from tunewise.sweeps.arrivals import pick_up
 from tunewise.sweeps.estimates import Pace, sizes
 from tunewise.sweeps.home import Home
+from tunewise.sweeps.in_processes import run_in_processes
 from tunewise.sweeps.local import run_local
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.monitor import Monitor, SweepListener
@@ -61,6 +62,7 @@ def sweep(
     out: str | Path = "runs",
     *,
     on: Literal["local", "ray"] = "local",
+    jobs: int | None = None,
     ray: RayOptions | None = None,
     listener: SweepListener | None = None,
     plan: SweepPlan | None = None,
@@ -69,7 +71,8 @@ def sweep(
     """Do the runs of a sweep, or what is missing of them, and write its tables under `out`.
 
     Two drivers may work on the same runs at once: a run is done by one of them. A run that fails does not stop the
-    others. `ray` says where and how, with on="ray". `force` starts it where memory or disk look too small.
+    others. With on="local" the runs are done in this process, on all of its threads, or in `jobs` processes of one
+    thread each; with on="ray" `ray` says where and how. `force` starts it where memory or disk look too small.
 
     Raises what `plan_sweep` raises, `NoRoom`, `StoreError` on a full disk, and `Interrupted` where the listener asked
     for a stop.
@@ -77,6 +80,8 @@ def sweep(
     if on not in ("local", "ray"):
         raise SpecError(f"on = {on!r}; choose 'local' or 'ray'")
     listener, ray = listener or SweepListener(), ray or RayOptions()
+    if jobs is not None and (on != "local" or jobs < 1):
+        raise SpecError(f"jobs = {jobs}: at least 1, and of runs on this machine alone (on='local')")
     if ray.home is not None and on != "ray":
         raise SpecError("a home is for runs on nodes without this runs folder: it means something on ray alone")
     home = None if ray.home is None else Home(ray.home)
@@ -85,7 +90,7 @@ def sweep(
     if home is not None:
         plan = with_arrivals(plan, home, store)
     if not force:
-        check_sweep(plan, store.root, side_by_side(on, ray, len(plan.todo)))
+        check_sweep(plan, store.root, side_by_side(on, ray, len(plan.todo), jobs))
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
@@ -95,6 +100,8 @@ def sweep(
     try:
         if on == "ray":
             run_on_ray(monitor, store, Shared(store, folder) if home is None else ByHome(store, home), ray)
+        elif jobs is not None:
+            run_in_processes(monitor, store, jobs)
         else:
             run_local(monitor, store)
     except BaseException as error:

@@ -66,14 +66,14 @@ class Monitor:
             self.log.say(f"begun {run_id} {self.name(self.by_id[run_id].spec)}")
         self.listener.swept(self, "")
 
-    def on(self, run_id: str, event: Event) -> None:
-        """What a run that is run here says of itself."""
+    def on(self, run_id: str, event: Event, told: Event | None = None) -> None:
+        """What a run that is run here says of itself; `told`: what its listener hears instead, of one of several."""
         known = self.running.get(run_id)
         if known is not None and isinstance(event, RunStarted):
             known.first = known.step = event.first_step
         if known is not None and isinstance(event, StepDone):
             known.step = event.step
-        self.listener.on(event)
+        self.listener.on(told or event)
 
     def put_back(self, run_id: str) -> None:
         """A run was not begun after all: another process has it."""

@@ -33,13 +33,16 @@ def fits(cpus: float, gpus: float, run_cpus: float, run_gpus: float) -> int:
     return min(rooms, default=1)
 
 
-def side_by_side(on: Literal["local", "ray"], ray: RayOptions | None, runs: int) -> SideBySide | None:
-    """What of `runs` runs is done at once on this machine; None where it is for a cluster's nodes, which are not known
-    before it is joined."""
+def side_by_side(
+    on: Literal["local", "ray"], ray: RayOptions | None, runs: int, jobs: int | None = None
+) -> SideBySide | None:
+    """What of `runs` runs is done at once on this machine, in `jobs` processes or by Ray; None where it is for a
+    cluster's nodes, which are not known before it is joined."""
     import torch
 
     if on == "local":
-        return SideBySide()
+        at_once = max(1, min(runs, jobs or 1))
+        return SideBySide(at_once, at_once)  # processes take the first GPU, where there is one
     if ray is not None and ray.address is not None:
         return None
     devices = torch.cuda.device_count()
