@@ -201,7 +201,8 @@ def test_a_figure_shows_intervals_theory_thresholds_and_leaves_out_what_no_axis_
     assert theory.line.dash == "dash" and theory.mode == "lines"
     assert band_.fill == "toself" and many.mode == "lines"
     assert many.y[0] is None and many.y[1] == 2.0  # 0 has no place on a logarithmic axis
-    assert made.layout.shapes[0].x0 == 10.0 and made.layout.annotations[0].x == 1.0
+    (upright,) = made.layout.shapes
+    assert upright.x0 == upright.x1 == 10.0 and upright.label.text == "threshold"
 
 
 def test_seconds_are_those_of_the_run(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import plotly.graph_objects as go
 
 from tunewise.lab.contract import Curve, Plot
 from tunewise.report import palette
-from tunewise.report.figures import blank_figure
+from tunewise.report.drawing import blank_figure, plain, upright
 
 _FEW = 24  # points up to this many get a marker each
 _FEW_TICKS = 8  # values of x up to this many are the ticks of a logarithmic axis
@@ -47,7 +46,7 @@ def figure(plot: Plot) -> go.Figure:
             y=y,
             error_y=_bars(curve) if curve.low and not banded else None,
             mode="lines" if curve.theory or not few else "lines+markers",
-            name=_plain(curve.name),
+            name=plain(curve.name),
             legendgroup=curve.name,
             line={
                 "color": palette.MUTED if curve.theory else mark.light,
@@ -59,7 +58,7 @@ def figure(plot: Plot) -> go.Figure:
         )
     _axes(drawn, plot)
     for name, value in plot.uprights:
-        _upright(drawn, name, value, plot.log_x)
+        upright(drawn, value, name)
     drawn.update_layout(
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "font": {"size": 12, "color": palette.INK}},
@@ -84,31 +83,6 @@ def _axes(drawn: go.Figure, plot: Plot) -> None:
             update(tickformat=".4~g")
 
 
-def _upright(drawn: go.Figure, name: str, value: float, log: bool) -> None:
-    at = math.log10(value) if log else value
-    drawn.add_shape(
-        type="line",
-        x0=value,
-        x1=value,
-        y0=0,
-        y1=1,
-        yref="paper",
-        layer="below",
-        line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
-    )
-    drawn.add_annotation(
-        x=at,
-        y=1,
-        yref="paper",
-        text=_plain(name),
-        showarrow=False,
-        xanchor="left",
-        yanchor="top",
-        xshift=4,
-        font={"size": 12, "color": palette.MUTED},
-    )
-
-
 def _bars(curve: Curve) -> dict[str, object]:
     return {
         "type": "data",
@@ -123,11 +97,6 @@ def _bars(curve: Curve) -> dict[str, object]:
 def _shown(value: float, log: bool) -> float | None:
     """A value that the axis can show."""
     return value if math.isfinite(value) and (value > 0 or not log) else None
-
-
-def _plain(text: str) -> str:
-    """Text as plotly shows it letter for letter."""
-    return html.escape(text, quote=False)
 
 
 def in_words(plots: Sequence[Plot]) -> list[str]:

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from tunewise.paper.sheet import Sheet
+from tunewise.report.escaping import for_latex, for_markdown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,13 +46,13 @@ def markdown(sheet: Sheet) -> str:
     """A pipe table, the legend below."""
     columns, rows = sheet.cut("text")
     lines = [
-        f"**{_for_markdown(sheet.title)}**",
+        f"**{for_markdown(sheet.title)}**",
         "",
-        "| " + " | ".join(_for_markdown(column.title) for column in columns) + " |",
+        "| " + " | ".join(for_markdown(column.title) for column in columns) + " |",
         "|" + "|".join(" ---: " if column.right else " --- " for column in columns) + "|",
-        *("| " + " | ".join(_for_markdown(entry.text) for entry in row) + " |" for row in rows),
+        *("| " + " | ".join(for_markdown(entry.text) for entry in row) + " |" for row in rows),
         "",
-        *(f"- {_for_markdown(line)}" for line in sheet.legend),
+        *(f"- {for_markdown(line)}" for line in sheet.legend),
     ]
     return "\n".join(lines) + "\n"
 
@@ -65,14 +66,14 @@ def latex(sheet: Sheet) -> str:
         *(f"% {' '.join(line.split())}" for line in sheet.legend),
         rf"\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in columns)}}}",
         r"\toprule",
-        " & ".join(_for_latex(column.title) for column in columns) + r" \\",
+        " & ".join(for_latex(column.title) for column in columns) + r" \\",
     ]
     before = None
     for row in rows:
         if row[0].text != before:
             lines.append(r"\midrule")
         before = row[0].text
-        lines.append(" & ".join(_for_latex(entry.text) for entry in row) + r" \\")
+        lines.append(" & ".join(for_latex(entry.text) for entry in row) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -109,19 +110,6 @@ def show(sheet: Sheet, console: Console) -> None:
     console.print(table)
     for line in sheet.legend:
         console.print(f"- {line}", highlight=False, markup=False, style="dim")
-
-
-def _for_markdown(text: str) -> str:
-    for character in "\\`*_|<>[]":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
-
-
-def _for_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-    special |= {"^": r"\textasciicircum{}", "×": r"$\times$", "−": "$-$", ">": "$>$", "±": r"$\pm$", "†": r"$^\dagger$"}
-    special |= {character: "\\" + character for character in "&%$#_"}
-    return "".join(special.get(character, character) for character in text)
 
 
 FORMS = {"csv": csv, "md": markdown, "tex": latex, "html": html}

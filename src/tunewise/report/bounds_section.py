@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
 from tunewise.advise.statistics import mean_interval
-from tunewise.report import figures, numbers, palette
+from tunewise.report import drawing, numbers, palette
 from tunewise.report.along_runs import Found, by_method
 from tunewise.report.palette import Mark
 from tunewise.report.panels import Panel
@@ -131,10 +130,10 @@ def gap_against_bound(
     rows: Sequence[tuple[str, Sequence[float], float]], whole: float, marks: Mapping[str, Mark]
 ) -> go.Figure:
     """One row a method, (name, gap of each seed, bound), on a logarithmic axis; an upright where gaps must end."""
-    figure = figures.blank_figure(height=130 + 40 * len(rows))
+    figure = drawing.blank_figure(height=130 + 40 * len(rows))
     for place, (method, seeds, bound) in enumerate(rows):
         mark, mean = marks[method], statistics.fmean(seeds)
-        name = _plain(method)
+        name = drawing.plain(method)
         if mean and bound:
             figure.add_scatter(
                 x=[abs(mean), bound],
@@ -170,39 +169,17 @@ def gap_against_bound(
                 marker={"symbol": f"{mark.symbol}-open", "size": 12, "color": mark.light, "line": {"width": 2}},
                 hovertemplate=f"{name}: bound %{{x:.3g}} nats<extra></extra>",
             )
-    figure.add_shape(
-        type="line",
-        x0=whole,
-        x1=whole,
-        y0=0,
-        y1=1,
-        yref="paper",
-        layer="below",
-        line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
-        label={
-            "text": "no gap can be above",
-            "textposition": "end",
-            "textangle": 0,
-            "xanchor": "right",
-            "yanchor": "top",
-            "font": {"size": 12, "color": palette.MUTED},
-        },
-    )
+    drawing.upright(figure, whole, "no gap can be above", side="right")
     figure.update_xaxes(title_text="nats (log scale)", type="log", dtick=1, exponentformat="power", minor={"ticks": ""})
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
-        ticktext=[_plain(method) for method, _, _ in rows],
+        ticktext=[drawing.plain(method) for method, _, _ in rows],
         range=[len(rows) - 0.4, -0.9],
         showgrid=False,
         zeroline=False,
         tickfont={"size": 13, "color": palette.INK},
     )
     return figure
-
-
-def _plain(text: str) -> str:
-    """Text as plotly shows it letter for letter."""
-    return escape(text, quote=False)
 
 
 def _table(found: Found, gaps: Mapping[str, Mapping[int, float]]) -> Grid:

@@ -6,7 +6,6 @@ dark background. Text that a user wrote (labels of classes) is escaped: plotly r
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,12 @@ import plotly.graph_objects as go
 
 from tunewise.report import palette
 from tunewise.report.curves import Curve
+from tunewise.report.drawing import blank_figure, plain, upright
 from tunewise.report.palette import Mark
 
 MOST_CLASSES = 60  # a confusion matrix of more can't be read
 _GAP = "\u2009\u200a"  # between a marker and its name
 _RING_GAP = "\u2002\u2009"
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def accuracy_against_cost(
     for point in sorted(points, key=lambda p: p.chosen):  # the one recommended on top
         mark = marks[point.method]
         symbol = mark.symbol if point.efficient else f"{mark.symbol}-open"
-        name = _plain(point.method)
+        name = plain(point.method)
         text = f"<b>{name}</b>" if point.chosen else name
         gap = _RING_GAP if point.chosen else _GAP
         lies_at = point.score
@@ -118,24 +117,7 @@ def accuracy_against_cost(
         figure.update_xaxes(dtick=1, exponentformat="SI", minor={"ticks": ""})
     figure.update_yaxes(title_text=f"test {score}", tickformat=".2~%" if share else ".4~g", range=[bottom, top])
     for name, value in lines:
-        figure.add_shape(
-            type="line",
-            x0=value,
-            x1=value,
-            y0=0,
-            y1=1,
-            yref="paper",
-            layer="below",
-            line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
-            label={
-                "text": _plain(name),
-                "textposition": "end",
-                "textangle": 0,
-                "xanchor": "left",
-                "yanchor": "top",
-                "font": {"size": 12, "color": palette.MUTED},
-            },
-        )
+        upright(figure, value, name)
         if not wide:  # autorange does not look at shapes
             figure.add_scatter(x=[value], y=[top], mode="markers", marker={"opacity": 0}, hoverinfo="skip")
     return figure
@@ -169,7 +151,7 @@ def gap_per_method(
             mode="markers",
             text=[f"seed {seed}" for seed, _ in bar.seeds],
             legendgroup=bar.method,
-            name=_plain(bar.method),
+            name=plain(bar.method),
             marker={"symbol": "circle-open", "size": 6, "color": mark.light, "line": {"width": 1.2}},
             hovertemplate=f"%{{text}}: %{{x:.4f}} {unit}<extra></extra>",
         )
@@ -178,16 +160,16 @@ def gap_per_method(
             y=[row],
             error_x=_error(bar.mean, bar.low, bar.high),
             mode="markers",
-            text=[_plain(bar.method)],
+            text=[plain(bar.method)],
             legendgroup=bar.method,
-            name=_plain(bar.method),
+            name=plain(bar.method),
             marker={"symbol": mark.symbol, "size": 12, "color": mark.light},
             hovertemplate=f"%{{text}}: mean %{{x:.4f}} {unit}<extra></extra>",
         )
     figure.update_xaxes(title_text=axis, rangemode="tozero", zeroline=True, zerolinecolor=palette.ZERO)
     figure.update_yaxes(
         tickvals=list(range(len(bars))),
-        ticktext=[_plain(bar.method) for bar in bars],
+        ticktext=[plain(bar.method) for bar in bars],
         range=[len(bars) - 0.4, -0.6],
         showgrid=False,
         zeroline=False,
@@ -220,7 +202,7 @@ def learning_curves(curves: Mapping[str, Curve], marks: Mapping[str, Mark], *, w
             x=curve.x,
             y=curve.mean,
             mode="lines+markers" if few else "lines",
-            name=_plain(method),
+            name=plain(method),
             legendgroup=method,
             line={"color": mark.light, "width": 2, "dash": mark.dash},
             marker={"symbol": mark.symbol, "size": 8},
@@ -244,10 +226,10 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figu
     count = len(matrix)
     names = [str(label) for label in labels] if len(labels) == count else [str(i) for i in range(count)]
     shares = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in matrix]
-    shown = [_plain(_short(name, 14 if count > 12 else 20)) for name in names]
+    shown = [plain(_short(name, 14 if count > 12 else 20)) for name in names]
     step = 1 if count <= 24 else 2
     said = [
-        [f"true: {_plain(true)}<br>predicted: {_plain(said)}<br>{matrix[i][j]} of {sum(matrix[i])}"]
+        [f"true: {plain(true)}<br>predicted: {plain(said)}<br>{matrix[i][j]} of {sum(matrix[i])}"]
         for i, true in enumerate(names)
         for j, said in enumerate(names)
     ]
@@ -287,33 +269,6 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figu
     return figure
 
 
-def blank_figure(height: int) -> go.Figure:
-    """No data yet, axes and fonts in the report's style, `height` in pixels."""
-    figure = go.Figure()
-    axis = {
-        "gridcolor": palette.GRID,
-        "zeroline": False,
-        "linecolor": palette.ZERO,
-        "color": palette.MUTED,
-        "automargin": True,
-        "title": {"font": {"size": 13, "color": palette.MUTED}, "standoff": 10},
-    }
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 16, "r": 16, "t": 12, "b": 16},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": _FONT, "size": 12, "color": palette.INK},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": palette.MUTED, "activecolor": palette.INK},
-        hoverlabel={"bgcolor": palette.LIGHT_PAGE, "font": {"color": palette.INK}},
-        showlegend=False,
-        xaxis=axis,
-        yaxis=axis,
-    )
-    return figure
-
-
 def _score(value: float, share: bool, digits: int) -> str:
     return f"{value:.{digits}%}" if share else f"{value:.4g}"
 
@@ -339,11 +294,6 @@ def _error(centre: float, low: float | None, high: float | None) -> dict[str, An
         "thickness": 1.5,
         "width": 4,
     }
-
-
-def _plain(text: str) -> str:
-    """Text as plotly shows it letter for letter."""
-    return html.escape(str(text), quote=False)
 
 
 def _short(text: str, most: int) -> str:

@@ -5,7 +5,6 @@ Losses are shown on a logarithmic scale, one for all methods; dark is low on the
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from tunewise.report import palette
-from tunewise.report.figures import blank_figure
+from tunewise.report.drawing import blank_figure, plain
 from tunewise.report.palette import Mark
 
 FLOOR = 1e-4
@@ -123,7 +122,7 @@ def basins(surfaces: Mapping[str, Surface], levels: Mapping[str, float], marks: 
             y=_rounded(surface.y),
             z=_logarithms(surface.loss),
             customdata=_shown(surface.loss),
-            hovertemplate="x %{x:.3g}, y %{y:.3g}<br>loss %{customdata}<extra>" + _plain(method) + "</extra>",
+            hovertemplate="x %{x:.3g}, y %{y:.3g}<br>loss %{customdata}<extra>" + plain(method) + "</extra>",
             autocontour=False,
             contours={"type": "constraint", "operation": "=", "value": math.log10(levels[method])},
             line={"color": mark.light, "width": 2.5, "dash": mark.dash},
@@ -147,7 +146,7 @@ def profiles(surfaces: Mapping[str, Surface], marks: Mapping[str, Mark]) -> go.F
             line={"color": marks[method].light, "width": 2, "dash": marks[method].dash},
             name=method,
             legendgroup=method,
-            hovertemplate="x %{x:.3g}: loss %{y:.3g}<extra>" + _plain(method) + "</extra>",
+            hovertemplate="x %{x:.3g}: loss %{y:.3g}<extra>" + plain(method) + "</extra>",
         )
     figure.update_xaxes(title_text=next(iter(surfaces.values())).axes[0])
     figure.update_yaxes(title_text="loss, nats", type="log")
@@ -196,7 +195,7 @@ def reliefs(surfaces: Mapping[str, Surface], scale: Scale, marks: Mapping[str, M
             opacity=0.6,
             showscale=False,
             legendgroup=method,
-            hovertemplate="x %{x:.3g}, y %{y:.3g}<br>loss %{z:.4g}<extra>" + _plain(method) + "</extra>",
+            hovertemplate="x %{x:.3g}, y %{y:.3g}<br>loss %{z:.4g}<extra>" + plain(method) + "</extra>",
         )
     return figure
 
@@ -266,11 +265,6 @@ def _clipped(loss: Sequence[Sequence[float | None]]) -> list[list[float | None]]
 
 def _shown(loss: Sequence[Sequence[float | None]]) -> list[list[str]]:
     return [["not finite" if v is None else f"{v:.{_DIGITS}g}" for v in row] for row in loss]
-
-
-def _plain(text: str) -> str:
-    """Text as plotly shows it letter for letter."""
-    return html.escape(text, quote=False)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from tunewise.report import palette
-from tunewise.report.figures import blank_figure
+from tunewise.report.drawing import blank_figure, plain, upright
 from tunewise.report.palette import Mark
 
 
@@ -69,7 +68,7 @@ def lines(
             x=list(line.x),
             y=list(line.mean),
             mode="lines+markers" if markers else "lines",
-            name=html.escape(line.method, quote=False),
+            name=plain(line.method),
             legendgroup=line.method,
             line={"color": mark.light, "width": 2, "dash": mark.dash},
             marker={"symbol": mark.symbol, "size": 6},
@@ -91,7 +90,7 @@ def dots(of: Sequence[Dots], marks: Mapping[str, Mark], *, across: str, up: str)
     figure = blank_figure(height=300 + legend_height(len(of)))
     for method in of:
         mark = marks[method.method]
-        name = html.escape(method.method, quote=False)
+        name = plain(method.method)
         figure.add_scatter(
             x=list(method.x),
             y=list(method.y),
@@ -138,11 +137,7 @@ def heat(
         text=[["" if v is None else f"{v:.3g}" for v in row] for row in shown],
         texttemplate="%{text}" if len(columns) <= 14 else "",
         customdata=[
-            [
-                f"{html.escape(r, quote=False)}<br>{html.escape(c, quote=False)}"
-                + ("" if v is None else f"<br>{v:.4g}")
-                for c, v in zip(columns, line)
-            ]
+            [f"{plain(r)}<br>{plain(c)}" + ("" if v is None else f"<br>{v:.4g}") for c, v in zip(columns, line)]
             for r, line in zip(rows, shown)
         ],
         hovertemplate=f"%{{customdata}} {unit}<extra></extra>",
@@ -156,14 +151,14 @@ def heat(
     every = max(1, len(columns) // 24)
     figure.update_xaxes(
         tickvals=list(range(0, len(columns), every)),
-        ticktext=[html.escape(c, quote=False) for c in columns[::every]],
+        ticktext=[plain(c) for c in columns[::every]],
         tickangle=-45,
         showgrid=False,
         ticks="",
     )
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
-        ticktext=[html.escape(r, quote=False) for r in rows],
+        ticktext=[plain(r) for r in rows],
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
     )
@@ -193,14 +188,6 @@ def legend_height(methods: int) -> int:
 
 def _draw_upright(figure: go.Figure, at: tuple[float, float], name: str) -> None:
     low, high = at
-    label = {
-        "text": html.escape(name, quote=False),
-        "textposition": "end",
-        "textangle": 0,
-        "xanchor": "left",
-        "yanchor": "top",
-        "font": {"size": 12, "color": palette.MUTED},
-    }
     if high > low:
         figure.add_shape(
             type="rect",
@@ -213,14 +200,4 @@ def _draw_upright(figure: go.Figure, at: tuple[float, float], name: str) -> None
             line={"width": 0},
             fillcolor=palette.GRID,
         )
-    figure.add_shape(
-        type="line",
-        x0=high,
-        x1=high,
-        y0=0,
-        y1=1,
-        yref="paper",
-        layer="below",
-        line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
-        label=label,
-    )
+    upright(figure, high, name)

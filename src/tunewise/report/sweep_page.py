@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from tunewise.report import pages, palette
-from tunewise.report.figures import blank_figure
+from tunewise.report.drawing import blank_figure, plain
 from tunewise.report.section import Section
 
 _NUMBERS = 14
@@ -39,8 +38,8 @@ def heat_map(
     figure = blank_figure(height=130 + 30 * max(2, len(rows)))
     figure.add_heatmap(
         z=[list(line) for line in values],
-        text=[[_plain(text) for text in line] for line in texts],
-        customdata=[[_plain(hover).replace("\n", "<br>") for hover in line] for line in hovers],
+        text=[[plain(text) for text in line] for line in texts],
+        customdata=[[plain(hover).replace("\n", "<br>") for hover in line] for line in hovers],
         texttemplate="%{text}" if len(columns) <= _NUMBERS else "",
         hovertemplate="%{customdata}<extra></extra>",
         hoverongaps=True,
@@ -57,23 +56,18 @@ def heat_map(
             type="rect", x0=j - 0.5, x1=j + 0.5, y0=i - 0.5, y1=i + 0.5, line={"color": palette.INK, "width": 2.5}
         )
     figure.update_xaxes(
-        title_text=_plain(column_title),
+        title_text=plain(column_title),
         tickvals=list(range(len(columns))),
-        ticktext=[_plain(name) for name in columns],
+        ticktext=[plain(name) for name in columns],
         tickangle=-45 if len(columns) > 6 else 0,
         showgrid=False,
         ticks="",
     )
     figure.update_yaxes(
-        title_text=_plain(row_title),
+        title_text=plain(row_title),
         tickvals=list(range(len(rows))),
-        ticktext=[_plain(name) for name in rows],
+        ticktext=[plain(name) for name in rows],
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
     )
     return figure
-
-
-def _plain(text: str) -> str:
-    """Text as plotly shows it letter for letter."""
-    return html.escape(text, quote=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
 from tunewise.report import numbers
+from tunewise.report.escaping import for_latex, for_markdown
 from tunewise.report.rows import Cell, Column, Row, Table, build_table, metric_name
 
 if TYPE_CHECKING:
@@ -23,21 +24,21 @@ def markdown(table: Table) -> str:
     """A pipe table: places in brackets, first places bold, the recommended method marked; the legend below."""
 
     def cell(of: Cell) -> str:
-        text = _escape_markdown(of.text + (f", {of.extra}" if of.extra else ""))
+        text = for_markdown(of.text + (f", {of.extra}" if of.extra else ""))
         if of.place is None:
             return text
         return f"**{text}** ({of.place})" if of.place.rank == 1 else f"{text} ({of.place})"
 
     header = ["method", *(f"{c.title} ({c.unit})" for c in table.columns), f"against {table.reference}"]
     lines = [
-        "| " + " | ".join(_escape_markdown(name) for name in header) + " |",
+        "| " + " | ".join(for_markdown(name) for name in header) + " |",
         "| --- |" + " ---: |" * len(table.columns) + " --- |",
     ]
     for row in table.rows:
-        name = _escape_markdown(row.method) + (" (recommended)" if row.chosen else "")
+        name = for_markdown(row.method) + (" (recommended)" if row.chosen else "")
         cells = [cell(row.cells[c.key]) for c in table.columns]
-        lines.append("| " + " | ".join([name, *cells, _escape_markdown(_verdict(row))]) + " |")
-    return "\n".join([*lines, "", *(f"- {_escape_markdown(said)}" for said in table.legend)]) + "\n"
+        lines.append("| " + " | ".join([name, *cells, for_markdown(_verdict(row))]) + " |")
+    return "\n".join([*lines, "", *(f"- {for_markdown(said)}" for said in table.legend)]) + "\n"
 
 
 def csv(table: Table) -> str:
@@ -77,7 +78,7 @@ def latex(table: Table) -> str:
     r"""A `tabular` for `booktabs`: first places bold, second underlined, a shared place with a raised `=`."""
 
     def cell(of: Cell) -> str:
-        text = _escape_latex(of.text).replace("±", r"$\pm$").replace(">", "$>$")
+        text = for_latex(of.text)
         if of.place is None or of.place.rank > 2:
             return text
         text = rf"\textbf{{{text}}}" if of.place.rank == 1 else rf"\underline{{{text}}}"
@@ -85,19 +86,18 @@ def latex(table: Table) -> str:
 
     def heading(column: Column) -> str:
         unit = column.unit.split(",")[0] if column.key in ("metric", "gap") else ""
-        return _escape_latex(column.title + (f" ({unit})" if unit else ""))
+        return for_latex(column.title + (f" ({unit})" if unit else ""))
 
     lines = [
         r"% needs \usepackage{booktabs}; bold: first, underlined: second, raised =: not told apart from the leader",
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l}}",
         r"\toprule",
-        " & ".join(["method", *(heading(c) for c in table.columns), f"against {_escape_latex(table.reference)}"])
-        + r" \\",
+        " & ".join(["method", *(heading(c) for c in table.columns), f"against {for_latex(table.reference)}"]) + r" \\",
         r"\midrule",
     ]
     for row in table.rows:
         cells = [cell(row.cells[c.key]) for c in table.columns]
-        lines.append(" & ".join([_escape_latex(row.method), *cells, _escape_latex(row.verdict)]) + r" \\")
+        lines.append(" & ".join([for_latex(row.method), *cells, for_latex(row.verdict)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -153,16 +153,3 @@ def _console_cell(cell: Cell, key: str) -> Text:
 
 def _verdict(row: Row) -> str:
     return f"{row.verdict}: {row.verdict_detail}" if row.verdict_detail else row.verdict
-
-
-def _escape_markdown(text: str) -> str:
-    for character in "\\`*_|<>[]":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
-
-
-def _escape_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-    special |= {"^": r"\textasciicircum{}", "×": r"$\times$", "−": "$-$", "–": "--"}
-    special |= {character: "\\" + character for character in "&%$#_"}
-    return "".join(special.get(character, character) for character in text)
