@@ -20,7 +20,8 @@ from tunewise.errors import DivergedError, is_out_of_memory
 from tunewise.measures.clipping import TRAIN_LOSSES
 from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
-from tunewise.methods.verify import verify
+from tunewise.methods.gathering import whole_for_files
+from tunewise.methods.verify import logits_of, verify
 from tunewise.spec import RunSpec
 from tunewise.store.disk import full_disk_named
 from tunewise.store.environment import environment
@@ -72,6 +73,7 @@ def run(
         Interrupted: the listener asked for a stop.
     """
     listener = listener or Listener()
+    among.check_offered(spec)
     done = among.first(lambda: store.finished(spec.id))
     if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
         return done
@@ -155,7 +157,7 @@ def _train_and_measure(
     among: Ranks,
 ) -> tuple[Results, Check]:
     journal = Journal(folder / "history.jsonl", writes=among.main)
-    selection = Selection(folder / "selected", by=spec.training.select, writes=among.main)
+    selection = Selection(folder / "selected", by=spec.training.select, among=among)
     steps = total_steps(spec, len(task.train))
     checkpoint = among.first(lambda: _beginning(spec, folder, steps, trajectory, selection))
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -199,14 +201,17 @@ def _train_and_measure(
     train_losses = task.losses(scored["train"].logits, scored["train"].labels)
     listener.on(Phase("saving and checking"))
     among.first(lambda: _keep_predictions(folder / "predictions.npz", scored["test"], train_losses))
-    return results, among.first(lambda: _save_and_check(model, spec, task, folder))
+    return results, _save_and_check(model, spec, task, folder, among)
 
 
-def _save_and_check(model: nn.Module, spec: RunSpec, task: Task, folder: Path) -> Check:
-    save(model, folder / "adapter")
-    rows = task.test[: min(16, len(task.test))]
-    again = verify_linearised if spec.training.linearised else verify
-    return again(model, folder / "adapter", task.load_model(spec.seed), task.collate(rows))
+def _save_and_check(model: nn.Module, spec: RunSpec, task: Task, folder: Path, among: Ranks) -> Check:
+    path, batch = folder / "adapter", task.collate(task.test[: min(16, len(task.test))])
+    with whole_for_files(model, here=among.main):
+        among.first(lambda: save(model, path) and None)
+    if spec.training.linearised:
+        return among.first(lambda: verify_linearised(model, path, task.load_model(spec.seed), batch))
+    expected = logits_of(model, batch)
+    return among.first(lambda: verify(model, path, task.load_model(spec.seed), batch, expected))
 
 
 def _keep_predictions(path: Path, test: Evaluation, train_losses: Tensor) -> None:

@@ -25,9 +25,11 @@ from tunewise.methods.attach import attach
 from tunewise.methods.attachment import Attachment, attachment
 from tunewise.methods.catalog import Chain, Method, OptimizerRule
 from tunewise.methods.fold import FoldingLayer
+from tunewise.methods.gathering import recognised_by
 from tunewise.methods.layer_adapter import adapters_of
 from tunewise.methods.row_space import one_hot
 from tunewise.models.layers import Target, linear_layers
+from tunewise.models.sharded import put, to_shards
 
 SIDECAR = "tunewise.json"
 CHANGED = "changed.safetensors"
@@ -108,6 +110,7 @@ def restore(model: nn.Module, path: str | Path) -> None:
         return
     weights = _from_columns(_read(path / COLUMNS), done) if (path / COLUMNS).exists() else _read(path / WEIGHTS)
     try:
+        to_shards(model)
         result: Any = set_peft_model_state_dict(model, weights, adapter_name=done.adapter_name)
     except (RuntimeError, KeyError) as error:
         raise StoreError(f"{path} does not fit: {_first_line(error)}") from None
@@ -187,7 +190,7 @@ def fingerprint(model: nn.Module, targets: tuple[Target, ...]) -> str | None:
     digest = hashlib.sha256()
     for target in targets:
         digest.update(f"{target.name} {target.out_features} {target.in_features}\n".encode())
-    for target in [*targets[:2], *targets[-2:]]:
+    for target in recognised_by(targets):
         if target.name not in linears:
             return "absent"
         weight: Any = linears[target.name].weight
@@ -265,6 +268,7 @@ def _load_changed(base: nn.Module, path: Path, done: Attachment, trainable: bool
 def _read_changed(model: nn.Module, path: Path, *, whole: bool) -> None:
     """Copy the saved tensors into the model's own; `whole`: every parameter must be among them."""
     changed = _read(path / CHANGED)
+    to_shards(model)
     own = dict(model.named_parameters())
     unknown = [name for name in changed if name not in own or own[name].shape != changed[name].shape]
     if unknown:
@@ -274,7 +278,7 @@ def _read_changed(model: nn.Module, path: Path, *, whole: bool) -> None:
         raise StoreError(f"{path} is not whole: {missing[0]} is missing")
     with torch.no_grad():
         for name, tensor in changed.items():
-            own[name].copy_(tensor)
+            put(own[name], tensor)
 
 
 def _replace_folder(scratch: Path, path: Path) -> None:

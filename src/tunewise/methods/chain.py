@@ -25,6 +25,7 @@ from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.catalog import Chain
 from tunewise.methods.exact_columns import read_columns, write_columns
 from tunewise.methods.layer_adapter import LayerAdapter
+from tunewise.models.sharded import to_shards, whole
 
 
 def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = None) -> int:
@@ -36,8 +37,10 @@ def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = 
     adapters = _chained(model, adapter_name)
     if any(adapter.layer.merged for adapter in adapters):
         raise SpecError("the adapter is merged; call unmerge_adapter() before the next link")
+    to_shards(_unwrapped(model))
     for adapter in adapters:
-        adapter.restart()
+        with whole(adapter.layer):
+            adapter.restart()
     if optimizer is not None:
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         for adapter in adapters:
@@ -117,8 +120,7 @@ class ChainCallback(TrainerCallback):
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.should_save:  # one process of several
-            write_columns(_unwrapped(kwargs["model"]), _checkpoint(args, state))
+        write_columns(_unwrapped(kwargs["model"]), _checkpoint(args, state), here=args.should_save)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.restarts:

@@ -18,29 +18,34 @@ TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def verify(model: nn.Module, path: Path, base: nn.Module, batch: Mapping[str, Tensor]) -> Check:
-    """Load `path` onto a fresh `base` by stock PEFT (or from its safetensors) and compare the logits on a batch.
+def verify(
+    model: nn.Module, path: Path, base: nn.Module, batch: Mapping[str, Tensor], expected: Tensor | None = None
+) -> Check:
+    """Load `path` onto a fresh `base` by stock PEFT (or from its safetensors) and compare the logits on a batch with
+    the model's own, or with `expected`: of a sharded model all processes compute these together.
 
     Raises `StoreError` where the largest difference is above 1e-4: such a folder must not be handed to anyone.
     """
     device = next(model.parameters()).device
-    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     if attachment(model).method.adapts:
         again, loader = PeftModel.from_pretrained(base, str(path)), "peft.PeftModel.from_pretrained"
     else:
         again, loader = load(base, path), f"tunewise.load ({CHANGED})"
-    expected = _logits(model, inputs)
-    difference = float((_logits(again.to(device), inputs) - expected).abs().max())
+    expected = logits_of(model, batch) if expected is None else expected
+    difference = float((logits_of(again.to(device), batch) - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise StoreError(
             f"{path}: loaded again it gives other logits (by {difference:.2g}); the folder is not to be used"
         )
-    return Check(max_logit_difference=difference, examples=len(next(iter(inputs.values()))), loader=loader)
+    return Check(max_logit_difference=difference, examples=len(expected), loader=loader)
 
 
-def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    training = model.training
+@torch.no_grad()
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The model's outputs on a batch, in eval mode."""
+    training, device = model.training, next(model.parameters()).device
     model.eval()
+    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     logits: Tensor = model(**inputs).logits.float()
     model.train(training)
     return logits

@@ -1,7 +1,8 @@
 """The processes that train one model together: started by `torchrun` or `accelerate launch`, or one alone.
 
 Every process does the same in the same order; the first one alone writes. What it finds out or decides (which
-checkpoint, who has the run) the others are told. With one process nothing here does anything.
+checkpoint, who has the run) the others are told. With one process nothing here does anything. Each process has a copy
+of the model, or a shard of it where FSDP2 is asked for.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.data_loader import SeedableRandomSampler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 
 from tunewise.errors import SpecError, TunewiseError
+from tunewise.methods.gathering import stay_beside
+from tunewise.models.sharded import shard
+from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import STOPPED, Interrupted, Listener
 
@@ -33,6 +38,10 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    sharded: bool = False
+    """Whether the model's weights are shared out among them (FSDP2), rather than each having a copy."""
+    keep_whole: bool = False
+    """Of sharded weights: whether a block stays whole from its forward to its backward."""
 
     @property
     def main(self) -> bool:
@@ -71,7 +80,32 @@ class Ranks:
     @property
     def words(self) -> list[str]:
         """For the record: nothing of one process."""
-        return [] if self.world == 1 else [f"trained by {self.world} processes, each with a share of every batch"]
+        if self.world == 1:
+            return []
+        shares = "of every batch and of the weights (FSDP2)" if self.sharded else "of every batch"
+        return [f"trained by {self.world} processes, each with a share {shares}"]
+
+    def check_offered(self, spec: RunSpec) -> None:
+        """Raises `SpecError` for a run that can't be had with shared-out weights, before anything is trained."""
+        if not self.sharded:
+            return
+        if spec.method.name.startswith("peft:"):
+            what = f"method {spec.method.name!r} keeps tensors in forms of its own"
+        elif spec.training.linearised:
+            what = "a linearised model needs its weights whole"
+        else:
+            return
+        raise SpecError(
+            f"{what}, so it can't be trained under FSDP2; launch with data parallelism (torchrun, accelerate launch "
+            "--multi_gpu), a copy of the model in each process"
+        )
+
+    def shard(self, model: nn.Module) -> None:
+        """Share out the model's weights, where that is asked for."""
+        if self.sharded:
+            stay_beside(model)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            shard(model, init_device_mesh(device, (self.world,)), keep_whole=self.keep_whole)
 
     def check(self, listener: Listener) -> None:
         """Raise `Interrupted` in all where one is to stop."""
@@ -95,17 +129,37 @@ ALONE = Ranks()
 
 
 def ranks() -> Ranks:
-    """Join the processes that this one was started with. Raises `SpecError` for sharded models."""
+    """Join the processes that this one was started with. Raises `SpecError` for a way of sharing that runs have not."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    for key, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(key, "false").lower() in ("1", "true"):
-            raise SpecError(
-                f"{name} shards the weights that adapters are written into, which runs do not support; launch with "
-                "data parallelism (torchrun, accelerate launch --multi_gpu), a copy of the model in each process"
-            )
+    if _asked("ACCELERATE_USE_DEEPSPEED") or _asked("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        name = "DeepSpeed" if _asked("ACCELERATE_USE_DEEPSPEED") else "a parallelism config"
+        raise SpecError(
+            f"{name} is not supported; launch with data parallelism (torchrun, accelerate launch --multi_gpu: a copy "
+            "of the model in each process) or FSDP2 (accelerate launch --use_fsdp --fsdp_version 2: a shard in each)"
+        )
+    sharded = _asked("ACCELERATE_USE_FSDP")
+    if sharded:
+        _check_fsdp()
+        # The model is sharded by us, once it carries its method and a checkpoint's weights; for accelerate this is an
+        # ordinary run of several processes, and transformers loads the weights in all of them.
+        del os.environ["ACCELERATE_USE_FSDP"]
     state = PartialState(cpu=not torch.cuda.is_available())
-    return Ranks(state.process_index, state.num_processes)
+    keep_whole = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("0", "false")
+    return Ranks(state.process_index, state.num_processes, sharded=sharded, keep_whole=sharded and keep_whole)
+
+
+def _asked(key: str) -> bool:
+    return os.environ.get(key, "false").lower() in ("1", "true")
+
+
+def _check_fsdp() -> None:
+    """Raises `SpecError` for what `accelerate launch` was told about FSDP and runs have not."""
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise SpecError("FSDP1 is not supported; launch with FSDP2: accelerate launch --use_fsdp --fsdp_version 2 ...")
+    for flag in ("fsdp_offload_params", "fsdp_activation_checkpointing"):
+        if _asked(flag.upper()):
+            raise SpecError(f"--{flag} true is not supported; leave it out (more processes, or a smaller batch_size)")
 
 
 class Shares:

@@ -9,7 +9,9 @@ from typing import Literal
 from torch import nn
 
 from tunewise.methods.adapter_files import restore, save
+from tunewise.methods.gathering import whole_for_files
 from tunewise.store.files import write_atomically
+from tunewise.training.ranks import ALONE, Ranks
 
 
 class Selection:
@@ -18,22 +20,21 @@ class Selection:
     Offering an epoch again (after a resume) has the same outcome as the first time.
     """
 
-    def __init__(self, folder: Path, by: Literal["loss", "metric"], *, writes: bool = True) -> None:
+    def __init__(self, folder: Path, by: Literal["loss", "metric"], among: Ranks = ALONE) -> None:
         self.folder = folder
-        self.writes = writes
+        self.among = among
         self.by = by
         self.note = folder.with_suffix(".json")
 
     def offer(self, model: nn.Module, epoch: int, loss: float, metric: float, lower_is_better: bool = False) -> None:
         """Keep the model's trained tensors if this epoch is the best so far."""
-        if not self.writes:
-            return
         rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
-        best = self._best()
-        if best is not None and epoch > best["epoch"] and rank <= best["rank"]:
+        if not self.among.first(lambda: self._is_best(epoch, rank)):
             return
-        save(model, self.folder)
-        write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
+        with whole_for_files(model, here=self.among.main):
+            if self.among.main:
+                save(model, self.folder)
+                write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
 
     def take(self, model: nn.Module) -> int:
         """Put the selected epoch's weights into the model; returns the epoch's number, from 1."""
@@ -45,6 +46,10 @@ class Selection:
     def forget(self) -> None:
         """Start afresh."""
         self.note.unlink(missing_ok=True)
+
+    def _is_best(self, epoch: int, rank: float) -> bool:
+        best = self._best()
+        return best is None or epoch <= best["epoch"] or rank > best["rank"]
 
     def _best(self) -> dict[str, float] | None:
         if not self.note.exists() or not self.folder.exists():

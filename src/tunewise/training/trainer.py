@@ -23,7 +23,9 @@ from transformers import (
 from tunewise.errors import DivergedError
 from tunewise.measures.quality import evaluate
 from tunewise.methods.chain import ChainCallback
+from tunewise.methods.gathering import whole_for_files
 from tunewise.methods.pass_through import RankAllocation
+from tunewise.models.sharded import is_sharded, own_piece
 from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task
 from tunewise.training.build import total_steps
@@ -33,12 +35,16 @@ from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
 from tunewise.training.ranks import ALONE, Ranks, ShareLoader, Shares, scaled
 from tunewise.training.selection import Selection
+from tunewise.training.sharded_state import load_in_pieces, whole_state
 from tunewise.training.trajectory import TRAJECTORY, Keep, TrajectoryCallback
 
 
 class RunTrainer(Trainer):
     """Differs from its parent in four things: the optimizer is the method's, evaluation is `measures.quality`, a loss
-    that is not finite ends the run at once, and several processes share the very batches that one would train on."""
+    that is not finite ends the run at once, and several processes share the very batches that one would train on.
+
+    Where they share the weights too, these are cut once a checkpoint is in them and before the optimizer is made over
+    them, and are put together again for a checkpoint, which is the same in all cases."""
 
     def __init__(
         self, *args: Any, spec: RunSpec, task: Task, listener: Listener, among: Ranks = ALONE, **kwargs: Any
@@ -51,6 +57,8 @@ class RunTrainer(Trainer):
         self.last_loss = math.nan
         self.stop_requested = False
         super().__init__(*args, **kwargs)
+        # In the Trainer's words: who shards the model is neither it nor accelerate, and they are to let it be.
+        self.is_distributed_loading_by_transformers = among.sharded
 
     @property
     def _network(self) -> nn.Module:
@@ -59,12 +67,25 @@ class RunTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
+            self.among.shard(self._network)
             self.optimizer = optimizer(
                 model or self._network,
                 lr=self.spec.learning_rate,
                 weight_decay=self.spec.weight_decay,
             )
+            if self.among.sharded:
+                load_in_pieces(self.optimizer)
         return self.optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.among.main or not self.among.sharded:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        assert self.optimizer is not None
+        here = self.among.main
+        with whole_for_files(self._network, here=here), whole_state(self.optimizer, here=here):
+            super()._save_checkpoint(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if self.among.world == 1:
@@ -75,7 +96,7 @@ class RunTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self.among.world == 1:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        assert isinstance(model, DistributedDataParallel)  # what averages the gradients
+        assert isinstance(model, DistributedDataParallel) or is_sharded(model)  # what averages the gradients
         outputs = model(**inputs)
         units = float(self.task.weights(outputs.logits, inputs["labels"]).sum())
         return scaled(outputs.loss, units * self.shares.counts(self.state.global_step), self.among)
@@ -107,6 +128,14 @@ class RunTrainer(Trainer):
         return metrics
 
 
+class ShardedArguments(TrainingArguments):
+    """Of a model that goes to its device block by block, as it is sharded."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        return False
+
+
 class RunCallback(TrainerCallback):
     """Keeps the journal, tells the listener, selects the epoch, seals checkpoints, stops where asked."""
 
@@ -124,15 +153,17 @@ class RunCallback(TrainerCallback):
         # A checkpoint on an epoch's last step may be older than that epoch's evaluation, which is made up for here.
         assert self.trainer is not None
         epoch, rest = divmod(state.global_step * self.spec.training.epochs, state.max_steps)
-        if epoch and not rest and not self.journal.has_epoch(epoch):
+        if epoch and not rest and not self.trainer.among.first(lambda: self.journal.has_epoch(epoch)):
             self.trainer.evaluate()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        assert self.trainer is not None
+        gradients = [own_piece(p.grad) for p in kwargs["model"].parameters() if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients))
-        if not bool(torch.isfinite(norms).all()):
+        infinite = not bool(torch.isfinite(norms).all())
+        if self.trainer.among.any(infinite) if self.trainer.among.sharded else infinite:
             raise DivergedError(f"a gradient is not finite at step {state.global_step + 1}; lower the learning rate")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -187,7 +218,7 @@ def make_trainer(
     processes `among` which this one trains, the first writes."""
     training = spec.training
     steps = total_steps(spec, len(task.train))
-    arguments = TrainingArguments(
+    arguments = (ShardedArguments if among.sharded else TrainingArguments)(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=training.epochs,
         per_device_train_batch_size=math.ceil(training.batch_size / among.world),

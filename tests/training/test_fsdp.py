@@ -1,0 +1,136 @@
+"""One run on two processes that share the weights too (FSDP2 on gloo, as `accelerate launch` starts them): the same as
+on one, to 1e-5, at the same global batch; and its files are those of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from launched import alone, flags, same, together
+from tunewise.store.folders import RunStore
+
+FSDP = "--use_fsdp --fsdp_version=2 --num_processes=2 --num_machines=1 --dynamo_backend=no --mixed_precision=no"
+
+
+def sharded(*words: str, more: str = "") -> subprocess.Popen[str]:
+    return together(*words, launcher=f"{FSDP} {more}")
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return said
+
+
+def killed_after_a_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not any(out.glob("*/checkpoints/checkpoint-*/checksums.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()  # the launcher ends its processes
+    process.communicate(timeout=60)
+    assert RunStore(out).records() == []
+
+
+def words_of(method: str, model: Path, data: Path, **more: Any) -> list[str]:
+    return flags(model, data, method, **({"learning-rate": 1e-3} if method == "fft" else {}) | more)
+
+
+def test_sharded_processes_train_what_one_does(
+    calm: Path,
+    toy_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A chain of columns of the weights themselves: three restarts that read W0's columns, and an export that takes
+    them away again. Stock PEFT gives the run's own predictions from it."""
+    words = words_of("c-paca", calm, toy_csv)
+    assert alone(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
+    assert "shared by 2 processes" in finished(sharded(*words, f"--out={tmp_path / 'two'}"))
+    same(tmp_path / "one", tmp_path / "two", "of every batch and of the weights (FSDP2)")
+    (one,), (two,) = (RunStore(tmp_path / name).records() for name in ("one", "two"))
+    notes = [json.loads((tmp_path / n / one.id / "adapter" / "tunewise.json").read_text()) for n in ("one", "two")]
+    assert notes[0] == notes[1] and notes[0]["base"]  # one base model, by its weights' hash
+    assert two.check is not None and two.check.loader == "peft.PeftModel.from_pretrained"
+    base = AutoModelForSequenceClassification.from_pretrained(calm, num_labels=3)
+    stock = PeftModel.from_pretrained(base, str(tmp_path / "two" / two.id / "adapter"))
+    factors = {name: p for name, p in stock.named_parameters() if ".lora_B." in name}
+    assert len(factors) == 4 and all(p.shape == (32, 16) and bool(p.abs().max() > 1e-3) for p in factors.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "cla", "c3la", "paca", "cola", "cla-rows", "lora-one", "head", "fft"])
+def test_each_way_of_training_is_the_same_in_shards(
+    method: str,
+    calm: Path,
+    toy_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = words_of(method, calm, toy_csv)
+    assert alone(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
+    finished(sharded(*words, f"--out={tmp_path / 'two'}"))
+    same(tmp_path / "one", tmp_path / "two", "of every batch and of the weights (FSDP2)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", ["sharded sharded", "sharded alone", "alone sharded"])
+@pytest.mark.parametrize("method", ["c-paca", "fft"])
+def test_what_was_stopped_goes_on_from_the_checkpoint_of_either(
+    method: str,
+    ways: str,
+    calm: Path,
+    toy_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped within a link; then to the end on as many processes, or on another number of them."""
+    words = words_of(method, calm, toy_csv, **{"save-every": 5, "epochs": 30})
+    assert alone(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
+    out = tmp_path / "two"
+    first, then = ways.split()
+    if first == "sharded":
+        process = sharded(*words, f"--out={out}")
+    else:
+        start = [sys.executable, "-m", "tunewise", *words, f"--out={out}"]
+        process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    killed_after_a_checkpoint(process, out)
+    if then == "sharded":
+        assert "from step" in finished(sharded(*words, f"--out={out}"))
+    else:
+        assert alone(monkeypatch, *words, f"--out={out}") == 0
+    same(tmp_path / "one", out, "of every batch and of the weights (FSDP2)" if then == "sharded" else None)
+    assert subprocess.run([sys.executable, "-m", "tunewise", "runs", "verify", str(out)], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "launcher", "line"),
+    [
+        ("cla", FSDP.replace("=2 --num_p", "=1 --num_p"), "error: FSDP1 is not supported; launch with FSDP2"),
+        ("cla", f"{FSDP} --fsdp_offload_params=true", "error: --fsdp_offload_params true is not supported"),
+        ("peft:dora", FSDP, "error: method 'peft:dora' keeps tensors in forms of its own"),
+    ],
+    ids=["fsdp1", "offload", "peft"],
+)
+def test_what_is_not_offered_is_refused_in_one_line(
+    method: str,
+    launcher: str,
+    line: str,
+    calm: Path,
+    toy_csv: Path,
+    tmp_path: Path,
+) -> None:
+    process = together(*flags(calm, toy_csv, method, out=tmp_path), launcher=launcher)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert said.count(line) == 1, said
+    assert RunStore(tmp_path).ids() == []
