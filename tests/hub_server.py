@@ -22,25 +22,26 @@ Files = dict[str, bytes]
 
 @dataclass
 class Hub:
-    """Repositories by "models/OWNER/NAME" or "datasets/OWNER/NAME": commits, oldest first, each with its files."""
+    """Repositories by "models/OWNER/NAME" or "datasets/OWNER/NAME": commits, oldest first, each with its files; the
+    latest commit of each branch."""
 
     url: str = ""
     repositories: dict[str, list[tuple[str, Files]]] = field(default_factory=dict)
+    branches: dict[tuple[str, str], str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def commit(self, repo: str, files: Files) -> str:
-        """One more commit; its name."""
+    def commit(self, repo: str, files: Files, branch: str = "main") -> str:
+        """One more commit on a branch; its name."""
         made = self.repositories.setdefault(repo, [])
         name = hashlib.sha1(f"{repo} {len(made)}".encode()).hexdigest()
         made.append((name, files))
+        self.branches[repo, branch] = name
         return name
 
     def at(self, repo: str, revision: str | None) -> tuple[str, Files] | None:
-        """The commit that a revision names: its own name, "main" or None for the latest."""
-        made = self.repositories.get(repo, [])
-        if revision in (None, "main"):
-            return made[-1] if made else None
-        return next((commit for commit in made if commit[0] == revision), None)
+        """What a branch (main unless given) or a commit's own name stands for."""
+        name = self.branches.get((repo, revision or "main"), revision)
+        return next((commit for commit in self.repositories.get(repo, []) if commit[0] == name), None)
 
 
 def _digest(content: bytes) -> str:
@@ -59,19 +60,20 @@ def serving() -> Iterator[Hub]:
             self.do_GET()
 
         def do_GET(self) -> None:
-            path = unquote(self.path.split("?")[0])
+            path = self.path.split("?")[0]
             hub.asked.append(f"{self.command} {path}")
             found = _API.fullmatch(path)
-            commit = hub.at(f"{found['kind']}/{found['repo']}", found["revision"]) if found else None
+            at = unquote(found["revision"] or "main") if found else None
+            commit = hub.at(f"{found['kind']}/{found['repo']}", at) if found else None
             if found and commit:
                 name, files = commit
                 tree = [{"type": "file", "path": f, "size": len(c), "oid": _digest(c)} for f, c in files.items()]
                 about = {"id": found["repo"], "sha": name, "siblings": [{"rfilename": f} for f in files]}
                 self._give(json.dumps(tree if found["what"] == "tree" else about).encode(), name)
             elif found := _FILE.fullmatch(path):
-                commit = hub.at(f"{found['kind'] or 'models'}/{found['repo']}", found["revision"])
-                if commit and found["name"] in commit[1]:
-                    self._give(commit[1][found["name"]], commit[0])
+                commit = hub.at(f"{found['kind'] or 'models'}/{found['repo']}", unquote(found["revision"]))
+                if commit and unquote(found["name"]) in commit[1]:
+                    self._give(commit[1][unquote(found["name"])], commit[0])
                 else:
                     self._refuse("EntryNotFound" if commit else "RevisionNotFound")
             else:

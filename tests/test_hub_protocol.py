@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hub_server import Hub, serving
+from tiny import WORDS as BY_CLASS
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.store.folders import RunStore
 
@@ -119,3 +123,36 @@ def test_a_comparison_from_a_hub_then_from_its_cache_and_after_a_new_commit(hub,
     assert len(RunStore(runs).ids()) == 1  # pinned: still that run
     assert run(hub, home, *words, "--data=hub:maker/toy/main/train.csv").returncode == 0
     assert len(RunStore(runs).ids()) == 2  # other data, another run
+
+
+@pytest.mark.slow
+def test_an_experiment_of_the_paper_from_its_hub_ids(hub, tmp_path):
+    """TREC's branch of parquet files and DeBERTa's repository, tiny; the commits in the records and in the table."""
+    hub.commit("models/microsoft/deberta-v3-base", hub.at("models/maker/tiny", None)[1])
+    files = {}
+    for part, rows in (("train", 60), ("test", 20)):
+        texts = [f"{part} {list(BY_CLASS.values())[n % 3][n % 8]} with {n} ?" for n in range(rows)]
+        columns = {"text": pa.array(texts), "fine_label": pa.array([n % 3 for n in range(rows)])}
+        pq.write_table(pa.table(columns), buffer := io.BytesIO())
+        files[f"default/{part}/0000.parquet"] = buffer.getvalue()
+    commit = hub.commit("datasets/CogComp/trec", files, branch="refs/convert/parquet")
+    runs, home = tmp_path / "runs", tmp_path / "home"
+    words = [
+        "-m",
+        "tunewise",
+        "paper",
+        "run",
+        "deberta-v3-base/trec50",
+        "--methods=lora,cla",
+        "--seeds=1",
+        "--epochs=1",
+        "--no-costs",
+    ]
+    done = run(hub, home, *words, "--measures=none", "--max-length=16", f"--out={runs}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = RunStore(runs).records()
+    assert {record.spec.method.name for record in records} == {"lora", "cla"}
+    assert any(commit in note for note in records[0].data.notes)
+    assert records[0].spec.model.revision == hub.at("models/microsoft/deberta-v3-base", None)[0]
+    table = run(hub, home, "-m", "tunewise", "paper", "table", "2", f"--from={runs}", f"--out={tmp_path / 't.csv'}")
+    assert table.returncode == 0 and "lora" in (tmp_path / "t.csv").read_text().lower()
