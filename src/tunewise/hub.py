@@ -8,6 +8,7 @@ is known by its commit, with which the path can be pinned. `HF_HUB_OFFLINE=1` ta
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,19 +61,21 @@ def fetch(
     revision: str | None = None,
     patterns: Sequence[str] = ("*",),
     error: type[TunewiseError] = SpecError,
+    instead: str | None = None,
 ) -> Snapshot:
     """The files of `repo` that match `patterns`, at `revision` (a commit, a branch, a tag; the main branch unless
-    given). Raises `error` where they can't be had: one line with the hub's reason."""
+    given). Raises `error` where they can't be had: one line with the hub's reason and what to give `instead`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as fault:
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:160]
-        what = "model" if kind == "model" else "data set"
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0].partition(". ")[0].rstrip(".")
+        what, flag = ("model", "--model") if kind == "model" else ("data set", "--data")
         raise error(
-            f"{what} {repo!r} is no folder here and can't be had from the hub ({reason}); give a local folder"
+            f"{what} {repo!r} is no folder here and can't be had from the hub ({textwrap.shorten(reason, 160)}); "
+            + (instead or f"give a local one ({flag})")
         ) from None
     folder = Path(found)
     return Snapshot(folder, folder.name if _COMMIT.fullmatch(folder.name) else None)

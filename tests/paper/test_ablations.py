@@ -7,7 +7,7 @@ import math
 import pytest
 import yaml
 
-from test_compare import invoke
+from command_line import invoke
 from tunewise.errors import SpecError
 from tunewise.paper.ablations import ABLATIONS, get_ablation, pairs_of, sweep
 from tunewise.spec import DataSpec, load_yaml, parse

@@ -8,16 +8,20 @@ import json
 from statistics import fmean, stdev
 
 import pytest
+from rich.console import Console
 
+from command_line import invoke
 from stored_runs import write_run
-from test_compare import invoke
 from tunewise import evidence
 from tunewise.errors import SpecError
 from tunewise.paper import bounds, counts
+from tunewise.paper import sheet as sheets
+from tunewise.paper.prepare import prepare
 from tunewise.paper.presets import comparison, get_pair
 from tunewise.paper.render import FORMS
 from tunewise.paper.runs import PaperRun, found, keep_note
 from tunewise.paper.tables import lines_of, sheet_of
+from tunewise.paper.terminal import show
 from tunewise.spec import CompareSpec, parse
 from tunewise.store.folders import RunStore
 from tunewise.store.records import CostRecord, CostReport, StepTime
@@ -165,3 +169,60 @@ def test_from_the_preset_to_the_table_on_the_command_line(tiny_model, shared_dat
     assert "table 7: there are 1, 2, 3" in capsys.readouterr().err
     assert invoke(monkeypatch, "paper", "table", "2", f"--from={tmp_path / 'none'}") == 2
     assert "tunewise paper run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [2, 4, 14, 17])
+def test_a_terminal_of_80_columns_breaks_no_cell(number, tmp_path):
+    stored(tmp_path, "roberta-base/mrpc", changes=["3 epochs instead of 30"])
+    sheet = sheet_of(number, found(tmp_path), everything=True)
+    for width in (80, 200):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        show(sheet, console)
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= width
+        columns, rows = sheet.cut("text")
+        lines = text.splitlines()
+        for row in (rows[0], rows[-1]):
+            assert any(all(e.text in line for e in row[3:] if len(e.text) < 20) for line in lines)
+            assert all(any(e.text in line for line in lines) for e in row)
+        assert any(all(c.title in line for c in columns[3:7]) for line in lines)
+
+
+def test_what_is_too_wide_goes_above_and_below_the_rows():
+    columns = [
+        sheets.Column("model", "model", right=False),
+        sheets.Column("data", "data", right=False),
+        sheets.Column("n", "number"),
+        sheets.Column("why", "why", right=False),
+    ]
+    rows = [
+        [
+            sheets.name("a model of a long name"),
+            sheets.name(f"set {i}"),
+            sheets.name("1,234"),
+            sheets.name("because " * 9),
+        ]
+        for i in range(2)
+    ]
+    console = Console(width=40, file=io.StringIO(), record=True)
+    show(sheets.Sheet("Title", columns, rows, ["legend"]), console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[:4] == [
+        "Title",
+        "model                  data  number",
+        "a model of a long name set 0  1,234",
+        "    why: because because because because",
+    ]
+    console = Console(width=20, file=io.StringIO(), record=True)
+    show(sheets.Sheet("Title", columns, rows, []), console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[:4] == ["Title", "data  number", "a model of a long name", "set 0  1,234"]
+
+
+def test_without_a_hub_the_flag_that_helps_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        SpecError, match=r"give a folder with the files of MRPC: --data FOLDER \(of several sets: FOLDER/mrpc\)"
+    ):
+        prepare(get_pair("roberta-base/mrpc").data)

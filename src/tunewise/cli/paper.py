@@ -188,7 +188,8 @@ def show_table(
     from rich.console import Console
 
     from tunewise.errors import nearest
-    from tunewise.paper.render import FORMS, show
+    from tunewise.paper.render import FORMS
+    from tunewise.paper.terminal import show
     from tunewise.quiet import quiet_libraries
 
     chosen = form or (out.suffix.removeprefix(".").lower() if out else None)

@@ -62,7 +62,13 @@ def _source(known: PaperSet, source: str | None, revision: str | None) -> tuple[
             raise DataError(f"{source}: no such folder; give the one that holds the files of {known.printed}")
         return folder, f"{known.printed} from local files."
     wanted = parse_hub_path(f"{HUB_PREFIX}{known.hub}")
-    found = fetch(wanted.repo, kind="dataset", revision=revision or wanted.revision, patterns=[wanted.inner])
+    found = fetch(
+        wanted.repo,
+        kind="dataset",
+        revision=revision or wanted.revision,
+        patterns=[wanted.inner],
+        instead=f"give a folder with the files of {known.printed}: --data FOLDER (of several sets: FOLDER/{known.key})",
+    )
     inside = found.folder / wanted.inner.rpartition("/")[0]  # other sets of the repository may lie beside it
     at = f" at commit {found.commit}" if found.commit else ""
     return inside, f"{known.printed} from the hub's {wanted.repo} ({wanted.inner}){at}."

@@ -1,17 +1,13 @@
-"""A sheet as LaTeX, CSV, HTML, Markdown, or for the terminal."""
+"""A sheet as LaTeX, CSV, HTML or Markdown; `terminal` shows one."""
 
 from __future__ import annotations
 
 import csv as csv_module
 import io
 from html import escape
-from typing import TYPE_CHECKING
 
 from tunewise.paper.sheet import Sheet
 from tunewise.report.escaping import for_latex, for_markdown
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1d21; --dim: #5d636e; --line: #d9dce2; --paper: #ffffff; --band: #f5f6f8 }
@@ -94,22 +90,6 @@ def html(sheet: Sheet) -> str:
         f'<div class="wide"><table>\n<thead><tr>{cells("th", [column.title for column in columns])}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>\n<ul>\n{legend}\n</ul>\n</body></html>\n"
     )
-
-
-def show(sheet: Sheet, console: Console) -> None:
-    """For the terminal."""
-    from rich.table import Table
-
-    columns, rows = sheet.cut("text")
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(entry.text for entry in row))
-    console.print(sheet.title, style="bold", highlight=False)
-    console.print(table)
-    for line in sheet.legend:
-        console.print(f"- {line}", highlight=False, markup=False, style="dim")
 
 
 FORMS = {"csv": csv, "md": markdown, "tex": latex, "html": html}
