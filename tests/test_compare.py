@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from tunewise.cli.main import run as tunewise
+from command_line import invoke
 from tunewise.store.folders import RunStore
-
-
-def invoke(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """`tunewise WORDS` in this process; returns the exit code."""
-    monkeypatch.setattr(sys, "argv", ["tunewise", *words])
-    with pytest.raises(SystemExit) as stop:
-        tunewise()
-        raise SystemExit(0)
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

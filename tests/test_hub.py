@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from test_compare import invoke
+from command_line import invoke
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.errors import ModelError, SpecError
 from tunewise.hub import parse_hub_path, pinned

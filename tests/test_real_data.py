@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from command_line import invoke
 from convert import mrpc_csv, trec_csv
-from test_compare import invoke
 from tunewise.store.folders import RunStore
 
 MINILM = "package:all_minilm_l6_v2/model.zip"

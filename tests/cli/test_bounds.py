@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from command_line import invoke
 from finished_runs import finished
-from test_compare import invoke
 from tunewise.measures.finished import FinishedRun
 
 

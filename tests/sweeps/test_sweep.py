@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from command_line import invoke
 from stored_runs import record_of, write_run
-from tunewise.cli.main import run as tunewise
 from tunewise.errors import StoreError
 from tunewise.spec import RunSpec, parse
 from tunewise.store.folders import RunStore
@@ -34,14 +34,6 @@ from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import SideBySide, fits, side_by_side
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.training.events import Interrupted, OfRun, StepDone
-
-
-def invoke(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["tunewise", *words])
-    with pytest.raises(SystemExit) as stop:
-        tunewise()
-        raise SystemExit(0)
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture

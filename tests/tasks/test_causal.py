@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from test_compare import invoke
+from command_line import invoke
 from tiny_language import save_tiny_llama, save_toy_lines, save_toy_prompts
 from tunewise.errors import DataError, ModelError
 from tunewise.measures.quality import evaluate

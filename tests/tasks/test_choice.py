@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from test_compare import invoke
+from command_line import invoke
 from tiny import FILLER, WORDS
 from tunewise.errors import DataError
 from tunewise.spec import CompareSpec, DataSpec, ModelSpec

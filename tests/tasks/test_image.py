@@ -29,7 +29,7 @@ from transformers import (
     ViTModel,
 )
 
-from test_compare import invoke
+from command_line import invoke
 from tiny_images import COLOURS, save_tiny_vit, save_toy_images, toy_image
 from tunewise.errors import ModelError, SpecError
 from tunewise.models.head import Head, head_modules, needs_interpolation

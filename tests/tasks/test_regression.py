@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
+from command_line import invoke
 from convert import cola_csv, stsb_csv
-from test_compare import invoke
 from tiny import save_toy_csv
 from tunewise.errors import DataError
 from tunewise.measures.quality import evaluate

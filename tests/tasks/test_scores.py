@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from test_compare import invoke
+from command_line import invoke
 from tunewise.store.folders import RunStore
 from tunewise.tasks.scores import ClassificationScores
 

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tunewise.cli.main import run as tunewise
-
-
-def invoke(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["tunewise", *words])
-    with pytest.raises(SystemExit) as stop:
-        tunewise()
-        raise SystemExit(0)
-    return int(stop.value.code or 0)
+from command_line import invoke
 
 
 def plan_of(

@@ -252,7 +252,7 @@ def test_a_trial_that_falls_behind_is_stopped_recorded_as_pruned_and_never_chose
         losses = SCRIPT[rates[file.parent.name]]
         return [{"kind": "epoch", "validation": {"loss": x, "metrics": {}}} for x, _ in zip(losses, reached)]
 
-    monkeypatch.setattr("tunewise.tuning.search.read_history", scripted)
+    monkeypatch.setattr("tunewise.tuning.stopping.read_history", scripted)
     (row,) = tune(plan, store, Listener()).methods
     pruned = row.trials[2]
     assert (pruned.rate, pruned.status, pruned.epochs, pruned.value) == (0.000333, "pruned", 2, 1.0)
