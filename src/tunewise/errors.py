@@ -6,8 +6,9 @@ They survive pickling, so that a worker process can hand one to its parent.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class TunewiseError(Exception):
@@ -61,17 +62,35 @@ class DivergedError(TunewiseError):
 
 _OUT_OF_MEMORY = (
     "out of memory",
-    "can't allocate memory",
+    "can't allocate memory",  # torch
+    "cannot allocate memory",  # the system: a file that can't be mapped, a process that can't be started
+    "not enough memory",  # torch under Windows
     "bad_alloc",
+    "alloc_failed",  # cuBLAS, cuDNN, cuSOLVER
     "could not create a primitive",  # oneDNN's only words for it
     "could not create a memory",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or a device, whoever says so."""
+    """Whether memory ran out, on the host or a device, whoever says so; or the error was met while one of those was
+    handled, as by an archive that could then not be closed."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and is_out_of_memory(before)
+
+
+@contextlib.contextmanager
+def out_of_memory_noted(where: str) -> Iterator[None]:
+    """Notes on an error of memory that ran out within the block where that was: 'while it was saved'."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error) and not hasattr(error, "__notes__"):
+            error.add_note(where)
+        raise
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:

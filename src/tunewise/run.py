@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
-from tunewise.errors import DivergedError, is_out_of_memory
+from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
 from tunewise.measures.clipping import TRAIN_LOSSES
 from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
@@ -65,7 +65,8 @@ def run(
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
-    fallen behind (`Pruned`) as `pruned`: a record, no exception.
+    fallen behind (`Pruned`) as `pruned`: a record, no exception. A run that ran out of memory keeps its checkpoints:
+    where it is started again, with more memory, it goes on from them.
 
     Raises:
         SpecError, DataError, ModelError: what the user can mend.
@@ -80,6 +81,7 @@ def run(
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     task = task or build_task(spec)
     status: Literal["done", "diverged", "oom", "pruned"] = "done"
+    model: nn.Module | None = None
     model_facts: ModelFacts | None = None
     results: Results | None = None
     check: Check | None = None
@@ -97,11 +99,15 @@ def run(
             status, problem = "diverged", str(error)
         except Pruned as error:
             status, problem = "pruned", str(error)
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not is_out_of_memory(error) or among.world > 1:  # of several one alone: their launcher ends the others
                 raise
-            status = "oom"
-            problem = "out of memory; use a smaller batch_size, max_length or rank, or another method"
+            status, results = "oom", None
+            where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+            problem = f"out of memory{where}; use a smaller batch_size, max_length or rank, or another method"
+            shutil.rmtree(folder / "adapter", ignore_errors=True)  # it has not been checked
+        model = None
+        gc.collect()  # layers and adapters refer to each other: without this the model waits for the collector
         record = RunRecord(
             id=spec.id,
             status=status,
@@ -115,11 +121,10 @@ def run(
             check=check,
             error=problem,
             computed=[*computed, *among.words],
-            files=among.first(lambda: store.checksums(spec.id)),
+            files={} if status == "oom" else among.first(lambda: store.checksums(spec.id)),  # that one may go on
         )
         among.first(lambda: store.write(record))
-        among.first(lambda: store.tidy(spec.id))
-    gc.collect()  # layers and adapters refer to each other: without this the finished model waits for the collector
+        among.first(lambda: store.tidy(spec.id, going_on=status == "oom"))
     listener.on(RunFinished(spec.id, record.status, record.seconds))
     return record
 
@@ -200,8 +205,9 @@ def _train_and_measure(
     )
     train_losses = task.losses(scored["train"].logits, scored["train"].labels)
     listener.on(Phase("saving and checking"))
-    among.first(lambda: _keep_predictions(folder / "predictions.npz", scored["test"], train_losses))
-    return results, _save_and_check(model, spec, task, folder, among)
+    with out_of_memory_noted("while predictions and adapter were saved and checked"):
+        among.first(lambda: _keep_predictions(folder / "predictions.npz", scored["test"], train_losses))
+        return results, _save_and_check(model, spec, task, folder, among)
 
 
 def _save_and_check(model: nn.Module, spec: RunSpec, task: Task, folder: Path, among: Ranks) -> Check:

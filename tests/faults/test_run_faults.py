@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from test_run import CHILD, make_spec
+from tiny import save_tiny_model
 from tunewise.errors import DivergedError
 from tunewise.measures.kept_tensors import keep_tensors, read_tensors
 from tunewise.methods.attach import attach
@@ -133,62 +134,108 @@ def test_factors_that_run_away_end_a_preconditioned_step_as_diverged(tiny_model:
         steps.step()
 
 
+KNOBS = "; use a smaller batch_size, max_length or rank, or another method"
 LIMITED = """
-import json, resource, sys, torch
+import ctypes, json, resource, sys, torch
 torch.set_num_threads(1)
 torch.backends.mkldnn.set_flags(False)  # what oneDNN could not prepare once it refuses for good
 from tunewise.comparison import compare
 from tunewise.measures.peak_memory import give_back_freed_blocks
 from tunewise.spec import CompareSpec
-from tunewise.training.events import Listener, RunFinished, RunStarted
+from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
 
-give_back_freed_blocks(2**15)
+BLOCK = 2**15
+give_back_freed_blocks(BLOCK)
 FREE = resource.getrlimit(resource.RLIMIT_AS)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 
 class Tight(Listener):
-    limited = False
+    '''From a moment of a run on until it ends there is no block of 32 kB to be had.'''
 
-    def tighten(self):
-        if not self.limited:
-            taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (taken + 2**16, FREE[1]))
-            Tight.limited = True
+    def __init__(self, moments):
+        self.moments, self.moment, self.balloon, self.began_at = moments, None, [], {}
+
+    def tighten(self, here):
+        if self.moment != here:
+            return
+        self.moment = None
+        taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken, FREE[1]))
+        while block := libc.malloc(BLOCK):  # what the allocator still has in hand
+            self.balloon.append(block)
+
+    def check(self):
+        self.tighten("evaluation")
+        super().check()
 
     def on(self, event):
         if isinstance(event, RunStarted):
-            if event.label == "cla":
-                self.tighten()
+            self.began_at[event.label] = event.first_step
+            self.moment = self.moments.get(event.label)
+            self.tighten("step")
+        if isinstance(event, Phase) and event.name == "saving and checking":
+            self.tighten("predictions")
         if isinstance(event, RunFinished):
+            self.moment = None
             resource.setrlimit(resource.RLIMIT_AS, FREE)
+            while self.balloon:
+                libc.free(self.balloon.pop())
 
-found = compare(CompareSpec.model_validate_json(sys.argv[1]), sys.argv[2], costs=False, listener=Tight())
-print(json.dumps([[r.spec.method.label, r.status, r.error] for r in found.records]))
+def saves(event, arguments):
+    if event == "tempfile.mkdtemp":  # a folder is about to be saved
+        listener.tighten(str(arguments[0]).rpartition("/")[2].split(".")[1])
+    elif event == "open" and str(arguments[0]).endswith("optimizer.pt"):
+        listener.tighten("checkpoint")
+
+listener = Tight({})
+sys.addaudithook(saves)
+for moments in json.loads(sys.argv[3]):
+    listener = Tight(moments)
+    found = compare(CompareSpec.model_validate_json(sys.argv[1]), sys.argv[2], costs=False, listener=listener)
+    print(json.dumps({r.spec.method.label: [r.id, r.status, r.error] for r in found.records}))
+print(json.dumps(listener.began_at))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of address space is Linux's")
-def test_out_of_memory_at_a_first_step_marks_that_run_and_the_others_go_on(
-    tiny_model: Path, toy_csv: Path, tmp_path: Path
-) -> None:
-    """The address space is limited to what is taken, so that the allocator really fails."""
+def test_out_of_memory_marks_that_run_and_the_others_go_on(toy_csv: Path, tmp_path: Path) -> None:
+    """At a first step, in an evaluation and in three saves the address space is limited to what is taken, and what the
+    allocator has in hand is taken too, so that an allocation really fails. Once there is room again the same
+    comparison does what is missing: what was trained is not trained again."""
     spec = {
-        "model": str(tiny_model),
+        "model": str(save_tiny_model(tmp_path / "model", hidden=256, layers=1)),
         "data": str(toy_csv),
-        "methods": "head,cla,lora",
+        "methods": "head,cla,lora,asym,r-cla,lora+,paca",
         "seeds": [0],
         "training": {"epochs": 1, "batch_size": 72, "max_length": 32},
         "measures": "none",
     }
+    root = tmp_path / "runs"
+    moments = {"cla": "step", "lora": "evaluation", "asym": "selected", "r-cla": "predictions", "lora+": "adapter"}
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, json.dumps(spec), str(tmp_path / "runs")],
+        [sys.executable, "-c", LIMITED, json.dumps(spec), str(root), json.dumps([moments, {}])],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout.splitlines()[-1])
-    assert [(name, status) for name, status, _ in rows] == [("head", "done"), ("cla", "oom"), ("lora", "done")]
-    assert "batch_size, max_length or rank" in rows[1][2]
+    tight, roomy, began_at = map(json.loads, done.stdout.splitlines()[-3:])
+    assert {name: status for name, (_, status, _) in tight.items()} == {
+        **dict.fromkeys(("head", "paca"), "done"),
+        **dict.fromkeys(moments, "oom"),
+    }
+    assert {name: tight[name][2].removeprefix("out of memory") for name in moments} == {
+        "cla": KNOBS,
+        "lora": f" in an evaluation of 288 examples at a time{KNOBS}",
+        "asym": f" while the weights of an epoch were saved{KNOBS}",
+        "r-cla": f" while predictions and adapter were saved and checked{KNOBS}",
+        "lora+": f" while predictions and adapter were saved and checked{KNOBS}",
+    }
+    assert all(status == "done" for _, status, _ in roomy.values())
+    assert began_at == {"cla": 0, "lora": 0, "asym": 0, "r-cla": 2, "lora+": 2}
+    assert all(faults_of_run(RunStore(root), run_id) == [] for run_id, _, _ in roomy.values())
+    assert not list(root.glob("*/checkpoints"))
 
 
 @pytest.mark.slow

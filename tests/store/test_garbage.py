@@ -104,6 +104,15 @@ def test_checkpoints_are_kept_unless_asked_for(tmp_path: Path) -> None:
     assert one.bytes == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) > 1000
 
 
+def test_a_run_that_ran_out_of_memory_keeps_them_too(tmp_path: Path) -> None:
+    record = write_run(tmp_path, stored_spec(), status="oom")
+    plant(tmp_path / record.id / "checkpoints" / "checkpoint-3" / "x")
+    later = (tmp_path / record.id / "checkpoints").stat().st_mtime + 5
+    os.utime(tmp_path / record.id / "run.json", (later, later))
+    assert names(tmp_path) == set()
+    assert names(tmp_path, unfinished=True) == {f"{record.id}/checkpoints"}
+
+
 def test_a_run_that_is_trained_anew_keeps_its_checkpoints(tmp_path: Path) -> None:
     record = write_run(tmp_path, stored_spec())
     plant(tmp_path / record.id / "checkpoints" / "checkpoint-3" / "x")

@@ -20,7 +20,7 @@ from tunewise.cli import report as report_verb
 from tunewise.cli import runs as runs_verb
 from tunewise.cli import sweep as sweep_verb
 from tunewise.cli import train as train_verb
-from tunewise.errors import TunewiseError
+from tunewise.errors import NoRoom, TunewiseError, is_out_of_memory
 
 app = typer.Typer(
     help="Which fine-tuning method, at which rank, for my model, my data, my budget? Answered with evidence.",
@@ -66,7 +66,13 @@ def run() -> None:
         sys.stdout.flush()
         print(f"error: {error}" if error.exit_code != 130 else str(error), file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+            print(f"error: out of memory{where}; use a smaller batch or model, or a larger machine", file=sys.stderr)
+            sys.exit(NoRoom.exit_code)
+        if not isinstance(error, OSError):
+            raise
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)

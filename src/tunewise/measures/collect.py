@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tunewise.errors import MeasureError, StoreError
+from tunewise.errors import MeasureError, StoreError, is_out_of_memory
 from tunewise.measures.catalog import Measure, get_measure
 from tunewise.measures.contract import load_measure
 from tunewise.measures.finished import FinishedRun
@@ -37,7 +37,8 @@ def collect(
 ) -> Collected:
     """Make the named measures of all runs that are done, run by run, keeping each as soon as it is made.
 
-    What a run can't be measured for is kept as that, with the reason; only a stop ends the loop. `settings`: of a
+    What a run can't be measured for is kept as that, with the reason; a measure that ran out of memory says so and is
+    made again next time; only a stop ends the loop. `settings`: of a
     measure, by its name, what is not left as it is by default.
     """
     wanted = [get_measure(name) for name in names]
@@ -58,8 +59,9 @@ def collect(
                 phase = f"measuring {measure.title} of {record.spec.method.label}, seed {record.spec.seed}"
                 listener.on(Phase(phase))
                 run.say = partial(_say, listener, phase)
-                known = _make(measure, run, listener, chosen[measure.name])
-                write_document(_file(run.folder, measure), known)
+                known, keep = _make(measure, run, listener, chosen[measure.name])
+                if keep:
+                    write_document(_file(run.folder, measure), known)
             found[measure.name][record.id] = known
         del run
         gc.collect()  # a model's layers and adapters refer to each other
@@ -83,10 +85,12 @@ def _can_do_more(known: Measured, run: FinishedRun) -> bool:
     return bool(known.values and known.values.get("waits_for_trajectory") and run.snapshots)
 
 
-def _make(measure: Measure, run: FinishedRun, listener: Listener, settings: BaseModel | None) -> Measured:
+def _make(measure: Measure, run: FinishedRun, listener: Listener, settings: BaseModel | None) -> tuple[Measured, bool]:
+    """The measure, and whether it is to be kept: one that ran out of memory is tried again, there may be more."""
     begun = time.monotonic()
     values: dict[str, Any] | None = None
     error: str | None = None
+    keep = True
     try:
         if measure.needs_trajectory and not run.snapshots:
             raise MeasureError(no_trajectory(run.spec.method.name))
@@ -95,8 +99,12 @@ def _make(measure: Measure, run: FinishedRun, listener: Listener, settings: Base
         json.dumps(values, allow_nan=False)
     except MeasureError as reason:
         values, error = None, str(reason)
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        values, error, keep = None, "out of memory; ask for it again where there is more, or name fewer measures", False
     seconds = time.monotonic() - begun
-    return Measured(
+    measured = Measured(
         name=measure.name,
         version=measure.version,
         seconds=seconds,
@@ -104,6 +112,7 @@ def _make(measure: Measure, run: FinishedRun, listener: Listener, settings: Base
         values=values,
         error=error,
     )
+    return measured, keep
 
 
 def _say(listener: Listener, phase: str, detail: str) -> None:

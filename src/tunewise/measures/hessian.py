@@ -21,7 +21,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tunewise.errors import MeasureError
+from tunewise.errors import MeasureError, is_out_of_memory
 from tunewise.measures.batch_interval import mean_over_batches
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.plain_model import FixedBatches
@@ -83,6 +83,8 @@ def of_parameters(
             vectors = _top_vectors(lambda v: product(torch.from_numpy(v)).mean(0).numpy(), size, eigenvalues, seed)
             values = [product(v) @ v.double() for v in vectors]
         except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
             raise MeasureError(f"a part of the model has no second derivative ({str(error).splitlines()[0]})") from None
     return {
         "parameters": size,

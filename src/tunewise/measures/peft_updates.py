@@ -21,7 +21,7 @@ from peft.utils import PeftType
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor, nn
 
-from tunewise.errors import MeasureError, StoreError
+from tunewise.errors import MeasureError, StoreError, is_out_of_memory
 from tunewise.measures.updates import LayerUpdate, Updates, read_tensors, weight_of
 from tunewise.methods.adapter_files import CONFIG
 from tunewise.models.layers import linear_layers
@@ -90,6 +90,8 @@ def _load(folder: Path, config: Any, skeleton: nn.Module) -> PeftModel:
         own = {key: tensor for key, tensor in weights.items() if prefix in key or key in expected}  # not the head's
         set_peft_model_state_dict(model, own, adapter_name=_ADAPTER)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StoreError(f"{folder} does not fit this model: {_last_line(error)}") from None
     for key in sorted(own.keys() ^ expected.keys()):
         where = "not in the model" if key in own else "missing in the folder"
@@ -139,6 +141,8 @@ def _by_merging(name: str, layer: Any, base: nn.Module) -> Callable[[], Tensor]:
             with torch.no_grad():
                 twin.merge()
         except (NotImplementedError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise MeasureError(f"layer {name}: PEFT can't merge {type(layer).__name__} ({_last_line(error)})") from None
         return weight_of(twin.get_base_layer()).double() - weight_of(base).double()
 

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tunewise.errors import MeasureError
+from tunewise.errors import MeasureError, is_out_of_memory
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.stepping import device
 from tunewise.methods.adapter_files import load
@@ -29,6 +29,8 @@ def plain_model(run: FinishedRun) -> nn.Module:
         try:
             model = model.merge_and_unload()
         except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise MeasureError(f"{run.spec.method.name} can't be merged into the weights ({error})") from None
     return model.eval().requires_grad_(False).to(device())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import DivergedError
+from tunewise.errors import DivergedError, out_of_memory_noted
 from tunewise.store.records import Scores
 from tunewise.tasks.contract import Generating, Split, Task
 
@@ -44,16 +44,17 @@ def evaluate(
     model.eval()
     pieces: list[Tensor] = []
     try:
-        for start in range(0, len(order), batch_size):
-            on_batch()
-            rows = [split[i] for i in order[start : start + batch_size]]
-            batch = task.collate(rows)
-            batch = {key: value.to(device) for key, value in batch.items()}
-            labels = batch.pop("labels")
-            kept = task.keep(model(**batch).logits, labels).cpu()
-            if isinstance(task, Generating) and split is not task.train:
-                kept = torch.cat([kept, task.generated(model, rows).to(kept)], dim=1)
-            pieces.append(kept)
+        with out_of_memory_noted(f"in an evaluation of {batch_size} examples at a time"):
+            for start in range(0, len(order), batch_size):
+                on_batch()
+                rows = [split[i] for i in order[start : start + batch_size]]
+                batch = task.collate(rows)
+                batch = {key: value.to(device) for key, value in batch.items()}
+                labels = batch.pop("labels")
+                kept = task.keep(model(**batch).logits, labels).cpu()
+                if isinstance(task, Generating) and split is not task.train:
+                    kept = torch.cat([kept, task.generated(model, rows).to(kept)], dim=1)
+                pieces.append(kept)
     finally:
         model.train(training)
     logits = torch.empty_like(torch.cat(pieces))

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.errors import MeasureError, StoreError
+from tunewise.errors import MeasureError, StoreError, is_out_of_memory
 from tunewise.measures import top_singular
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.top_singular import Triples
@@ -219,6 +219,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise StoreError(f"{file} can't be read: {reason}") from None
 

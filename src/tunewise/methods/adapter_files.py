@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tunewise.errors import StoreError
+from tunewise.errors import StoreError, is_out_of_memory
 from tunewise.methods.attach import attach
 from tunewise.methods.attachment import Attachment, attachment
 from tunewise.methods.catalog import Chain, Method, OptimizerRule
@@ -113,6 +113,8 @@ def restore(model: nn.Module, path: str | Path) -> None:
         to_shards(model)
         result: Any = set_peft_model_state_dict(model, weights, adapter_name=done.adapter_name)
     except (RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StoreError(f"{path} does not fit: {_first_line(error)}") from None
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     if missing or result.unexpected_keys:
@@ -142,6 +144,8 @@ def _load_stock(base: nn.Module, path: Path) -> Any:
     try:
         model = PeftModel.from_pretrained(base, str(path))
     except (RuntimeError, ValueError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StoreError(f"{path} does not fit this model: {_first_line(error)}") from None
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(weights.keys() ^ held.keys()):
@@ -155,6 +159,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         raise StoreError(f"{file} can't be read: {_first_line(error)}") from None
 
 

@@ -17,7 +17,7 @@ from peft.utils import PeftType
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tunewise.errors import ModelError, SpecError, nearest
+from tunewise.errors import ModelError, SpecError, is_out_of_memory, nearest
 from tunewise.methods.attachment import Attachment, remember
 from tunewise.methods.catalog import PEFT_LORA_OPTIONS
 from tunewise.methods.inject import short_names, task_type, whole
@@ -87,6 +87,8 @@ def _inject(model: nn.Module, config: Any, adapter_name: str, seed: int) -> Any:
         try:
             return get_peft_model(model, config, adapter_name=adapter_name)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(f"{config.peft_type.value.lower()} by PEFT can't be put on this model: {error}") from None
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from tunewise.errors import ModelError, StoreError
+from tunewise.errors import ModelError, StoreError, is_out_of_memory
 from tunewise.models.load import load_config, model_folder
 from tunewise.spec import ModelSpec
 
@@ -64,6 +64,8 @@ def load_bare(spec: ModelSpec, layers: Collection[str], task_type: str | None = 
                 )
                 return model.eval().requires_grad_(False)
     except (OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"model {spec.path!r} can't be loaded: {str(error).splitlines()[0][:200]}") from None
     finally:
         transformers_logging.set_verbosity(level)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from tunewise.errors import is_out_of_memory
 from tunewise.models.load import load_config, model_folder
 from tunewise.spec import ModelSpec
 
@@ -41,7 +42,9 @@ def language_model(spec: ModelSpec) -> tuple[LanguageKind, nn.Module] | None:
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         return None
     finally:
         transformers_logging.set_verbosity(level)

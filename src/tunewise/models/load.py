@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from tunewise.errors import ModelError
+from tunewise.errors import ModelError, is_out_of_memory
 from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
 from tunewise.models.head import Head, prepare
@@ -99,6 +99,8 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
                 **head.config(),
             )
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"model {spec.path!r} can't be loaded as {head.words}: {_first_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(level)

@@ -94,12 +94,12 @@ class RunStore:
         ]
         return {f.relative_to(folder).as_posix(): sha256(f) for f in kept if f.is_file()}
 
-    def tidy(self, run_id: str) -> None:
-        """Remove what is only needed while running."""
+    def tidy(self, run_id: str, *, going_on: bool = False) -> None:
+        """Remove what is only needed while running; with `going_on`, not what the run would go on from."""
         folder = self.folder(run_id)
-        for name in ("checkpoints", "selected"):
+        for name in () if going_on else ("checkpoints", "selected"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("selected.json", SPEC, TRACEBACK):
+        for name in (SPEC, TRACEBACK) if going_on else ("selected.json", SPEC, TRACEBACK):
             (folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager

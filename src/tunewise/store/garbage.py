@@ -76,7 +76,7 @@ def leftovers(store: RunStore, wanted: Wanted | None = None) -> list[Leftover]:
             continue
         if record is not None:
             records[run_id] = record
-            found.update((one.path, one) for one in _of_finished(store, record))
+            found.update((one.path, one) for one in _of_finished(store, record, wanted))
         else:
             known = False
             found.update((one.path, one) for one in _of_unfinished(store, run_id, wanted))
@@ -151,15 +151,18 @@ def _forget_adapter(store: RunStore, record: RunRecord) -> None:
     store.write(record.model_copy(update={"files": files}))
 
 
-def _of_finished(store: RunStore, record: RunRecord) -> Iterator[Leftover]:
+def _of_finished(store: RunStore, record: RunRecord, wanted: Wanted) -> Iterator[Leftover]:
     """Checkpoints of a run that was killed between its record and its tidying (not those of one that is trained anew),
     temporary files, and a damaged record that has a successor."""
     folder = store.folder(record.id)
     written = (folder / RECORD).stat().st_mtime
     under_way = [path for name in _UNDER_WAY if (path := folder / name).exists()]
+    why = "only needed while it was running"
+    if record.status == "oom":  # goes on from there where there is more memory
+        under_way, why = under_way if wanted.unfinished else [], "for going on with a run that ran out of memory"
     if all(path.stat().st_mtime <= written for path in under_way):
         for path in under_way:
-            yield Leftover(path, "only needed while it was running", _size(path), record.id)
+            yield Leftover(path, why, _size(path), record.id)
     if (folder / ASIDE).exists():
         yield Leftover(folder / ASIDE, "a damaged record; the run was done again", _size(folder / ASIDE), record.id)
     yield from _scratch(folder, record.id)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from tunewise.errors import out_of_memory_noted
 from tunewise.methods.adapter_files import restore, save
 from tunewise.methods.gathering import whole_for_files
 from tunewise.store.files import write_atomically
@@ -31,7 +32,8 @@ class Selection:
         rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
         if not self.among.first(lambda: self._is_best(epoch, rank)):
             return
-        with whole_for_files(model, here=self.among.main):
+        where = "while the weights of an epoch were saved"
+        with whole_for_files(model, here=self.among.main), out_of_memory_noted(where):
             if self.among.main:
                 save(model, self.folder)
                 write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
