@@ -55,7 +55,7 @@ def main() -> None:
                     print(table(case), flush=True)
                     if given.out:  # after every case: a run that is cut short keeps what it has
                         given.out.write_text(
-                            json.dumps(record(given, device, cases), indent=1) + "\n", encoding="utf-8"
+                            json.dumps(record(device, cases), indent=1) + "\n", encoding="utf-8"
                         )
 
 
@@ -119,8 +119,8 @@ def measure(
     }
 
 
-def record(given: argparse.Namespace, device: torch.device, cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is written: the machine, the settings, the cases."""
+def record(device: torch.device, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written: the machine, the command with its settings, the cases."""
     here = environment()
     return {
         "kind": "step cost",

@@ -80,11 +80,6 @@ def trained(name: str, kind: str, steps: int = 2) -> SimpleNamespace:
     return SimpleNamespace(model=model, saved=saved, before=before, felt=felt)
 
 
-def base_name(key: str) -> str:
-    """A state_dict key of a PeftModel, as the plain model calls it."""
-    return key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-
-
 def is_base(key: str) -> bool:
     return "lora_" not in key and "modules_to_save" not in key
 

@@ -13,7 +13,7 @@ A name that no paper has is a `Method(...)` of one's own; everything that takes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from tunewise.errors import SpecError, nearest
@@ -261,8 +261,3 @@ def get_method(method: str | Method) -> Method:
     if method in CATALOG:
         return CATALOG[method]
     raise SpecError(f"unknown method {method!r}{nearest(method, CATALOG)}")
-
-
-def with_links(method: Method, links: int) -> Method:
-    """The same method with a chain of `links` links."""
-    return replace(method, chain=Chain(links=links))
