@@ -159,6 +159,20 @@ def test_a_run_that_came_to_its_end_after_the_look_stays(tmp_path: Path) -> None
     assert RunStore(tmp_path).finished(spec.id) == record
 
 
+def test_a_run_that_was_on_its_way_here_goes_unless_its_driver_is_at_work(tmp_path: Path) -> None:
+    store, here, away = RunStore(tmp_path), "a" * 16, "b" * 16
+    for run in (here, away):
+        plant(tmp_path / f".{run}.x1y2z3a_" / run / "run.json")
+        old(tmp_path / f".{run}.x1y2z3a_")
+    plant(tmp_path / f".{'c' * 16}.x1y2z3a_" / "run.json")  # of now
+    with store.lease(here):
+        assert names(tmp_path) == {f".{away}.x1y2z3a_"}
+    found = [one for one in leftovers(store) if one.path.name.startswith(".")]
+    with store.lease(here):
+        assert len(remove(store, found)[1]) == 1
+    assert (tmp_path / f".{here}.x1y2z3a_").exists() and not (tmp_path / f".{away}.x1y2z3a_").exists()
+
+
 def test_unreadable_records_are_left_to_verify(tmp_path: Path) -> None:
     record = write_run(tmp_path, stored_spec())
     (tmp_path / record.id / "run.json").write_text("{")

@@ -22,7 +22,7 @@ from tunewise.store import leases
 from tunewise.store.comparisons import comparisons, costs, tuning
 from tunewise.store.files import is_disk_full
 from tunewise.store.folders import RunStore
-from tunewise.store.names import ASIDE, LEASES, RECORD
+from tunewise.store.names import ASIDE, LEASES, RECORD, RUN_ID
 from tunewise.store.records import RunRecord
 
 TRASH = ".trash"
@@ -193,8 +193,13 @@ def _scratch(folder: Path, run_id: str | None) -> Iterator[Leftover]:
 def _scratch_beside(store: RunStore) -> Iterator[Leftover]:
     folders = [*store.root.glob("compare-*"), store.root / "costs", store.root / "cache"]
     for path in sorted(store.root.glob(".*")) if store.root.is_dir() else []:
-        if path.is_file() and _SCRATCH.fullmatch(path.name) and _is_stale(path):
+        if not _SCRATCH.fullmatch(path.name) or not _is_stale(path):
+            continue
+        run = path.name[1:17]
+        if path.is_file():
             yield Leftover(path, "a temporary file of a process that was stopped", _size(path))
+        elif RUN_ID.fullmatch(run) and not store.is_leased(run):
+            yield Leftover(path, "a run that was on its way here when its process was stopped", _size(path), run)
     for folder in folders:
         yield from _scratch(folder, None)
 

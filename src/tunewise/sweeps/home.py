@@ -93,7 +93,7 @@ class Home:
         path = self._at(f".check-{uuid.uuid4().hex[:12]}")
         try:
             with self._told("use"):
-                self.fs.makedirs(self.root, exist_ok=True)
+                self._make(self.root)
                 self.fs.pipe_file(path, b"tunewise")
                 same = self.fs.cat_file(path) == b"tunewise"
                 self.fs.rm_file(path)
@@ -166,9 +166,14 @@ class Home:
     def _at(self, *parts: str) -> str:
         return "/".join([self.root, *parts])
 
+    def _make(self, folder: str) -> None:
+        """Where there are folders. A store of objects needs none, and might make a bucket of a mistyped name."""
+        if folder.startswith("/"):
+            self.fs.makedirs(folder, exist_ok=True)
+
     def _put(self, file: Path, path: str, size: int) -> None:
         def put() -> None:
-            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._make(path.rpartition("/")[0])
             self.fs.put_file(str(file), path)
             self.fs.invalidate_cache()
             there = self.fs.size(path)

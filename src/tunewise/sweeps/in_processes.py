@@ -9,6 +9,7 @@ import queue
 import subprocess
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunewise.errors import StoreError, TunewiseError
@@ -114,11 +115,16 @@ class _Pool:
             worker.dismiss()
         deadline = time.monotonic() + PATIENCE
         for worker in workers:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+
+    def close(self) -> None:
+        """End what is left."""
+        for worker in [*self.busy, *self.idle]:
+            worker.dismiss()
+            if worker.process.poll() is None:
                 worker.process.kill()
-                worker.process.wait()
+            worker.process.wait()
             worker.errors.close()
 
 
@@ -128,9 +134,8 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
     raises; what is under way has then stopped at a checkpoint."""
     monitor.at_once = max(1, min(jobs, len(monitor.plan.todo)))
     waiting, held = deque(monitor.plan.todo), list[PlannedRun]()
-    pool = _Pool(monitor, store)
     looked = time.monotonic()
-    try:
+    with contextlib.closing(_Pool(monitor, store)) as pool, _stopping(pool):
         while waiting or held or pool.busy:
             if monitor.listener.stop_requested:
                 raise Interrupted(STOPPED)
@@ -153,5 +158,14 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
                 free = [run for run in held if not store.is_leased(run.id)]
                 held = [run for run in held if run not in free]
                 waiting += free
-    finally:
+
+
+@contextlib.contextmanager
+def _stopping(pool: _Pool) -> Iterator[None]:
+    """At the end, and at an error that leaves time for it, the processes leave by themselves; else they are ended."""
+    try:
+        yield
+    except TunewiseError:
         pool.stop()
+        raise
+    pool.stop()
