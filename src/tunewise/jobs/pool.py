@@ -14,17 +14,19 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 from tunewise.errors import NoRoom, TunewiseError
 from tunewise.jobs import messages
 from tunewise.jobs.messages import Work
-from tunewise.training.events import Interrupted, Listener, OfRun
+from tunewise.training.events import STOPPED, Event, Interrupted, Listener, OfRun
 
 PATIENCE = 60.0
-"""Seconds for a worker to end once its pipe is closed."""
+"""Seconds for a worker to end once it has said its last."""
 
 
 class Worker:
@@ -62,10 +64,15 @@ class Worker:
             self.process.stdin.write(work.line() + "\n")
             self.process.stdin.flush()
 
+    @property
+    def dismissed(self) -> bool:
+        assert self.process.stdin is not None
+        return self.process.stdin.closed
+
     def dismiss(self) -> None:
         """No more runs; those at work stop at their next step."""
-        assert self.process.stdin is not None
-        if not self.process.stdin.closed:
+        if not self.dismissed:
+            assert self.process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it is gone already
                 self.process.stdin.close()
 
@@ -76,6 +83,99 @@ class Worker:
         return lines[-1] if lines else "no message"
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A worker is through with its work; `problem`: the error that ended it."""
+
+    work: Work
+    problem: TunewiseError | None
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker has gone with its work undone. `code`: of its process, negative for a signal that killed it."""
+
+    work: Work
+    code: int | None
+    words: str
+
+
+class Pool:
+    """Workers, made when there is work for them; `tell` hears of the events of their runs, by the runs' ids.
+
+    As a context: on the way out all are asked to stop, and waited for; after an interrupt of the keyboard, which will
+    not wait, those at work are killed.
+    """
+
+    def __init__(self, root: Path, tell: Callable[[str, Event], None]) -> None:
+        self.root, self.tell = root, tell
+        self._inbox: queue.Queue[tuple[Worker, str | None]] = queue.Queue()
+        self._workers: set[Worker] = set()
+
+    @property
+    def busy(self) -> int:
+        """Workers at work."""
+        return sum(worker.work is not None for worker in self._workers)
+
+    def give(self, work: Work) -> None:
+        """To an idle worker, or to a new one."""
+        worker = next((one for one in self._workers if one.work is None and not one.dismissed), None)
+        if worker is None:
+            worker = Worker(self.root, self._inbox)
+            self._workers.add(worker)
+        worker.give(work)
+
+    def hear(self, timeout: float = 0.2) -> Ended | Died | None:
+        """What has come of some work since, if anything; waits for so many seconds at the most."""
+        try:
+            worker, line = self._inbox.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if line is None:
+            return self._gone(worker)
+        news = messages.heard(line)
+        if isinstance(news, tuple):
+            self.tell(*news)
+            return None
+        work, worker.work = worker.work, None
+        assert work is not None
+        return Ended(work, news)
+
+    def dismiss_idle(self) -> None:
+        """Let those go that have no work."""
+        for worker in self._workers:
+            if worker.work is None:
+                worker.dismiss()
+
+    def _gone(self, worker: Worker) -> Died | None:
+        worker.dismiss()
+        try:
+            worker.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        self._workers.remove(worker)
+        died = Died(worker.work, worker.process.returncode, worker.last_words()) if worker.work is not None else None
+        worker.errors.close()
+        return died
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            for worker in self._workers:
+                worker.dismiss()
+            while self._workers and (error is None or isinstance(error, Exception)):
+                self.hear()
+        finally:
+            for worker in self._workers:
+                worker.dismiss()
+                worker.process.kill()
+                worker.process.wait()
+                worker.errors.close()
+
+
 def in_processes(work: Sequence[Work], jobs: int, root: Path, listener: Listener) -> None:
     """Do all of `work` in at most `jobs` processes; returns when every run has its record.
 
@@ -83,57 +183,23 @@ def in_processes(work: Sequence[Work], jobs: int, root: Path, listener: Listener
     was killed from outside; the others have then stopped at a checkpoint.
     """
     waiting = deque(work)
-    inbox: queue.Queue[tuple[Worker, str | None]] = queue.Queue()
-    workers = [Worker(root, inbox) for _ in range(min(jobs, len(work)))]
-    at_work = set(workers)
-    problem: TunewiseError | None = None
-    try:
-        for worker in workers:
-            worker.give(waiting.popleft())
-        while at_work:
-            if listener.stop_requested and problem is None:
-                problem = Interrupted("stopped; run the same command again to go on from the last checkpoints")
-            if problem is not None:
-                for worker in workers:
-                    worker.dismiss()
-            try:
-                worker, line = inbox.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if line is None:
-                at_work.discard(worker)
-                worker.dismiss()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(PATIENCE)
-                if worker.work is not None and problem is None:
-                    problem = _gone(worker)
-                continue
-            news = messages.heard(line)
-            if isinstance(news, tuple):
-                listener.on(OfRun(*news))
-                continue
-            worker.work = None
-            if isinstance(news, TunewiseError):
-                problem = problem or news
-            elif waiting and problem is None:
-                worker.give(waiting.popleft())
-            if worker.work is None:
-                worker.dismiss()
-    finally:
-        for worker in workers:
-            worker.dismiss()
-            if worker in at_work:  # an interrupt that would not wait
-                worker.process.kill()
-            worker.process.wait()
-            worker.errors.close()
-    if problem is not None:
-        raise problem
+    with Pool(root, lambda run_id, event: listener.on(OfRun(run_id, event))) as pool:
+        while waiting or pool.busy:
+            if listener.stop_requested:
+                raise Interrupted(STOPPED)
+            while waiting and pool.busy < jobs:
+                pool.give(waiting.popleft())
+            news = pool.hear()
+            if isinstance(news, Died):
+                raise _problem(news)
+            if isinstance(news, Ended) and news.problem is not None:
+                raise news.problem
+            if not waiting:
+                pool.dismiss_idle()
 
 
-def _gone(worker: Worker) -> TunewiseError:
-    assert worker.work is not None
-    code = worker.process.returncode
-    what = messages.labels(worker.work.runs)
-    if code == -9:
+def _problem(died: Died) -> TunewiseError:
+    what = messages.labels(died.work.runs)
+    if died.code == -9:
         return NoRoom(f"the process with {what} was killed, by the system most likely; try fewer --jobs")
-    return TunewiseError(f"the process with {what} ended with code {code}: {worker.last_words()}")
+    return TunewiseError(f"the process with {what} ended with code {died.code}: {died.words}")
