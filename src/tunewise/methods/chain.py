@@ -24,8 +24,9 @@ from tunewise.errors import SpecError, StoreError
 from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.catalog import Chain
 from tunewise.methods.exact_columns import read_columns, write_columns
+from tunewise.methods.gathering import stay_beside
 from tunewise.methods.layer_adapter import LayerAdapter
-from tunewise.models.sharded import to_shards, whole
+from tunewise.models.sharded import is_shard, to_shards, whole
 
 
 def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = None) -> int:
@@ -38,6 +39,8 @@ def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = 
     if any(adapter.layer.merged for adapter in adapters):
         raise SpecError("the adapter is merged; call unmerge_adapter() before the next link")
     to_shards(_unwrapped(model))
+    if any(is_shard(adapter.b) for adapter in adapters):
+        stay_beside(_unwrapped(model))
     for adapter in adapters:
         with whole(adapter.layer):
             adapter.restart()

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
+from tunewise.errors import SpecError
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.folded import Folded, FoldedColumns, FoldedLinks, WriteBack
 from tunewise.methods.layer_adapter import ADAPTERS, LayerAdapter, adapters_of
 from tunewise.methods.lean import lean_beside, lean_output
 from tunewise.methods.low_rank import LowRankAdapter
+from tunewise.models.sharded import is_shard
 
 if TYPE_CHECKING:
     _LayerBehaviour = LoraLayer
@@ -234,6 +236,8 @@ def _folds(adapters: Iterable[LayerAdapter]) -> list[FoldedColumns]:
     for adapter in adapters:
         fold = getattr(adapter.layer, "_fold", None)
         if isinstance(fold, FoldedColumns) and fold.adapter is adapter:
+            if is_shard(adapter.b):
+                raise SpecError("columns can't stand in weights that FSDP2 has cut: attach(..., fold='never')")
             found.append(fold)
     return found
 

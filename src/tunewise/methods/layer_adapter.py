@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tunewise.errors import StoreError
 from tunewise.methods.catalog import Method
 from tunewise.models.layers import Target
-from tunewise.models.sharded import whole
+from tunewise.models.sharded import gathered, whole
 
 ADAPTERS: weakref.WeakSet[LayerAdapter] = weakref.WeakSet()
 """Every live adapter: the optimizer-step hook finds those whose factor an optimizer has just moved."""
@@ -262,8 +262,9 @@ def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, *_: Any) ->
         try:
             with whole(layer):
                 # A state of the trained tensors alone has no A: it is the one in place.
-                a = state[key_a] if key_a in state else adapter.saved_factors()[0]
-                adapter.take_saved(a.to(adapter.b.device), state[key_b].to(adapter.b.device))
+                a = gathered(state[key_a]) if key_a in state else adapter.saved_factors()[0]
+                b = gathered(state[key_b])  # PEFT has cut what fits a cut factor
+                adapter.take_saved(a.to(adapter.b.device), b.to(adapter.b.device))
         finally:
             adapter.incoming_weight = None
         # What torch copies afterwards is the active link, already in place.

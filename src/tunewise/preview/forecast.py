@@ -130,5 +130,5 @@ def _stored(method: MethodSpec, step: Step) -> float:
     if not row.adapts:
         return step.gradients
     links = method.links or (row.chain.links if row.chain else None) or 1
-    pair = {"AB": 1.0, "B": 2.0, "A": 2.0, "columns": 2.0}[row.trained]  # the frozen factor is about as large
+    pair = {"AB": 1.0, "B": 2.0, "A": 2.0, "columns": 2.0, "peft": 1.0}[row.trained]  # the frozen factor is about as large
     return 4 * (links * pair * step.adapter + step.head)

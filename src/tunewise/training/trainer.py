@@ -248,7 +248,7 @@ def make_trainer(
     callback = RunCallback(spec, task, listener, journal, selection)
     kept = (
         [TrajectoryCallback(folder / TRAJECTORY, trajectory.count, full=trajectory.full)]
-        if trajectory and among.main
+        if trajectory and (among.main or among.sharded)
         else []
     )
     _ = arguments.device  # sets the number of GPUs, of which a run takes one: DataParallel would change the batch

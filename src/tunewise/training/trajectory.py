@@ -24,14 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tunewise.errors import StoreError
+from tunewise.errors import StoreError, is_out_of_memory
 from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.catalog import get_method
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.fold import refold
+from tunewise.methods.gathering import whole_for_files
 from tunewise.methods.layer_adapter import LayerAdapter
 from tunewise.methods.low_rank import LowRankAdapter
 from tunewise.methods.row_space import one_hot
+from tunewise.models.sharded import is_sharded
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.records import RunRecord
 from tunewise.training.build import total_steps
@@ -80,6 +82,8 @@ class Snapshot:
             with safe_open(self.path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys() if belongs(key, layer)}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
             raise StoreError(f"{self.path} can't be read: {error}") from None
 
     def rows(self, key: str, start: int, stop: int) -> Tensor:
@@ -89,6 +93,8 @@ class Snapshot:
                 piece: Tensor = file.get_slice(key)[start:stop]
                 return piece
         except (OSError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
             raise StoreError(f"{self.path} can't be read: {error}") from None
 
     def restore(self, model: nn.Module) -> None:
@@ -168,7 +174,8 @@ class TrajectoryCallback(TrainerCallback):
         full: also of full fine-tuning, where each snapshot is as large as the model; nothing is kept of it otherwise.
 
     After a resume the snapshots after the checkpoint's step are made anew. Chains need their `ChainCallback` before
-    this one in the Trainer's list. Sharded parameters (FSDP, ZeRO-3) are not gathered.
+    this one in the Trainer's list. Of several processes the first one writes; weights that `accelerate launch` had
+    `tunewise train` shard (FSDP2) are put together for it, those sharded by others are not.
     """
 
     def __init__(self, folder: str | Path, snapshots: int = COUNT, *, full: bool = False) -> None:
@@ -177,13 +184,15 @@ class TrajectoryCallback(TrainerCallback):
         self.full = full
         self._due: set[int] = set()
         self._kept: dict[str, Snapshot] = {}
+        self._writes = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._due = set()
         model = extract_model_from_parallel(kwargs["model"])
-        if not state.is_world_process_zero or not (self.full or trains_a_part(model)):
+        self._writes = state.is_world_process_zero
+        if not (self._writes or is_sharded(model)) or not (self.full or trains_a_part(model)):
             return
         self._due = set(moments(state.max_steps, self.count))
         self._kept = {
@@ -191,8 +200,9 @@ class TrajectoryCallback(TrainerCallback):
             for name, known in _read_index(self.folder, damaged_is_empty=True).items()
             if known.step in self._due and known.step <= state.global_step > 0 and known.path.exists()
         }
-        self._write_index()
-        self._tidy()
+        if self._writes:
+            self._write_index()
+            self._tidy()
         if state.global_step in self._due:
             self._keep(model, state.global_step)
 
@@ -212,9 +222,12 @@ class TrajectoryCallback(TrainerCallback):
         if name in self._kept:
             return
         path = self.folder / name
-        _save_atomically(state_of(model), path, {"made_by": made_by(model)})
-        self._kept[name] = Snapshot(step, path, sha256(path))
-        self._write_index()
+        with whole_for_files(model, here=self._writes):
+            if self._writes:
+                _save_atomically(state_of(model), path, {"made_by": made_by(model)})
+        self._kept[name] = Snapshot(step, path, sha256(path) if self._writes else "")
+        if self._writes:
+            self._write_index()
 
     def _write_index(self) -> None:
         files = {name: {"step": one.step, "sha256": one.checksum} for name, one in sorted(self._kept.items())}
