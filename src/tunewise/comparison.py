@@ -15,7 +15,7 @@ from pathlib import Path
 from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
-from tunewise.jobs.execute import execute
+from tunewise.jobs.execute import doing, execute, prefixes_of
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan, with_rates
@@ -66,8 +66,8 @@ def compare(
     """Run a comparison, or what is missing of it, and write its report under `out`. With `again`, finished runs that
     kept no trajectory where the spec asks for one are trained anew. `track` names trackers to report to: tensorboard,
     wandb, trackio. `force` starts it where memory or disk look too small. `jobs` does the runs in so many processes of
-    one thread each, `pack` batches up to so many over one backbone (see `jobs.execute`); trials, costs and measures are
-    made in this process, one after another.
+    one thread each, `pack` batches up to so many over one backbone (see `jobs.execute`), trials of a search included;
+    costs and measures are made in this process, one after another.
 
     Raises what `run` and `make_plan` raise, `NoRoom`, and `TunewiseError` where no run came to a good end.
     """
@@ -78,12 +78,13 @@ def compare(
     if not force:
         check_room(wanted_of(plan), store.root, at_once=jobs or 1)
     tuning = None
+    prefixes = prefixes_of(plan, store, listener)
     if plan.spec.tuning is not None:
-        tuning = tune(plan, store, listener)
+        tuning = tune(plan, store, listener, do=doing(plan, store, listener, jobs=jobs, pack=pack, prefixes=prefixes))
         plan = with_rates(plan, chosen_rates(tuning), store, again=again)
         listener.on(RunsToDo(len(plan.runs) - len(plan.done)))
     folder = evidence.begin(plan.spec, store, title, tuning)
-    records = execute(plan, store, listener, again=again, track=track, jobs=jobs, pack=pack)
+    records = execute(plan, store, listener, again=again, track=track, jobs=jobs, pack=pack, prefixes=prefixes)
     listener.on(Phase("writing the report"))
     known = evidence.Evidence(plan.spec, folder, records, title, tuning=tuning)
     found = conclude(known)  # hours of training are not lost to a failing measure

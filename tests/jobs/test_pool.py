@@ -20,6 +20,7 @@ from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Event, Interrupted, Listener, OfRun, RunFinished, RunStarted, StepDone
 from tunewise.training.trajectory import Keep
+from tunewise.tuning.stopping import Objective, StopRule
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -120,7 +121,9 @@ def test_ctrl_c_ends_the_command_with_130_and_no_process_stays(tiny_model: Path,
 
 
 def test_messages_survive_the_way(tiny_model: Path, toy_csv: Path) -> None:
-    work = Work(tuple(make_specs(tiny_model, toy_csv)), Keep(5, full=True), again=True, track=("wandb",))
+    specs = make_specs(tiny_model, toy_csv)
+    rule = StopRule(Objective("accuracy", -1.0), ((0.5, 0.25), (1.0, 0.0)), 4)
+    work = Work(tuple(specs), Keep(5, full=True), again=True, track=("wandb",), rules={specs[0].id: rule})
     assert Work.read(work.line()) == work
     event = StepDone(3, 10, 0.3, 1.25)
     assert messages.heard(messages.said("r", event)) == ("r", event)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import save_tiny_model
@@ -132,6 +132,34 @@ def test_on_disk_as_in_memory_and_computed_once(
             assert torch.equal(one.collate(getattr(one, part)[:8])[STATES], expected)
 
 
+def test_without_digests_the_cache_is_still_of_one_model_and_one_file(
+    deep_model: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    other = save_tiny_model(tmp_path / "other", layers=4)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    data = tmp_path / "data.csv"
+
+    def states(model: Path, content: str) -> torch.Tensor:
+        data.write_text(content)
+        spec = make_spec(model, data)
+        spec = spec.model_copy(
+            update={
+                "model": spec.model.model_copy(update={"digest": None}),
+                "data": spec.data.model_copy(update={"digest": None}),
+            }
+        )
+        task = Prefixes(build_task(spec), tmp_path / "cache", memory=0).task_for(spec)
+        return task.collate(task.train[:8])[STATES]
+
+    content = toy_csv.read_text()
+    one, two = states(deep_model, content), states(other, content)
+    assert float((one - two).abs().max()) > 0.01
+    assert torch.equal(states(deep_model, content), one)
+    states(deep_model, content + content.splitlines()[-1] + "\n")
+    assert len(list((tmp_path / "cache").glob("prefix-*.f32"))) == 3
+
+
 def test_a_step_costs_what_lies_above_the_prefix(deep_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     """FLOPs by torch's counter: the forward of the three frozen blocks is gone, forward and backward of the last stay.
     A block's forward is counted on its own; nothing was computed in its backward to begin with."""
@@ -185,12 +213,34 @@ def test_dropout_in_the_prefix_is_refused_in_one_line(
         ("--no-prefix-dropout", "nothing below to cache"),
         ("--layers=last", "give 'last 2'"),
     ):
-        monkeypatch.setattr(sys, "argv", ["tunewise", *flags.split(), more, f"--out={tmp_path}"])
+        for dry in ([], ["--dry-run"]):
+            monkeypatch.setattr(sys, "argv", ["tunewise", *flags.split(), more, *dry, f"--out={tmp_path}"])
+            with pytest.raises(SystemExit) as stop:
+                tunewise()
+            assert stop.value.code == 2
+            (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+            assert said in line
+
+
+def test_a_dry_run_says_what_is_computed_once_and_in_how_many_processes(
+    deep_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    flags = f"compare --model={deep_model} --data={toy_csv} --methods=lora --rank=2 --seeds=2 --epochs=1 --dry-run"
+    more = {
+        "--cache-prefix --no-prefix-dropout --layers=1,3 --jobs=2": [
+            "lora: blocks 0 to 0 computed once for each example",
+            "runs in 2 processes of one thread each",
+        ],
+        "--pack=2 --batch-size=100": ["2 runs in one pack over one backbone", "packs gain next to nothing on a CPU"],
+    }
+    for words, said in more.items():
+        monkeypatch.setattr(sys, "argv", ["tunewise", *flags.split(), *words.split(), f"--out={tmp_path}"])
         with pytest.raises(SystemExit) as stop:
             tunewise()
-        assert stop.value.code == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-        assert said in line
+        assert stop.value.code == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(words in shown for words in said), shown
+    assert not list(tmp_path.iterdir())
 
 
 def test_dropout_of_the_prefix_is_part_of_a_runs_name_and_the_cache_is_not(deep_model: Path, toy_csv: Path) -> None:

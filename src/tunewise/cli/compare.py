@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tunewise.cli import options
-from tunewise.cli.compare_tables import show_packs, show_plan, show_result
+from tunewise.cli.compare_tables import show_manner, show_packs, show_plan, show_result
 from tunewise.errors import SpecError, nearest
 
 
@@ -214,6 +214,10 @@ def compare(
     if at_once["pack"] > 1:
         show_packs(plan, at_once["pack"], console)
     if dry_run:
+        from tunewise.jobs.execute import depths, prefixes_of
+        from tunewise.training.events import Listener
+
+        show_manner(at_once["jobs"], depths(plan, prefixes_of(plan, RunStore(folder), Listener())), console)
         if not force:
             from tunewise.preflight import check_room, wanted_of
 

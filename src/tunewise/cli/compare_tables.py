@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,8 +62,11 @@ def _rate(planned: PlannedMethod, plan: Plan) -> str:
 
 
 def show_packs(plan: Plan, most: int, console: Any) -> None:
-    """Which runs go together, and why others do not."""
+    """Which runs go together, why others do not, and whether that saves anything here."""
+    import torch
+
     from tunewise.jobs.execute import packs_of
+    from tunewise.packing.passes import GAINS_BELOW, tokens_of_a_step
 
     found = packs_of(plan, most)
     together = [pack for pack in found if len(pack.runs) > 1]
@@ -72,6 +76,23 @@ def show_packs(plan: Plan, most: int, console: Any) -> None:
         console.print(f"{count} runs in {packs} over one backbone", highlight=False)
     for label, why in {pack.runs[0].method.label: pack.why for pack in found if pack.why is not None}.items():
         console.print(f"  - {label} by itself: it {why}", style="dim", highlight=False, markup=False)
+    tokens = tokens_of_a_step(plan.task, plan.spec.training.batch_size) if together else None
+    if tokens is not None and tokens >= GAINS_BELOW and not torch.cuda.is_available():
+        console.print(
+            f"  - a step has {tokens:,} tokens: from {GAINS_BELOW} on packs gain next to nothing on a CPU; try --jobs",
+            style="dim",
+            highlight=False,
+        )
+
+
+def show_manner(jobs: int | None, depths: Mapping[str, int], console: Any) -> None:
+    """Of a dry run: in how many processes runs would be done, and what of the model computed once."""
+    if jobs is not None:
+        processes = f"{jobs} processes of one thread each" if jobs > 1 else "a process of one thread"
+        console.print(f"runs in {processes}", highlight=False)
+    for label, depth in depths.items():
+        below = f"blocks 0 to {depth - 1} computed once for each example" if depth else "nothing below to cache"
+        console.print(f"  - {label}: {below}", style="dim", highlight=False, markup=False)
 
 
 def show_result(found: Comparison, console: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tunewise.errors import SpecError
 from tunewise.jobs.messages import Work
@@ -11,10 +11,15 @@ from tunewise.jobs.unit import do_unit
 from tunewise.packing.compatible import Pack, packs
 from tunewise.planning import Plan
 from tunewise.run import run
+from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
+from tunewise.tasks.contract import Task
 from tunewise.training.events import Listener
 from tunewise.training.prefix_task import Prefixes
+from tunewise.training.trajectory import Keep
+from tunewise.tuning.search import Doing
+from tunewise.tuning.stopping import StopRule
 
 
 def execute(
@@ -26,35 +31,68 @@ def execute(
     track: Sequence[str] = (),
     jobs: int | None = None,
     pack: int = 1,
+    prefixes: Prefixes | None = None,
 ) -> list[RunRecord]:
     """The records of all runs of a plan, in its order; runs that are done are read, the others made.
 
     `jobs` processes at a time, each on one thread, or all in this process on all of its threads where it is None; the
     results are the same to the last bit for any number of jobs. With `pack` above 1 up to that many runs are batched
-    over one backbone (`packing.run_packed`). Raises what `run` raises, and `SpecError` for options that exclude each
-    other or a prefix that there is not.
+    over one backbone (`packing.run_packed`). `prefixes`: this plan's `prefixes_of`, where in use already.
+    Raises what `run` raises, and `SpecError` for options that exclude each other or a prefix that there is not.
     """
     check_options(plan, jobs=jobs, pack=pack, track=track)
     missing = [one for one in plan.runs if one.id not in plan.done]
-    prefixes = _prefixes(plan, store, listener) if missing else None
-    work = [
-        Work(unit.runs, plan.trajectory, again, tuple(track), cache_prefix=prefixes is not None)
-        for unit in packs(missing, pack)
-    ]
-    made: dict[str, RunRecord] = {}
-    if jobs is not None and work:
-        in_processes(work, jobs, store.root, listener)
-        made = {one.id: record for one in missing if (record := store.record(one.id)) is not None}
-    else:
-        for unit in work:
-            listener.check()
-            made.update((record.id, record) for record in do_unit(unit, store, listener, plan.task, prefixes))
+    prefixes = prefixes or prefixes_of(plan, store, listener)
+    if missing:
+        depths(plan, prefixes)
+    made = do_runs(
+        missing,
+        store,
+        listener,
+        plan.task,
+        jobs=jobs,
+        pack=pack,
+        prefixes=prefixes,
+        trajectory=plan.trajectory,
+        again=again,
+        track=track,
+    )
     records = []
     for one in plan.runs:
         record = made.get(one.id) or run(one, store, task=plan.task, listener=listener)
         # A run that another comparison made is called there what it is called here.
         records.append(record.model_copy(update={"spec": one}))
     return records
+
+
+def do_runs(
+    runs: Sequence[RunSpec],
+    store: RunStore,
+    listener: Listener,
+    task: Task,
+    *,
+    jobs: int | None = None,
+    pack: int = 1,
+    prefixes: Prefixes | None = None,
+    trajectory: Keep | None = None,
+    again: bool = False,
+    track: Sequence[str] = (),
+    rules: Mapping[str, StopRule] | None = None,
+) -> dict[str, RunRecord]:
+    """Do these runs of one model and data set, and return their records by their ids; `rules` says which of them are
+    stopped where they fall behind. Raises what `run` raises."""
+    work = []
+    for unit in packs(runs, pack):
+        own = {one.id: rule for one in unit.runs if (rule := (rules or {}).get(one.id)) is not None}
+        work.append(Work(unit.runs, trajectory, again, tuple(track), prefixes is not None, own))
+    if jobs is not None and work:
+        in_processes(work, jobs, store.root, listener)
+        return {one.id: record for one in runs if (record := store.record(one.id)) is not None}
+    made: dict[str, RunRecord] = {}
+    for one in work:
+        listener.check()
+        made.update((record.id, record) for record in do_unit(one, store, listener, task, prefixes))
+    return made
 
 
 def check_options(plan: Plan, *, jobs: int | None, pack: int, track: Sequence[str]) -> None:
@@ -74,15 +112,37 @@ def packs_of(plan: Plan, pack: int) -> list[Pack]:
     return packs([one for one in plan.runs if one.id not in plan.done], pack)
 
 
-def _prefixes(plan: Plan, store: RunStore, listener: Listener) -> Prefixes | None:
-    """The cache of prefixes that the plan asks for. Raises `SpecError` where no method leaves a block below it
-    frozen."""
-    if not plan.spec.cache_prefix:
-        return None
-    prefixes = Prefixes(plan.task, store.root / "cache", check=listener.check)
-    if not any(prefixes.depth(one) for one in plan.runs[: len(plan.spec.methods)]):
+def doing(
+    plan: Plan, store: RunStore, listener: Listener, *, jobs: int | None, pack: int, prefixes: Prefixes | None
+) -> Doing:
+    """Trials done in the manner of `execute`."""
+
+    def do(trials: Sequence[RunSpec], rules: Mapping[str, StopRule]) -> None:
+        depths(plan, prefixes)
+        do_runs(trials, store, listener, plan.task, jobs=jobs, pack=pack, prefixes=prefixes, rules=rules)
+
+    return do
+
+
+def prefixes_of(plan: Plan, store: RunStore, listener: Listener) -> Prefixes | None:
+    """The cache of prefixes that the plan asks for, with nothing in it yet."""
+    return Prefixes(plan.task, store.root / "cache", check=listener.check) if plan.spec.cache_prefix else None
+
+
+def depths(plan: Plan, prefixes: Prefixes | None) -> dict[str, int]:
+    """By the methods' labels, how many blocks are computed once. Raises `SpecError` where no method leaves a block
+    below it frozen, and what `Prefixes.found` raises: all that a cache can be refused for, before it is made."""
+    if prefixes is None:
+        return {}
+    found = {one.method.label: prefixes.found(one) for one in first_of_each(plan)}
+    if not any(found.values()):
         raise SpecError(
             "cache_prefix: every method trains the first block already, so there is nothing below to cache; adapt the "
             "last blocks alone (--layers 'last 2'), or leave it out"
         )
-    return prefixes
+    return {label: prefix.depth if prefix else 0 for label, prefix in found.items()}
+
+
+def first_of_each(plan: Plan) -> list[RunSpec]:
+    """A run of every method."""
+    return plan.runs[: len(plan.spec.methods)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import tunewise.errors
 from tunewise.errors import TunewiseError
@@ -12,17 +12,19 @@ from tunewise.spec import RunSpec
 from tunewise.training import events
 from tunewise.training.events import Event, Interrupted
 from tunewise.training.trajectory import Keep
+from tunewise.tuning.stopping import Objective, StopRule
 
 
 @dataclass(frozen=True)
 class Work:
-    """Runs for one worker: one run, or a pack of them."""
+    """Runs for one worker: one run, or a pack of them. `rules`: which of them are stopped where they fall behind."""
 
     runs: tuple[RunSpec, ...]
     trajectory: Keep | None = None
     again: bool = False
     track: tuple[str, ...] = ()
     cache_prefix: bool = False
+    rules: Mapping[str, StopRule] = field(default_factory=dict)
 
     def line(self) -> str:
         rest = {key: value for key, value in asdict(self).items() if key != "runs"}
@@ -38,6 +40,12 @@ class Work:
             again=content["again"],
             track=tuple(content["track"]),
             cache_prefix=content["cache_prefix"],
+            rules={
+                run_id: StopRule(
+                    Objective(**rule["objective"]), tuple(tuple(values) for values in rule["others"]), rule["epochs"]
+                )
+                for run_id, rule in content["rules"].items()
+            },
         )
 
 

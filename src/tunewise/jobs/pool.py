@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,11 +94,16 @@ class Ended:
 
 @dataclass(frozen=True)
 class Died:
-    """A worker has gone with its work undone. `code`: of its process, negative for a signal that killed it."""
+    """A worker has gone with its work undone. `code`: that its process left with; `words`: the last ones."""
 
     work: Work
-    code: int | None
+    code: int
     words: str
+
+    @property
+    def signal(self) -> int | None:
+        """That killed it."""
+        return -self.code if self.code < 0 else None
 
 
 class Pool:
@@ -200,6 +206,6 @@ def in_processes(work: Sequence[Work], jobs: int, root: Path, listener: Listener
 
 def _problem(died: Died) -> TunewiseError:
     what = messages.labels(died.work.runs)
-    if died.code == -9:
+    if died.signal == signal.SIGKILL:
         return NoRoom(f"the process with {what} was killed, by the system most likely; try fewer --jobs")
     return TunewiseError(f"the process with {what} ended with code {died.code}: {died.words}")

@@ -11,6 +11,7 @@ from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training.events import Listener
 from tunewise.training.prefix_task import Prefixes
+from tunewise.tuning.stopping import Watch
 
 
 def do_unit(
@@ -19,6 +20,8 @@ def do_unit(
     """Do the runs of a unit and return their records. A cache of prefixes is shared through its file unless one in
     this process's memory is handed in. Raises what `run` raises."""
     task = task or build_task(work.runs[0])
+    if work.rules:
+        listener = Watch(listener, work.rules, store, work.runs[0].id)
     if len(work.runs) > 1:
         return run_packed(work.runs, store, task=task, listener=listener, trajectory=work.trajectory, again=work.again)
     (spec,) = work.runs

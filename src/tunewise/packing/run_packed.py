@@ -51,6 +51,7 @@ def run_packed(
     by_id = {spec.id: spec for spec in specs}
     missing = [spec for spec in by_id.values() if again or store.finished(spec.id) is None]
     options: dict[str, Any] = {"task": task, "trajectory": trajectory, "again": again}
+    made: dict[str, RunRecord] = {}
     if len(missing) > 1:
         assert len(packs(missing, len(missing))) == 1, "runs of several kinds"
         found = _together(missing, store, task, listener, options)
@@ -60,14 +61,13 @@ def run_packed(
                 raise error
         for reason in sorted({str(error) for error in errors}):
             listener.on(Phase(f"one run at a time: {reason}"))
-    records = {}
+        made = {r.id: r for outcome in found if (r := outcome.result) is not None and r.status != "oom"}
     for spec in by_id.values():
-        record = store.record(spec.id)
-        if record is None or record.status == "oom" or store.finished(spec.id) is None:
+        if spec.id not in made:
             listener.check()
-            record = run(spec, store, listener=listener, **options)
-        records[spec.id] = record
-    return [records[spec.id] for spec in specs]
+            alone = run(spec, store, listener=_OneOfSeveral(listener, spec.id), **options)
+            made[spec.id] = alone
+    return [made[spec.id] for spec in specs]
 
 
 def _together(

@@ -25,10 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunewise.errors import SpecError
+from tunewise.models.load import model_digest
 from tunewise.spec import RunSpec, content_hash
 from tunewise.store import leases
 from tunewise.store.environment import environment
 from tunewise.store.files import write_atomically
+from tunewise.tasks.build import KINDS
 from tunewise.tasks.contract import Encoded, Generating, Task
 from tunewise.training.build import build_model
 from tunewise.training.prefix import (
@@ -107,6 +109,7 @@ class Prefixes:
         self.memory = memory
         self.check = check
         self._made: dict[int, Task] = {}
+        self._found: dict[tuple[int, bool], Prefix] = {}
         self._depths: dict[str, int] = {}
 
     def depth(self, spec: RunSpec) -> int:
@@ -126,19 +129,29 @@ class Prefixes:
         Raises `SpecError` where the prefix is random in training (dropout), or padding comes first, and `ModelError`
         where the blocks hand on more than their states.
         """
-        depth = self.depth(spec)
-        if depth == 0:
+        prefix = self.found(spec)
+        if prefix is None:
             return self.task
-        if depth not in self._made:
-            self._made[depth] = self._make(spec, depth)
-        return self._made[depth]
+        if prefix.depth not in self._made:
+            self._made[prefix.depth] = self._make(spec, prefix)
+        return self._made[prefix.depth]
 
     def words(self, spec: RunSpec) -> list[str]:
         """For the record: what was not computed anew at each step."""
         depth = self.depth(spec)
         return [f"states below block {depth} cached"] if depth else []
 
-    def _make(self, spec: RunSpec, depth: int) -> Task:
+    def found(self, spec: RunSpec) -> Prefix | None:
+        """The prefix of a run; None where nothing lies below what it trains. Raises as `task_for`."""
+        depth = self.depth(spec)
+        if depth == 0:
+            return None
+        dropout = spec.training.prefix_dropout
+        if (depth, dropout) not in self._found:
+            self._found[depth, dropout] = self._trace(depth, dropout)
+        return self._found[depth, dropout]
+
+    def _trace(self, depth: int, dropout: bool) -> Prefix:
         if getattr(getattr(self.task, "tokenizer", None), "padding_side", "right") == "left":
             raise SpecError("the tokenizer pads on the left, so positions depend on the batch; leave out cache_prefix")
         if isinstance(self.task, Generating):
@@ -146,19 +159,23 @@ class Prefixes:
         base = self.task.load_model(0)
         inputs = self.task.collate(self.task.train[:1])
         inputs.pop("labels")
-        if spec.training.prefix_dropout and is_random(base, depth, inputs):
+        if dropout and is_random(base, depth, inputs):
             raise SpecError(
                 f"blocks 0 to {depth - 1} of the model have dropout, so what they make of an example changes from step "
                 "to step and can't be cached; add --no-prefix-dropout (runs of their own), or leave out --cache-prefix"
             )
-        prefix = trace_prefix(base, depth, inputs)
+        return trace_prefix(base, depth, inputs)
+
+    def _make(self, spec: RunSpec, prefix: Prefix) -> Task:
+        base = self.task.load_model(0)
         base.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         states = self._kept(spec, prefix, base)
         return cast(Task, PrefixedTask(self.task, prefix, states))
 
     def _kept(self, spec: RunSpec, prefix: Prefix, base: nn.Module) -> States:
         """The states out of the file, or made now: in memory where they fit, else into the file."""
-        file = self.folder / f"prefix-{(spec.model.digest or 'none')[:16]}-{self._key(spec, prefix)}.f32"
+        digest = spec.model.digest or model_digest(spec.model)
+        file = self.folder / f"prefix-{digest[:16]}-{self._key(spec, prefix, digest)}.f32"
         index = file.with_suffix(".json")
         examples = [example for part in PARTS for example in getattr(self.task, part)]
         width, sizes = self._size(examples, base)
@@ -180,11 +197,13 @@ class Prefixes:
                 write_atomically(index, json.dumps({"width": width, "shapes": sizes}))
         return States(torch.from_file(str(file), shared=False, size=count), sizes, width)
 
-    def _key(self, spec: RunSpec, prefix: Prefix) -> str:
+    def _key(self, spec: RunSpec, prefix: Prefix, digest: str) -> str:
         known = environment()
+        data = spec.data.model_copy(update={"digest": spec.data.digest or KINDS[spec.task].digest(spec.data)})
         what = {
             "task": spec.task,
-            "data": spec.data.content(spec.task),
+            "model": digest,
+            "data": data.content(spec.task),
             "max_length": spec.training.max_length,
             "batch_size": spec.training.batch_size,
             "prefix": prefix.dump(),

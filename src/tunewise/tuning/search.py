@@ -9,23 +9,25 @@ looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-from tunewise.errors import SpecError
+from tunewise.errors import SpecError, StoreError
 from tunewise.planning import Plan
 from tunewise.run import run
 from tunewise.spec import MethodSpec, RunSpec, TuningSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import MethodTuning, RunRecord, Trial, TuningReport
-from tunewise.training.events import EpochDone, Event, Listener, Pruned, RunsToDo
-from tunewise.training.journal import read_history
+from tunewise.training.events import Listener, RunsToDo
 from tunewise.tuning.grid import best_rate, edge, first_rates, next_rate
-from tunewise.tuning.stopping import require_optuna, stopped_at
+from tunewise.tuning.stopping import LEAST_TRIALS, Objective, StopRule, Watch, require_optuna, stopped_at
+
+Doing = Callable[[Sequence[RunSpec], Mapping[str, StopRule]], object]
+"""Does trials, in any manner, and stops those that fall behind by the rules, which are under their runs' ids."""
 
 
-def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
+def tune(plan: Plan, store: RunStore, listener: Listener, do: Doing | None = None) -> TuningReport:
     """Do the trials of a plan whose spec has `tuning`, or what is missing of them, and choose a rate for each method.
+    `do` does them in another manner than one after another.
 
     Where a best rate lies on the edge of its grid and `extend` is set, every method gets that many further trials:
     outward from an edge, closer around the best elsewhere. Raises what `run` raises, and `SpecError` where every
@@ -43,14 +45,19 @@ def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
         )
     runs = len(plan.runs)
     listener.on(RunsToDo(runs + sum(search.waiting() for search in searches)))
-    for search in searches:
-        for rate in search.grid:
-            search.attempt(rate, listener)
+
+    def one_after_another(specs: Sequence[RunSpec], rules: Mapping[str, StopRule]) -> None:
+        for spec in specs:
+            listener.check()
+            run(spec, store, task=plan.task, listener=Watch(listener, rules, store, spec.id))
+
+    do = do or one_after_another
+    for wave in searches[0].waves():
+        _attempt([(search, rate) for search in searches for rate in search.grid[wave]], do)
     if settings.extend and any(edge(search.values) for search in searches):
         listener.on(RunsToDo(runs + settings.extend * len(searches)))
-        for search in searches:
-            for _ in range(settings.extend):
-                search.attempt(next_rate(search.values, settings.factor), listener)
+        for _ in range(settings.extend):
+            _attempt([(search, next_rate(search.values, settings.factor)) for search in searches], do)
     found = {search.method.label: search.outcome() for search in searches}
     rows = [found.get(known.method.label) or _given(known.method, known.learning_rate) for known in plan.methods]
     by_loss = plan.spec.training.select == "loss"
@@ -60,6 +67,16 @@ def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
         lower_is_better=by_loss or plan.task.metric in plan.task.lower_is_better,
         methods=rows,
     )
+
+
+def _attempt(trials: Sequence[tuple[Search, float]], do: Doing) -> None:
+    """Do what is missing of a wave, and settle all of it."""
+    missing = [spec for search, rate in trials if (spec := search.missing(rate)) is not None]
+    rules = {search.spec(rate).id: rule for search, rate in trials if (rule := search.rule()) is not None}
+    if missing:
+        do(missing, {spec.id: rules[spec.id] for spec in missing if spec.id in rules})
+    for search, rate in trials:
+        search.settle(rate)
 
 
 def chosen_rates(report: TuningReport) -> dict[str, float]:
@@ -104,22 +121,43 @@ class Search:
         self.trials: list[Trial] = []
         self.values: dict[float, float] = {}
         self._finished: list[list[float]] = []
+        task = plan.task
+        by_loss = first.training.select == "loss"
+        lower = by_loss or task.metric in task.lower_is_better
+        self.objective = Objective(None if by_loss else task.metric, 1.0 if lower else -1.0)
 
     def waiting(self) -> int:
         """Trials of the grid without a record that settles them."""
-        records = [self._known(self._spec(rate)) for rate in self.grid]
+        records = [self._known(self.spec(rate)) for rate in self.grid]
         return sum(record is None for record in records)
 
-    def attempt(self, rate: float, listener: Listener) -> None:
-        """Run the trial at this rate, or read it where it was run before."""
-        listener.check()
-        spec = self._spec(rate)
+    def waves(self) -> list[slice]:
+        """Parts of the grid: no trial's fate hangs on another's of the same part."""
+        count = len(self.grid)
+        if self.settings.stop == "never":
+            return [slice(0, count)]
+        return [slice(0, LEAST_TRIALS), *(slice(i, i + 1) for i in range(LEAST_TRIALS, count))]
+
+    def missing(self, rate: float) -> RunSpec | None:
+        """The trial at this rate, where it is still to be run."""
+        spec = self.spec(rate)
         record = self._known(spec)
         if record is not None and record.status == "pruned" and self._stop(self._history(spec)) is None:
             record = None  # it was stopped beside other trials than these, and would not be now
+        return spec if record is None else None
+
+    def rule(self) -> StopRule | None:
+        """By which the next trials are stopped."""
+        if self.settings.stop == "never" or len(self._finished) < LEAST_TRIALS:
+            return None
+        return StopRule(self.objective, tuple(map(tuple, self._finished)), self.first.training.epochs)
+
+    def settle(self, rate: float) -> None:
+        """Take note of what came of the trial at this rate. Raises `StoreError` where it left no record."""
+        spec = self.spec(rate)
+        record = self._known(spec) or self.store.record(spec.id)
         if record is None:
-            watch = _Watch(listener, lambda: self._reason_to_stop(spec))
-            record = run(spec, self.store, task=self.plan.task, listener=watch)
+            raise StoreError(f"trial {spec.id} left no record; run the same command again")
         history = self._history(spec)
         stop = self._stop(history)
         if stop is not None:  # also where the run is there in full, from elsewhere: the budget is the same for all
@@ -138,7 +176,7 @@ class Search:
         """The rate with the best value among the trials that ran to their end; the middle where none did."""
         best = best_rate(self.values)
         failed = not math.isfinite(self.values[best])
-        sign = self._objective(1.0, dict.fromkeys(self.plan.task.metrics, 1.0))  # as it is shown: not turned round
+        sign = self.objective.sign  # as it is shown: not turned round
         return MethodTuning(
             method=self.method.label,
             middle=self.middle,
@@ -148,64 +186,27 @@ class Search:
             note="no trial came to its end; the rate is the default" if failed else None,
         )
 
-    def _spec(self, rate: float) -> RunSpec:
+    def spec(self, rate: float) -> RunSpec:
+        """The trial at this rate, as a run."""
         method = self.method.model_copy(update={"learning_rate": rate, "title": f"{self.method.label} at {rate:g}"})
         return self.first.model_copy(update={"method": method, "seed": self.settings.seed})
 
     def _known(self, spec: RunSpec) -> RunRecord | None:
+        """The record that settles a trial: of a run that is done, diverged, or was pruned."""
         record = self.store.finished(spec.id)
         if record is None and (kept := self.store.record(spec.id)) and kept.status == "pruned":
             record = kept if self.store.intact(kept) else None
         return record
 
     def _history(self, spec: RunSpec) -> list[float]:
-        """The objective after each epoch, lower is better."""
-        entries = read_history(self.store.folder(spec.id) / "history.jsonl")
-        return [self._objective(e["validation"]["loss"], e["validation"]["metrics"]) for e in _epochs(entries)]
+        return self.objective.history(self.store.folder(spec.id))
 
     def _value(self, record: RunRecord) -> float:
         assert record.results is not None
         kept = record.results.validation
-        return self._objective(kept.loss, kept.metrics)
-
-    def _objective(self, loss: float, metrics: dict[str, float]) -> float:
-        task = self.plan.task
-        if self.first.training.select == "loss":
-            return loss
-        return metrics[task.metric] if task.metric in task.lower_is_better else -metrics[task.metric]
+        return self.objective.of(kept.loss, kept.metrics)
 
     def _stop(self, history: list[float]) -> int | None:
         if self.settings.stop == "never":
             return None
         return stopped_at(history, self._finished, self.first.training.epochs)
-
-    def _reason_to_stop(self, spec: RunSpec) -> str | None:
-        history = self._history(spec)
-        epoch = self._stop(history)
-        if epoch is None:
-            return None
-        return (
-            f"stopped after epoch {epoch} of {self.first.training.epochs}: worse than the median of the trials before "
-            f"it, and no longer getting better"
-        )
-
-
-def _epochs(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in entries if entry["kind"] == "epoch"]
-
-
-class _Watch(Listener):
-    """Passes everything on, and ends a trial that has fallen behind."""
-
-    def __init__(self, inner: Listener, reason_to_stop: Callable[[], str | None]) -> None:
-        self.inner = inner
-        self.reason_to_stop = reason_to_stop
-
-    def on(self, event: Event) -> None:
-        self.inner.on(event)
-        self.stop_requested = self.inner.stop_requested
-        if isinstance(event, EpochDone) and (reason := self.reason_to_stop()):
-            raise Pruned(reason)
-
-    def check(self) -> None:
-        self.inner.check()

@@ -16,15 +16,82 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewise.errors import SpecError
+from tunewise.store.folders import RunStore
+from tunewise.training.events import EpochDone, Event, Listener, OfRun, Pruned
+from tunewise.training.journal import read_history
 
 if TYPE_CHECKING:
     import optuna
 
-_LEAST_TRIALS = 2
+LEAST_TRIALS = 2
+"""Earlier trials without which none is stopped."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a trial is judged by, lower is better: the validation loss, or a metric, turned round where higher is
+    better."""
+
+    metric: str | None
+    sign: float = 1.0
+
+    def of(self, loss: float, metrics: Mapping[str, float]) -> float:
+        return loss if self.metric is None else self.sign * metrics[self.metric]
+
+    def history(self, folder: Path) -> list[float]:
+        """After each epoch of the run in this folder."""
+        entries = [entry["validation"] for entry in read_history(folder / "history.jsonl") if entry["kind"] == "epoch"]
+        return [self.of(entry["loss"], entry["metrics"]) for entry in entries]
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a trial is to be stopped: `others` are the histories of the earlier trials that ran to their end."""
+
+    objective: Objective
+    others: tuple[tuple[float, ...], ...]
+    epochs: int
+
+    def reason(self, folder: Path) -> str | None:
+        """Why the run in this folder is to be stopped now; None where it is not."""
+        epoch = stopped_at(self.objective.history(folder), self.others, self.epochs)
+        if epoch is None:
+            return None
+        return (
+            f"stopped after epoch {epoch} of {self.epochs}: worse than the median of the trials before it, and no "
+            "longer getting better"
+        )
+
+
+class Watch(Listener):
+    """Passes everything on, and ends those of the runs under `rules` that have fallen behind."""
+
+    def __init__(self, inner: Listener, rules: Mapping[str, StopRule], store: RunStore, first: str) -> None:
+        """`first`: the run that events are about which don't say so."""
+        self.inner = inner
+        self.rules = rules
+        self.store = store
+        self.first = first
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        return self.inner.stop_requested
+
+    def on(self, event: Event) -> None:
+        self.inner.on(event)
+        run_id, said = (event.run_id, event.event) if isinstance(event, OfRun) else (self.first, event)
+        rule = self.rules.get(run_id)
+        if rule is not None and isinstance(said, EpochDone) and (reason := rule.reason(self.store.folder(run_id))):
+            raise Pruned(reason)
+
+    def check(self) -> None:
+        self.inner.check()
 
 
 def stopped_at(own: Sequence[float], others: Sequence[Sequence[float]], epochs: int) -> int | None:
@@ -58,7 +125,7 @@ def _study(epochs: int) -> optuna.Study:
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # A step below `n_warmup_steps` stops nothing; epochs count from 1.
-    behind = optuna.pruners.MedianPruner(n_startup_trials=_LEAST_TRIALS, n_warmup_steps=math.ceil(epochs / 2))
+    behind = optuna.pruners.MedianPruner(n_startup_trials=LEAST_TRIALS, n_warmup_steps=math.ceil(epochs / 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # it has stood so since 2021
         pruner = optuna.pruners.PatientPruner(behind, patience=0)
