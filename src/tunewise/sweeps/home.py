@@ -231,7 +231,7 @@ class Home:
         except TunewiseError:
             raise
         except FileNotFoundError as error:
-            raise NotThere(f"{self.url}: can't {verb} it ({error} is not there)") from None
+            raise NotThere(f"{self.url}: can't {verb} it (not found: {error})") from None
         except Exception as error:  # noqa: BLE001 - every kind of file system has errors of its own
             said = " ".join(str(error).split()) or "no message"
             raise StoreError(f"{self.url}: can't {verb} it ({type(error).__name__}: {said[:200]})") from None

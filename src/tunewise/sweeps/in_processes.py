@@ -3,25 +3,20 @@ on where a run fails or its process dies."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import queue
-import subprocess
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunewise.errors import StoreError, TunewiseError
-from tunewise.jobs import messages
 from tunewise.jobs.messages import Work
-from tunewise.jobs.pool import PATIENCE, Worker
+from tunewise.jobs.pool import Died, Ended, Pool
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.attempt import Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
-from tunewise.training.events import STOPPED, Interrupted, OfRun, Phase, RunStarted
+from tunewise.training.events import STOPPED, Event, Interrupted, OfRun, Phase, RunStarted
 
 RETRIES = 3
 """How often a run is gone on with whose process was killed."""
@@ -34,44 +29,42 @@ class _UnderWay:
     steps: int = 0
 
 
-class _Pool:
-    """The processes that there are, and what each is doing."""
+class _Runs:
+    """What is under way, and what its end comes to."""
 
     def __init__(self, monitor: Monitor, store: RunStore) -> None:
         self.monitor, self.store = monitor, store
-        self.inbox: queue.Queue[tuple[Worker, str | None]] = queue.Queue()
-        self.idle: list[Worker] = []
-        self.busy: dict[Worker, _UnderWay] = {}
+        self.under_way: dict[str, _UnderWay] = {}
         self.deaths: Counter[str] = Counter()
 
-    def give(self, run: PlannedRun) -> None:
-        worker = self.idle.pop() if self.idle else Worker(self.store.root, self.inbox)
-        self.busy[worker] = _UnderWay(run, time.time())
+    def begin(self, run: PlannedRun) -> Work:
+        self.under_way[run.id] = _UnderWay(run, time.time())
         self.monitor.begun(run.id)
-        worker.give(Work((run.spec,)))
+        return Work((run.spec,))
 
-    def hear(self) -> Outcome | None:
-        """What has come of a run since, if anything. Raises `Interrupted` and `StoreError` as `attempt` does."""
-        try:
-            worker, line = self.inbox.get(timeout=0.2)
-        except queue.Empty:
-            return None
-        if line is None:
-            return self._gone(worker)
-        news = messages.heard(line)
-        if isinstance(news, tuple):
-            run_id, event = news
-            known = self.busy.get(worker)
-            if known is not None and isinstance(event, RunStarted):
-                known.steps = event.total_steps - event.first_step
-            self.monitor.on(run_id, event, OfRun(run_id, event))
-            return None
-        known = self.busy.pop(worker)
-        self.idle.append(worker)
-        return self._outcome(known, news)
+    def on(self, run_id: str, event: Event) -> None:
+        known = self.under_way.get(run_id)
+        if known is not None and isinstance(event, RunStarted):
+            known.steps = event.total_steps - event.first_step
+        self.monitor.on(run_id, event, OfRun(run_id, event))
+
+    def end(self, news: Ended | Died) -> Outcome:
+        """Raises `Interrupted` and `StoreError` as `attempt` does."""
+        known = self.under_way.pop(news.work.runs[0].id)
+        if isinstance(news, Ended):
+            return self._outcome(known, news.problem)
+        run = known.run
+        self.deaths[run.id] += 1
+        said = f"its process ended with code {news.code}: {news.words}"
+        if news.signal is not None and self.deaths[run.id] <= RETRIES:
+            self.monitor.say(f"the process of {run.id} was killed (signal {news.signal}); its run goes on in another")
+            return Outcome(run.id, "held", 0.0, 0)
+        if news.signal is not None:
+            said = f"its process was killed {self.deaths[run.id]} times (signal {news.signal}); try fewer --jobs"
+        return self._outcome(known, TunewiseError(said))
 
     def _outcome(self, known: _UnderWay, problem: TunewiseError | None) -> Outcome:
-        run = known.run
+        run, seconds = known.run, time.time() - known.since
         if isinstance(problem, Interrupted):
             raise problem
         if isinstance(problem, StoreError):
@@ -82,50 +75,8 @@ class _Pool:
         if problem is not None or record is None:
             started = datetime.datetime.fromtimestamp(known.since, datetime.UTC).isoformat(timespec="seconds")
             problem = problem or TunewiseError("its process left no record")
-            record = failed(run.spec, self.store, problem, started, time.time() - known.since)
-        return outcome_of(record, time.time() - known.since, known.steps)
-
-    def _gone(self, worker: Worker) -> Outcome | None:
-        """A process has ended; with a run, where it was not asked to."""
-        worker.dismiss()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(PATIENCE)
-        code, words = worker.process.returncode, worker.last_words()
-        worker.errors.close()
-        if worker in self.idle:
-            self.idle.remove(worker)
-        known = self.busy.pop(worker, None)
-        if known is None:
-            return None
-        run = known.run
-        self.deaths[run.id] += 1
-        if code is not None and code < 0 and self.deaths[run.id] <= RETRIES:
-            self.monitor.put_back(run.id)
-            self.monitor.say(f"the process of {run.id} was killed (signal {-code}); its run goes on in another")
-            return Outcome(run.id, "held", 0.0, 0)
-        said = f"its process ended with code {code}: {words}"
-        if code is not None and code < 0:
-            said = f"its process was killed {self.deaths[run.id]} times (signal {-code}); try fewer --jobs"
-        return self._outcome(known, TunewiseError(said))
-
-    def stop(self) -> None:
-        """Let all that are at work write a checkpoint, and wait for them."""
-        workers = [*self.busy, *self.idle]
-        for worker in workers:
-            worker.dismiss()
-        deadline = time.monotonic() + PATIENCE
-        for worker in workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-
-    def close(self) -> None:
-        """End what is left."""
-        for worker in [*self.busy, *self.idle]:
-            worker.dismiss()
-            if worker.process.poll() is None:
-                worker.process.kill()
-            worker.process.wait()
-            worker.errors.close()
+            record = failed(run.spec, self.store, problem, started, seconds)
+        return outcome_of(record, seconds, known.steps)
 
 
 def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
@@ -134,18 +85,20 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
     raises; what is under way has then stopped at a checkpoint."""
     monitor.at_once = max(1, min(jobs, len(monitor.plan.todo)))
     waiting, held = deque(monitor.plan.todo), list[PlannedRun]()
+    runs = _Runs(monitor, store)
     looked = time.monotonic()
-    with contextlib.closing(_Pool(monitor, store)) as pool, _stopping(pool):
+    with Pool(store.root, runs.on) as pool:
         while waiting or held or pool.busy:
             if monitor.listener.stop_requested:
                 raise Interrupted(STOPPED)
-            while waiting and len(pool.busy) < jobs:
+            while waiting and pool.busy < jobs:
                 run = waiting.popleft()
                 if store.is_leased(run.id):
                     held.append(run)
                 else:
-                    pool.give(run)
-            outcome = pool.hear()
+                    pool.give(runs.begin(run))
+            news = pool.hear()
+            outcome = None if news is None else runs.end(news)
             if outcome is not None and outcome.status == "held":
                 monitor.put_back(outcome.run_id)
                 held.append(monitor.by_id[outcome.run_id])
@@ -158,14 +111,3 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
                 free = [run for run in held if not store.is_leased(run.id)]
                 held = [run for run in held if run not in free]
                 waiting += free
-
-
-@contextlib.contextmanager
-def _stopping(pool: _Pool) -> Iterator[None]:
-    """At the end, and at an error that leaves time for it, the processes leave by themselves; else they are ended."""
-    try:
-        yield
-    except TunewiseError:
-        pool.stop()
-        raise
-    pool.stop()
