@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tunewise.packing.passes import GAINS_BELOW, PASS
+
 PACKED = """## Packed runs
 
 Runs of one model and data set can share one resident backbone (`compare --pack S`): their batches go through it as one,
 each past its own adapters and head, with its own order of the data, dropout, optimizer and selection. MiniLM's shape,
 `lora` and `cla` in turn on query and value, dropout {dropout}, runs of {steps} steps: how many times the runs an hour
-of one after another (CPU time of one thread, interleaved). Load average at the end: {load:.1f}.
+of one after another (CPU time of one thread, interleaved). Load average {load}.
+
+"""
+
+PROCESSES = """
+The same runs one by one in processes of one thread each (`compare --jobs N`) on {cores} cores, runs an hour by the wall
+clock; packs of one thread beside them, by CPU time:
 
 """
 
 PACKED_READING = """
-On a CPU packing pays where a run's step has few tokens: there the matrix products don't fill a core. Where they do, it
-costs: use `--jobs`, a process per core. Packs have not been run on a GPU.
+On a CPU packing pays where a run's step has few tokens: there the matrix products don't fill a core, and every call
+costs as much as what it computes. From {little} tokens a step on they do: there packs reached {most_gained:.2f} at
+most, and the plan says that they gain little. A pack goes through the backbone in passes of at most {most:,} tokens;
+above that, intermediate results are so large that their memory comes from the system anew each time. Processes and
+packs go together: `--jobs 2 --pack 4`. Packs have not been run on a GPU, where a pass has no limit.
 """
 
 PREFIX = """## A cached prefix
@@ -40,8 +51,8 @@ weight).
 """
 
 ONE_STEP = """
-LoRA-One's start, 2 + 2 x 2 passes over a sample of 64 examples, takes {seconds:.1f} s on MiniLM's shape (query and value):
-as much as {steps:.0f} training steps of `lora` on an eighth of them. Load average at the end: {load:.1f}.
+LoRA-One's start, 2 + 2 x 2 passes over a sample of 64 examples, takes {seconds:.1f} s on MiniLM's shape (query and
+value): as much as {steps:.0f} training steps of `lora` on an eighth of them. Load average at the end: {load:.1f}.
 """
 
 
@@ -59,19 +70,27 @@ def start_up(run: dict[str, Any]) -> str:
 def packed(run: dict[str, Any]) -> str:
     """A row a batch, a column a size of pack; the processes where they were timed."""
     sizes = [pack["runs"] for pack in run["cases"][0]["packs"]]
-    text = PACKED.format(dropout=run["dropout"], steps=run["steps"], load=run["load"][0])
+    before = run.get("load before")
+    load = f"{f'{before[0]:.1f} at the start, ' if before else ''}{run['load'][0]:.1f} at the end"
+    text = PACKED.format(dropout=run["dropout"], steps=run["steps"], load=load)
     text += line(["batch", *(f"S = {size}" for size in sizes)]) + line(["---", *["---:"] * len(sizes)])
     for case in run["cases"]:
         cells = [f"{p['speedup']:.2f} ({p['low']:.2f} to {p['high']:.2f})" for p in case["packs"]]
         text += line(["{} x {} tokens".format(*case["batch"]), *cells])
-    timed = [(case["batch"], found) for case in run["cases"] for found in case["processes"]]
+    timed = [case for case in run["cases"] if case["processes"]]
     if timed:
-        text += "\nThe same in several processes of one thread each (`compare --jobs N`), wall clock:\n\n"
-        text += line(["batch", "processes", "runs an hour"]) + line(["---", "---:", "---:"])
-        for batch, found in timed:
-            shape = "{} x {} tokens".format(*batch)
-            text += line([shape, str(found["processes"]), f"{found['runs per hour']:.0f}"])
-    return text + PACKED_READING
+        counts = [row["processes"] for row in timed[0]["processes"]]
+        heads = [*(f"{count} process{'es' * (count > 1)}" for count in counts), f"a pack of {sizes[-1]}"]
+        text += PROCESSES.format(cores=run["cores"])
+        text += line(["batch", *heads]) + line(["---", *["---:"] * len(heads)])
+        for case in timed:
+            rates = [row["runs per hour"] for row in case["processes"]]
+            cells = [f"{rates[0]:.0f}", *(f"{rate:.0f} (x {rate / rates[0]:.2f})" for rate in rates[1:])]
+            pack = case["packs"][-1]["runs per hour"]["packed"]
+            text += line(["{} x {} tokens".format(*case["batch"]), *cells, f"{pack:.0f}"])
+    large = [case for case in run["cases"] if case["batch"][0] * case["batch"][1] >= GAINS_BELOW]
+    gained = max(pack["speedup"] for case in large for pack in case["packs"])
+    return text + PACKED_READING.format(little=GAINS_BELOW, most=PASS, most_gained=gained)
 
 
 def prefix(run: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ def show_packs(plan: Plan, most: int, console: Any) -> None:
     tokens = tokens_of_a_step(plan.task, plan.spec.training.batch_size) if together else None
     if tokens is not None and tokens >= GAINS_BELOW and not torch.cuda.is_available():
         console.print(
-            f"  - a step has {tokens:,} tokens: from {GAINS_BELOW} on packs gain next to nothing on a CPU; try --jobs",
+            f"  - a step has {tokens:,} tokens: from {GAINS_BELOW} on packs gain a tenth at most on a CPU; try --jobs",
             style="dim",
             highlight=False,
         )

@@ -11,7 +11,7 @@ PASS = 2048
 and have their memory from the system anew each time, which costs more than what is saved (docs/performance.md)."""
 
 GAINS_BELOW = 512
-"""Tokens in a run's step from which on a pack gains next to nothing on a CPU (benchmarks/packed.py)."""
+"""Tokens in a run's step from which on a pack gains a tenth at most on a CPU (benchmarks/packed.py)."""
 
 
 def tokens_of_a_step(task: Task, batch_size: int) -> int | None:
