@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from tunewise.measures.base_spectra import BaseSpectra
 from tunewise.measures.intruders import TOP_K, layer_intruders
-from tunewise.measures.updates import LayerUpdate, backbone_layers
+from tunewise.measures.layer_update import LayerUpdate
+from tunewise.measures.updates import backbone_layers
 from tunewise.methods.catalog import get_method
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.quiet import quiet_libraries

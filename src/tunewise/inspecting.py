@@ -27,17 +27,12 @@ from tunewise.measures.intruders import (
     curve,
     summary,
 )
+from tunewise.measures.layer_update import Updates
 from tunewise.measures.quality import evaluate
 from tunewise.measures.scaled_intruders import Scaled, scaling_curve
 from tunewise.measures.spectrum import LayerSpectrum, all_spectra
 from tunewise.measures.spectrum import summary as spectrum_summary
-from tunewise.measures.updates import (
-    Updates,
-    adapter_folder,
-    module_names,
-    updates_between,
-    updates_of,
-)
+from tunewise.measures.updates import adapter_folder, module_names, updates_between, updates_of
 from tunewise.methods.adapter_files import CHANGED, CONFIG, load
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest

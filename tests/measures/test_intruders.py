@@ -23,8 +23,9 @@ from tunewise.measures.intruders import (
     random_baseline,
     scale_intruders,
 )
+from tunewise.measures.layer_update import LayerUpdate
 from tunewise.measures.low_rank_change import top_of_merged
-from tunewise.measures.updates import LayerUpdate, updates_of
+from tunewise.measures.updates import updates_of
 
 NO_CACHE = BaseSpectra(None)
 SHAPES = [(120, 120), (200, 90), (90, 200), (300, 64)]

@@ -18,14 +18,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import tunewise
 from tunewise.errors import StoreError
 from tunewise.exporting import export
-from tunewise.measures.updates import (
-    LayerUpdate,
-    adapter_folder,
-    backbone_layers,
-    updates_between,
-    updates_of,
-    weight_of,
-)
+from tunewise.measures.layer_update import LayerUpdate, weight_of
+from tunewise.measures.updates import adapter_folder, backbone_layers, updates_between, updates_of
 from tunewise.methods.catalog import CATALOG, PEFT_LORA_OPTIONS, PEFT_TYPES
 from tunewise.models.layers import linear_layers
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tunewise.errors import DataError, MeasureError
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.kept_tensors import keep_tensors, read_tensors
+from tunewise.measures.layer_update import LayerUpdate
 from tunewise.measures.live_updates import live_updates
 from tunewise.measures.principal_angles import by_chance, principal_angles
-from tunewise.measures.updates import LayerUpdate
 from tunewise.methods.adapter_files import restore
 from tunewise.methods.attachment import attachment
 from tunewise.methods.one_step import Slice, gradient_svd

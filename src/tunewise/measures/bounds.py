@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from tunewise.errors import MeasureError, SpecError, StoreError
 from tunewise.measures.clipping import clip_range, clipped_gap, losses_of
 from tunewise.measures.finished import FinishedRun
+from tunewise.measures.layer_update import LayerUpdate, Updates
 from tunewise.measures.spectral_norm import cached_spectral_norm, spectral_norm
 from tunewise.measures.theorems import Facts, FrozenFactor, LayerNorms, theorems
-from tunewise.measures.updates import LayerUpdate, Updates, updates_of
+from tunewise.measures.updates import updates_of
 from tunewise.measures.weight_curvature import largest_curvature
 from tunewise.methods.adapter_files import SIDECAR, noted
 from tunewise.methods.attachment import Attachment

@@ -15,9 +15,10 @@ import torch
 
 from tunewise.measures.base_spectra import FOLDER, BaseSpectra, BaseSpectrum
 from tunewise.measures.finished import FinishedRun
+from tunewise.measures.layer_update import LayerUpdate
 from tunewise.measures.low_rank_change import top_of_merged
 from tunewise.measures.settings import IntruderSettings
-from tunewise.measures.updates import LayerUpdate, updates_of_run
+from tunewise.measures.updates import updates_of_run
 
 TOP_K = 10
 THRESHOLD = 0.6

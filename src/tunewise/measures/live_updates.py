@@ -9,7 +9,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tunewise.errors import MeasureError
-from tunewise.measures.updates import LayerUpdate, Updates, updates_between
+from tunewise.measures.layer_update import LayerUpdate, Updates
+from tunewise.measures.updates import updates_between
 from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import delta
 from tunewise.methods.layer_adapter import LayerAdapter, adapters_of

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tunewise.measures import top_singular
 from tunewise.measures.base_spectra import BaseSpectrum
-from tunewise.measures.updates import LayerUpdate
+from tunewise.measures.layer_update import LayerUpdate
 
 RESIDUAL = 1e-11
 """Largest ||A x - lambda x|| over the largest eigenvalue that is taken for converged."""

@@ -22,8 +22,8 @@ from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor, nn
 
 from tunewise.errors import MeasureError, StoreError, is_out_of_memory
-from tunewise.measures.updates import LayerUpdate, Updates, read_tensors, weight_of
-from tunewise.methods.adapter_files import CONFIG
+from tunewise.measures.layer_update import LayerUpdate, Updates, weight_of
+from tunewise.methods.adapter_files import CONFIG, read_tensors
 from tunewise.models.layers import linear_layers
 
 _STARTS_THAT_KEEP_W0 = (True, False, "gaussian", "orthogonal", "eva")

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from tunewise.errors import MeasureError
 from tunewise.measures.base_spectra import BaseSpectra
 from tunewise.measures.intruders import THRESHOLD, TOP_K, layer_intruders, scale_intruders
-from tunewise.measures.updates import LayerUpdate
+from tunewise.measures.layer_update import LayerUpdate
 from tunewise.models.layers import linear_layers
 from tunewise.store.records import Scores
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tunewise.measures.base_spectra import FOLDER, BaseSpectra, BaseSpectrum
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.updates import LayerUpdate, updates_of_run
+from tunewise.measures.layer_update import LayerUpdate
+from tunewise.measures.updates import updates_of_run
 
 KEPT = 64
 """Singular values written down for a layer; the figures over them are of all."""

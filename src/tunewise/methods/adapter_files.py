@@ -108,7 +108,9 @@ def restore(model: nn.Module, path: str | Path) -> None:
     if not done.method.adapts:
         _read_changed(model, path, whole=done.method.trained == "all")
         return
-    weights = _from_columns(_read(path / COLUMNS), done) if (path / COLUMNS).exists() else _read(path / WEIGHTS)
+    weights = (
+        _from_columns(read_tensors(path / COLUMNS), done) if (path / COLUMNS).exists() else read_tensors(path / WEIGHTS)
+    )
     try:
         to_shards(model)
         result: Any = set_peft_model_state_dict(model, weights, adapter_name=done.adapter_name)
@@ -136,7 +138,7 @@ def _from_columns(compact: dict[str, Tensor], done: Attachment) -> dict[str, Ten
 
 def _load_stock(base: nn.Module, path: Path) -> Any:
     """By PEFT's own hands; what is on disk and what is in the model afterwards must be the same tensors."""
-    weights = _read(path / WEIGHTS)
+    weights = read_tensors(path / WEIGHTS)
     try:
         json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -155,7 +157,8 @@ def _load_stock(base: nn.Module, path: Path) -> Any:
     return model
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """A safetensors file. Raises `StoreError` where it can't be read."""
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
@@ -273,7 +276,7 @@ def _load_changed(base: nn.Module, path: Path, done: Attachment, trainable: bool
 
 def _read_changed(model: nn.Module, path: Path, *, whole: bool) -> None:
     """Copy the saved tensors into the model's own; `whole`: every parameter must be among them."""
-    changed = _read(path / CHANGED)
+    changed = read_tensors(path / CHANGED)
     to_shards(model)
     own = dict(model.named_parameters())
     unknown = [name for name in changed if name not in own or own[name].shape != changed[name].shape]
