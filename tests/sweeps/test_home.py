@@ -212,7 +212,9 @@ def test_a_run_goes_on_at_another_node_and_ends_as_it_would_have_here(
     assert here.keys() == there.keys()
     assert {name for name in here if here[name] != there[name]} <= {"run.json"}  # times of day
     assert store.finished(planned.id).files == alone.files
+    assert nodes[0].ids() == [planned.id]
     again = attempt_away(planned.spec, at, nodes[0], Stopping())
+    assert nodes[0].ids() == []  # what others have ended is cleared away
     assert (again.status, again.steps) == ("done", 0)  # what is at home is not done again
 
 

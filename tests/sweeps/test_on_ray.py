@@ -198,7 +198,6 @@ def test_runs_of_nodes_that_share_no_folder_come_home(
     log = (folder / "log.txt").read_text()
     (ended,) = [line for line in log.splitlines() if f"done {victim}" in line]
     assert "from step" in ended
-    assert not any(place.is_dir() and RunStore(place).ids() for node in nodes for place in node.glob("*/*"))
     shared = sweep(parse(SweepSpec, yaml.safe_load(file.read_text())), tmp_path / "shared")
     for row in shared.rows:
         here, there = out / row.run, tmp_path / "shared" / row.run

@@ -39,6 +39,7 @@ def attempt_away(spec: RunSpec, home: Home, place: RunStore, listener: Listener)
     Raises `Interrupted` once the last checkpoint is home, and `StoreError` where this node's disk or the home can't be
     used, or where its model or data are not those of the sweep.
     """
+    _clear(home, place)
     known = home.copies(spec.id)
     ended = next((copy for copy in known if copy.ended), None)
     if ended is not None and ended.status is not None:  # by another node, which died or was given up before it said so
@@ -134,6 +135,14 @@ class _Sending(Listener):
         if self.failures:
             said.append(f"{self.failures} checkpoints could not be sent home")
         return ", ".join(said)
+
+
+def _clear(home: Home, place: RunStore) -> None:
+    """Remove what this node has of runs that have ended at others since."""
+    for run in place.ids():
+        if not place.is_leased(run) and any(copy.ended for copy in home.copies(run)):
+            with contextlib.suppress(LeaseHeld), place.lease(run) as folder:
+                shutil.rmtree(folder)
 
 
 def _go_on_from_home(run: str, home: Home, place: RunStore) -> None:
