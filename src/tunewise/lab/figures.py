@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from tunewise.lab.contract import Curve, Plot
 from tunewise.report import palette
-from tunewise.report.drawing import blank_figure, plain, upright
+from tunewise.report.drawing import band, blank_figure, plain, upright
 
 _FEW = 24  # points up to this many get a marker each
 _FEW_TICKS = 8  # values of x up to this many are the ticks of a logarithmic axis
@@ -29,18 +29,7 @@ def figure(plot: Plot) -> go.Figure:
         banded = bool(curve.low) and not few
         if banded:
             low, high = ([_shown(v, plot.log_y) for v in ends] for ends in (curve.low, curve.high))
-            drawn.add_scatter(
-                x=x + x[::-1],
-                y=high + low[::-1],
-                mode="lines",
-                line={"width": 0},
-                fill="toself",
-                fillcolor=mark.light,
-                opacity=0.14,
-                legendgroup=curve.name,
-                showlegend=False,
-                hoverinfo="skip",
-            )
+            band(drawn, x, low, high, mark.light, curve.name)
         drawn.add_scatter(
             x=x,
             y=y,

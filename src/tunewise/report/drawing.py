@@ -1,8 +1,9 @@
-"""What every figure is drawn with: an empty one in the report's style, texts as they are, named uprights."""
+"""What every figure is drawn with: an empty one in the report's style, texts as they are, named uprights, bands."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
@@ -62,4 +63,27 @@ def upright(figure: go.Figure, value: float, name: str, side: str = "left") -> N
             "yanchor": "top",
             "font": {"size": 12, "color": palette.MUTED},
         },
+    )
+
+
+def band(
+    figure: go.Figure,
+    x: Sequence[float],
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    colour: str,
+    group: str,
+) -> None:
+    """A pale band from `low` to `high`, which is hidden and shown with the `group` of the legend."""
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.14,
+        legendgroup=group,
+        showlegend=False,
+        hoverinfo="skip",
     )

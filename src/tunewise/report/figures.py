@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from tunewise.report import palette
 from tunewise.report.curves import Curve
-from tunewise.report.drawing import blank_figure, plain, upright
+from tunewise.report.drawing import band, blank_figure, plain, upright
 from tunewise.report.palette import Mark
 
 MOST_CLASSES = 60  # a confusion matrix of more can't be read
@@ -186,17 +186,7 @@ def learning_curves(curves: Mapping[str, Curve], marks: Mapping[str, Mark], *, w
     for method, curve in curves.items():
         mark = marks[method]
         if curve.seeds > 1:
-            figure.add_scatter(
-                x=curve.x + curve.x[::-1],
-                y=curve.high + curve.low[::-1],
-                mode="lines",
-                line={"width": 0},
-                fill="toself",
-                fillcolor=mark.light,
-                opacity=0.14,
-                legendgroup=method,
-                hoverinfo="skip",
-            )
+            band(figure, curve.x, curve.low, curve.high, mark.light, method)
         few = len(curve.x) <= 12
         figure.add_scatter(
             x=curve.x,

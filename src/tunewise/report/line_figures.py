@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from tunewise.report import palette
-from tunewise.report.drawing import blank_figure, plain, upright
+from tunewise.report.drawing import band, blank_figure, plain, upright
 from tunewise.report.palette import Mark
 
 
@@ -52,18 +52,7 @@ def lines(
     for line in of:
         mark = marks[line.method]
         if any(a != b for a, b in zip(line.low, line.high)):
-            figure.add_scatter(
-                x=[*line.x, *reversed(line.x)],
-                y=[*line.high, *reversed(line.low)],
-                mode="lines",
-                line={"width": 0},
-                fill="toself",
-                fillcolor=mark.light,
-                opacity=0.12,
-                legendgroup=line.method,
-                showlegend=False,
-                hoverinfo="skip",
-            )
+            band(figure, line.x, line.low, line.high, mark.light, line.method)
         figure.add_scatter(
             x=list(line.x),
             y=list(line.mean),
