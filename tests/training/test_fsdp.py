@@ -10,12 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+import torch.distributed as dist
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from launched import alone, flags, same, together
+from tunewise.planning import make_plan
+from tunewise.run import run
+from tunewise.spec import CompareSpec, parse
 from tunewise.store.folders import RunStore
+from tunewise.training.ranks import ALONE, Ranks
+from tunewise.training.trajectory import TRAJECTORY, Keep, snapshots
 
 FSDP = "--use_fsdp --fsdp_version=2 --num_processes=2 --num_machines=1 --dynamo_backend=no --mixed_precision=no"
 
@@ -35,7 +43,8 @@ def killed_after_a_checkpoint(process: subprocess.Popen[str], out: Path) -> None
     while not any(out.glob("*/checkpoints/checkpoint-*/checksums.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    process.terminate()  # the launcher ends its processes
+    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        one.kill()
     process.communicate(timeout=60)
     assert RunStore(out).records() == []
 
@@ -66,6 +75,40 @@ def test_sharded_processes_train_what_one_does(
     assert len(factors) == 4 and all(p.shape == (32, 16) and bool(p.abs().max() > 1e-3) for p in factors.values())
 
 
+def test_a_trajectory_is_kept_of_shards(calm: Path, toy_csv: Path, tmp_path: Path) -> None:
+    """In one process, whose shard is everything: each snapshot is that of a model that was never cut, to 1e-4 (columns
+    beside W rather than in it, and Adam divides by small gradients)."""
+    spec = parse(
+        CompareSpec,
+        {
+            "model": str(calm),
+            "data": str(toy_csv),
+            "methods": ["r-c3la"],
+            "reference": "r-c3la",
+            "rank": 4,
+            "seeds": 1,
+            "training": {"epochs": 2, "batch_size": 16, "max_length": 16, "learning_rate": 5e-3},
+        },
+    )
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        kept = []
+        for name, among in (("plain", ALONE), ("cut", Ranks(sharded=True))):
+            store = RunStore(tmp_path / name)
+            plan = make_plan(spec, store)
+            record = run(plan.runs[0], store, task=plan.task, among=among, trajectory=Keep(3))
+            kept.append(snapshots(store.folder(record.id) / TRAJECTORY))
+    finally:
+        dist.destroy_process_group()
+    assert [one.step for one in kept[0]] == [one.step for one in kept[1]] and len(kept[0]) == 4
+    for plain, cut in zip(*kept, strict=True):
+        cut.check()
+        here, there = plain.tensors(), cut.tensors()
+        assert here.keys() == there.keys()
+        assert all(torch.allclose(there[key].float(), here[key].float(), rtol=0, atol=1e-4) for key in here)
+    assert any(key.startswith("link.2.b.") for key in here)  # the last of the snapshots lies three restarts in
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "cla", "c3la", "paca", "cola", "cla-rows", "lora-one", "head", "fft"])
 def test_each_way_of_training_is_the_same_in_shards(
@@ -84,7 +127,7 @@ def test_each_way_of_training_is_the_same_in_shards(
 @pytest.mark.slow
 @pytest.mark.parametrize("ways", ["sharded sharded", "sharded alone", "alone sharded"])
 @pytest.mark.parametrize("method", ["c-paca", "fft"])
-def test_what_was_stopped_goes_on_from_the_checkpoint_of_either(
+def test_what_was_killed_goes_on_from_the_checkpoint_of_either(
     method: str,
     ways: str,
     calm: Path,
@@ -92,8 +135,8 @@ def test_what_was_stopped_goes_on_from_the_checkpoint_of_either(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stopped within a link; then to the end on as many processes, or on another number of them."""
-    words = words_of(method, calm, toy_csv, **{"save-every": 5, "epochs": 30})
+    """SIGKILL of all processes within a link; then to the end on as many, or on another number of them."""
+    words = words_of(method, calm, toy_csv, **{"save-every": 5, "epochs": 15})
     assert alone(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
     out = tmp_path / "two"
     first, then = ways.split()

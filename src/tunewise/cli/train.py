@@ -44,7 +44,8 @@ def train(
     """Train one method once: an ordinary run folder with adapter, record and history.
 
     The same command again goes on, or says what came of it. On several processes, each with a copy of the model and a
-    share of every batch: torchrun --nproc-per-node 2 -m tunewise train ..., or accelerate launch -m tunewise train ...
+    share of every batch: torchrun --nproc-per-node 2 -m tunewise train ...; each with a shard of the model (FSDP2):
+    accelerate launch --use_fsdp --fsdp_version 2 -m tunewise train ...
     """
     given: dict[str, Any] = {
         "task": task,
