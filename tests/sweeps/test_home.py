@@ -113,6 +113,19 @@ def test_half_an_upload_is_no_copy(failing: type[Failing], tmp_path: Path) -> No
         assert bring(at, record.id, store) == record
 
 
+def test_a_node_that_was_given_up_too_early_takes_nothing_away(there: Home, tmp_path: Path) -> None:
+    """It goes on sending after another has ended the run, and at last ends it, too."""
+    record = write_run(tmp_path / "node", stored_spec())
+    first = _send(there, tmp_path / "node", record.id, status=None, step=5)
+    ended = _send(there, tmp_path / "node", record.id)
+    late = _send(there, tmp_path / "node", record.id, status=None, step=7)
+    assert there.copies(record.id) == [ended, late] and first not in there.copies(record.id)
+    again = _send(there, tmp_path / "node", record.id)
+    assert there.copies(record.id) == [again]
+    store = RunStore(tmp_path / "runs")
+    assert pick_up(there, [record.id], store) == [record.id] and store.finished(record.id) == record
+
+
 def test_a_write_that_fails_is_tried_again(
     failing: type[Failing], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

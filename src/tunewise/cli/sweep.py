@@ -75,9 +75,10 @@ def sweep(
 
         ray = RayOptions(ray_address, cpus_per_run, gpus_per_run, retries, home)
         store = RunStore(out)
+        at_home = None if home is None else Home(home)
         plan = plan_sweep(checked, store)
-        if home is not None and not dry_run:
-            plan = with_arrivals(plan, Home(home), store)
+        if at_home is not None and not dry_run:
+            plan = with_arrivals(plan, at_home, store)
         left = pace_of(plan, store).remaining(plan.todo)
         at_once = side_by_side(on, ray, len(plan.todo), jobs)
     _show_plan(plan, console, out)

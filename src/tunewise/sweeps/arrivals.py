@@ -26,14 +26,14 @@ def bring(home: Home, run: str, store: RunStore) -> RunRecord | None:
     wrong; a damaged copy is passed over for the next best one. The caller has the run's lease. Raises `Damaged` where
     there are copies with a record and none is whole.
     """
-    wrong = ""
-    for copy in home.copies(run):
-        if copy.status is None:
-            continue
+    wrong, tried = "", set[str]()
+    # Listed anew each time: a better copy may take the place of one that is being read.
+    while copies := [one for one in home.copies(run) if one.status is not None and one.name not in tried]:
+        tried.add(copies[0].name)
         with tempfile.TemporaryDirectory(prefix=f".{run}.", dir=store.root, ignore_cleanup_errors=True) as scratch:
             place = RunStore(scratch)
             try:
-                record = _fetched(home, copy, place)
+                record = _fetched(home, copies[0], place)
             except StoreError as error:
                 wrong = str(error)
                 continue
