@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tunewise.errors import SpecError
-from tunewise.spec import CompareSpec, parse
+from tunewise.spec import CompareSpec, apart, parse
 
 PLAIN: dict[str, Any] = {"model": "base", "data": "toys.csv", "methods": "lora,c3la,paca", "seeds": [1]}
 KNOWN: dict[str, Any] = {
@@ -69,3 +69,15 @@ def test_a_wrong_spec_is_told_in_one_line(content: dict[str, Any], said: str) ->
     with pytest.raises(SpecError) as fault:
         parse(CompareSpec, {**PLAIN, **content}, source="file.yaml")
     assert str(fault.value) == said
+
+
+def test_a_file_says_in_which_manner_besides() -> None:
+    manner, content = apart(
+        {**PLAIN, "out": "there/", "jobs": 2, "costs": "no", "track": "wandb, trackio", "title": None}
+    )
+    assert content == PLAIN
+    assert (manner.out, manner.jobs, manner.pack, manner.costs) == ("there", 2, 1, False)
+    assert (manner.track, manner.title) == (["wandb", "trackio"], "Which fine-tuning method?")
+    for wrong in ({"jobs": 0}, {"pack": "2"}, {"jobs": True}):
+        with pytest.raises(SpecError, match=f"file.yaml: {next(iter(wrong))} = "):
+            apart(wrong, "file.yaml")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunewise.cli import options
-from tunewise.cli.compare_tables import show_manner, show_packs, show_plan, show_result
+from tunewise.cli.compare_tables import show_besides, show_manner, show_plan, show_result
 from tunewise.errors import SpecError, nearest
+
+if TYPE_CHECKING:
+    from tunewise.spec import CompareSpec, Manner
 
 
 def compare(
@@ -161,28 +164,9 @@ def compare(
         "costs": costs,
         "jobs": jobs,
         "pack": pack,
+        "track": track,
     }
-    from tunewise.spec import CompareSpec, load_yaml, merged, parse
-
-    content: dict[str, Any] = {}
-    if preset:
-        content = load_yaml(_preset(preset))
-    if spec:
-        content = merged(content, load_yaml(spec))
-    content = merged(content, given)
-    content["methods"] = _flags_win(content.get("methods"), given)
-    folder = str(content.pop("out", None) or "runs").rstrip("/")
-    with_costs = content.pop("costs", True)
-    at_once = {
-        "jobs": _count("jobs", content.pop("jobs", None)),
-        "pack": _count("pack", content.pop("pack", None)) or 1,
-    }
-    trackers = _trackers(track, content.pop("track", None))
-    title = content.pop("title", None) or "Which fine-tuning method?"
-    for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
-        if not content.get(name):
-            raise SpecError(f"{name!r} is missing: give {flag}, a --spec file, or --preset quickstart")
-    checked = parse(CompareSpec, content, source=str(spec) if spec else "")
+    manner, checked = _asked(given, preset, spec)
 
     from tunewise.quiet import quiet_libraries
 
@@ -199,57 +183,54 @@ def compare(
         from tunewise.store.folders import RunStore
         from tunewise.training.tracking import check_trackers
 
-        check_trackers(trackers)
-        plan = make_plan(checked, RunStore(folder), again=again)
-        check_options(plan, **at_once, track=trackers)
-    show_plan(plan, console, str(folder))
-    if plan.without_trajectory and not again:
-        count = len(plan.without_trajectory)
-        console.print(f"{count} finished runs kept no trajectory; --again trains them anew with one", highlight=False)
-    if plan.spec.tuning is not None:
-        from tunewise.tuning import waiting_trials
-
-        trials = waiting_trials(plan, RunStore(folder))
-        console.print(f"{trials} trials for the learning rates come first", highlight=False)
-    if at_once["pack"] > 1:
-        show_packs(plan, at_once["pack"], console)
+        check_trackers(manner.track)
+        store = RunStore(manner.out)
+        plan = make_plan(checked, store, again=again)
+        check_options(plan, jobs=manner.jobs, pack=manner.pack, track=manner.track)
+    show_plan(plan, console, manner.out)
+    show_besides(plan, store, manner.pack, again, console)
     if dry_run:
         from tunewise.jobs.execute import depths, prefixes_of
         from tunewise.training.events import Listener
 
-        show_manner(at_once["jobs"], depths(plan, prefixes_of(plan, RunStore(folder), Listener())), console)
+        show_manner(manner.jobs, depths(plan, prefixes_of(plan, store, Listener())), console)
         if not force:
             from tunewise.preflight import check_room, wanted_of
 
-            check_room(wanted_of(plan), Path(folder), at_once=at_once["jobs"] or 1)
+            check_room(wanted_of(plan), store.root, at_once=manner.jobs or 1)
         return
     with LiveProgress(console, plan) as listener:
         found = run_compare(
             checked,
-            folder,
-            title=title,
-            costs=with_costs,
+            manner.out,
+            title=manner.title,
+            costs=manner.costs,
             listener=listener,
             plan=plan,
             again=again,
-            track=trackers,
+            track=manner.track,
             force=force,
-            **at_once,
+            jobs=manner.jobs,
+            pack=manner.pack,
         )
     show_result(found, console)
 
 
-def _trackers(flag: str | None, from_file: Any) -> list[str]:
-    """Names from `--track a,b`, or from a spec file: a name, names with commas, or a list."""
-    said = flag or from_file or []
-    return [name.strip() for name in said.split(",") if name.strip()] if isinstance(said, str) else list(said)
+def _asked(given: dict[str, Any], preset: str | None, spec: Path | None) -> tuple[Manner, CompareSpec]:
+    """What preset, file and flags say together; the later stand above the earlier."""
+    from tunewise.spec import CompareSpec, apart, load_yaml, merged, parse
 
-
-def _count(key: str, number: Any) -> Any:
-    """From a flag or a spec file: a whole number from 1, or nothing."""
-    if number is not None and (type(number) is not int or number < 1):
-        raise SpecError(f"{key} = {number!r}: a whole number from 1 is needed")
-    return number
+    content: dict[str, Any] = load_yaml(_preset(preset)) if preset else {}
+    if spec:
+        content = merged(content, load_yaml(spec))
+    content = merged(content, given)
+    content["methods"] = _flags_win(content.get("methods"), given)
+    source = str(spec) if spec else ""
+    manner, content = apart(content, source)
+    for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
+        if not content.get(name):
+            raise SpecError(f"{name!r} is missing: give {flag}, a --spec file, or --preset quickstart")
+    return manner, parse(CompareSpec, content, source)
 
 
 def _flags_win(methods: Any, given: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunewise.comparison import Comparison
     from tunewise.planning import Plan, PlannedMethod
+    from tunewise.store.folders import RunStore
 
 
 def show_plan(plan: Plan, console: Any, folder: str) -> None:
@@ -61,7 +62,20 @@ def _rate(planned: PlannedMethod, plan: Plan) -> str:
     return f"{min(rates):g} to {max(rates):g}"
 
 
-def show_packs(plan: Plan, most: int, console: Any) -> None:
+def show_besides(plan: Plan, store: RunStore, pack: int, again: bool, console: Any) -> None:
+    """What else the runs will be: without a trajectory, after trials, in packs."""
+    if plan.without_trajectory and not again:
+        count = len(plan.without_trajectory)
+        console.print(f"{count} finished runs kept no trajectory; --again trains them anew with one", highlight=False)
+    if plan.spec.tuning is not None:
+        from tunewise.tuning import waiting_trials
+
+        console.print(f"{waiting_trials(plan, store)} trials for the learning rates come first", highlight=False)
+    if pack > 1:
+        _show_packs(plan, pack, console)
+
+
+def _show_packs(plan: Plan, most: int, console: Any) -> None:
     """Which runs go together, why others do not, and whether that saves anything here."""
     import torch
 

@@ -75,7 +75,7 @@ def _content(spec: Path | None, given: dict[str, Any], own: dict[str, Any]) -> d
     for name in ("model", "data"):
         if not content.get(name):
             raise SpecError(f"{name!r} is missing: give --{name}, or a spec file")
-    for key in ("tuning", "measures", "measure_settings", "trajectory", "reference", "costs", "title", "track"):
+    for key in ("tuning", "measures", "measure_settings", "trajectory", "reference"):
         content.pop(key, None)
     listed = content.pop("methods", content.pop("method", None))
     common = {key: content.pop(key) for key in ("rank", "alpha", "targets", "layers") if key in content}
@@ -98,9 +98,9 @@ def _content(spec: Path | None, given: dict[str, Any], own: dict[str, Any]) -> d
 
 def plan_and_run(content: dict[str, Any], *, force: bool) -> None:
     """Do the run; of several processes the first one speaks."""
-    from tunewise.spec import CompareSpec, parse
+    from tunewise.spec import CompareSpec, apart, parse
 
-    folder = str(content.pop("out", None) or "runs").rstrip("/")
+    manner, content = apart(content)
     checked = parse(CompareSpec, {**content, "reference": content["methods"][0]["name"], "measures": "none"})
     if len(checked.seeds) != 1:
         raise SpecError(f"train takes one seed: give --seed, one of {', '.join(map(str, checked.seeds))}")
@@ -115,7 +115,7 @@ def plan_and_run(content: dict[str, Any], *, force: bool) -> None:
 
     try:
         among = ranks()
-        store = RunStore(folder)
+        store = RunStore(manner.out)
         plan = make_plan(checked, store)
         if checked.training.batch_size < among.world:
             raise SpecError(f"batch_size {checked.training.batch_size} can't be shared by {among.world} processes")

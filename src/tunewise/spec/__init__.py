@@ -6,6 +6,7 @@ lies is left out, what is in it (the digests) is in. A `CompareSpec` is what a c
 """
 
 from tunewise.spec.comparison import CompareSpec
+from tunewise.spec.manner import Manner, apart
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import load_yaml, merged, parse
 from tunewise.spec.run import RunSpec, content_hash
@@ -14,12 +15,14 @@ __all__ = [
     "CompareSpec",
     "DataSpec",
     "Frozen",
+    "Manner",
     "MethodSpec",
     "ModelSpec",
     "RunSpec",
     "TaskName",
     "TrainingSpec",
     "TuningSpec",
+    "apart",
     "content_hash",
     "load_yaml",
     "merged",
