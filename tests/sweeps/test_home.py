@@ -18,10 +18,10 @@ from tunewise.run import run
 from tunewise.spec import parse
 from tunewise.store.folders import RunStore
 from tunewise.sweeps import away, home
-from tunewise.sweeps.arrivals import Damaged, bring, pick_up
+from tunewise.sweeps.arrivals import bring, pick_up
 from tunewise.sweeps.away import attempt_away, names_of
 from tunewise.sweeps.driver import with_arrivals
-from tunewise.sweeps.home import Home
+from tunewise.sweeps.home import Damaged, Home
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.sweeps.ways import ByHome
@@ -158,12 +158,14 @@ def test_what_is_damaged_at_home_is_passed_over(there: Home, tmp_path: Path) -> 
     with store.lease(record.id):
         assert bring(there, record.id, store) == record  # the other one
     assert store.finished(record.id) == record
-    there._remove(good)
+    assert there.copies(record.id) == [good]  # the damaged one is dropped
+    there.fs.pipe_file(there._at(record.id, good.name, name), content[:-1])
     other = RunStore(tmp_path / "others")
     with other.lease(record.id), pytest.raises(Damaged, match="not as it was sent"):
         bring(there, record.id, other)
     assert pick_up(there, [record.id], other) == []
     assert _content(other.folder(record.id)) == {}
+    assert there.copies(record.id) == []  # so that a node does it again
     outside = good.model_copy(update={"files": {"../../x": next(iter(good.files.values()))}})
     with pytest.raises(StoreError, match="outside its folder"):
         there.fetch(outside, tmp_path / "fetched")

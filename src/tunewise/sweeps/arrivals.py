@@ -7,24 +7,19 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tunewise.errors import StoreError
 from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
 from tunewise.store.records import RunRecord
 from tunewise.store.verification import faults_of_run
-from tunewise.sweeps.home import Copy, Home
-
-
-class Damaged(StoreError):
-    """What is at home of a run can't be trusted; it has to be done again."""
+from tunewise.sweeps.home import Copy, Damaged, Home
 
 
 def bring(home: Home, run: str, store: RunStore) -> RunRecord | None:
     """The run's folder as it is at home, in place of what is here, and its record; None where no copy has a record.
 
     It appears at once, by a rename, after the checksums of every file and the store's own verification found nothing
-    wrong; a damaged copy is passed over for the next best one. The caller has the run's lease. Raises `Damaged` where
-    there are copies with a record and none is whole.
+    wrong; a damaged copy is dropped, for the next best one. The caller has the run's lease. Raises `Damaged` where
+    there were copies with a record and none is whole, `StoreError` where the home can't be read now.
     """
     wrong, tried = "", set[str]()
     # Listed anew each time: a better copy may take the place of one that is being read.
@@ -34,8 +29,9 @@ def bring(home: Home, run: str, store: RunStore) -> RunRecord | None:
             place = RunStore(scratch)
             try:
                 record = _fetched(home, copies[0], place)
-            except StoreError as error:
+            except Damaged as error:
                 wrong = str(error)
+                home.drop(copies[0])  # or every node would take the run for done
                 continue
             _swap(place.folder(run), store.folder(run), Path(scratch))
             return record
@@ -67,10 +63,10 @@ def _fetched(home: Home, copy: Copy, place: RunStore) -> RunRecord:
     home.fetch(copy, place.folder(copy.run))
     faults = faults_of_run(place, copy.run)
     if faults:
-        raise StoreError(f"{home.url}/{copy.run}: {faults[0]}")
+        raise Damaged(f"{home.url}/{copy.run}: {faults[0]}")
     record = place.record(copy.run)
     if record is None or record.status != copy.status:
-        raise StoreError(f"{home.url}/{copy.run}: the record of copy {copy.name} is not the one that was sent")
+        raise Damaged(f"{home.url}/{copy.run}: the record of copy {copy.name} is not the one that was sent")
     return record
 
 

@@ -7,7 +7,7 @@ HOME/.stop-...                while a driver's runs are to stop
 The contract: a copy counts once its list is there, is never changed after that, and is believed only as far as its
 files have the listed checksums. So half an upload, a torn list and a flipped byte are all the same as no copy, and two
 nodes that send one run never mix their files. Nothing is asked of the file system but to write, read, list and remove:
-no locks, no renames. What a sender sends for a run takes the place of its earlier copies.
+no locks, no renames. A copy takes the place of those of its run that are worse: not ended, or less far, or older.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ Result = TypeVar("Result")
 
 class NotThere(StoreError):
     """What was asked for is not at home: trying again would not help."""
+
+
+class Damaged(StoreError):
+    """What is at home of a run can't be trusted; it has to be done again."""
 
 
 class Sent(BaseModel):
@@ -103,8 +107,8 @@ class Home:
             raise SpecError(f"--home {self.url}: what is written there does not come back as it was")
 
     def send(self, run: str, folder: Path, names: Iterable[str], *, status: Status | None, step: int) -> Copy:
-        """Send files of a run's folder as a new copy, and remove the run's earlier ones. Nobody may write to the files
-        meanwhile. Raises `StoreError` where it can't be sent: then there is no new copy, and earlier ones are left."""
+        """Send files of a run's folder as a new copy, and remove worse ones. Nobody may write to the files
+        meanwhile. Raises `StoreError` where it can't be sent: then there is no new copy, and those there were are left."""
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         files = {}
         for one in names:
@@ -117,7 +121,7 @@ class Home:
         self._patiently("write to", lambda: self.fs.pipe_file(self._at(run, f"{name}.json"), text))
         for other in self.copies(run):
             if other.standing < copy.standing:
-                self._remove(other)
+                self.drop(other)
         return copy
 
     def runs(self) -> set[str]:
@@ -134,18 +138,29 @@ class Home:
         return sorted(found, key=lambda copy: copy.standing, reverse=True)
 
     def fetch(self, copy: Copy, into: Path) -> None:
-        """Bring the files of a copy into a new folder. Raises `StoreError` where one is missing or not as it was sent;
-        what has arrived until then is not to be used."""
+        """Bring the files of a copy into a new folder. Raises `Damaged` where one is missing or not as it was sent, and
+        `StoreError` where it can't be read now; what has arrived until then is not to be used."""
         for name, sent in copy.files.items():
             if not _stays_inside(name):
-                raise StoreError(f"{self.url}: a copy of run {copy.run} names {name!r}, which lies outside its folder")
+                raise Damaged(f"{self.url}: a copy of run {copy.run} names {name!r}, which lies outside its folder")
             target = into / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._get(self._at(copy.run, copy.name, name), target)
+            path = self._at(copy.run, copy.name, name)
+            try:
+                self._get(path, target)
+                if sha256(target) != sent.sha256:  # on the way, perhaps
+                    self._get(path, target)
+            except NotThere as error:
+                raise Damaged(str(error)) from None
             if sha256(target) != sent.sha256:
-                raise StoreError(
-                    f"{self.url}/{copy.run}/{copy.name}/{name} is not as it was sent (its checksum differs)"
-                )
+                raise Damaged(f"{self.url}/{copy.run}/{copy.name}/{name} is not as it was sent (its checksum differs)")
+
+    def drop(self, copy: Copy) -> None:
+        """Remove a copy, the list first: without it the rest is nothing. What can't be removed takes room and does no
+        harm."""
+        with contextlib.suppress(StoreError), self._told("write to"):
+            self.fs.rm_file(self._at(copy.run, f"{copy.name}.json"))
+            self.fs.rm(self._at(copy.run, copy.name), recursive=True)
 
     def mark(self, name: str) -> None:
         """Put a sign there that others look for."""
@@ -216,12 +231,6 @@ class Home:
                 time.sleep(pause)
         with self._told(verb):
             return work()
-
-    def _remove(self, copy: Copy) -> None:
-        """The list first: without it the rest is nothing. What can't be removed takes room and does no harm."""
-        with contextlib.suppress(StoreError), self._told("write to"):
-            self.fs.rm_file(self._at(copy.run, f"{copy.name}.json"))
-            self.fs.rm(self._at(copy.run, copy.name), recursive=True)
 
     @contextlib.contextmanager
     def _told(self, verb: str) -> Iterator[None]:

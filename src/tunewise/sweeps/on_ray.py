@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tunewise.errors import SpecError, StoreError
 from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
-from tunewise.sweeps.arrivals import Damaged
 from tunewise.sweeps.attempt import Outcome, failed, outcome_of
+from tunewise.sweeps.home import Damaged
 from tunewise.sweeps.room import fits
 from tunewise.sweeps.ways import Place, Way
 from tunewise.training.events import Interrupted

@@ -20,10 +20,10 @@ from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
 from tunewise.store.records import RunRecord
-from tunewise.sweeps.arrivals import Damaged, bring
+from tunewise.sweeps.arrivals import bring
 from tunewise.sweeps.attempt import Outcome, attempt, outcome_of
 from tunewise.sweeps.away import attempt_away, place_of
-from tunewise.sweeps.home import Home
+from tunewise.sweeps.home import Damaged, Home
 from tunewise.sweeps.log import Log
 from tunewise.training.events import Event, Listener, RunStarted
 
