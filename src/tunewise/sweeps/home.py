@@ -107,8 +107,8 @@ class Home:
             raise SpecError(f"--home {self.url}: what is written there does not come back as it was")
 
     def send(self, run: str, folder: Path, names: Iterable[str], *, status: Status | None, step: int) -> Copy:
-        """Send files of a run's folder as a new copy, and remove worse ones. Nobody may write to the files
-        meanwhile. Raises `StoreError` where it can't be sent: then there is no new copy, and those there were are left."""
+        """Send files of a run's folder as a new copy, and remove worse ones. Nobody may write to the files meanwhile.
+        Raises `StoreError` where it can't be sent: then there is no new copy, and those that there were are left."""
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         files = {}
         for one in names:
