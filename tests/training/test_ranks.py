@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from launched import alone, flags, same, together
+from command_line import invoke
+from launched import flags, same, together
+from tunewise.errors import SpecError
 from tunewise.store.folders import RunStore
-from tunewise.training.ranks import ALONE, Ranks, Shares
+from tunewise.training.ranks import ALONE, Ranks, Shares, ranks
 
 
 def test_shares_are_one_process_batches_cut_in_pieces() -> None:
@@ -36,9 +38,9 @@ def test_one_method_and_one_seed_are_asked_for(
 ) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(f"model: {calm}\ndata: {toy_csv}\nmethods: [lora, cla]\nseeds: 3\n")
-    assert alone(monkeypatch, "train", str(spec)) == 2
+    assert invoke(monkeypatch, "train", str(spec)) == 2
     assert "train takes one method: give --method, one of lora, cla" in capsys.readouterr().err
-    assert alone(monkeypatch, "train", str(spec), "--method=cla") == 2
+    assert invoke(monkeypatch, "train", str(spec), "--method=cla") == 2
     assert "train takes one seed: give --seed, one of 0, 1, 2" in capsys.readouterr().err
 
 
@@ -51,12 +53,32 @@ def test_a_file_and_flags_are_one_run(
         "training: {epochs: 1, max_length: 16}\n"
     )
     words = ("train", str(spec), "--method=cla", "--seed=1", "--learning-rate=0.01", f"--out={tmp_path / 'runs'}")
-    assert alone(monkeypatch, *words) == 0
+    assert invoke(monkeypatch, *words) == 0
     (record,) = RunStore(tmp_path / "runs").records()
     assert (record.spec.method.name, record.spec.method.rank, record.spec.seed) == ("cla", 2, 1)
     assert record.spec.learning_rate == 0.01 and record.computed == []
     said = capsys.readouterr().out
     assert f"adapter  {tmp_path / 'runs' / record.id / 'adapter'}" in said.replace("\n", " ") and "test: loss" in said
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1 is not supported; launch with FSDP2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "--mixed_precision bf16: runs compute in the model's own precision"),
+    ],
+    ids=["fsdp1", "offload", "deepspeed", "precision"],
+)
+def test_what_a_launcher_asks_for_and_runs_have_not_is_refused(
+    told: dict[str, str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any process joins another."""
+    for key, value in {"WORLD_SIZE": "2", **told}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(SpecError, match=line):
+        ranks()
 
 
 @pytest.mark.slow
@@ -67,7 +89,7 @@ def test_two_processes_train_what_one_does(
     """78 examples in batches of 7: shares of 4 and 3, and a last batch of 1, of which the second process has none.
     Chains restart in step: they would part from one process's at once if they did not."""
     words = flags(calm, toy_csv, method, **({"learning-rate": 1e-3} if method == "fft" else {}))
-    assert alone(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
+    assert invoke(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
     process = together(*words, f"--out={tmp_path / 'two'}")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
@@ -81,7 +103,7 @@ def test_two_processes_stop_and_go_on_together(
 ) -> None:
     """Killed within a link of a chain, all of them; then to the end, from the checkpoint: still as one process."""
     words = flags(calm, toy_csv, "r-c3la", **{"save-every": 5, "epochs": 30})
-    assert alone(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
+    assert invoke(monkeypatch, *words, f"--out={tmp_path / 'one'}") == 0
     out = tmp_path / "two"
     process = together(*words, f"--out={out}")
     deadline = time.monotonic() + 200

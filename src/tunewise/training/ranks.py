@@ -130,6 +130,9 @@ ALONE = Ranks()
 
 def ranks() -> Ranks:
     """Join the processes that this one was started with. Raises `SpecError` for a way of sharing that runs have not."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision != "no":
+        raise SpecError(f"--mixed_precision {precision}: runs compute in the model's own precision; launch with 'no'")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     if _asked("ACCELERATE_USE_DEEPSPEED") or _asked("ACCELERATE_USE_PARALLELISM_CONFIG"):
