@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tunewise.cli.main import run as tunewise
 from tunewise.store.folders import RunStore
 
 TOLERANCE = 1e-5
@@ -29,14 +28,6 @@ def flags(model: Path, data: Path, method: str, **more: Any) -> list[str]:
         f"--method={method}",
         *(f"--{key}={value}" for key, value in given.items()),
     ]
-
-
-def alone(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["tunewise", *words])
-    with pytest.raises(SystemExit) as stop:
-        tunewise()
-        raise SystemExit(0)
-    return int(stop.value.code or 0)
 
 
 def together(*words: str, launcher: str = "torchrun") -> subprocess.Popen[str]:

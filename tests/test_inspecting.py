@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,10 @@ import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from command_line import invoke
 from test_run import make_spec
 from tiny import save_tiny_model
 from tiny_language import save_tiny_llama
-from tunewise.cli.main import run as tunewise
 from tunewise.errors import MeasureError, ModelError, SpecError, StoreError, TunewiseError
 from tunewise.inspecting import inspect
 from tunewise.measures.base_spectra import BaseSpectra
@@ -65,10 +64,7 @@ def finished(model: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactor
 
 def call(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit code of `tunewise inspect ...`."""
-    monkeypatch.setattr(sys, "argv", ["tunewise", "inspect", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        tunewise()
-    return int(left.value.code or 0)
+    return invoke(monkeypatch, "inspect", *map(str, arguments))
 
 
 def test_an_adapter_names_its_base_and_its_form_of_it(stock: Path, model: Path) -> None:
