@@ -20,6 +20,8 @@ from tunewise.inspecting import inspect
 from tunewise.measures.base_spectra import BaseSpectra
 from tunewise.measures.intruders import layer_intruders
 from tunewise.measures.updates import updates_of
+from tunewise.methods.adapter_files import save
+from tunewise.methods.attach import attach
 from tunewise.run import run
 from tunewise.spec import DataSpec
 from tunewise.store.folders import RunStore
@@ -100,6 +102,19 @@ def test_a_run_knows_its_base_its_data_and_its_cache(finished: Path) -> None:
     assert found.scaled_on.startswith("the run's test split")
     assert list((finished.parent / "cache" / "base-spectra").iterdir())
     assert record.id in found.of and inspect(finished).decomposed == 0
+
+
+def test_an_adapter_of_ours_is_called_by_its_method_and_not_by_what_its_files_are(model: Path, tmp_path: Path) -> None:
+    """A run by its record, a folder by its own note."""
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
+    adapted = attach(base, "cla", rank=2, targets="qv", seed=0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    folder = save(adapted, tmp_path / "adapter")
+    found = inspect(folder, base=str(model))
+    assert found.family == "cla" and found.spectra
 
 
 def test_other_data_is_taken_whole(finished: Path, toy_csv: Path) -> None:

@@ -23,6 +23,7 @@ from tunewise.spec import CompareSpec, RunSpec
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
+from tunewise.store.names import RECORD
 from tunewise.store.records import CostReport, RunRecord, TuningReport
 
 if TYPE_CHECKING:
@@ -90,8 +91,19 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
         raise SpecError(f"{path} is no folder{hint}")
     found = comparisons(path)
     if not found:
-        raise SpecError(f"{path} holds no comparison; give a runs folder, or a compare-... folder in one")
+        raise SpecError(f"{path} holds no comparison; {_how_to_compare(path)}")
     return found[0], found[1:]
+
+
+def _how_to_compare(path: Path) -> str:
+    """What gives a comparison where there is none: runs by `tunewise train` may be there, or `path` is one of them."""
+    root = path.parent if (path / RECORD).is_file() else path
+    if not RunStore(root).ids():
+        return "give a runs folder, or a compare-... folder in one"
+    return (
+        "to compare the single runs there, give their model, data and settings to `tunewise compare` with "
+        f"--out {root}: it takes over those that are finished (`tunewise runs show` tells what they are)"
+    )
 
 
 def read(folder: Path, *, measures: bool = False) -> Evidence:

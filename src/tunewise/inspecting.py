@@ -33,7 +33,7 @@ from tunewise.measures.scaled_intruders import Scaled, scaling_curve
 from tunewise.measures.spectrum import LayerSpectrum, all_spectra
 from tunewise.measures.spectrum import summary as spectrum_summary
 from tunewise.measures.updates import adapter_folder, module_names, updates_between, updates_of
-from tunewise.methods.adapter_files import CHANGED, CONFIG, load
+from tunewise.methods.adapter_files import CHANGED, CONFIG, SIDECAR, load, noted
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest
 from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName
@@ -53,7 +53,8 @@ class Inspection:
     """The adapter, the run or the second model, in words."""
     base: str
     family: str
-    """What made the update: 'lora', 'dora', 'fft', 'full model', ..."""
+    """What made the update: 'cla', 'lora', 'dora', 'fft', 'full model', ...; the method's own name where it is on
+    record, and else what the files are of."""
     top_k: int | None
     threshold: float
     spectra: list[LayerSpectrum]
@@ -164,7 +165,7 @@ def inspect(
     return Inspection(
         subject.of,
         subject.base.path,
-        subject.updates.family,
+        subject.made_by or subject.updates.family,
         top_k,
         threshold,
         found,
@@ -186,6 +187,7 @@ class _Subject:
     folder: Path | None = None
     record: RunRecord | None = None
     task_type: str | None = None
+    made_by: str | None = None
 
 
 def _open(
@@ -215,8 +217,10 @@ def _open(
         if (folder / CHANGED).exists():
             _same_digest(folder, spec, record)
         of = f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}"
-        return _Subject(of, spec, updates, _store(adapter) / "cache" / FOLDER, folder, record, task_type)
-    return _Subject(str(adapter), spec, updates, cache_folder() / FOLDER, folder, None, task_type)
+        made_by = record.spec.method.name
+        return _Subject(of, spec, updates, _store(adapter) / "cache" / FOLDER, folder, record, task_type, made_by)
+    named_method = noted(folder).method.name if (folder / SIDECAR).exists() else None
+    return _Subject(str(adapter), spec, updates, cache_folder() / FOLDER, folder, None, task_type, named_method)
 
 
 def _two_models(base: ModelSpec, other: ModelSpec, said: Said) -> _Subject:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import SCORES, write_comparison
+from stored_runs import stored_spec, write_run
 
 
 def test_it_recommends_from_a_comparison_or_from_the_runs_folder(comparison: Path, call) -> None:
@@ -86,9 +87,12 @@ def test_what_means_nothing_gets_one_line(words: list[str], expected: str, compa
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path: Path, comparison: Path, call) -> None:
+    single = write_run(tmp_path / "single", stored_spec())
     for path, expected in (
         (tmp_path / "nowhere", "is no folder"),
-        (tmp_path, "holds no comparison"),
+        (tmp_path, "holds no comparison; give a runs folder"),
+        (tmp_path / "single", f"`tunewise compare` with --out {tmp_path / 'single'}: it takes over"),
+        (tmp_path / "single" / single.id, f"`tunewise compare` with --out {tmp_path / 'single'}: it takes over"),
         (comparison.parent / "compare-xyz", comparison.name),
     ):
         code, _, err = call("recommend", path)

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from preview.train_child import config_of, head_of
+from preview.train_child import config_of, head_of, miniature_of
 from tunewise.measures.saved_bytes import saved_for_backward
+from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.catalog import CATALOG
+from tunewise.methods.chain import restart
+from tunewise.methods.fold import FoldingLayer
 from tunewise.models.head import prepare
 from tunewise.preview.forecast import forecast
 from tunewise.preview.live_memory import LiveMemory
 from tunewise.spec import MethodSpec
+from tunewise.theory import information_bound
 from tunewise.training.build import facts_of, put_on
 
 CASES = [
@@ -30,6 +34,8 @@ CASES = [
     ("llama", "lora", 8, 128, "qv"),
     ("vit", "lora", 16, 0, "all-linear"),
     ("vit", "head", 32, 0, "qv"),
+    ("llama", "rac", 4, 128, "all-linear"),
+    ("minilm", "cola", 16, 64, "all-linear"),
 ]
 
 
@@ -80,6 +86,39 @@ def test_what_is_kept_for_the_backward_is_what_a_real_step_keeps(name, method):
     mask[0, -1] = 0
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids if head.kind == "causal" else ids[:, 0] % 4}
     assert expected.activation_bytes == pytest.approx(saved_for_backward(model, batch), rel=0.06)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["cola", "rac", "c3la", "r-c3la", "c-paca", "lora"])
+def test_what_a_chain_keeps_of_its_links_is_what_its_last_link_really_keeps(method, dtype):
+    """To the byte: the tensors of a model that was restarted as often as its run is, beyond those of its first link.
+    64 columns, of which four links of rank 20 would touch more than there are."""
+    config, head = miniature_of("minilm"), head_of("minilm")
+    spec = MethodSpec(name=method, rank=20, targets="all-linear")
+    expected = forecast(config, head, [spec], batch=2, length=8, dtype=dtype)[0].link_bytes
+    for key, value in head.config().items():
+        setattr(config, key, value)
+    model = head.family.from_config(config, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    prepare(model, head)
+    model = put_on(model, spec, seed=0).train()
+    ids = torch.randint(5, 500, (2, 8))
+    found = []
+    for link in range(4 if CATALOG[method].chain else 1):
+        if link:
+            restart(model)
+        model(input_ids=ids, labels=ids[:, 0] % 4).loss.backward()
+        found.append(kept_by_links(model))
+    assert expected == found[-1] - found[0]
+    assert (expected > 0) == (CATALOG[method].chain is not None)
+
+
+def kept_by_links(model):
+    """Bytes of finished links and of W0's values."""
+    kept = [tensor for adapter in layer_adapters(model) for pair in adapter.finished for tensor in pair]
+    kept = [tensor for tensor in kept if tensor.is_floating_point()]  # not the numbers of columns
+    layers = [module for module in model.modules() if isinstance(module, FoldingLayer)]
+    kept += [layer._fold.original for layer in layers if layer._fold is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def test_a_view_of_what_was_there_before_is_not_counted():
@@ -170,3 +209,16 @@ def test_depth_is_extrapolated_exactly():
     assert whole.weight_bytes == exact.weight_bytes
     assert whole.activation_bytes == exact.activation_bytes
     assert whole.memory_bytes == pytest.approx(exact.memory_bytes, rel=1e-3)
+
+
+def test_methods_of_peft_are_forecast_and_bounded_by_what_they_train():
+    """DoRA trains LoRA's numbers and a magnitude for each output."""
+    lora, dora, adalora = (
+        forecast(config_of("minilm"), head_of("minilm"), [MethodSpec(name=name)], batch=2, length=16, samples=1000)[0]
+        for name in ("lora", "peft:dora", "peft:adalora")
+    )
+    assert dora.adapter_parameters == lora.adapter_parameters + 6 * 2 * 384
+    assert lora.information_bound < dora.information_bound
+    for row in (dora, adalora):
+        expected = float(information_bound(row.adapter_parameters, 1000))
+        assert row.information_bound == pytest.approx(expected)

@@ -19,14 +19,14 @@ def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("plan") / "model")
 
 
-def plan(cache, *arguments, watch=False):
+def plan(cache, *arguments, watch=False, columns=110):
     code = (
         RUN
         if not watch
         else RUN.replace("run()", "")
         + ("\ntry:\n    run()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)")
     )
-    environment = {**os.environ, "TUNEWISE_CACHE": str(cache), "COLUMNS": "110"}
+    environment = {**os.environ, "TUNEWISE_CACHE": str(cache), "COLUMNS": str(columns)}
     return subprocess.run(
         [sys.executable, "-c", code, "plan", *arguments], capture_output=True, text=True, env=environment, timeout=120
     )
@@ -42,6 +42,19 @@ def test_json_has_every_method_and_the_second_time_needs_no_torch(model, tmp_pat
     again = plan(tmp_path, *asked, watch=True)
     assert json.loads(again.stdout) == rows
     assert "False" in again.stderr.split()
+
+
+@pytest.mark.parametrize("columns", [60, 70])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(model, tmp_path, columns):
+    asked = ("--model", str(model), "--samples", "500", "--methods", "lora,cola,cla")
+    wide, narrow = (plan(tmp_path, *asked, columns=width).stdout.splitlines() for width in (200, columns))
+    table = [line.split() for line in narrow[:3]]
+    assert max(map(len, narrow)) <= columns
+    assert "…" not in "".join(narrow)
+    assert table[0][:3] == ["method", "trained", "memory"] and table[0][-2:] == ["disk", "bound"]
+    assert "no room for share" in " ".join(narrow)
+    assert all(set(few) <= set(many.split()) for few, many in zip(table, wide))
+    assert "A chain is counted in its last link" in " ".join(wide)
 
 
 def test_a_damaged_cache_or_another_config_is_made_anew(model, tmp_path):

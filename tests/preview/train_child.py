@@ -79,6 +79,8 @@ def train(config, head, method, batch, length, targets):
     import torch
 
     from tunewise.methods.attach import attach
+    from tunewise.methods.catalog import CATALOG
+    from tunewise.methods.chain import restart
     from tunewise.models.head import prepare
     from tunewise.training.optimizers import optimizer
 
@@ -97,10 +99,14 @@ def train(config, head, method, batch, length, targets):
         mask = torch.ones_like(ids)
         mask[0, -1] = 0  # as a padded batch has it
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    for _ in range(3):
-        model(**inputs).loss.backward()
-        steps.step()
-        steps.zero_grad(set_to_none=True)
+    chain = CATALOG[method].chain
+    for link in range(1 if chain is None else chain.links):
+        if link:
+            restart(model)
+        for _ in range(3 if chain is None else 1):
+            model(**inputs).loss.backward()
+            steps.step()
+            steps.zero_grad(set_to_none=True)
 
 
 if __name__ == "__main__":

@@ -47,12 +47,31 @@ def test_ls_prints_a_line_a_run(runs: Path, call: Call) -> None:
     lines = out.splitlines()
     assert code == 0 and len(lines) == 6
     assert lines[0].split()[:4] == ["id", "status", "method", "rank"]
-    assert lines[1].split()[:6] == [stored_spec("lora", 0).id[:8], "done", "lora", "4", "0.001", "0"]
+    assert lines[1].split()[:6] == [stored_spec("lora", 0).id[:8], "done", "lora", "4", "8", "0.001"]
     assert "0.7000  +0.2000     12.5  2026-01-01 00:00" in lines[1]
     assert lines[3].endswith("it diverged")
     assert lines[-1] == "4 runs: 2 done, 1 diverged, 1 unfinished"
     assert call("ls", runs, "--where", "seed=1", "--method", "cla")[1].splitlines()[-1] == "1 of 4 runs: 1 done"
     assert call("ls", runs, "--where", "seed=9")[1] == f"none of the 4 runs in {runs} fits\n"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_ls_leaves_out_columns_that_a_narrow_terminal_has_no_room_for(
+    width: int, runs: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line is longer than the terminal, nothing is cut, and what is left out is said: by its value where it is the
+    same for all."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = call("ls", runs, "--method=lora,cla,head")[1].splitlines()
+    assert max(map(len, lines)) <= width
+    heads = lines[0].split()
+    assert heads[:4] == ["id", "status", "method", "rank"] and "test" in heads and "gap" in heads
+    assert ("started" in heads) == (width == 200)
+    said = " ".join(lines[4:])
+    assert ("data toys.csv, model models/base" in said) == (width <= 80)
+    assert ("all: started 2026-01-01 00:00, seconds 12.5" in said) == (width < 200)
+    assert ("no room for metric" in said) == (width == 60)
+    assert "    it diverged" in lines
 
 
 def test_ls_as_json_and_csv_has_everything(runs: Path, call: Call) -> None:

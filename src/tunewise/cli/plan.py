@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tunewise.cli import options
+from tunewise.cli.narrow import narrowed, room
 from tunewise.errors import SpecError
+
+_SPARED = ("share", "weights", "optimizer", "kept")
+"""Columns that a narrow terminal does without, the first of them first."""
+_WIDE = 1000
+"""Columns of a pipe, which has room for all."""
 
 
 def plan(
@@ -141,12 +147,9 @@ def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
     from tunewise.report.numbers import memory, short_count
 
     console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
     with_bound = any(row["information_bound"] is not None for row in rows)
     names = ["trained", "share", "memory", "weights", "optimizer", "kept", "disk", *(["bound"] if with_bound else [])]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    lines = [["method", *names]]
     for row in rows:
         cells = [
             short_count(row["trainable_parameters"]),
@@ -156,13 +159,26 @@ def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
         ]
         if with_bound:
             cells.append("" if row["information_bound"] is None else f"{row['information_bound']:.3g}")
-        table.add_row(row["method"], *cells)
-    console.print(table)
+        lines.append([row["method"], *cells])
+    (heads, *shown), left_out = narrowed(lines, _SPARED, room())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in heads:
+        if name == "method":
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    for cells in shown:
+        table.add_row(*cells)
+    Console(width=room() or _WIDE).print(table)
+    if left_out:
+        console.print(left_out, style="dim", highlight=False)
     length = question["length"] or "at most 128"
     size = f"batches of {question['batch']} x {length} tokens, {question['dtype']}, AdamW"
+    chains = any(row["link_bytes"] for row in rows)
+    links = "A chain is counted in its last link, which holds W0's values under the links before it. " if chains else ""
     console.print(
         f"\nmemory: of the tensors alive at the worst moment of a step, {size}. kept: between forward and backward. "
-        f"disk: the adapter. {beyond_tensors(question['device'])}",
+        f"disk: the adapter. {links}{beyond_tensors(question['device'])}",
         highlight=False,
     )
     if with_bound:

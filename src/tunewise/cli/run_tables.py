@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunewise.cli.narrow import narrowed, wrapped
 from tunewise.store.filters import COLUMNS
 from tunewise.store.table import RunRow
 
@@ -17,6 +18,7 @@ _HEAD = (
     "status",
     "method",
     "rank",
+    "alpha",
     "rate",
     "seed",
     "model",
@@ -27,14 +29,17 @@ _HEAD = (
     "seconds",
     "started",
 )
-_RIGHT = (3, 4, 5, 9, 10, 11)
+_RIGHT = ("rank", "alpha", "rate", "seed", "test", "gap", "seconds")
+_SPARED = ("started", "seconds", "data", "model", "metric", "alpha", "seed", "rate")
+"""Columns that a narrow terminal does without, the first of them first."""
 _PATH = 24
 """Characters of a path that are shown: its end, which tells one from another."""
 
 
-def lines_of(rows: Sequence[RunRow], ids: Collection[str]) -> list[str]:
+def lines_of(rows: Sequence[RunRow], ids: Collection[str], width: int = 0) -> list[str]:
     """The table, with ids cut to as much as tells them apart from all of `ids`; why a run has no result stands at the
-    end of its line."""
+    end of its line. With a `width`, columns that do not fit are left out, which a last line says: with their value
+    where all rows have one, and else where to find them; and why a run has no result stands below it."""
     if not rows:
         return []
     length = _enough(ids)
@@ -46,6 +51,7 @@ def lines_of(rows: Sequence[RunRow], ids: Collection[str]) -> list[str]:
                 row.status,
                 row.method or "",
                 value(row.rank, ""),
+                _number(row.alpha, "{:g}"),
                 _number(row.rate, "{:.3g}"),
                 value(row.seed, ""),
                 _end(row.model),
@@ -57,10 +63,15 @@ def lines_of(rows: Sequence[RunRow], ids: Collection[str]) -> list[str]:
                 (row.started or "")[:16].replace("T", " "),
             ]
         )
-    return [
-        f"{line}  {_short(row.problem)}" if row and row.problem else line
-        for line, row in zip(aligned(lines, right=_RIGHT), [None, *rows], strict=True)
-    ]
+    lines, left_out = narrowed(lines, _SPARED, width)
+    shown = aligned(lines, right=[i for i, name in enumerate(lines[0]) if name in _RIGHT])
+    if not width:
+        return [shown[0], *(f"{line}  {_short(r.problem)}" if r.problem else line for line, r in zip(shown[1:], rows))]
+    found = [shown[0]]
+    for line, row in zip(shown[1:], rows, strict=True):
+        found.append(line)
+        found += wrapped(row.problem or "", width, "    ")
+    return found + wrapped(left_out, width)
 
 
 def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:

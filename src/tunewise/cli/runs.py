@@ -53,10 +53,11 @@ def ls(
 
         typer.echo(csv_of(kept), nl=False)
     else:
+        from tunewise.cli.narrow import room
         from tunewise.cli.run_tables import lines_of, summary_of
 
         ids = [row.id for row in rows]
-        typer.echo("\n".join([*lines_of(kept, ids), summary_of(kept, len(rows), runs)]))
+        typer.echo("\n".join([*lines_of(kept, ids, room()), summary_of(kept, len(rows), runs)]))
 
 
 @app.command("show")

@@ -36,10 +36,11 @@ class MethodForecast(BaseModel):
     adapter_parameters: int
     head_parameters: int
     trainable_share: float = Field(description="of what full fine-tuning trains")
-    memory_bytes: int = Field(description="weights, optimizer, and what a step adds at its worst moment")
+    memory_bytes: int = Field(description="weights, optimizer, links, and what a step adds at its worst moment")
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    link_bytes: int = Field(description="in a chain's last link: W0's values under finished links, and their factors")
     activation_bytes: int = Field(description="kept between forward and backward")
     temporary_bytes: int = Field(description="at the worst moment, beyond what is kept")
     disk_bytes: int = Field(description="of the adapter that stays")
@@ -84,17 +85,19 @@ def forecast(
                 device=device,
                 checkpointing=checkpointing,
             )
-        found.append(_of(method, steps[key], head, samples))
+        found.append(_of(method, steps[key], head, samples, dtype))
     return found
 
 
-def _of(method: MethodSpec, step: Step, head: Head, samples: int | None) -> MethodForecast:
+def _of(method: MethodSpec, step: Step, head: Head, samples: int | None, dtype: Dtype) -> MethodForecast:
     row = get_method(method.name)
     optimizer = ADAM * step.gradients
-    total = step.weights + optimizer + step.working
+    links_kept = _kept_of_links(method, step, dtype)
+    total = step.weights + optimizer + links_kept + step.working
     stored = _stored(method, step)
     outputs = len(head.labels) or 1
-    bounded = trained_parameters(method.name, step.shapes, method.rank, method.links) if row.adapts else step.adapter
+    by_table = row.adapts and not row.passed_through  # else as counted
+    bounded = trained_parameters(method.name, step.shapes, method.rank, method.links) if by_table else step.adapter
     shape = max(step.shapes, default=(1, 1))
     thresholds = samples is not None and row.adapts and head.kind != "causal"
     return MethodForecast(
@@ -108,6 +111,7 @@ def _of(method: MethodSpec, step: Step, head: Head, samples: int | None) -> Meth
         weight_bytes=round(step.weights),
         gradient_bytes=round(step.gradients),
         optimizer_bytes=round(optimizer),
+        link_bytes=round(links_kept),
         activation_bytes=round(step.kept),
         temporary_bytes=round(max(0.0, step.working - step.kept)),
         disk_bytes=round(stored),
@@ -123,12 +127,36 @@ def _of(method: MethodSpec, step: Step, head: Head, samples: int | None) -> Meth
     )
 
 
+def _links(method: MethodSpec) -> int:
+    """Links of the whole run; 2 where they are counted in epochs, whose number is not known here."""
+    row = get_method(method.name)
+    return method.links or (2 if method.restart_every else row.chain.links if row.chain else None) or 1
+
+
+def _kept_of_links(method: MethodSpec, step: Step, dtype: Dtype) -> float:
+    """Bytes that the last link of a chain holds beyond what a first link does: the factors of the links before it
+    (fp32), and W0's values where those are folded into the weights (`methods.folded`): all of them under low-rank
+    links, the touched columns under columns. Weights in bf16 are not folded into."""
+    row, finished = get_method(method.name), _links(method) - 1
+    if not row.adapts or not finished:
+        return 0.0
+    folded = dtype == "fp32"
+    total = 0.0
+    for outputs, inputs in step.shapes:
+        if row.trained in ("AB", "B") and row.where == "random":
+            total += 4 * finished * method.rank * (outputs + inputs) + 4 * outputs * inputs * folded
+        else:
+            columns = min(finished * method.rank, inputs - method.rank)
+            total += 4 * finished * method.rank * outputs + 4 * outputs * columns * folded
+    return total
+
+
 def _stored(method: MethodSpec, step: Step) -> float:
     """Bytes of the saved folder: fp32 factors A and B of every link (columns too: a stock reader wants both), the
     head; or what changed."""
     row = get_method(method.name)
     if not row.adapts:
         return step.gradients
-    links = method.links or (row.chain.links if row.chain else None) or 1
-    pair = {"AB": 1.0, "B": 2.0, "A": 2.0, "columns": 2.0, "peft": 1.0}[row.trained]  # the frozen factor is about as large
+    links = _links(method)
+    pair = 1.0 if row.trained in ("AB", "peft") else 2.0  # a frozen factor is about as large
     return 4 * (links * pair * step.adapter + step.head)

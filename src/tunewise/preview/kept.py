@@ -13,7 +13,7 @@ from tunewise.spec import ModelSpec, content_hash
 from tunewise.store.files import write_atomically
 
 _VERSIONS = ("tunewise", "torch", "transformers", "peft")
-FORMAT = 2
+FORMAT = 3
 
 
 def key_of(model: ModelSpec, question: dict[str, Any]) -> str | None:
