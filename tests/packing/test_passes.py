@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
 from pathlib import Path
 
 import pytest
@@ -18,12 +21,36 @@ from tunewise.training.build import build_model
 
 
 def test_as_many_runs_as_fit() -> None:
-    assert passes([(4, 8)] * 5, 64) == [(0, 2), (2, 4), (4, 5)]
-    assert passes([(4, 8)] * 5, 1000) == [(0, 5)]
-    assert passes([(4, 8)] * 3, 10) == [(0, 1), (1, 2), (2, 3)]  # a run can't be parted
-    assert passes([(4, 8), (4, 16), (2, 8)], 96) == [(0, 1), (1, 2), (2, 3)]  # two together are padded to 2 x 4 x 16
-    assert passes([(4, 8), (4, 16), (2, 8)], 128) == [(0, 2), (2, 3)]
-    assert passes([], 10) == []
+    assert passes([(4, 8)] * 5, 1000, 48) == [[0, 1, 2, 3, 4]]
+    assert sorted(map(len, passes([(4, 8)] * 5, 64, 48))) == [1, 2, 2]
+    assert passes([(4, 8)] * 3, 10, 48) == [[0], [1], [2]]  # a run can't be parted
+    assert passes([], 10, 48) == []
+
+
+def test_runs_of_like_lengths_go_together_where_padding_costs_more_than_a_pass() -> None:
+    sizes = [(8, 10), (8, 40), (8, 12), (8, 39)]
+    assert passes(sizes, 10**6, 48) == [[0, 2], [1, 3]]  # 2 x 96 + 2 x 320 + 2 x 48 < 4 x 320 + 48
+    assert passes(sizes, 10**6, 10**6) == [[0, 1, 2, 3]]
+    assert passes([(8, 10), (8, 12)], 10**6, 10) == [[0], [1]]  # 16 tokens of padding against 10
+    assert passes([(8, 10), (1, 10)], 10**6, 48) == [[1], [0]]  # seven examples repeated in vain
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_other_split_of_the_sorted_runs_costs_less(seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = sorted(((draw.randint(1, 4), draw.randint(1, 30)) for _ in range(6)), key=lambda size: size[::-1])
+
+    def cost(cuts: tuple[bool, ...]) -> float:
+        groups = [[sizes[0]]]
+        for size, cut in zip(sizes[1:], cuts, strict=True):
+            groups.append([size]) if cut else groups[-1].append(size)
+        tokens = [len(group) * max(r for r, _ in group) * max(n for _, n in group) for group in groups]
+        fits = all(t <= 150 or len(group) == 1 for t, group in zip(tokens, groups, strict=True))
+        return sum(tokens) + 20 * len(groups) if fits else math.inf
+
+    found = passes(sizes, 150, 20)
+    starts = {group[0] for group in found}
+    assert cost(tuple(k in starts for k in range(1, 6))) == min(map(cost, itertools.product((False, True), repeat=5)))
 
 
 class Pack:
@@ -61,7 +88,7 @@ class Pack:
 
 
 def test_in_passes_the_losses_and_gradients_are_those_of_one(tiny_model: Path, toy_csv: Path) -> None:
-    """Dropout on, to 1e-6 of fp32; 16 tokens hold no two runs, 200 hold two or three."""
+    """Dropout on, to 1e-6 of fp32; 16 tokens hold no two runs, 200 hold two or three, not always neighbours."""
     whole = Pack(tiny_model, toy_csv, most=10**6)
     expected = whole.step()
     for most in (16, 200):

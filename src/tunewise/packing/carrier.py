@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from tunewise.methods.attachment import attachment
 from tunewise.packing.linear import PackedLinear
-from tunewise.packing.passes import PASS, passes
+from tunewise.packing.passes import CALLS, PASS, passes
 from tunewise.packing.randomness import ATTENTION, Layout, PackedDropout
 from tunewise.packing.stacks import Factors, NotPackable, Stack, stack_up
 from tunewise.packing.streams import Stream, global_generators, states
@@ -102,11 +102,12 @@ class Carrier:
         """
         order = sorted(range(len(members)), key=lambda i: repr(members[i].kind))
         self._seat([members[i] for i in order])
-        most = self._most or (PASS if self.device.type == "cpu" else sys.maxsize)
+        on_cpu = self.device.type == "cpu"
+        most = self._most or (PASS if on_cpu else sys.maxsize)
         answers: dict[int, Answer] = {}
-        for start, stop in passes([self._tokens(batches[i]) for i in order], most):
-            now = order[start:stop]
-            self._take(start, stop)
+        for places in passes([self._tokens(batches[i]) for i in order], most, CALLS if on_cpu else sys.maxsize):
+            now = [order[place] for place in places]
+            self._take(places)
             self.layout.streams = [streams[i] for i in now]
             answers.update(zip(now, self._pass([batches[i] for i in now]), strict=True))
         self._checked = True
@@ -140,12 +141,12 @@ class Carrier:
         self._stacks = {name: stack_up([member.factors[name] for member in members]) for name in self._linears}
         self.members, self._links = members, links
 
-    def _take(self, start: int, stop: int) -> None:
-        """Let the members `start` <= k < `stop` have the backbone."""
-        self._taken = self.members[start:stop]
+    def _take(self, places: Sequence[int]) -> None:
+        """Let the members at these places have the backbone."""
+        self._taken = [self.members[place] for place in places]
         for name, linear in self._linears.items():
-            linear.stacks = [part for stack in self._stacks[name] if (part := stack.part(start, stop)) is not None]
-            linear.runs = stop - start
+            linear.stacks = [part for stack in self._stacks[name] if (part := stack.of(places)) is not None]
+            linear.runs = len(places)
         for head in self._taken[0].head:
             self.base.get_submodule(head).members = [member.base.get_submodule(head) for member in self._taken]
 

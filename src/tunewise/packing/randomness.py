@@ -111,8 +111,8 @@ def packed_attention(
     if dropout == 0.0:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=0.0, **options)
     layout: Layout = module.__dict__["packed_layout"]
-    usual = options.get("position_bias") is None and options.get("cache") is None and query.shape[2] == key.shape[2]
-    if usual and not query.is_cuda:
+    unusual = any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    if not unusual and query.shape[2] == key.shape[2] and not query.is_cuda:
         return _attention(module, query, key, value, attention_mask, dropout, layout, **options), None
     runs, size = len(layout.own_rows), query.shape
     masks = [None] * runs if attention_mask is None else attention_mask.expand(size[0], -1, -1, -1).chunk(runs)

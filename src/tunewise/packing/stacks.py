@@ -50,22 +50,24 @@ class Stack:
         """The stacked tensors that are trained: A, B, or both."""
         return [t for t in (self.a, self.b) if t is not None and t.requires_grad]
 
-    def part(self, start: int, stop: int) -> Stack | None:
-        """What of it belongs to the runs `start` <= k < `stop`, counted from `start`: views, with gradients of their
-        own. None where nothing does."""
-        first, last = max(start, self.start) - self.start, min(stop, self.stop) - self.start
-        if first >= last:
+    def of(self, runs: Sequence[int]) -> Stack | None:
+        """What of it belongs to these runs of the pack, in ascending order, counted by their places there: with
+        gradients of its own, views where the runs are neighbours. None where nothing does."""
+        own = [(place, k - self.start) for place, k in enumerate(runs) if self.start <= k < self.stop]
+        if not own:
             return None
+        (begin, first), (_, last) = own[0], own[-1]
+        near = last - first + 1 == len(own)
+        rows = slice(first, last + 1) if near else [k for _, k in own]
 
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach()[first:last].requires_grad_(tensor.requires_grad)
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor.detach()[rows].requires_grad_(tensor.requires_grad)
 
-        b, scale = cut(self.b), cut(self.scale)
-        assert b is not None
-        assert scale is not None
-        begin = self.start + first - start
-        columns, origin = cut(self.columns), cut(self.origin)
-        return Stack(begin, begin + last - first, cut(self.a), columns, b, origin, scale)
+        def cut_if(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else cut(tensor)
+
+        a, columns, origin = map(cut_if, (self.a, self.columns, self.origin))
+        return Stack(begin, begin + len(own), a, columns, cut(self.b), origin, cut(self.scale))
 
 
 class Factors:
