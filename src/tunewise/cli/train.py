@@ -141,7 +141,8 @@ def _run(plan: Plan, store: Any, among: Ranks) -> RunRecord:
     console = Console(quiet=not among.main)
     if among.main and not plan.done:
         facts = plan.methods[0].facts
-        shared = f", shared by {among.world} processes" if among.world > 1 else ""
+        what = "batches and weights shared" if among.sharded else "shared"
+        shared = f", {what} by {among.world} processes" if among.world > 1 else ""
         console.print(
             f"{plan.methods[0].method.label} on {plan.spec.model.path}: {facts.trainable:,} trained parameters, "
             f"{plan.steps:,} steps of {plan.spec.training.batch_size} examples{shared}",
