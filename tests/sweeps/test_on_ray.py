@@ -204,5 +204,4 @@ def test_runs_of_nodes_that_share_no_folder_come_home(
         names = [sorted(f.relative_to(at).as_posix() for f in at.rglob("*") if f.is_file()) for at in (here, there)]
         assert names[0] == names[1]
         sums = [RunStore(at).finished(row.run).files for at in (out, tmp_path / "shared")]
-        # PEFT writes sets of names, whose order is the process's own.
-        assert {name for name in sums[0] if sums[0][name] != sums[1][name]} <= {"adapter/adapter_config.json"}
+        assert sums[0] == sums[1]

@@ -226,6 +226,17 @@ def _save_stock(model: PeftModel, folder: Path, adapter_name: str) -> None:
             shutil.move(str(file), str(folder / file.name))
         inner.rmdir()
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    _order(folder / "adapter_config.json", model.peft_config[adapter_name])
+
+
+def _order(file: Path, config: Any) -> None:
+    """Sets in the configuration as sorted lists: PEFT writes them as each process happens to hold them, and the same
+    adapter would be other bytes in another process."""
+    written = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in vars(config).items():
+        if isinstance(value, set) and isinstance(written.get(key), list):
+            written[key] = sorted(written[key])
+    file.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _describe(model: nn.Module, done: Attachment) -> dict[str, Any]:
