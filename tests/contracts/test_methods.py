@@ -9,7 +9,6 @@ import copy
 import functools
 import json
 import math
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +21,8 @@ import torch
 from peft import PeftModel
 
 import tunewise
+from contracts import fresh_process as fresh
+from contracts import models
 from tunewise import CATALOG, Chain, Method, OptimizerRule
 from tunewise.errors import ModelError, SpecError
 from tunewise.methods.attachment import layer_adapters
@@ -29,8 +30,7 @@ from tunewise.methods.one_step import GAMMA
 from tunewise.models.layers import linear_layers
 
 HERE = Path(__file__).parent
-models = SimpleNamespace(**runpy.run_path(str(HERE / "models.py")))
-fresh = SimpleNamespace(**runpy.run_path(str(HERE / "fresh_process.py")))
+
 
 RANK = 4
 KINDS = ["bert", "gpt2", "llama", "vit"]

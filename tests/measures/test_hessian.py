@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +13,8 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 import tunewise
+from contracts import models
+from measures import quadratic
 from tunewise.errors import MeasureError
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.hessian import hessian_figures, of_parameters, products
@@ -24,8 +24,6 @@ from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 
-quadratic = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "quadratic.py")))
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 FIGURES = {"eigenvalues": 3, "probes": 4, "seed": 0}
 
 

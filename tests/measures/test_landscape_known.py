@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,8 @@ from scipy import stats
 from scipy.optimize import brentq
 from torch import nn
 
+from contracts import models
+from measures import quadratic
 from tunewise.errors import MeasureError
 from tunewise.measures.batch_interval import jackknife, mean_over_batches
 from tunewise.measures.curvature import epsilon_sharpness, second_differences, worst_rise
@@ -23,8 +23,6 @@ from tunewise.measures.plain_model import FixedBatches
 from tunewise.measures.plane import Plane
 from tunewise.measures.surface import Rows, losses_over
 
-quadratic = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "quadratic.py")))
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 SHAPES = [(3, 4), (2, 5)]
 AXIS = np.linspace(-2, 2, 9).tolist()
 

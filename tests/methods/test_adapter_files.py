@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import tunewise
+from contracts import models
 from tunewise.errors import StoreError
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 WEIGHTS, CONFIG, SIDECAR = "adapter_model.safetensors", "adapter_config.json", "tunewise.json"
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tunewise
+from contracts import models
 from tunewise import CATALOG, Chain
 from tunewise.errors import SpecError, TunewiseError
 from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.chain import current_link
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 RANK = 4
 CHAINED = [name for name, method in CATALOG.items() if method.chain is not None]
 KINDS = ["bert", "gpt2", "llama"]

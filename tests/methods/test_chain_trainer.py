@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +14,11 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import tunewise
+from contracts import models
 from tunewise import CATALOG, Chain
 from tunewise.errors import StoreError
 from tunewise.methods.chain import current_link
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 CHAINED = [name for name, method in CATALOG.items() if method.chain is not None]
 STEPS, LINKS, ROWS = 12, 3, 4  # restarts after steps 4 and 8
 

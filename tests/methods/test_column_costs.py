@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +11,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tunewise
+from contracts import models
+from methods import layers
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
-layers = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "layers.py")))
 RANK, IN, OUT = layers.RANK, layers.IN, layers.OUT
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 import weakref
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +10,12 @@ import torch
 from torch import nn
 
 import tunewise
+from contracts import models
+from methods import layers
 from tunewise import CATALOG
 from tunewise.methods import columns as columns_module
 from tunewise.methods import gather as gather_module
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
-layers = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "layers.py")))
 RANK, IN, OUT = layers.RANK, layers.IN, layers.OUT
 
 COLUMN_METHODS = [name for name, method in CATALOG.items() if method.selects_columns]

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import tunewise
+from contracts import models
 
 HERE = Path(__file__).parent
-models = SimpleNamespace(**runpy.run_path(str(HERE.parent / "contracts" / "models.py")))
 RANK = 4
 
 

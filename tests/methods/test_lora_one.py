@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tunewise
+from contracts import models
 from tunewise.errors import DataError, DivergedError, SpecError
 from tunewise.methods.one_step import GAMMA, OVERSAMPLING, gradient_svd
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 RANK = 4
 
 

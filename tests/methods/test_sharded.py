@@ -3,10 +3,8 @@ is a DTensor, which does not mix with plain ones."""
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +13,12 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import tunewise
+from contracts import models
 from tunewise.errors import SpecError
 from tunewise.methods.adapter_files import restore
 from tunewise.methods.gathering import whole_for_files
 from tunewise.models.blocks import blocks_of
 from tunewise.models.sharded import gathered
-
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 
 
 @pytest.fixture(scope="module", autouse=True)

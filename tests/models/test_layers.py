@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -21,11 +17,10 @@ from transformers import (
 )
 
 import tunewise
+from contracts import models
 from tunewise.errors import ModelError
 from tunewise.models.head import head_modules
 from tunewise.models.layers import find_targets
-
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 
 OTHERS = {
     "albert": lambda: AlbertForSequenceClassification(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +10,12 @@ import torch
 from torch import nn
 
 import tunewise
+from contracts import models
 from tunewise import CATALOG, OptimizerRule
 from tunewise.errors import SpecError
 from tunewise.training.optimizers import parameter_groups
 from tunewise.training.preconditioner import precondition
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 RANK = 4
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import tunewise
+from contracts import models
 from tunewise import CATALOG, Chain
 from tunewise.errors import StoreError
 from tunewise.run import run
@@ -22,7 +21,6 @@ from tunewise.store.folders import RunStore
 from tunewise.training.events import Interrupted, Listener, StepDone
 from tunewise.training.trajectory import TRAJECTORY, Keep, moments, no_trajectory, snapshots
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "contracts" / "models.py")))
 STEPS = 9
 METHODS = [*CATALOG, "peft:dora"]
 
