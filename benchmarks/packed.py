@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from tunewise.training.optimizers import optimizer
 STEPS = 1000
 SIZES = (1, 2, 4, 8)
 METHODS = ("lora", "cla")
+Shape = tuple[int, int, int]
+"""Examples of a batch, and between which lengths its longest text is, drawn anew for each batch."""
 
 
 def network(dropout: float) -> nn.Module:
@@ -55,14 +57,17 @@ def network(dropout: float) -> nn.Module:
     return BertForSequenceClassification(config)
 
 
-def batch_of(shape: tuple[int, int], seed: int, device: torch.device) -> dict[str, Tensor]:
-    """Tokens without padding, two classes."""
-    draw = torch.Generator().manual_seed(seed)
-    return {
-        "input_ids": torch.randint(5, 2000, shape, generator=draw).to(device),
-        "attention_mask": torch.ones(shape, dtype=torch.long, device=device),
-        "labels": torch.randint(0, 2, shape[:1], generator=draw).to(device),
-    }
+def batches_of(shape: Shape, k: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """The batches of the k-th run, without end: no padding within a batch, two classes."""
+    draw = torch.Generator().manual_seed(k)
+    rows, shortest, longest = shape
+    while True:
+        length = int(torch.randint(shortest, longest + 1, (), generator=draw))
+        yield {
+            "input_ids": torch.randint(5, 2000, (rows, length), generator=draw).to(device),
+            "attention_mask": torch.ones((rows, length), dtype=torch.long, device=device),
+            "labels": torch.randint(0, 2, (rows,), generator=draw).to(device),
+        }
 
 
 def adapted(base: nn.Module, k: int, **options: Any) -> Any:
@@ -77,31 +82,31 @@ def update(model: nn.Module, adamw: torch.optim.Optimizer) -> None:
     adamw.zero_grad(set_to_none=True)
 
 
-def single(base: nn.Module, k: int, shape: tuple[int, int], device: torch.device) -> Callable[[], None]:
+def single(base: nn.Module, k: int, shape: Shape, device: torch.device) -> Callable[[], None]:
     """A step of the k-th run by itself."""
     model = adapted(base, k).to(device)
-    batch, adamw = batch_of(shape, k, device), optimizer(model, lr=1e-3)
+    batches, adamw = batches_of(shape, k, device), optimizer(model, lr=1e-3)
 
     def step() -> None:
-        model(**batch).loss.backward()
+        model(**next(batches)).loss.backward()
         update(model, adamw)
 
     return step
 
 
-def packed(base: nn.Module, size: int, shape: tuple[int, int], device: torch.device) -> Callable[[], None]:
+def packed(base: nn.Module, size: int, shape: Shape, device: torch.device) -> Callable[[], None]:
     """A step of the first `size` runs together."""
     carrier = Carrier(copy.deepcopy(base).to(device), "text")
     models = [adapted(base, k, fold="never").to(device) for k in range(size)]
     for model in models:
         carrier.share(model)
     members = [Member(model) for model in models]
-    batches = [batch_of(shape, k, device) for k in range(size)]
+    batches = [batches_of(shape, k, device) for k in range(size)]
     adamws = [optimizer(model, lr=1e-3) for model in models]
     streams = [Stream() for _ in models]
 
     def step() -> None:
-        answers = carrier.step(members, batches, streams)
+        answers = carrier.step(members, [next(own) for own in batches], streams)
         for model, adamw, answer in zip(models, adamws, answers, strict=True):
             for parameter, gradient in zip(answer.parameters, answer.gradients, strict=True):
                 parameter.grad = gradient
@@ -123,10 +128,12 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def compare_packs(shape: tuple[int, int], dropout: float, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+def compare_packs(shape: Shape, dropout: float, rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """For each S: runs per hour packed and one after another, and the ratio with its interval."""
     base = network(dropout)
-    lines = {f"single {k}": single(base, k, shape, device) for k in range(len(METHODS))}
+    # Of runs of one length two stand for all; else each has the very batches that it has in a pack.
+    different = len(METHODS) if shape[1] == shape[2] else max(SIZES)
+    lines = {f"single {k}": single(base, k, shape, device) for k in range(different)}
     lines |= {f"pack {size}": packed(base, size, shape, device) for size in SIZES}
     times: dict[str, list[float]] = {name: [] for name in lines}
     order = random.Random(0)
@@ -137,7 +144,7 @@ def compare_packs(shape: tuple[int, int], dropout: float, rounds: int, device: t
                 times[name].append(taken)
     rows = []
     for size in SIZES:
-        alone = [sum(times[f"single {k % len(METHODS)}"][i] for k in range(size)) for i in range(rounds)]
+        alone = [sum(times[f"single {k % different}"][i] for k in range(size)) for i in range(rounds)]
         ratio, low, high = median_interval([a / b for a, b in zip(alone, times[f"pack {size}"], strict=True)])
         per_hour = {
             name: 3600 * size / (STEPS * median_interval(values)[0])
@@ -147,7 +154,7 @@ def compare_packs(shape: tuple[int, int], dropout: float, rounds: int, device: t
     return rows
 
 
-def _count_steps(shape: tuple[int, int], dropout: float, begin: Any, limit: float, found: Any) -> None:
+def _count_steps(shape: Shape, dropout: float, begin: Any, limit: float, found: Any) -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     step = single(network(dropout), 0, shape, torch.device("cpu"))
@@ -160,7 +167,7 @@ def _count_steps(shape: tuple[int, int], dropout: float, begin: Any, limit: floa
     found.put(done / (time.perf_counter() - begun))
 
 
-def compare_processes(shape: tuple[int, int], dropout: float, limit: float) -> list[dict[str, Any]]:
+def compare_processes(shape: Shape, dropout: float, limit: float) -> list[dict[str, Any]]:
     """Runs per hour of 1 process and of one per core, each on one thread, for `limit` seconds."""
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
@@ -186,20 +193,31 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--shapes", default="4x8,8x32,8x64,16x64", help="examples x tokens of a batch, with commas")
+    parser.add_argument(
+        "--shapes", default="4x8,8x8-28,8x32,8x64,16x64", help="examples x tokens of a batch, with commas"
+    )
     parser.add_argument("--process-seconds", type=float, default=8.0, help="0 leaves the processes out")
     given = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(1)
     device = torch.device(given.device)
     cases, before = [], os.getloadavg()
-    for shape in (tuple(map(int, text.split("x"))) for text in given.shapes.split(",")):
+    for text in given.shapes.split(","):
+        rows_of_it, lengths = text.split("x")
+        shape = (int(rows_of_it), int(lengths.split("-")[0]), int(lengths.split("-")[-1]))
         rows = compare_packs(shape, given.dropout, given.rounds, device)
         by_processes = []
         if given.process_seconds and device.type == "cpu":
             by_processes = compare_processes(shape, given.dropout, given.process_seconds)
-        cases.append({"batch": list(shape), "packs": rows, "processes": by_processes})
-        print(f"{shape[0]} x {shape[1]} tokens a run-step")
+        cases.append(
+            {
+                "batch": f"{rows_of_it} x {lengths.replace('-', ' to ')}",
+                "tokens": shape[0] * shape[2],
+                "packs": rows,
+                "processes": by_processes,
+            }
+        )
+        print(f"{cases[-1]['batch']} tokens a run-step")
         for row in rows:
             rate = row["runs per hour"]
             print(

@@ -26,7 +26,8 @@ PACKED_READING = """
 On a CPU packing pays where a run's step has few tokens: there the matrix products don't fill a core, and every call
 costs as much as what it computes. From {little} tokens a step on they do: there packs reached {most_gained:.2f} at
 most, and the plan says that they gain little. A pack goes through the backbone in passes of at most {most:,} tokens;
-above that, intermediate results are so large that their memory comes from the system anew each time. Processes and
+above that, intermediate results are so large that their memory comes from the system anew each time. Runs whose
+batches are of other lengths are padded to the longest in their pass, or go in another one. Processes and
 packs go together: `--jobs 2 --pack 4`. Packs have not been run on a GPU, where a pass has no limit.
 """
 
@@ -76,7 +77,7 @@ def packed(run: dict[str, Any]) -> str:
     text += line(["batch", *(f"S = {size}" for size in sizes)]) + line(["---", *["---:"] * len(sizes)])
     for case in run["cases"]:
         cells = [f"{p['speedup']:.2f} ({p['low']:.2f} to {p['high']:.2f})" for p in case["packs"]]
-        text += line(["{} x {} tokens".format(*case["batch"]), *cells])
+        text += line([f"{case['batch']} tokens", *cells])
     timed = [case for case in run["cases"] if case["processes"]]
     if timed:
         counts = [row["processes"] for row in timed[0]["processes"]]
@@ -87,8 +88,8 @@ def packed(run: dict[str, Any]) -> str:
             rates = [row["runs per hour"] for row in case["processes"]]
             cells = [f"{rates[0]:.0f}", *(f"{rate:.0f} (x {rate / rates[0]:.2f})" for rate in rates[1:])]
             pack = case["packs"][-1]["runs per hour"]["packed"]
-            text += line(["{} x {} tokens".format(*case["batch"]), *cells, f"{pack:.0f}"])
-    large = [case for case in run["cases"] if case["batch"][0] * case["batch"][1] >= GAINS_BELOW]
+            text += line([f"{case['batch']} tokens", *cells, f"{pack:.0f}"])
+    large = [case for case in run["cases"] if case["tokens"] >= GAINS_BELOW]
     gained = max(pack["speedup"] for case in large for pack in case["packs"])
     return text + PACKED_READING.format(little=GAINS_BELOW, most=PASS, most_gained=gained)
 
