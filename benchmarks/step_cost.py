@@ -54,9 +54,7 @@ def main() -> None:
                     cases.append(case)
                     print(table(case), flush=True)
                     if given.out:  # after every case: a run that is cut short keeps what it has
-                        given.out.write_text(
-                            json.dumps(record(device, cases), indent=1) + "\n", encoding="utf-8"
-                        )
+                        given.out.write_text(json.dumps(record(device, cases), indent=1) + "\n", encoding="utf-8")
 
 
 def measure(

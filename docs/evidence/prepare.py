@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def trec(path: Path) -> Iterable[Sequence[str]]:
-    """Question and coarse label ('NUM' of 'NUM:date'). The files are latin-1; a stray byte 0xF0 stands where a blank should."""
+    """Question and coarse label ('NUM' of 'NUM:date'). Latin-1; a stray byte 0xF0 stands where a blank should."""
     for line in lines(path, "latin-1"):
         label, _, text = line.replace("\xf0", " ").partition(" ")
         yield text, label.partition(":")[0]

@@ -20,7 +20,7 @@ from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
 from tunewise.measures.clipping import TRAIN_LOSSES
 from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
-from tunewise.methods.gathering import whole_for_files
+from tunewise.methods.sharded import whole_for_files
 from tunewise.methods.verify import logits_of, verify
 from tunewise.spec import RunSpec
 from tunewise.store.disk import full_disk_named

@@ -33,6 +33,14 @@ def test_the_folder_holds_a_stock_adapter_and_the_sidecar(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_names_in_the_configuration_are_in_order(tmp_path):
+    """PEFT holds them in a set, whose order is another one in every process."""
+    model = tunewise.attach(models.make("bert"), "lora", rank=2, targets="all-linear")
+    written = json.loads((tunewise.save(model, tmp_path / "adapter") / "adapter_config.json").read_text())
+    assert len(written["target_modules"]) == 6 * models.LAYERS
+    assert written["target_modules"] == sorted(written["target_modules"])
+
+
 def test_saving_again_replaces_the_folder_whole(tmp_path):
     saved(tmp_path / "adapter")
     (tmp_path / "adapter" / "stray.txt").write_text("of an earlier run")

@@ -16,7 +16,7 @@ import tunewise
 from contracts import models
 from tunewise.errors import SpecError
 from tunewise.methods.adapter_files import restore
-from tunewise.methods.gathering import whole_for_files
+from tunewise.methods.sharded import whole_for_files
 from tunewise.models.blocks import blocks_of
 from tunewise.models.sharded import gathered
 

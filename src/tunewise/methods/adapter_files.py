@@ -25,9 +25,9 @@ from tunewise.methods.attach import attach
 from tunewise.methods.attachment import Attachment, attachment
 from tunewise.methods.catalog import Chain, Method, OptimizerRule
 from tunewise.methods.fold import FoldingLayer
-from tunewise.methods.gathering import recognised_by
 from tunewise.methods.layer_adapter import adapters_of
 from tunewise.methods.row_space import one_hot
+from tunewise.methods.sharded import recognised_by
 from tunewise.models.layers import Target, linear_layers
 from tunewise.models.sharded import put, to_shards
 

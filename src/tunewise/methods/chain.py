@@ -24,8 +24,8 @@ from tunewise.errors import SpecError, StoreError
 from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.catalog import Chain
 from tunewise.methods.exact_columns import read_columns, write_columns
-from tunewise.methods.gathering import stay_beside
 from tunewise.methods.layer_adapter import LayerAdapter
+from tunewise.methods.sharded import stay_beside
 from tunewise.models.sharded import is_shard, to_shards, whole
 
 

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 
 from tunewise.errors import SpecError, TunewiseError
-from tunewise.methods.gathering import stay_beside
+from tunewise.methods.sharded import stay_beside
 from tunewise.models.sharded import shard
 from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore

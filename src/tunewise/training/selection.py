@@ -10,7 +10,7 @@ from torch import nn
 
 from tunewise.errors import out_of_memory_noted
 from tunewise.methods.adapter_files import restore, save
-from tunewise.methods.gathering import whole_for_files
+from tunewise.methods.sharded import whole_for_files
 from tunewise.store.files import write_atomically
 from tunewise.training.ranks import ALONE, Ranks
 

@@ -23,8 +23,8 @@ from transformers import (
 from tunewise.errors import DivergedError
 from tunewise.measures.quality import evaluate
 from tunewise.methods.chain import ChainCallback
-from tunewise.methods.gathering import whole_for_files
 from tunewise.methods.pass_through import RankAllocation
+from tunewise.methods.sharded import whole_for_files
 from tunewise.models.sharded import is_sharded, own_piece
 from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task

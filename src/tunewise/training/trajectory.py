@@ -29,10 +29,10 @@ from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.catalog import get_method
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.fold import refold
-from tunewise.methods.gathering import whole_for_files
 from tunewise.methods.layer_adapter import LayerAdapter
 from tunewise.methods.low_rank import LowRankAdapter
 from tunewise.methods.row_space import one_hot
+from tunewise.methods.sharded import whole_for_files
 from tunewise.models.sharded import is_sharded
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.records import RunRecord
