@@ -98,6 +98,8 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
 def _how_to_compare(path: Path) -> str:
     """What gives a comparison where there is none: runs by `tunewise train` may be there, or `path` is one of them."""
     root = path.parent if (path / RECORD).is_file() else path
+    if there := comparisons(root):
+        return f"give the runs folder {root}, or {there[0]} in it"
     if not RunStore(root).ids():
         return "give a runs folder, or a compare-... folder in one"
     return (

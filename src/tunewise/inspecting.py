@@ -194,7 +194,7 @@ def _open(
     adapter: str | Path | None, base: str | ModelSpec | None, model_b: str | ModelSpec | None, said: Said
 ) -> _Subject:
     if (adapter is None) == (model_b is None):
-        raise SpecError("give an adapter folder, or a second model to compare (model_b), one of the two")
+        raise SpecError("give an adapter folder, or a second model to compare (model_b, --model-b), one of the two")
     if adapter is None:
         if base is None:
             raise SpecError("two models are compared: give the pretrained one as base")

@@ -94,6 +94,7 @@ def test_a_folder_without_a_comparison_is_refused(tmp_path: Path, comparison: Pa
         (tmp_path / "single", f"`tunewise compare` with --out {tmp_path / 'single'}: it takes over"),
         (tmp_path / "single" / single.id, f"`tunewise compare` with --out {tmp_path / 'single'}: it takes over"),
         (comparison.parent / "compare-xyz", comparison.name),
+        (next(comparison.parent.glob("[0-9a-f]*/run.json")).parent, f"{comparison} in it"),
     ):
         code, _, err = call("recommend", path)
         assert code == 2

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from tunewise.errors import ModelError, StoreError, is_out_of_memory
-from tunewise.models.load import load_config, model_folder
+from tunewise.models.load import load_config, weights_folder
 from tunewise.spec import ModelSpec
 
 _FAMILIES = (
@@ -57,8 +57,9 @@ def load_bare(spec: ModelSpec, layers: Collection[str], task_type: str | None = 
             known = {name for name, _ in skeleton.named_modules()}
             if all(name in known for name in layers):
                 model: nn.Module = family.from_pretrained(
-                    model_folder(spec),
+                    weights_folder(spec),
                     dtype="auto",
+                    use_safetensors=True,
                     trust_remote_code=spec.trust_remote_code,
                     ignore_mismatched_sizes=True,
                 )

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from tunewise.errors import is_out_of_memory
-from tunewise.models.load import load_config, model_folder
+from tunewise.models.load import load_config, weights_folder
 from tunewise.spec import ModelSpec
 
 LanguageKind = Literal["masked", "causal"]
@@ -37,8 +37,9 @@ def language_model(spec: ModelSpec) -> tuple[LanguageKind, nn.Module] | None:
         else:
             return None
         model, report = family.from_pretrained(
-            model_folder(spec),
+            weights_folder(spec),
             dtype=torch.float32,
+            use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
         )

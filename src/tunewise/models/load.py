@@ -18,6 +18,7 @@ from tunewise.models.head import Head, prepare
 from tunewise.spec import ModelSpec
 
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @lru_cache(maxsize=8)
@@ -38,6 +39,20 @@ def model_folder(spec: ModelSpec) -> Path:
 def _from_hub(spec: ModelSpec) -> Snapshot:
     patterns = [*_WEIGHTS, *(["*.py"] if spec.trust_remote_code else [])]
     return fetch(spec.path, kind="model", revision=spec.revision, patterns=patterns, error=ModelError)
+
+
+def weights_folder(spec: ModelSpec) -> Path:
+    """The same, for one who reads the weights. Raises `ModelError` too where they are a pickle alone: reading one may
+    run code, and the model's digest does not cover it."""
+    folder = model_folder(spec)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    for file in sorted(one for pattern in _PICKLES for one in folder.glob(pattern)):
+        raise ModelError(
+            f"model {spec.path!r} has its weights as a pickle ({file.name}), which is not read; where you trust it, "
+            "load it by transformers and save it with save_pretrained, which writes safetensors"
+        )
+    return folder
 
 
 def pinned_model(spec: ModelSpec) -> ModelSpec:
@@ -85,6 +100,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
     A new head's initial values depend on `seed` alone: every method at one seed starts from the same one. Raises
     `ModelError` where the model can't be loaded so.
     """
+    folder = weights_folder(spec)
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # "some weights are newly initialised" is what a new head means
@@ -92,8 +108,9 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = head.family.from_pretrained(
-                model_folder(spec),
+                folder,
                 dtype=torch.float32,
+                use_safetensors=True,
                 trust_remote_code=spec.trust_remote_code,
                 ignore_mismatched_sizes=True,  # a checkpoint with a head for other classes
                 **head.config(),
