@@ -11,7 +11,7 @@ PASS = 2048
 and have their memory from the system anew each time, which costs more than what is saved (docs/performance.md)."""
 
 CALLS = 48
-"""Tokens that take a CPU as long as the calls of a pass do: so much padding is a pass less worth (a line through the
+"""Tokens that take a CPU as long as the calls of a pass do: a pass less is worth so much padding (a line through the
 times of single steps of 32 to 1024 tokens, MiniLM's shape)."""
 
 GAINS_BELOW = 512
