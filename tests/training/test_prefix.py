@@ -132,6 +132,44 @@ def test_on_disk_as_in_memory_and_computed_once(
             assert torch.equal(one.collate(getattr(one, part)[:8])[STATES], expected)
 
 
+@pytest.mark.parametrize("memory", [0, 2**20])
+def test_a_changed_or_cut_file_of_states_is_noticed_and_made_again(
+    memory: int, deep_model: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(deep_model, toy_csv)
+    task = build_task(spec)
+
+    def states(memory: int) -> torch.Tensor:
+        cached = Prefixes(task, tmp_path, memory=memory).task_for(spec)
+        return cached.collate(cached.train)[STATES]
+
+    right = states(0)
+    (file,), (index,) = tmp_path.glob("prefix-*.f32"), tmp_path.glob("prefix-*.json")
+    content, listed = file.read_bytes(), index.read_bytes()
+
+    def damaged(place: int) -> bytes:
+        return content[:place] + bytes([content[place] ^ 0x80]) + content[place + 1 :]
+
+    wrong = [
+        (damaged(3), listed),  # the sign of the first number
+        (damaged(len(content) - 1), listed),
+        (content[:1000], listed),
+        (content, b"{}"),
+        (content, listed[:-1]),
+        (content, b"[]"),
+    ]
+    for bytes_now, index_now in wrong:
+        file.write_bytes(bytes_now)
+        index.write_bytes(index_now)
+        assert torch.equal(states(memory), right)
+        if memory:
+            assert not file.exists()
+            assert not index.exists()
+        else:
+            assert file.read_bytes() == content
+            assert index.read_bytes() == listed
+
+
 def test_without_digests_the_cache_is_still_of_one_model_and_one_file(
     deep_model: Path, toy_csv: Path, tmp_path: Path
 ) -> None:

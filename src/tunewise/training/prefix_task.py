@@ -2,7 +2,8 @@
 
 Each example is computed once, at its own length and without padding, in batches of examples of equal length; a batch
 is padded with zeros, which attention's mask hides. The states are kept in memory up to `MEMORY` bytes, else in a file
-in the runs' cache folder, which later comparisons and other processes find there.
+in the runs' cache folder, which later comparisons and other processes find there. The file is believed as far as its
+checksum in the index beside it agrees; one that is cut short or changed is dropped and computed again.
 
 Exactness: batches that the uncached run would have given the prefix in the same shape (batch size 1) give the same
 losses and weights bit for bit. In other batches a matrix product may sum in another order: states differ by the
@@ -12,6 +13,7 @@ rounding of fp32, 1e-6 of their size, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -29,7 +31,7 @@ from tunewise.models.load import model_digest
 from tunewise.spec import RunSpec, content_hash
 from tunewise.store import leases
 from tunewise.store.environment import environment
-from tunewise.store.files import write_atomically
+from tunewise.store.files import sha256, write_atomically
 from tunewise.tasks.build import KINDS
 from tunewise.tasks.contract import Encoded, Generating, Task
 from tunewise.training.build import build_model
@@ -187,14 +189,21 @@ class Prefixes:
                 states.of(i).copy_(one)
             return states
 
-        if not index.exists() and 4 * count <= self.memory:
-            return fill(torch.empty(count))
-        with _lease(file.with_suffix(".lease"), self.check):
-            if not index.exists():
-                with file.open("wb") as room:
-                    os.posix_fallocate(room.fileno(), 0, 4 * count)  # a full disk is an error here, not a crash later
-                fill(torch.from_file(str(file), shared=True, size=count))
-                write_atomically(index, json.dumps({"width": width, "shapes": sizes}))
+        if not _is_whole(file, index, 4 * count):
+            in_memory = 4 * count <= self.memory
+            if in_memory and not index.exists():
+                return fill(torch.empty(count))
+            with _lease(file.with_suffix(".lease"), self.check):
+                if not _is_whole(file, index, 4 * count):
+                    index.unlink(missing_ok=True)
+                    file.unlink(missing_ok=True)  # not emptied: another process may have it mapped
+                    if in_memory:
+                        return fill(torch.empty(count))
+                    with file.open("wb") as room:
+                        os.posix_fallocate(room.fileno(), 0, 4 * count)  # a full disk is an error here, no crash later
+                    fill(torch.from_file(str(file), shared=True, size=count))
+                    content = {"width": width, "shapes": sizes, "bytes": 4 * count, "sha256": sha256(file)}
+                    write_atomically(index, json.dumps(content))
         return States(torch.from_file(str(file), shared=False, size=count), sizes, width)
 
     def _key(self, spec: RunSpec, prefix: Prefix, digest: str) -> str:
@@ -248,6 +257,25 @@ class Prefixes:
         device = next(base.parameters()).device
         inputs: Mapping[str, Tensor] = {key: value.to(device) for key, value in batch.items() if key != "labels"}
         return prefix_states(base, depth, inputs)
+
+
+def _is_whole(file: Path, index: Path, size: int) -> bool:
+    """Whether there is a file of so many bytes, with the checksum that its index has."""
+    try:
+        found = file.stat()
+        content = json.loads(index.read_bytes())
+        if (found.st_size, content["bytes"]) != (size, size):
+            return False
+        return bool(content["sha256"] == _digest(file, found.st_ino, found.st_mtime_ns, size))
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return False
+
+
+@functools.cache
+def _digest(file: Path, inode: int, changed: int, size: int) -> str:
+    """Of a file's content; of gigabytes it takes seconds, so a process reads a file through once, as long as it is the
+    same one and nobody has written to it."""
+    return sha256(file)
 
 
 @contextlib.contextmanager
