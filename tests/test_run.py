@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 
 from tunewise.errors import StoreError
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
+from tunewise.training import selection
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, StepDone
 from tunewise.training.journal import read_history
 
@@ -177,6 +180,57 @@ def test_stopped_and_continued_equals_uninterrupted(
     assert parts.files[name] == whole.files[name]
     histories = [read_history(RunStore(tmp_path / p).folder(spec.id) / "history.jsonl") for p in ("whole", "parts")]
     assert histories[0] == histories[1]
+
+
+class Dies(BaseException):
+    """Nobody catches it: what a killed process leaves, without a process to kill."""
+
+
+@pytest.mark.parametrize("at", ["before the weights are kept", "before their note", "after it"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_death_while_an_epoch_is_selected_changes_nothing(
+    epoch: int, at: str, tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of the epoch's last step is there before its evaluation, where checkpoints fall on that step."""
+    examples = len(build_task(make_spec(tiny_model, toy_csv)).train)
+    spec = make_spec(tiny_model, toy_csv, learning_rate=2e-2, save_every=math.ceil(examples / 8))
+    whole = run(spec, RunStore(tmp_path / "whole"))
+    offered = selection.Selection.offer
+
+    def offer(self: selection.Selection, model: nn.Module, number: int, *rest: float) -> None:
+        if number != epoch:
+            offered(self, model, number, *rest)
+            return
+        if at == "before their note":
+            monkeypatch.setattr(selection, "write_atomically", _dies)
+        if at != "before the weights are kept":
+            offered(self, model, number, *rest)
+        raise Dies
+
+    store = RunStore(tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr(selection.Selection, "offer", offer)
+        with pytest.raises(Dies):
+            run(spec, store)
+    monkeypatch.undo()
+    parts = run(spec, store)
+    assert parts.results == whole.results
+    assert parts.files["adapter/adapter_model.safetensors"] == whole.files["adapter/adapter_model.safetensors"]
+
+
+def _dies(*_: object) -> None:
+    raise Dies
+
+
+def test_the_record_names_every_way_in_which_the_steps_were_done(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
+    with pytest.raises(Interrupted):
+        run(spec, store, listener=Recorder(stop_at=3), computed=["one way"])
+    assert run(spec, store, computed=["another"]).computed == ["one way", "another"]
+    other = make_spec(tiny_model, toy_csv, seed=1)
+    assert run(other, store).computed == []
 
 
 def test_nan_in_a_batch_ends_the_run_as_diverged(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:

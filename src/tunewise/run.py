@@ -91,6 +91,7 @@ def run(
         if since is not None and done is None:
             return since
         among.first(lambda: store.begin(spec))
+        ways = among.first(lambda: checkpoints.ways(folder / "checkpoints", [*computed, *among.words]))
         try:
             model = build(spec, task)
             model_facts = facts_of(model)
@@ -120,7 +121,7 @@ def run(
             results=results,
             check=check,
             error=problem,
-            computed=[*computed, *among.words],
+            computed=ways,
             files={} if status == "oom" else among.first(lambda: store.checksums(spec.id)),  # that one may go on
         )
         among.first(lambda: store.write(record))

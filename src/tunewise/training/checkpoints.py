@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunewise.store.files import sha256, write_atomically
 
 SEAL = "checksums.json"
+_WAYS = "ways.json"
 
 
 def seal(checkpoint: Path) -> None:
@@ -39,3 +41,17 @@ def latest(folder: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """Number of optimizer steps done at the checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def ways(folder: Path, now: Sequence[str]) -> list[str]:
+    """In words, how the steps of a run have been done that are not done as in a run by itself: those of earlier starts
+    that left checkpoints here, and `now`."""
+    note = folder / _WAYS
+    earlier: list[str] = []
+    if note.exists() and any(folder.glob("checkpoint-*")):
+        earlier = json.loads(note.read_text(encoding="utf-8"))
+    found = list(dict.fromkeys([*earlier, *now]))
+    if found:
+        folder.mkdir(exist_ok=True)
+        write_atomically(note, json.dumps(found))
+    return found

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from tunewise.errors import out_of_memory_noted
+from tunewise.errors import StoreError, out_of_memory_noted
 from tunewise.methods.adapter_files import restore, save
 from tunewise.methods.sharded import whole_for_files
 from tunewise.store.files import write_atomically
@@ -39,9 +39,11 @@ class Selection:
                 write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
 
     def take(self, model: nn.Module) -> int:
-        """Put the selected epoch's weights into the model; returns the epoch's number, from 1."""
+        """Put the selected epoch's weights into the model; returns the epoch's number, from 1. Raises `StoreError` where
+        they are gone."""
         best = self._best()
-        assert best is not None
+        if best is None:
+            raise StoreError(f"the weights of the selected epoch are gone from {self.folder}; remove the run's folder")
         restore(model, self.folder)
         return int(best["epoch"])
 

@@ -181,6 +181,9 @@ class RunCallback(TrainerCallback):
         metrics: dict[str, float] = kwargs["metrics"]
         epoch = round(state.epoch or 0.0)
         scores = {key.removeprefix("eval_"): value for key, value in metrics.items() if key != "eval_loss"}
+        lower = self.task.metric in self.task.lower_is_better
+        self.selection.offer(kwargs["model"], epoch, metrics["eval_loss"], scores[self.task.metric], lower)
+        # Only now: what the journal has is not evaluated again, so its weights must be where they belong.
         self.journal.write(
             kind="epoch",
             epoch=epoch,
@@ -188,8 +191,6 @@ class RunCallback(TrainerCallback):
             train_loss=self.journal.mean_loss_since_epoch(),
             validation={"loss": metrics["eval_loss"], "metrics": scores},
         )
-        lower = self.task.metric in self.task.lower_is_better
-        self.selection.offer(kwargs["model"], epoch, metrics["eval_loss"], scores[self.task.metric], lower)
         self.listener.on(EpochDone(epoch, metrics["eval_loss"], self.task.metric, scores[self.task.metric]))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
