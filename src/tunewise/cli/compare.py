@@ -23,20 +23,13 @@ def compare(
     data: options.Data = None,
     validation: options.Validation = None,
     test: options.Test = None,
-    text: Annotated[str | None, options.source(help="Name of the text column.  [default: text]")] = None,
-    text_pair: Annotated[str | None, options.source(help="Name of the second text column, for pairs.")] = None,
-    label: Annotated[str | None, options.source(help="Name of the label column.  [default: label]")] = None,
-    image: Annotated[
-        str | None,
-        options.source(help="Name of the column of images, or of their paths.  [default: found by its name]"),
-    ] = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    image: options.Image = None,
     image_size: options.ImageSize = None,
-    choices: Annotated[
-        str | None, options.source(help="Column of lists of answers, or several columns with commas: multiple choice.")
-    ] = None,
-    encoding: Annotated[
-        str | None, options.source(help="Of the files; several are tried in turn: utf-8,latin-1.  [default: utf-8]")
-    ] = None,
+    choices: options.Choices = None,
+    encoding: options.Encoding = None,
     train_size: options.TrainSize = None,
     validation_size: options.ValidationSize = None,
     test_size: options.TestSize = None,
@@ -44,10 +37,7 @@ def compare(
     rank: options.Rank = None,
     alpha: options.Alpha = None,
     targets: options.Targets = None,
-    layers: Annotated[
-        str | None,
-        options.methods(help="Only in these blocks: 'last 2', or numbers from 0 with commas.  [default: all]"),
-    ] = None,
+    layers: options.Layers = None,
     reference: Annotated[
         str | None, options.methods(help="Method that the others are tested against.  [default: lora]")
     ] = None,

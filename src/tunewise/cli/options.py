@@ -37,6 +37,18 @@ Data = Annotated[
 ]
 Validation = Annotated[str | None, source(help="Validation file; cut from train unless given.")]
 Test = Annotated[str | None, source(help="Test file; cut from train unless given.")]
+Text = Annotated[str | None, source(help="Name of the text column.  [default: text]")]
+TextPair = Annotated[str | None, source(help="Name of the second text column, for pairs.")]
+Label = Annotated[str | None, source(help="Name of the label column.  [default: label]")]
+Image = Annotated[
+    str | None, source(help="Name of the column of images, or of their paths.  [default: found by its name]")
+]
+Choices = Annotated[
+    str | None, source(help="Column of lists of answers, or several columns with commas: multiple choice.")
+]
+Encoding = Annotated[
+    str | None, source(help="Of the files; several are tried in turn: utf-8,latin-1.  [default: utf-8]")
+]
 ImageSize = Annotated[int | None, source(help="Pixels a side that images are shown at.  [default: the model's own]")]
 TrainSize = Annotated[int | None, source(help="Train on this many examples only.")]
 ValidationSize = Annotated[int | None, source(help="Validate on this many examples only.")]
@@ -45,6 +57,9 @@ TestSize = Annotated[int | None, source(help="Test on this many examples only.")
 Rank = Annotated[int | None, methods(help="Rank; of a column method the number of columns.  [default: 8]")]
 Alpha = Annotated[float | None, methods(help="The scale is alpha / rank.  [default: 2 x rank]")]
 Targets = Annotated[str | None, methods(help="Layers: qv, attention, all-linear, or names with commas.  [default: qv]")]
+Layers = Annotated[
+    str | None, methods(help="Only in these blocks: 'last 2', or numbers from 0 with commas.  [default: all]")
+]
 
 Epochs = Annotated[int | None, training(help="[default: 3]")]
 LearningRate = Annotated[float | None, training(help="[default: each method's own]")]

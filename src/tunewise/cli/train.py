@@ -21,15 +21,28 @@ def train(
     spec: Annotated[
         Path | None, typer.Argument(metavar="[SPEC]", help="YAML file as of a comparison; flags given here win.")
     ] = None,
+    task: options.Task = None,
     model: options.Model = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = None,
     data: options.Data = None,
     validation: options.Validation = None,
     test: options.Test = None,
-    task: options.Task = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    image: options.Image = None,
+    image_size: options.ImageSize = None,
+    choices: options.Choices = None,
+    encoding: options.Encoding = None,
+    train_size: options.TrainSize = None,
+    validation_size: options.ValidationSize = None,
+    test_size: options.TestSize = None,
     method: Annotated[str | None, options.methods(help="One name from the catalog.")] = None,
     rank: options.Rank = None,
     alpha: options.Alpha = None,
     targets: options.Targets = None,
+    layers: options.Layers = None,
     links: Annotated[int | None, options.methods(help="Of a chain.  [default: the method's own]")] = None,
     seed: Annotated[int | None, options.training(help="[default: 0]")] = None,
     epochs: options.Epochs = None,
@@ -49,8 +62,22 @@ def train(
     """
     given: dict[str, Any] = {
         "task": task,
-        "model": {"path": model},
-        "data": {"path": data, "validation": validation, "test": test},
+        "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
+        "data": {
+            "path": data,
+            "validation": validation,
+            "test": test,
+            "text": text,
+            "text_pair": text_pair,
+            "label": label,
+            "image": image,
+            "image_size": image_size,
+            "choices": choices,
+            "encoding": encoding,
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "test_size": test_size,
+        },
         "training": {
             "epochs": epochs,
             "batch_size": batch_size,
@@ -62,7 +89,7 @@ def train(
         "seeds": None if seed is None else [seed],
         "out": str(out) if out else None,
     }
-    own: dict[str, Any] = {"name": method, "rank": rank, "alpha": alpha, "links": links}
+    own: dict[str, Any] = {"name": method, "rank": rank, "alpha": alpha, "links": links, "layers": layers}
     own["targets"] = options.names(targets)
     plan_and_run(_content(spec, given, own), force=force)
 
@@ -120,7 +147,7 @@ def plan_and_run(content: dict[str, Any], *, force: bool) -> None:
         if checked.training.batch_size < among.world:
             raise SpecError(f"batch_size {checked.training.batch_size} can't be shared by {among.world} processes")
         if not force:
-            among.first(lambda: check_room(wanted_of(plan), store.root, at_once=among.world))
+            among.first(lambda: check_room(wanted_of(plan), store.root, among=among))
         record = _run(plan, store, among)
     except TunewiseError as error:
         if int(os.environ.get("RANK", "0")):  # the first process says it
