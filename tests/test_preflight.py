@@ -19,8 +19,11 @@ from tunewise.preflight import Wanted, available_memory, check_room, wanted_of
 from tunewise.preview.forecast import forecast
 from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
+from tunewise.sweeps.driver import check_sweep
 from tunewise.sweeps.planning import plan_sweep
+from tunewise.sweeps.room import SideBySide
 from tunewise.sweeps.spec import SweepSpec
+from tunewise.training.ranks import Ranks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -175,3 +178,58 @@ def test_runs_on_gpus_of_their_own_share_no_memory(
     check_room([one], tmp_path, at_once=4, sharing=1)
     with pytest.raises(NoRoom, match="for 2 runs at once.*or 1 at once"):
         check_room([one], tmp_path, at_once=4, sharing=2)
+
+
+def _refused_below(monkeypatch: pytest.MonkeyPatch, need: int, one: Wanted, out: Path, match: str, **how) -> None:
+    """It is refused with a byte less than it needs, and not with that many."""
+    monkeypatch.setattr(preflight, "available_memory", lambda: need)
+    check_room([one], out, **how)
+    monkeypatch.setattr(preflight, "available_memory", lambda: need - 1)
+    with pytest.raises(NoRoom, match=match):
+        check_room([one], out, **how)
+
+
+@pytest.mark.parametrize("gpus", [False, True])
+def test_processes_of_one_run_each_have_a_share_of_its_batch(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus)
+    one = wanted(tiny_model, "fft", batch=62)
+    (found,) = forecast(
+        load_config(one.run.model), one.head, [one.run.method], batch=16, length=64, device="cuda" if gpus else "cpu"
+    )
+    each = found.memory_bytes + found.gradient_bytes  # and the buckets of DDP
+    said = r"in each process \(.*batch_size 31" if gpus else r"for 4 processes \(.*batch_size 31.*or processes 2"
+    _refused_below(monkeypatch, each if gpus else 4 * each, one, tmp_path, said, among=Ranks(0, 4))
+    if not gpus:  # two machines, two processes on each
+        _refused_below(monkeypatch, 2 * each, one, tmp_path, "for 2 processes", among=Ranks(0, 4, here=2))
+    small = wanted(tiny_model, "fft", batch=4)
+    (found,) = forecast(load_config(one.run.model), one.head, [one.run.method], batch=1, length=64, device="cuda")
+    pieces = (found.weight_bytes + found.optimizer_bytes) // 4
+    working = found.activation_bytes + found.temporary_bytes - 3 * found.gradient_bytes // 4
+    if gpus:
+        need = pieces + max(found.activation_bytes, working)
+        assert need < 0.6 * found.memory_bytes  # a third of it is the step's own
+        _refused_below(monkeypatch, need, small, tmp_path, "in each process", among=Ranks(0, 4, sharded=True))
+
+
+def test_no_batch_has_more_examples_than_there_are(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = wanted(tiny_model, batch=200_000)
+    said = r"\(batch_size 200000, of 80 training examples, max_length 64\).*batch_size 40"
+    _refused_below(monkeypatch, needed(one, batch=80), one, tmp_path, said)
+
+
+def test_the_memory_of_a_cluster_is_not_this_machines(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"model": str(tiny_model), "data": str(toy_csv), "methods": ["lora"], "seeds": [0]}
+    plan = plan_sweep(SweepSpec.model_validate(spec), RunStore(tmp_path))
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    check_sweep(plan, tmp_path, None)
+    with pytest.raises(NoRoom, match="not enough memory"):
+        check_sweep(plan, tmp_path, SideBySide())
+    _free(monkeypatch, 1000)
+    with pytest.raises(NoRoom, match="not enough disk"):
+        check_sweep(plan, tmp_path, None)

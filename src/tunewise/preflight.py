@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from tunewise.store.files import size
 from tunewise.store.records import DataFacts
 from tunewise.tasks.build import head_of
 from tunewise.tasks.contract import longest
+from tunewise.training.ranks import ALONE, Ranks
 
 _FORECAST = ("text", "image", "causal", "regression")
 """Tasks whose step can be forecast; of others nothing is said."""
@@ -43,12 +45,21 @@ class Wanted:
     """Of its way, kept in its folder."""
     longest: int | None = None
     """Tokens of its longest training example, where that is known: no batch is wider."""
+    packed: int = 1
+    """Runs trained over one backbone with it, itself included."""
+    pass_tokens: int | None = None
+    """Of a pack: tokens that go through the backbone at once, a run's batch at least; no limit unless given."""
 
     @property
     def length(self) -> int:
         """Tokens of its widest batch."""
         most = self.run.training.max_length
         return most if self.longest is None else min(most, self.longest)
+
+    @property
+    def batch(self) -> int:
+        """Examples of its largest batch."""
+        return max(1, min(self.run.training.batch_size, self.train))
 
 
 def wanted_of(plan: Plan) -> list[Wanted]:
@@ -68,13 +79,16 @@ def wanted(run: RunSpec, data: DataFacts, steps: int, snapshots: int = 0, longes
     return Wanted(run, head, steps, data.train, data.test, snapshots, longest)
 
 
-def check_room(wanted: Sequence[Wanted], out: Path, *, at_once: int = 1, sharing: int | None = None) -> None:
+def check_room(
+    wanted: Sequence[Wanted], out: Path, *, at_once: int = 1, sharing: int | None = None, among: Ranks = ALONE
+) -> None:
     """Raises `NoRoom`, one line with what would make it fit, where these runs need more memory than there is now, or
-    more disk, with `at_once` of them side by side; `sharing` of those have one memory in common (a GPU's), all unless
-    given. Says nothing where no forecast can be made."""
+    more disk, with `at_once` of them side by side; `sharing` of those have this memory in common (a GPU's), all unless
+    given, none where they are done on other machines. Each run is trained by the processes `among` which this one is.
+    Says nothing where no forecast can be made."""
     known = _Forecasts()
     for problem in (
-        _memory(wanted, known, at_once if sharing is None else sharing),
+        _memory(wanted, known, at_once if sharing is None else sharing, among),
         _disk(wanted, known, out, at_once),
     ):
         if problem:
@@ -122,12 +136,14 @@ class _Forecasts:
         return found
 
 
-def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int) -> str:
+def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, among: Ranks) -> str:
+    if not at_once:
+        return ""
     there = available_memory()
     heaviest: dict[tuple[Any, ...], Wanted] = {}
     for one in wanted:  # of runs that differ in their rank alone the largest is enough
         method, training = one.run.method, one.run.training
-        step = training.batch_size, one.length
+        step = training.batch_size, one.train, one.length, one.packed
         key = (
             one.run.model.model_dump_json(),
             one.head.kind,
@@ -138,39 +154,86 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int) -> str:
         )
         if key not in heaviest or heaviest[key].run.method.rank < method.rank:
             heaviest[key] = one
-    needs = [(found.memory_bytes, one) for one in heaviest.values() if (found := known.of(one)) is not None]
+    needs = [(need, one) for one in heaviest.values() if (need := _needed(one, known, among)) is not None]
     most, worst = max(needs, key=lambda need: need[0], default=(0, None))
-    if worst is None or most * at_once <= there:
+    times = at_once * _on_one_memory(among)
+    if worst is None or most * times <= there:
         return ""
 
     def fits(**changes: Any) -> bool:
-        found = known.of(worst, **changes)
-        return found is not None and found.memory_bytes * at_once <= there
+        processes = replace(among, world=changes["world"], here=changes["world"]) if "world" in changes else among
+        least = _needed(worst, known, processes, **{key: changes[key] for key in changes if key != "world"})
+        return least is not None and least * at_once * _on_one_memory(processes) <= there
 
     spec = worst.run
     several = f" for {at_once} runs at once" if at_once > 1 else ""
+    if among.world > 1:
+        several = f" for {among.here or among.world} processes" if times > 1 else " in each process"
     knobs = [
-        f"{name} {value}" for name, key, values in _knobs(worst) if (value := _first(values, key, fits)) is not None
+        f"{name} {value}"
+        for name, key, values in _knobs(worst, among)
+        if (value := _first(values, key, fits)) is not None
     ]
     if at_once > 1 and most <= there:
         knobs.append(f"{there // most} at once")
     return (
-        f"not enough memory: {spec.method.label} on {spec.model.path} needs about {size(most * at_once)}{several} "
-        f"(batch_size {spec.training.batch_size}{_length(worst)}), and {size(there)} is free; "
+        f"not enough memory: {spec.method.label} on {spec.model.path} needs about {size(most * times)}{several} "
+        f"({_step(worst)}), and {size(there)} is free; "
         + (f"what would fit: {', or '.join(knobs)}" if knobs else "use a smaller model, or a machine with more memory")
     )
 
 
-def _knobs(one: Wanted) -> Iterator[tuple[str, str, list[Any]]]:
+def _needed(one: Wanted, known: _Forecasts, among: Ranks, **changes: Any) -> int | None:
+    """Bytes that one process takes at its worst moment. `changes`: as of `_Forecasts.of`, or packed."""
+    packed = changes.pop("packed", one.packed)
+    batch = math.ceil(changes.pop("batch", one.batch) / among.world)
+    if packed > 1:  # runs of a pack go through the backbone together, as many as a pass takes
+        length = changes.get("length", one.length)
+        limit = None if one.head.kind == "image" else one.pass_tokens  # tokens of an image are not known here
+        batch = batch * packed if limit is None else min(batch * packed, max(batch, limit // length))
+    found = known.of(one, batch=batch, **changes)
+    if found is None:
+        return None
+    if among.sharded:
+        return _of_shards(found, among)
+    copies = found.gradient_bytes if among.world > 1 else 0  # in the buckets in which DDP averages them
+    # What is a run's own in a pack: its factors of every link and its head (as saved), their gradients and moments.
+    besides = (packed - 1) * (found.disk_bytes + found.gradient_bytes + found.optimizer_bytes)
+    return found.memory_bytes + copies + besides
+
+
+def _of_shards(found: MethodForecast, among: Ranks) -> int:
+    """Bytes of one process under FSDP2. Assumed: every tensor is cut evenly; weights, gradients, optimizer state and
+    what earlier links left are in pieces all the time, so that the block that is whole at the moment is not counted,
+    nor the embeddings, unless blocks are kept whole from forward to backward. What a step works with is not shared out,
+    but follows from the process's own part of the batch."""
+    working = found.activation_bytes + found.temporary_bytes
+    step = max(found.activation_bytes, working - found.gradient_bytes * (among.world - 1) // among.world)
+    pieces = (found.weight_bytes + found.optimizer_bytes + found.link_bytes) // among.world
+    own = pieces + step + (found.weight_bytes if among.keep_whole else 0)
+    # On CPUs the model is loaded whole into the same memory, before it is cut.
+    return own if torch.cuda.is_available() else max(own, found.weight_bytes)
+
+
+def _on_one_memory(among: Ranks) -> int:
+    """Processes of one run that share a memory: all of a machine's, or one on each GPU."""
+    return 1 if torch.cuda.is_available() else among.here or among.world
+
+
+def _knobs(one: Wanted, among: Ranks) -> Iterator[tuple[str, str, list[Any]]]:
     """Name for the user, name for `_Forecasts.of`, and the values to try, the mildest first."""
-    training, method = one.run.training, one.run.method
-    yield "batch_size", "batch", list(_halves(training.batch_size, 1))
+    method = one.run.method
+    yield "batch_size", "batch", list(_halves(one.batch, among.world))
     if one.head.kind != "image":
         yield "max_length", "length", list(_halves(one.length, _LEAST_LENGTH))
     if method.name not in ("fft", "head"):
         yield "rank", "rank", list(_halves(method.rank, 1))
         if method.targets != "qv":
             yield "targets", "targets", ["qv"]
+    if one.packed > 1:
+        yield "pack", "packed", list(_halves(one.packed, 1))
+    if among.world > 1 and among.here in (None, among.world):
+        yield "processes", "world", list(_halves(among.world, 1))
 
 
 def _first(values: Sequence[Any], key: str, fits: Callable[..., bool]) -> Any:
@@ -182,11 +245,18 @@ def _halves(value: int, least: int) -> Iterator[int]:
         yield value
 
 
-def _length(one: Wanted) -> str:
-    if one.head.kind == "image":
-        return ""
-    most = one.run.training.max_length
-    return f", texts of up to {one.length} tokens" if one.length < most else f", max_length {most}"
+def _step(one: Wanted) -> str:
+    """What its size depends on, in words."""
+    training = one.run.training
+    words = [f"batch_size {training.batch_size}"]
+    if one.batch < training.batch_size:
+        words[0] += f", of {one.train} training examples"
+    if one.head.kind != "image":
+        most = training.max_length
+        words.append(f"texts of up to {one.length} tokens" if one.length < most else f"max_length {most}")
+    if one.packed > 1:
+        words.append(f"{one.packed} runs in a pack")
+    return ", ".join(words)
 
 
 def _disk(wanted: Sequence[Wanted], known: _Forecasts, out: Path, at_once: int) -> str:

@@ -144,8 +144,9 @@ def with_arrivals(plan: SweepPlan, home: Home, store: RunStore) -> SweepPlan:
 
 
 def check_sweep(plan: SweepPlan, out: Path, at_once: SideBySide | None = None) -> None:
-    """Raises `NoRoom` where the runs to do will fit neither memory nor disk."""
-    at_once = at_once or SideBySide()
+    """Raises `NoRoom` where the runs to do will not fit memory or disk. With `at_once=None` they are for the nodes of a
+    cluster, whose memory is not this machine's: disk alone is looked at."""
+    at_once = at_once or SideBySide(sharing=0)
     runs = [wanted(run.spec, run.data, run.steps, longest=run.longest) for run in plan.todo]
     check_room(runs, out, at_once=at_once.runs, sharing=at_once.sharing)
 

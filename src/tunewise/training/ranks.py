@@ -42,6 +42,8 @@ class Ranks:
     """Whether the model's weights are shared out among them (FSDP2), rather than each having a copy."""
     keep_whole: bool = False
     """Of sharded weights: whether a block stays whole from its forward to its backward."""
+    here: int | None = None
+    """How many of them are on this machine; all of them unless known."""
 
     @property
     def main(self) -> bool:
@@ -149,7 +151,14 @@ def ranks() -> Ranks:
         del os.environ["ACCELERATE_USE_FSDP"]
     state = PartialState(cpu=not torch.cuda.is_available())
     keep_whole = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("0", "false")
-    return Ranks(state.process_index, state.num_processes, sharded=sharded, keep_whole=sharded and keep_whole)
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    return Ranks(
+        state.process_index,
+        state.num_processes,
+        sharded=sharded,
+        keep_whole=sharded and keep_whole,
+        here=int(local) if local else None,
+    )
 
 
 def _asked(key: str) -> bool:
