@@ -56,6 +56,11 @@ def section(data: ReportData) -> Section | None:
 def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: int) -> list[str]:
     compared, items = method.metric_comparison, method.item_noise
     unit = _points if method.is_share else _plain
+    widest = numbers.widest(method.metric, method.is_share)
+
+    def end(value: float) -> str:
+        return numbers.difference_end(value, method.is_share, widest)
+
     if compared is None or compared.difference is None:
         return [method.label, *[numbers.MISSING] * 6]
     common = sorted(method.metric_by_seed.keys() & reference.metric_by_seed.keys())
@@ -68,10 +73,10 @@ def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: 
     return [
         method.label,
         unit(compared.difference.mean),
-        _between(compared.low, compared.high, unit),
+        _between(compared.low, compared.high, end),
         _between(items.low, items.high, unit) if items else numbers.MISSING,
         f"{items.p:.2g}" if items else numbers.MISSING,
-        numbers.MISSING if compared.missed is None else unit(compared.missed).lstrip("+"),
+        numbers.MISSING if compared.missed is None else end(compared.missed).replace("+", ""),
         further,
     ]
 
