@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tunewise.jobs.pool import in_processes
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
+from tunewise.store.leases import LeaseHeld
 from tunewise.training.events import Event, Interrupted, Listener, OfRun, RunFinished, RunStarted, StepDone
 from tunewise.training.trajectory import Keep
 from tunewise.tuning.stopping import Objective, StopRule
@@ -132,3 +134,11 @@ def test_messages_survive_the_way(tiny_model: Path, toy_csv: Path) -> None:
     assert isinstance(error, SpecError)
     assert str(error) == "no"
     assert isinstance(messages.heard(messages.failed(Interrupted("stopped"))), Interrupted)
+    assert type(messages.heard(messages.failed(LeaseHeld("another")))) is LeaseHeld
+    try:
+        raise SpecError("no") from ZeroDivisionError("of nothing")
+    except SpecError as raised:
+        arrived = messages.heard(messages.failed(raised))
+    assert isinstance(arrived, SpecError)
+    story = "".join(traceback.format_exception(arrived))
+    assert "ZeroDivisionError: of nothing" in story and Path(__file__).name in story

@@ -349,6 +349,7 @@ def test_runs_side_by_side_whose_processes_are_killed(content: dict[str, Any], t
     problems = {row.run: row.error or "" for row in found.rows}
     assert "killed 4 times (signal 9); try fewer --jobs" in problems[always]
     assert "ended with code 1: IsADirectoryError" in problems[last]
+    assert "Traceback" in (story := (out / last / "error.txt").read_text()) and "jobs/worker.py" in story
     lines = [json.loads(line) for line in (out / once / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 101))
     log = (found.folder / "log.txt").read_text()

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import tunewise.errors
 from tunewise.errors import TunewiseError
 from tunewise.spec import RunSpec
+from tunewise.store.leases import LeaseHeld
 from tunewise.training import events
 from tunewise.training.events import Event, Interrupted
 from tunewise.training.trajectory import Keep
 from tunewise.tuning.stopping import Objective, StopRule
+
+_OTHERS = {kind.__name__: kind for kind in (Interrupted, LeaseHeld)}
+"""Errors that are told from others and stand in modules of their own."""
+
+
+class WorkerStory(Exception):
+    """The cause of an error that came from a worker: what its process printed of it, as text."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,8 @@ def heard(line: str) -> tuple[str, Event] | TunewiseError | None:
     if "done" in content:
         return None
     if "error" in content:
-        kind = getattr(tunewise.errors, content["error"], TunewiseError)
-        error: TunewiseError = (Interrupted if content["error"] == "Interrupted" else kind)(content["message"])
-        return error
+        kind = _OTHERS.get(content["error"]) or getattr(tunewise.errors, content["error"])
+        return told(kind(content["message"]), content["story"])
     kind = getattr(events, content.pop("event"))
     return content.pop("run"), kind(**content)
 
@@ -75,8 +83,14 @@ def done() -> str:
 def failed(error: TunewiseError) -> str:
     """The same where they ended in an error that the user can mend."""
     names = [kind.__name__ for kind in type(error).__mro__]
-    known = next(name for name in names if name == "Interrupted" or hasattr(tunewise.errors, name))
-    return json.dumps({"error": known, "message": str(error)})
+    known = next(name for name in names if name in _OTHERS or hasattr(tunewise.errors, name))
+    return json.dumps({"error": known, "message": str(error), "story": "".join(traceback.format_exception(error))})
+
+
+def told(error: TunewiseError, story: str) -> TunewiseError:
+    """The error with a worker's account of it as its cause: whoever writes out its traceback has both."""
+    error.__cause__ = WorkerStory(f"in the worker\n{story}")
+    return error
 
 
 def labels(runs: Sequence[RunSpec]) -> str:

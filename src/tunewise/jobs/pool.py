@@ -23,11 +23,14 @@ from typing import IO
 
 from tunewise.errors import NoRoom, TunewiseError
 from tunewise.jobs import messages
-from tunewise.jobs.messages import Work
+from tunewise.jobs.messages import Work, told
 from tunewise.training.events import STOPPED, Event, Interrupted, Listener, OfRun
 
 PATIENCE = 60.0
 """Seconds for a worker to end once it has said its last."""
+
+STORY = 50_000
+"""Bytes of what a dead worker printed that are kept: the end, with the traceback."""
 
 
 class Worker:
@@ -77,11 +80,10 @@ class Worker:
             with contextlib.suppress(BrokenPipeError):  # it is gone already
                 self.process.stdin.close()
 
-    def last_words(self) -> str:
+    def story(self) -> str:
         """The end of what it printed to its standard error."""
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "no message"
+        self.errors.seek(max(0, self.errors.seek(0, os.SEEK_END) - STORY))
+        return self.errors.read().decode(errors="replace").strip()
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,17 @@ class Ended:
 
 @dataclass(frozen=True)
 class Died:
-    """A worker has gone with its work undone. `code`: that its process left with; `words`: the last ones."""
+    """A worker has gone with its work undone. `code`: that its process left with; `story`: the end of what it
+    printed."""
 
     work: Work
     code: int
-    words: str
+    story: str
+
+    @property
+    def words(self) -> str:
+        """The last ones."""
+        return (self.story.splitlines() or ["no message"])[-1]
 
     @property
     def signal(self) -> int | None:
@@ -161,7 +169,7 @@ class Pool:
             worker.process.kill()
             worker.process.wait()
         self._workers.remove(worker)
-        died = Died(worker.work, worker.process.returncode, worker.last_words()) if worker.work is not None else None
+        died = Died(worker.work, worker.process.returncode, worker.story()) if worker.work is not None else None
         worker.errors.close()
         return died
 
@@ -208,4 +216,4 @@ def _problem(died: Died) -> TunewiseError:
     what = messages.labels(died.work.runs)
     if died.signal == signal.SIGKILL:
         return NoRoom(f"the process with {what} was killed, by the system most likely; try fewer --jobs")
-    return TunewiseError(f"the process with {what} ended with code {died.code}: {died.words}")
+    return told(TunewiseError(f"the process with {what} ended with code {died.code}: {died.words}"), died.story)

@@ -31,8 +31,9 @@ class Outcome:
     run_id: str
     status: Fate
     seconds: float
-    steps: int
-    """That were done now: fewer than the run has where it was gone on with, 0 where it was done already."""
+    steps: int | None
+    """That were done now: fewer than the run has where it was gone on with, 0 where only its end was missing; None
+    where another process has done it, or has it."""
     error: str | None = None
     scores: str = ""
     """The main metric on validation and test, in words."""
@@ -45,7 +46,7 @@ class _Counting(Listener):
 
     def __init__(self, inner: Listener) -> None:
         self.inner = inner
-        self.steps = 0
+        self.steps: int | None = None
 
     @property
     def stop_requested(self) -> bool:  # type: ignore[override]
@@ -68,18 +69,19 @@ def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) ->
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     try:
         if store.is_leased(spec.id):
-            return Outcome(spec.id, "held", 0.0, 0)
+            return Outcome(spec.id, "held", 0.0, None)
         record = run(spec, store, listener=counting)
     except LeaseHeld:
-        return Outcome(spec.id, "held", 0.0, 0)
+        return Outcome(spec.id, "held", 0.0, None)
     except (Interrupted, StoreError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever one run meets, the others are not to be lost to it
         record = failed(spec, store, error, started.isoformat(timespec="seconds"), time.monotonic() - clock)
+        return outcome_of(record, time.monotonic() - clock, counting.steps or 0)
     return outcome_of(record, time.monotonic() - clock, counting.steps)
 
 
-def outcome_of(record: RunRecord, seconds: float, steps: int) -> Outcome:
+def outcome_of(record: RunRecord, seconds: float, steps: int | None) -> Outcome:
     """What a record says, and how long it took now."""
     return Outcome(record.id, record.status, seconds, steps, record.error, scores_of(record))
 

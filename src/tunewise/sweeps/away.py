@@ -43,7 +43,7 @@ def attempt_away(spec: RunSpec, home: Home, place: RunStore, listener: Listener)
     known = home.copies(spec.id)
     ended = next((copy for copy in known if copy.ended), None)
     if ended is not None and ended.status is not None:  # by another node, which died or was given up before it said so
-        return Outcome(spec.id, ended.status, 0.0, 0)
+        return Outcome(spec.id, ended.status, 0.0, None)
     _check_sources(spec)
     if not place.is_leased(spec.id):
         _go_on_from_home(spec.id, home, place)
@@ -62,7 +62,7 @@ def attempt_away(spec: RunSpec, home: Home, place: RunStore, listener: Listener)
                 home.send(spec.id, folder, names_of(folder), status=record.status, step=_step(folder))
             shutil.rmtree(folder)
     except LeaseHeld:
-        return Outcome(spec.id, "held", 0.0, 0)
+        return Outcome(spec.id, "held", 0.0, None)
     return replace(outcome, note=sender.note())
 
 

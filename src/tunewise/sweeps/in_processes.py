@@ -9,9 +9,10 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from tunewise.errors import StoreError, TunewiseError
-from tunewise.jobs.messages import Work
+from tunewise.jobs.messages import Work, told
 from tunewise.jobs.pool import Died, Ended, Pool
 from tunewise.store.folders import RunStore
+from tunewise.store.leases import LeaseHeld
 from tunewise.sweeps.attempt import Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
@@ -26,7 +27,8 @@ RETRIES = 3
 class _UnderWay:
     run: PlannedRun
     since: float
-    steps: int = 0
+    steps: int | None = None
+    """That its process does; None until it has begun."""
 
 
 class _Runs:
@@ -58,24 +60,23 @@ class _Runs:
         said = f"its process ended with code {news.code}: {news.words}"
         if news.signal is not None and self.deaths[run.id] <= RETRIES:
             self.monitor.say(f"the process of {run.id} was killed (signal {news.signal}); its run goes on in another")
-            return Outcome(run.id, "held", 0.0, 0)
+            return Outcome(run.id, "held", 0.0, None)
         if news.signal is not None:
             said = f"its process was killed {self.deaths[run.id]} times (signal {news.signal}); try fewer --jobs"
-        return self._outcome(known, TunewiseError(said))
+        return self._outcome(known, told(TunewiseError(said), news.story))
 
     def _outcome(self, known: _UnderWay, problem: TunewiseError | None) -> Outcome:
         run, seconds = known.run, time.time() - known.since
-        if isinstance(problem, Interrupted):
-            raise problem
-        if isinstance(problem, StoreError):
-            if self.store.is_leased(run.id):
-                return Outcome(run.id, "held", 0.0, 0)
+        if isinstance(problem, LeaseHeld):  # which may be over by now: it is looked at again
+            return Outcome(run.id, "held", 0.0, None)
+        if isinstance(problem, Interrupted | StoreError):
             raise problem
         record = self.store.record(run.id)
         if problem is not None or record is None:
             started = datetime.datetime.fromtimestamp(known.since, datetime.UTC).isoformat(timespec="seconds")
             problem = problem or TunewiseError("its process left no record")
             record = failed(run.spec, self.store, problem, started, seconds)
+            return outcome_of(record, seconds, known.steps or 0)
         return outcome_of(record, seconds, known.steps)
 
 
@@ -104,6 +105,8 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
                 held.append(monitor.by_id[outcome.run_id])
             elif outcome is not None:
                 monitor.ended(outcome)
+            if not waiting:
+                pool.dismiss_idle()
             if held and time.monotonic() - looked > POLL:
                 looked = time.monotonic()
                 if not waiting and not pool.busy:

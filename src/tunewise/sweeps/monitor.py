@@ -86,7 +86,7 @@ class Monitor:
         run = self.by_id[outcome.run_id]
         if outcome.status == "done" and outcome.steps:
             self.pace.note(run, outcome.seconds, outcome.steps)
-        words = f"in {duration(outcome.seconds)}" if outcome.steps else "by another process"
+        words = "by another process" if outcome.steps is None else f"in {duration(outcome.seconds)}"
         details = ", ".join(part for part in (words, outcome.scores, outcome.error, outcome.note) if part)
         self.say(f"{outcome.status} {outcome.run_id} {self.name(run.spec)}: {details}")
 

@@ -137,7 +137,7 @@ def _outcome(
         problem = RuntimeError(said)
     way.release(spec.id)  # the record is written under the run's lease
     started = datetime.datetime.fromtimestamp(since, datetime.UTC).isoformat(timespec="seconds")
-    return outcome_of(failed(spec, store, problem, started, time.time() - since), 0.0, 0)
+    return outcome_of(failed(spec, store, problem, started, time.time() - since), time.time() - since, 0)
 
 
 def _let_stop(ray: Any, monitor: Monitor, references: list[Any], patience: float) -> None:

@@ -171,10 +171,10 @@ class ByHome:
         try:
             held.enter_context(self.store.lease(run.id))
         except LeaseHeld:
-            return Outcome(run.id, "held", 0.0, 0)
+            return Outcome(run.id, "held", 0.0, None)
         self._leases[run.id] = held
         if (done := self.store.finished(run.id)) is not None:  # by another driver, since the plan was made
-            return outcome_of(done, 0.0, 0)
+            return outcome_of(done, 0.0, None)
         self.store.begin(run)
         return None
 
