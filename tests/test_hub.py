@@ -13,6 +13,7 @@ from command_line import invoke
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.errors import ModelError, SpecError
 from tunewise.hub import parse_hub_path, pinned
+from tunewise.inspecting import inspect
 from tunewise.locate import resolve
 from tunewise.models.load import model_folder
 from tunewise.spec import ModelSpec
@@ -76,7 +77,13 @@ def test_a_run_records_the_commits_and_is_the_run_of_the_local_files(hub, tmp_pa
 def test_what_the_hub_does_not_give_is_one_line(hub, tmp_path):
     with pytest.raises(ModelError, match="model 'maker/other' is no folder here and can't be had from the hub"):
         model_folder(ModelSpec(path="maker/other"))
-    with pytest.raises(SpecError, match="data set 'maker/none' is no folder here"):
+    with pytest.raises(ModelError, match=r"give a local one \(--model\)$"):
+        model_folder(ModelSpec(path="maker/other"))
+    for words in ({"base": "maker/other", "model_b": "maker/tiny"}, {"base": "maker/tiny", "model_b": "maker/other"}):
+        flag = "--base" if words["base"] == "maker/other" else "--model-b"
+        with pytest.raises(ModelError, match=rf"'maker/other'.*give a local one \({flag}\)$"):
+            inspect(**words)
+    with pytest.raises(SpecError, match=r"data set 'maker/none' is no folder here.*\(--data\)$"):
         resolve("hub:maker/none/train.csv")
     with pytest.raises(SpecError, match="holds no such file"):
         resolve("hub:maker/toy/main/test.csv")

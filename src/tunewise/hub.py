@@ -61,7 +61,7 @@ def fetch(
     revision: str | None = None,
     patterns: Sequence[str] = ("*",),
     error: type[TunewiseError] = SpecError,
-    instead: str | None = None,
+    instead: str = "give a local one (--data)",
 ) -> Snapshot:
     """The files of `repo` that match `patterns`, at `revision` (a commit, a branch, a tag; the main branch unless
     given). Raises `error` where they can't be had: one line with the hub's reason and what to give `instead`."""
@@ -72,10 +72,10 @@ def fetch(
         found = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as fault:
         reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0].partition(". ")[0].rstrip(".")
-        what, flag = ("model", "--model") if kind == "model" else ("data set", "--data")
+        what = "model" if kind == "model" else "data set"
         raise error(
             f"{what} {repo!r} is no folder here and can't be had from the hub ({textwrap.shorten(reason, 160)}); "
-            + (instead or f"give a local one ({flag})")
+            + instead
         ) from None
     folder = Path(found)
     return Snapshot(folder, folder.name if _COMMIT.fullmatch(folder.name) else None)

@@ -227,7 +227,7 @@ def _two_models(base: ModelSpec, other: ModelSpec, said: Said) -> _Subject:
     said(f"loading {base.path}")
     one = load_bare(base, [], "FEATURE_EXTRACTION")
     said(f"loading {other.path}")
-    two = load_bare(other, [], "FEATURE_EXTRACTION")
+    two = load_bare(other, [], "FEATURE_EXTRACTION", flag="--model-b")
     updates = updates_between(one, two)
     if not updates:
         raise MeasureError(f"{base.path} has no linear layer to look at")

@@ -127,7 +127,9 @@ def test_nothing_better_than_the_head_leads_to_the_head_and_thin_evidence(summar
 def test_a_best_score_at_chance_is_called_so(summaries):
     advice = recommend(summaries({"lora": [0.50, 0.51, 0.52], "cla": [0.50, 0.49, 0.51]}, RATIOS))
     assert advice.evidence == "thin"
-    assert "near chance (50.0 %)" in advice.sentences[-1]
+    assert "even the best score (51.0 %) is near chance (50.0 %)" in advice.sentences[-1]
+    advice = recommend(summaries({"lora": [0.31, 0.30, 0.32], "cla": [0.30, 0.29, 0.31]}, RATIOS))
+    assert "even the best score (31.0 %) is no better than what needs no learning (50.0 %)" in advice.sentences[-1]
 
 
 def test_a_cheap_choice_that_could_lose_half_the_gain_is_called_thin(summaries):

@@ -85,7 +85,12 @@ def _nothing_gained(made: Decision, summaries: Sequence[MethodSummary]) -> list[
     if chance is not None and best.test_items and best.test_metric:
         noise = 1.96 * item_standard_error(chance, best.test_items)
         if best.test_metric.mean - chance <= noise:
-            found.append(f"even the best score is near chance ({100 * chance:.1f} %)")
+            score, level = (
+                f"{100 * value:.1f} %" if best.is_share else f"{value:.3f}" for value in (best.test_metric.mean, chance)
+            )
+            is_below = best.test_metric.mean <= chance
+            side = "no better than what needs no learning" if is_below else "near chance"
+            found.append(f"even the best score ({score}) is {side} ({level})")
     return found
 
 

@@ -80,12 +80,14 @@ def _of_run(
 ) -> dict[str, Any]:
     from tunewise.measures.bounds import bounds_of_run
     from tunewise.measures.finished import FinishedRun
+    from tunewise.models.load import model_folder
     from tunewise.tasks.build import build_task
 
     if samples is not None or classes is not None:
         raise SpecError("a run knows its examples and classes; --samples and --classes are for adapters")
     spec = record.spec
     if base is not None:
+        model_folder(spec.model.model_copy(update={"path": base}), "--base")  # raises where it can't be had
         record = record.model_copy(
             update={"spec": spec.model_copy(update={"model": spec.model.model_copy(update={"path": base})})}
         )

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from tunewise.errors import ModelError, StoreError, is_out_of_memory
-from tunewise.models.load import load_config, weights_folder
+from tunewise.models.load import load_config, model_folder, weights_folder
 from tunewise.spec import ModelSpec
 
 _FAMILIES = (
@@ -37,12 +37,15 @@ _BY_TASK = {
 }
 
 
-def load_bare(spec: ModelSpec, layers: Collection[str], task_type: str | None = None) -> nn.Module:
+def load_bare(
+    spec: ModelSpec, layers: Collection[str], task_type: str | None = None, *, flag: str = "--base"
+) -> nn.Module:
     """The model in the form that has modules by the names `layers`, in the checkpoint's own precision, frozen.
 
     Names tell the form: an adapter of a classifier says `bert.encoder...`, one of the encoder itself `encoder...`.
-    Raises `ModelError` where no form of the model has them, or it can't be loaded.
+    Raises `ModelError` where no form of the model has them, or it can't be loaded; `flag`: by which another is given.
     """
+    model_folder(spec, flag)
     config = load_config(spec)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a new head is of no interest here

@@ -22,23 +22,31 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @lru_cache(maxsize=8)
-def model_folder(spec: ModelSpec) -> Path:
-    """The local folder of the model, unpacked or fetched where need be. Raises `ModelError`."""
+def model_folder(spec: ModelSpec, flag: str = "--model") -> Path:
+    """The local folder of the model, unpacked or fetched where need be. Raises `ModelError`, which names the `flag` by
+    which another model is given."""
     if spec.path.startswith("package:") or Path(spec.path).exists():
         path = resolve(spec.path)
         folder = unpack(path) if path.suffix == ".zip" else path
     elif spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
         raise ModelError(f"model {spec.path!r}: there is no such folder")
     else:
-        folder = _from_hub(spec).folder
+        folder = _from_hub(spec, flag).folder
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {spec.path!r}: {folder.name} holds no config.json, so it is no transformers model")
     return folder
 
 
-def _from_hub(spec: ModelSpec) -> Snapshot:
+def _from_hub(spec: ModelSpec, flag: str = "--model") -> Snapshot:
     patterns = [*_WEIGHTS, *(["*.py"] if spec.trust_remote_code else [])]
-    return fetch(spec.path, kind="model", revision=spec.revision, patterns=patterns, error=ModelError)
+    return fetch(
+        spec.path,
+        kind="model",
+        revision=spec.revision,
+        patterns=patterns,
+        error=ModelError,
+        instead=f"give a local one ({flag})",
+    )
 
 
 def weights_folder(spec: ModelSpec) -> Path:
