@@ -16,10 +16,10 @@ from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
 from tunewise.jobs.execute import doing, execute, prefixes_of
+from tunewise.jobs.room import check_plan
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan, with_rates
-from tunewise.preflight import check_room, wanted_of
 from tunewise.report.html import write_report
 from tunewise.report.landscape_section import FOLDER, write_files
 from tunewise.report.section import ReportData
@@ -76,7 +76,7 @@ def compare(
     store = RunStore(out)
     plan = plan or make_plan(spec, store, again=again)
     if not force:
-        check_room(wanted_of(plan), store.root, at_once=jobs or 1)
+        check_plan(plan, store, jobs=jobs, pack=pack, again=again)
     tuning = None
     prefixes = prefixes_of(plan, store, listener)
     if plan.spec.tuning is not None:

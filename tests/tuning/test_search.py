@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from command_line import invoke
+from tunewise import preflight
 from tunewise.comparison import Comparison, compare
-from tunewise.errors import DivergedError, SpecError
+from tunewise.errors import DivergedError, NoRoom, SpecError
 from tunewise.planning import make_plan
 from tunewise.spec import CompareSpec
 from tunewise.store.documents import read_document
@@ -18,6 +20,7 @@ from tunewise.store.records import TuningReport
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, RunsToDo
 from tunewise.training.journal import read_history
 from tunewise.tuning import tune, waiting_trials
+from tunewise.tuning.search import settled
 
 
 class Notes(Listener):
@@ -106,6 +109,35 @@ def test_a_finished_search_is_not_repeated(searched, spec) -> None:
     assert notes.started() == []
     assert again.tuning == found.tuning
     assert again.folder == found.folder
+
+
+def test_a_finished_search_is_shown_and_checked_with_what_it_chose(
+    searched, spec, tmp_path, monkeypatch, capsys
+) -> None:
+    """Nothing is to do, so there is no run that could need memory; with one record gone, one run is."""
+    found, _ = searched
+    store = RunStore(found.folder.parent)
+    (file := tmp_path / "spec.yaml").write_text(json.dumps(spec.model_dump(mode="json", exclude_defaults=True)))
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+
+    def planned(expected: int) -> tuple[str, str]:
+        words = ["compare", f"--spec={file}", f"--out={store.root}", "--no-costs", "--measures=none", "--dry-run"]
+        assert invoke(monkeypatch, *words) == expected
+        shown = capsys.readouterr()
+        return " ".join(shown.out.split()), shown.err
+
+    assert settled(make_plan(spec, store), store).done == {record.id for record in found.records}
+    out, _ = planned(0)
+    assert "0 runs to do, 2 done already" in out and "trials" not in out
+    record = store.folder(found.records[0].id) / "run.json"
+    moved = record.rename(tmp_path / "run.json")
+    out, error = planned(NoRoom.exit_code)
+    assert "1 run to do, 1 done already" in out and "not enough memory: head on" in error
+    moved.rename(record)
+    trial = store.folder(report_of(found).methods[0].trials[0].run) / "run.json"
+    moved = trial.rename(tmp_path / "run.json")
+    assert "1 trials for the learning rates come first" in planned(NoRoom.exit_code)[0]
+    moved.rename(trial)
 
 
 def test_the_test_split_has_no_say(searched, spec) -> None:

@@ -172,22 +172,24 @@ def compare(
         from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
         from tunewise.training.tracking import check_trackers
+        from tunewise.tuning.search import settled
 
         check_trackers(manner.track)
         store = RunStore(manner.out)
         plan = make_plan(checked, store, again=again)
         check_options(plan, jobs=manner.jobs, pack=manner.pack, track=manner.track)
-    show_plan(plan, console, manner.out)
-    show_besides(plan, store, manner.pack, again, console)
+        to_do = settled(plan, store, again=again)
+    show_plan(to_do, console, manner.out)
+    show_besides(to_do, store, manner.pack, again, console)
     if dry_run:
         from tunewise.jobs.execute import depths, prefixes_of
         from tunewise.training.events import Listener
 
         show_manner(manner.jobs, depths(plan, prefixes_of(plan, store, Listener())), console)
         if not force:
-            from tunewise.preflight import check_room, wanted_of
+            from tunewise.jobs.room import check_plan
 
-            check_room(wanted_of(plan), store.root, at_once=manner.jobs or 1)
+            check_plan(to_do, store, jobs=manner.jobs, pack=manner.pack, again=again)
         return
     with LiveProgress(console, plan) as listener:
         found = run_compare(

@@ -15,12 +15,15 @@ def show_plan(plan: Plan, console: Any, folder: str) -> None:
     """Sizes of the data, what each method trains and at which rate, how many runs are left."""
     from rich.table import Table
 
+    from tunewise.tasks.splits import counted
+
     data = plan.data
     todo = len(plan.runs) - len(plan.done)
+    size = f"{counted(len(plan.methods), 'method')} x {counted(len(plan.spec.seeds), 'seed')}"
     console.print(
-        f"[bold]{len(plan.methods)} methods x {len(plan.spec.seeds)} seeds[/bold] on {plan.spec.model.path}: "
+        f"[bold]{size}[/bold] on {plan.spec.model.path}: "
         f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples"
-        f"{f', {len(data.labels)} classes' if data.labels else ''}; {plan.steps:,} steps a run",
+        f"{f', {len(data.labels)} classes' if data.labels else ''}; {counted(plan.steps, 'step')} a run",
         highlight=False,
     )
     for note in data.notes:
@@ -47,7 +50,7 @@ def show_plan(plan: Plan, console: Any, folder: str) -> None:
         )
     console.print(table)
     ready = f", {len(plan.done)} done already" if plan.done else ""
-    console.print(f"{todo} runs to do{ready}; everything goes to {folder}", highlight=False)
+    console.print(f"{counted(todo, 'run')} to do{ready}; everything goes to {folder}", highlight=False)
 
 
 def _rate(planned: PlannedMethod, plan: Plan) -> str:
@@ -70,7 +73,9 @@ def show_besides(plan: Plan, store: RunStore, pack: int, again: bool, console: A
     if plan.spec.tuning is not None:
         from tunewise.tuning import waiting_trials
 
-        console.print(f"{waiting_trials(plan, store)} trials for the learning rates come first", highlight=False)
+        count = waiting_trials(plan, store)
+        trials = f"{count} trials" if count else "trials beyond the grids"  # an edge was best, or a stop is not settled
+        console.print(f"{trials} for the learning rates come first", highlight=False)
     if pack > 1:
         _show_packs(plan, pack, console)
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from tunewise.errors import SpecError, StoreError
-from tunewise.planning import Plan
+from tunewise.planning import Plan, with_rates
 from tunewise.run import run
 from tunewise.spec import MethodSpec, RunSpec, TuningSpec
 from tunewise.store.folders import RunStore
@@ -82,6 +82,26 @@ def _attempt(trials: Sequence[tuple[Search, float]], do: Doing) -> None:
 def chosen_rates(report: TuningReport) -> dict[str, float]:
     """What the search chose, by the methods' labels; methods whose rate was given are not among them."""
     return {row.method: row.chosen for row in report.methods if not row.given}
+
+
+class _Waiting(Exception):
+    """A trial is still to be done."""
+
+
+def settled(plan: Plan, store: RunStore, *, again: bool = False) -> Plan:
+    """The plan with the rates that its search has chosen, where all of its trials are there; else the plan itself.
+    Nothing is run. Raises `SpecError` as `tune` does."""
+    if plan.spec.tuning is None:
+        return plan
+
+    def wait(trials: Sequence[RunSpec], rules: Mapping[str, StopRule]) -> None:
+        raise _Waiting
+
+    try:
+        found = tune(plan, store, Listener(), do=wait)
+    except _Waiting:
+        return plan
+    return with_rates(plan, chosen_rates(found), store, again=again)
 
 
 def waiting_trials(plan: Plan, store: RunStore) -> int:
