@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import invoke
 from faults.disks import fill, grow, small_disk
 from stored_runs import record_of, stored_spec, write_run, write_unfinished
 from tunewise.cli.main import run as run_command
@@ -209,3 +210,25 @@ def test_a_run_that_meets_a_full_disk_again_and_again_ends_as_if_it_had_not(
         assert record.results == whole.results
         assert record.files["adapter/adapter_model.safetensors"] == whole.files["adapter/adapter_model.safetensors"]
         assert faults_of_run(RunStore(root), spec.id) == []
+
+
+@pytest.mark.parametrize("below", ["", "/runs"])
+@pytest.mark.parametrize("command", ["sweep", "compare", "train"])
+def test_a_file_is_no_place_for_runs(
+    command: str,
+    below: str,
+    tiny_model: Path,
+    toy_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, spec = tmp_path / "notes.txt", tmp_path / "sweep.yaml"
+    file.write_text("mine")
+    spec.write_text(f"{{model: {tiny_model}, data: {toy_csv}, methods: lora}}")
+    what = [f"--model={tiny_model}", f"--data={toy_csv}"]
+    words = {"sweep": [str(spec)], "compare": [*what, "--methods=lora"], "train": [*what, "--method=lora"]}[command]
+    assert invoke(monkeypatch, command, *words, f"--out={file}{below}") == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {file} is a file, and runs go into a folder; choose another (--out)\n"
+    assert file.read_text() == "mine"

@@ -32,7 +32,11 @@ class RunStore:
     """The folder `runs/` and what is in it."""
 
     def __init__(self, root: str | Path) -> None:
+        """Raises `SpecError` where that is a file, or would lie below one."""
         self.root = Path(root)
+        file = next((path for path in (self.root, *self.root.parents) if path.is_file()), None)
+        if file is not None:
+            raise SpecError(f"{file} is a file, and runs go into a folder; choose another (--out)")
 
     def folder(self, run_id: str) -> Path:
         """Where a run lives. Raises `StoreError` for a name that is no run id (it could leave the folder)."""
