@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,13 +12,14 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from command_line import invoke
 from stored_runs import stored_spec, write_run
 from tunewise.cli.main import run as tunewise
 from tunewise.errors import SpecError, StoreError
 from tunewise.run import run
 from tunewise.spec import parse
 from tunewise.store.folders import RunStore
-from tunewise.sweeps import away, home
+from tunewise.sweeps import away, driver, home
 from tunewise.sweeps.arrivals import bring, pick_up
 from tunewise.sweeps.away import attempt_away, names_of
 from tunewise.sweeps.driver import with_arrivals
@@ -264,6 +266,19 @@ def test_a_driver_that_starts_again_takes_in_what_is_home(content: dict[str, Any
     assert not there.is_marked(second.place.stop)
 
 
+def test_the_command_line_looks_at_home_once(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: Home
+) -> None:
+    looks: list[int] = []
+    inner = driver.pick_up
+    monkeypatch.setattr(
+        driver, "pick_up", lambda home, runs, store: looks.append(len(runs)) or inner(home, runs, store)
+    )
+    monkeypatch.setattr(driver, "run_on_ray", lambda *of_no_interest: None)
+    invoke(monkeypatch, "sweep", str(file), f"--out={tmp_path}", "--on=ray", f"--home={there.url}", "--force")
+    assert looks == [2]
+
+
 def test_an_address_that_cannot_be_used_is_named(
     file: Path,
     tmp_path: Path,
@@ -273,6 +288,10 @@ def test_an_address_that_cannot_be_used_is_named(
 ) -> None:
     with pytest.raises(SpecError, match="--home nope://x: Protocol not known: nope; give an address"):
         Home("nope://x")
+    with monkeypatch.context() as without_s3fs:
+        without_s3fs.setitem(sys.modules, "s3fs", None)
+        with pytest.raises(SpecError, match=r"--home s3://b/p: Install s3fs to access S3, here and on the nodes$"):
+            Home("s3://b/p")
     failing.fails = {1}
     with pytest.raises(SpecError, match=r"can't use it \(OSError: connection lost\); check the address"):
         Home("failing://x").check()

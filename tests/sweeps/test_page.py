@@ -11,7 +11,7 @@ import pytest
 from tunewise.spec import parse
 from tunewise.sweeps.axes import AXES
 from tunewise.sweeps.page import heat_maps, scale, write_sweep_page
-from tunewise.sweeps.results import Cell, SweepRow, best, cells
+from tunewise.sweeps.results import Cell, SweepRow, as_good, best, cells
 from tunewise.sweeps.spec import SweepSpec
 
 _FIXED = ("method", "rank", "alpha", "learning_rate", "seed")
@@ -108,3 +108,19 @@ def test_the_page_escapes_what_users_write(asked: SweepSpec, tmp_path: Path) -> 
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert "it was &lt;too&gt; much" in text
     assert "4 of 8 runs finished" in text
+
+
+def test_settings_that_tie_with_the_best_are_counted() -> None:
+    def cell(rank: int, validation: list[float | None]) -> Cell:
+        rows = [
+            SweepRow(f"{rank}{i}", "done" if v is not None else "failed", {"rank": rank}, test=v, validation=v)
+            for i, v in enumerate(validation)
+        ]
+        return Cell({"rank": rank}, rows)
+
+    among = [cell(1, [0.5, 0.7]), cell(2, [0.8, 0.6]), cell(4, [0.6, 0.8]), cell(8, [0.7, 0.7]), cell(16, [0.7, None])]
+    chosen = best(among)
+    assert chosen is among[1]
+    assert as_good(among, chosen) == "2 more settings"  # not the one that lost a seed
+    assert as_good(among[:3], chosen) == "1 more setting"
+    assert as_good(among[:2], chosen) == ""

@@ -150,6 +150,8 @@ def test_half_powers_are_read_wherever_a_rate_stands() -> None:
     [
         ({"seeds": 0}, "seeds: 0: give how many (1 or more"),
         ({"seeds": [-1]}, "seeds: [-1]: give how many"),
+        ({"seeds": [0, 1, 0]}, "seeds [0, 1, 0] hold one twice; each run must be its own"),
+        ({"points": [{"seeds": [2, 2]}]}, "points.0: seeds [2, 2] hold one twice"),
         ({"seeds": "two"}, "seeds: two: give how many"),
         ({"points": [{"seeds": []}]}, "points.0: seeds: []: give how many"),
         ({"training": {"epochs": []}}, "training.epochs: an empty list; give its values"),

@@ -110,10 +110,11 @@ def sweep(
 
 def _show_plan(plan: SweepPlan, console: Any, out: Path) -> None:
     from tunewise.sweeps.axes import AXES, shown, varying
+    from tunewise.tasks.splits import counted
 
     specs = [run.spec for run in plan.runs]
     axes = varying(specs)
-    console.print(f"[bold]{plan.spec.title}[/bold]: {len(specs)} runs", highlight=False)
+    console.print(f"[bold]{plan.spec.title}[/bold]: {counted(len(specs), 'run')}", highlight=False)
     for axis in axes:
         counts = Counter(shown(value) for spec in specs if (value := AXES[axis](spec)) is not None)
         names = list(counts)
@@ -130,7 +131,7 @@ def _show_plan(plan: SweepPlan, console: Any, out: Path) -> None:
     ready = f", {len(plan.done)} done already" if plan.done else ""
     steps = sum(run.steps for run in plan.todo)
     console.print(
-        f"{len(plan.todo)} runs to do, {steps:,} steps{ready}; everything goes to {out}",
+        f"{counted(len(plan.todo), 'run')} to do, {counted(steps, 'step')}{ready}; everything goes to {out}",
         highlight=False,
         soft_wrap=True,
     )
@@ -138,18 +139,20 @@ def _show_plan(plan: SweepPlan, console: Any, out: Path) -> None:
 
 def _show_result(found: Sweep, console: Any) -> None:
     from tunewise.sweeps.axes import shown
-    from tunewise.sweeps.results import best, cells
+    from tunewise.sweeps.results import as_good, best, cells
 
     counts = Counter(row.status for row in found.rows)
     console.print()
     console.print(", ".join(f"{count} {status}" for status, count in counts.most_common()), highlight=False)
-    chosen = best(cells(found.rows))
+    settings = cells(found.rows)
+    chosen = best(settings)
     if chosen is not None and chosen.mean("test") is not None:
         axes = [axis for axis in chosen.at if len({str(row.at[axis]) for row in found.rows}) > 1]
         where = ", ".join(f"{axis} {shown(chosen.at[axis])}" for axis in axes)
+        ties = f"; as good on validation: {more}" if (more := as_good(settings, chosen)) else ""
         console.print(
             f"best on validation{f': {where}' if where else ''}: validation {chosen.mean('validation'):.4g}, "
-            f"test {chosen.mean('test'):.4g} ({chosen.finished[0].metric}, {chosen.standing})",
+            f"test {chosen.mean('test'):.4g} ({chosen.finished[0].metric}, {chosen.standing}){ties}",
             highlight=False,
             markup=False,
         )

@@ -38,6 +38,7 @@ from tunewise.sweeps.results import SweepRow, rows_of, write_tables
 from tunewise.sweeps.room import SideBySide, side_by_side
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.sweeps.ways import ByHome, Shared
+from tunewise.tasks.splits import counted
 from tunewise.training.events import Interrupted
 
 PREFIX = "sweep-"
@@ -87,15 +88,15 @@ def sweep(
     home = None if ray.home is None else Home(ray.home)
     store = RunStore(out)
     plan = plan or plan_sweep(spec, store, listener)
-    if home is not None:
+    if home is not None and plan.home != home.url:
         plan = with_arrivals(plan, home, store)
     if not force:
         check_sweep(plan, store.root, side_by_side(on, ray, len(plan.todo), jobs))
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
-        f"start: {len(plan.runs)} runs, {len(plan.done)} of them done already, on {on}, by process {os.getpid()} on "
-        f"{socket.gethostname()}; time: {monitor.remaining().words()}"
+        f"start: {counted(len(plan.runs), 'run')}, {len(plan.done)} of them done already, on {on}, by process "
+        f"{os.getpid()} on {socket.gethostname()}; time: {monitor.remaining().words()}"
     )
     try:
         if on == "ray":
@@ -140,7 +141,7 @@ def with_arrivals(plan: SweepPlan, home: Home, store: RunStore) -> SweepPlan:
     be used."""
     home.check()
     arrived = pick_up(home, [run.id for run in plan.todo], store)
-    return replace(plan, done=plan.done | {*arrived})
+    return replace(plan, done=plan.done | {*arrived}, home=home.url)
 
 
 def check_sweep(plan: SweepPlan, out: Path, at_once: SideBySide | None = None) -> None:

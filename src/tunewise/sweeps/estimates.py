@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tunewise.store.table import RunRow
 from tunewise.sweeps.planning import PlannedRun
 from tunewise.sweeps.shapes import any_rank, data_of, shape_of
+from tunewise.tasks.splits import counted
 
 _RECENT = 8
 """Latest runs of a shape that count: a machine is not always equally busy."""
@@ -29,7 +30,9 @@ class Remaining:
         if not self.timed:
             return f"not known: no finished run of {'this shape' if self.untimed == 1 else 'these shapes'} to go by"
         said = f"about {duration(self.seconds / max(1, at_once))}"
-        return said + (f" for {self.timed} runs, and {self.untimed} of shapes not timed yet" if self.untimed else "")
+        return said + (
+            f" for {counted(self.timed, 'run')}, and {self.untimed} of shapes not timed yet" if self.untimed else ""
+        )
 
 
 class Pace:

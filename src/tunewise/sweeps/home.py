@@ -86,7 +86,9 @@ class Home:
         self.url = url
         try:
             self.fs, root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
+        except ImportError as error:
+            raise SpecError(f"--home {url}: {error}, here and on the nodes") from None
+        except ValueError as error:
             raise SpecError(
                 f"--home {url}: {error}; give an address that fsspec knows, such as s3://bucket/path"
             ) from None

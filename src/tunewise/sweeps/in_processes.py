@@ -17,6 +17,7 @@ from tunewise.sweeps.attempt import Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
+from tunewise.tasks.splits import counted
 from tunewise.training.events import STOPPED, Event, Interrupted, OfRun, Phase, RunStarted
 
 RETRIES = 3
@@ -110,7 +111,7 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
             if held and time.monotonic() - looked > POLL:
                 looked = time.monotonic()
                 if not waiting and not pool.busy:
-                    monitor.listener.on(Phase("waiting for other processes", f"they have {len(held)} runs"))
+                    monitor.listener.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
                 free = [run for run in held if not store.is_leased(run.id)]
                 held = [run for run in held if run not in free]
                 waiting += free

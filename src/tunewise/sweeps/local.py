@@ -7,6 +7,7 @@ import time
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.attempt import attempt
 from tunewise.sweeps.monitor import Monitor
+from tunewise.tasks.splits import counted
 from tunewise.training.events import Event, Listener, Phase
 
 POLL = 1.0
@@ -42,6 +43,6 @@ def run_local(monitor: Monitor, store: RunStore) -> None:
             else:
                 monitor.ended(outcome)
         if len(held) == len(waiting):
-            monitor.listener.on(Phase("waiting for other processes", f"they have {len(held)} runs"))
+            monitor.listener.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
             time.sleep(POLL)
         waiting = held

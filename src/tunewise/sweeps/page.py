@@ -11,7 +11,7 @@ from tunewise.report.section import Grid, Section
 from tunewise.report.sweep_page import heat_map, write_page
 from tunewise.sweeps.axes import Value, shown
 from tunewise.sweeps.planning import SweepPlan
-from tunewise.sweeps.results import Cell, SweepRow, best, cells
+from tunewise.sweeps.results import Cell, SweepRow, as_good, best, cells
 
 _PREFERRED = ("learning_rate", "alpha / rank", "alpha", "restart_every", "links", "epochs", "batch_size", "train_size")
 """Axes that go to the right, the first of them that varies; the rank goes downwards."""
@@ -92,6 +92,8 @@ def _panel(place: int, where: list[tuple[str, Value]], found: list[Cell], pair: 
             f"{down.replace('_', ' ')} {shown(chosen.at[down])}, {right.replace('_', ' ')} {shown(chosen.at[right])}: "
             f"{numbers.score(mean, share)}{unit}"
         )
+        if more := as_good(found, chosen):
+            said += f"; as good there: {more}"
     figure = heat_map(
         [shown(row) for row in rows],
         [shown(column) for column in columns],
@@ -157,6 +159,8 @@ def _table(settings: Sequence[Cell], axes: Sequence[str]) -> Section:
     notes = ["Means over seeds; ± sd: their standard deviation. Every run: table.csv, table.json."]
     if len(settings) > _MOST_ROWS:
         notes.append(f"The first {_MOST_ROWS} of {len(settings)} settings; table.csv has all.")
+    if chosen is not None and (more := as_good(settings, chosen)):
+        notes.append(f"As good on validation as the one marked best: {more}.")
     notes += sorted(errors)[:8]
     return Section(key="settings", title="Settings", grids=[Grid(columns, lines)], notes=notes)
 

@@ -17,6 +17,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.sweeps.axes import AXES, Value, varying
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
+from tunewise.tasks.splits import counted
 
 FIXED = ("model", "data", "method", "rank", "alpha", "links", "learning_rate", "seed")
 """Axes that every table has, whether the runs differ on them or not."""
@@ -75,7 +76,7 @@ class Cell:
         for row in self.rows:
             if row.status != "done":
                 others[row.status] = others.get(row.status, 0) + 1
-        seeds = f"{of} seed{'' if of == 1 else 's'}"
+        seeds = counted(of, "seed")
         return ", ".join([seeds if done == of else f"{done} of {seeds}", *(f"{n} {s}" for s, n in others.items())])
 
 
@@ -101,14 +102,24 @@ def cells(rows: Sequence[SweepRow]) -> list[Cell]:
 
 
 def best(among: Sequence[Cell]) -> Cell | None:
-    """The setting with the best mean on validation, of those whose seeds all finished (if there are any such). The test
-    split has no say."""
-    known = [cell for cell in among if cell.mean("validation") is not None]
-    whole = [cell for cell in known if len(cell.finished) == len(cell.rows)] or known
+    """The setting with the best mean on validation, of those whose seeds all finished (if there are any such); the
+    first of several. The test split has no say."""
+    whole = _in_question(among)
     if not whole:
         return None
     sign = -1.0 if whole[0].finished[0].lower_is_better else 1.0
     return max(whole, key=lambda cell: sign * (cell.mean("validation") or 0.0))
+
+
+def as_good(among: Sequence[Cell], chosen: Cell) -> str:
+    """How many other settings have the best one's mean on validation: '1 more setting'; empty for none."""
+    ties = sum(cell.mean("validation") == chosen.mean("validation") for cell in _in_question(among)) - 1
+    return counted(ties, "more setting") if ties else ""
+
+
+def _in_question(among: Sequence[Cell]) -> list[Cell]:
+    known = [cell for cell in among if cell.mean("validation") is not None]
+    return [cell for cell in known if len(cell.finished) == len(cell.rows)] or known
 
 
 def write_tables(folder: Path, plan: SweepPlan, rows: Sequence[SweepRow]) -> None:

@@ -214,6 +214,8 @@ def _seeds(said: Any) -> list[int]:
     """A list of seeds, or as many from 0 as are asked for."""
     found = list(range(said)) if _is_whole(said) else said
     if isinstance(found, list) and found and all(_is_whole(seed) and seed >= 0 for seed in found):
+        if len(set(found)) < len(found):
+            raise SpecError(f"seeds {found} hold one twice; each run must be its own")
         return found
     raise SpecError(f"seeds: {said}: give how many (1 or more; 3 are the seeds 0, 1, 2), or a list: [0, 1, 2]")
 
