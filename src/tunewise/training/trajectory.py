@@ -37,6 +37,7 @@ from tunewise.models.sharded import is_sharded
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.records import RunRecord
 from tunewise.training.build import total_steps
+from tunewise.training.ranks import ALONE, Ranks
 
 TRAJECTORY = "trajectory"
 """The folder's name in a run's folder."""
@@ -174,8 +175,9 @@ class TrajectoryCallback(TrainerCallback):
         full: also of full fine-tuning, where each snapshot is as large as the model; nothing is kept of it otherwise.
 
     After a resume the snapshots after the checkpoint's step are made anew. Chains need their `ChainCallback` before
-    this one in the Trainer's list. Of several processes the first one writes; weights that `accelerate launch` had
-    `tunewise train` shard (FSDP2) are put together for it, those sharded by others are not.
+    this one in the Trainer's list. Of several processes the first one writes, and it alone needs `folder`; weights
+    that `accelerate launch` had `tunewise train` shard (FSDP2) are put together for it, those sharded by others are
+    not.
     """
 
     def __init__(self, folder: str | Path, snapshots: int = COUNT, *, full: bool = False) -> None:
@@ -195,11 +197,9 @@ class TrajectoryCallback(TrainerCallback):
         if not (self._writes or is_sharded(model)) or not (self.full or trains_a_part(model)):
             return
         self._due = set(moments(state.max_steps, self.count))
-        self._kept = {
-            name: known
-            for name, known in _read_index(self.folder, damaged_is_empty=True).items()
-            if known.step in self._due and known.step <= state.global_step > 0 and known.path.exists()
-        }
+        # The first process's folder decides for all: whoever lacked a snapshot would gather weights that nobody gives.
+        among = Ranks(args.process_index, args.world_size) if is_sharded(model) else ALONE
+        self._kept = among.first(lambda: self._whole_until(state.global_step))
         if self._writes:
             self._write_index()
             self._tidy()
@@ -216,6 +216,13 @@ class TrajectoryCallback(TrainerCallback):
         """A training that ended early: where it ended (unless the Trainer has put the best weights back by now)."""
         if self._due and not args.load_best_model_at_end:
             self._keep(extract_model_from_parallel(kwargs["model"]), state.global_step)
+
+    def _whole_until(self, step: int) -> dict[str, Snapshot]:
+        return {
+            name: known
+            for name, known in _read_index(self.folder, damaged_is_empty=True).items()
+            if known.step in self._due and known.step <= step > 0 and known.path.exists()
+        }
 
     def _keep(self, model: nn.Module, step: int) -> None:
         name = f"step-{step:06d}.safetensors"
