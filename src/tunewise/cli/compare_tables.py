@@ -71,11 +71,12 @@ def show_besides(plan: Plan, store: RunStore, pack: int, again: bool, console: A
         count = len(plan.without_trajectory)
         console.print(f"{count} finished runs kept no trajectory; --again trains them anew with one", highlight=False)
     if plan.spec.tuning is not None:
+        from tunewise.tasks.splits import counted
         from tunewise.tuning import waiting_trials
 
         count = waiting_trials(plan, store)
-        trials = f"{count} trials" if count else "trials beyond the grids"  # an edge was best, or a stop is not settled
-        console.print(f"{trials} for the learning rates come first", highlight=False)
+        trials = counted(count, "trial") if count else "trials beyond the grids"  # none left in them, yet not settled
+        console.print(f"before them {trials} for the learning rates", highlight=False)
     if pack > 1:
         _show_packs(plan, pack, console)
 
