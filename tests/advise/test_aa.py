@@ -90,5 +90,5 @@ def test_too_few_runs_are_refused_with_the_way_out(records):
         simulated(records({"lora": [0.9]}), 3)
     with pytest.raises(SpecError, match="run more seeds"):
         of_own_runs({0: 0.9, 1: 0.9, 2: 0.9}, True, 0.0, "x")
-    with pytest.raises(SpecError, match="1 seeds"):
+    with pytest.raises(SpecError, match="1 seed, "):
         simulated(records({"lora": [0.9, 0.91]}), 1)

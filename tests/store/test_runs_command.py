@@ -183,7 +183,7 @@ def test_verify_ends_with_3_until_it_is_mended(runs: Path, call: Call) -> None:
     code, out, _ = call("verify", runs)
     assert code == 3
     assert out.splitlines()[0] == f"{spec.id}/predictions.npz: is not as it was written (its checksum differs)"
-    assert out.splitlines()[1] == "4 runs checked: 1 faults in 1 folders"
+    assert out.splitlines()[1] == "4 runs checked: 1 fault in 1 folder"
     assert call("verify", runs, "--fix")[0] == 3
     assert call("verify", runs)[0] == 0
     assert call("ls", runs, "--status=unfinished")[1].splitlines()[-1] == "2 of 4 runs: 2 unfinished"

@@ -18,6 +18,7 @@ from tunewise.advise.statistics import Comparison, against_reference, proportion
 from tunewise.advise.summary import summarise
 from tunewise.errors import SpecError
 from tunewise.store.records import RunRecord
+from tunewise.tasks.splits import counted
 
 _LEVEL = 0.05
 _SURE = 0.997
@@ -77,7 +78,9 @@ def simulated(
             f"{len(done)} finished run{'s' if len(done) != 1 else ''} have no spread; at least 2 are needed"
         )
     if seeds < 2 or names < 2 or repeats < 1:
-        raise SpecError(f"{seeds} seeds, {names} names, {repeats} repeats: at least 2, 2 and 1 are needed")
+        raise SpecError(
+            f"{counted(seeds, 'seed')}, {counted(names, 'name')}, {counted(repeats, 'repeat')}: at least 2, 2 and 1 are needed"
+        )
     sample = done[0]
     assert sample.results is not None
     key = sample.results.metric

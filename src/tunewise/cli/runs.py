@@ -151,6 +151,7 @@ def verify(
     trajectories. One line a fault; exit code 3 where there is any."""
     from tunewise.store.folders import RunStore
     from tunewise.store.verification import faults_beside, faults_of_run, mend
+    from tunewise.tasks.splits import counted
 
     _check_folder(runs)
     store, found, checked, leased = RunStore(runs), [], 0, 0
@@ -169,8 +170,8 @@ def verify(
     found += beside
     damaged = len({fault.run for fault in found})
     skipped = f"; {leased} being run now were left out" if leased else ""
-    said = f"{len(found)} faults in {damaged} folders" if found else "all as written"
-    typer.echo(f"{checked} runs checked: {said}{skipped}")
+    said = f"{counted(len(found), 'fault')} in {counted(damaged, 'folder')}" if found else "all as written"
+    typer.echo(f"{counted(checked, 'run')} checked: {said}{skipped}")
     if found:
         if fix:
             for line in mend(store, found):
