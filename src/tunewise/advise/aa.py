@@ -78,9 +78,8 @@ def simulated(
             f"{len(done)} finished run{'s' if len(done) != 1 else ''} have no spread; at least 2 are needed"
         )
     if seeds < 2 or names < 2 or repeats < 1:
-        raise SpecError(
-            f"{counted(seeds, 'seed')}, {counted(names, 'name')}, {counted(repeats, 'repeat')}: at least 2, 2 and 1 are needed"
-        )
+        asked = f"{counted(seeds, 'seed')}, {counted(names, 'name')}, {counted(repeats, 'repeat')}"
+        raise SpecError(f"{asked}: at least 2, 2 and 1 are needed")
     sample = done[0]
     assert sample.results is not None
     key = sample.results.metric
