@@ -39,8 +39,10 @@ class Selection:
                 write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
 
     def take(self, model: nn.Module) -> int:
-        """Put the selected epoch's weights into the model; returns the epoch's number, from 1. Raises `StoreError` where
-        they are gone."""
+        """Put the selected epoch's weights into the model; returns the epoch's number, from 1.
+
+        Raises `StoreError` where they are gone.
+        """
         best = self._best()
         if best is None:
             raise StoreError(f"the weights of the selected epoch are gone from {self.folder}; remove the run's folder")
