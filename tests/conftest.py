@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tiny import save_tiny_model, save_toy_csv
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers of a terminal that they do not have
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
