@@ -160,7 +160,9 @@ def test_interrupted_and_gone_on_with_alone(packed: RunStore, tiny_model: Path, 
     store = RunStore(tmp_path)
     with pytest.raises(Interrupted):
         run_packed(specs, store, listener=Stops())
-    reached = {spec.id: max(path.name for path in tmp_path.glob(f"{spec.id}/checkpoints/checkpoint-*")) for spec in specs}
+    reached = {
+        spec.id: max(path.name for path in tmp_path.glob(f"{spec.id}/checkpoints/checkpoint-*")) for spec in specs
+    }
     assert reached == {specs[0].id: "checkpoint-8", specs[1].id: "checkpoint-7"}  # the first had begun its next step
     run(specs[0], store)
     run_packed(specs, store)
