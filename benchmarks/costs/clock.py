@@ -84,8 +84,10 @@ def interleaved(lines: Sequence[Line], rounds: int, warm_up: int = 3, seed: int 
     return found
 
 
-def ratios(times: Mapping[str, list[list[float]]], label: str, over: str) -> dict[str, float]:
-    """Median over the rounds of a line's step over another's in the same round, with its 95 % interval."""
-    pairs = zip(times[label], times[over], strict=True)
-    median, low, high = median_interval([sum(one) / sum(other) for one, other in pairs])
+def ratios(times: Mapping[str, list[list[float]]], label: str, over: Sequence[str]) -> dict[str, float]:
+    """Median over the rounds of a line's step over the mean of the lines `over` in the same round, with its 95 %
+    interval."""
+    below = [sum(sum(one) for one in found) / len(found) for found in zip(*(times[name] for name in over), strict=True)]
+    pairs = zip(times[label], below, strict=True)
+    median, low, high = median_interval([sum(one) / floor for one, floor in pairs])
     return {"median": median, "low": low, "high": high}

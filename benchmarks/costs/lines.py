@@ -175,7 +175,6 @@ _DEMAND = "folded into weights below fp32 too, as asked"
 
 WAYS: dict[str, Way] = {
     FLOOR: Way(_floor, "frozen backbone, head, a bias on the first adapted layer: gradients flow down to it"),
-    AGAIN: Way(_floor, "the same once more: how far two equal lines lie apart in this run"),
     FUSED_FLOOR: Way(_fused_floor, "the floor of a network that holds q, k and v in one weight"),
     "full fine-tuning": Way(_full, "every weight"),
     "PEFT LoRA": Way(_stock(a_frozen=False), "stock PEFT"),
@@ -196,6 +195,7 @@ WAYS: dict[str, Way] = {
     "r-cla, additive": Way(_ours("r-cla", fold="never"), "r-cla beside the weight"),
     "cla, folded": Way(_ours("cla", fold="always"), f"cla {_DEMAND}", True),
     "r-cla, folded": Way(_ours("r-cla", fold="always"), f"r-cla {_DEMAND}", True),
+    AGAIN: Way(_floor, "the same once more, built last: how far two equal lines lie apart in this run"),
 }
 
 

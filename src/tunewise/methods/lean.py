@@ -123,9 +123,11 @@ class _ColumnLinear(torch.autograd.Function):
             raise RuntimeError("a folded column method has no second derivative; attach it with fold='never'")
         rows, weight = ctx.saved_tensors
         fold = ctx.fold
-        grad_x = torch.matmul(grad_y, weight) if ctx.needs_input_grad[0] else None
         flat = grad_y.reshape(-1, grad_y.shape[-1])
-        return grad_x, None, None, gradient_of_b(flat, rows, fold.scale, fold.dtype, fold.parts), None
+        # First the small product: grad_y was just made and lies in the cache, which the large one fills with W.
+        grad_b = gradient_of_b(flat, rows, fold.scale, fold.dtype, fold.parts)
+        grad_x = torch.matmul(grad_y, weight) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, grad_b, None
 
 
 class _ColumnsBeside(torch.autograd.Function):
