@@ -15,7 +15,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from tunewise.errors import MeasureError, SpecError, StoreError, is_out_of_memory
+from tunewise.errors import MeasureError, SpecError, StoreError
 from tunewise.locate import cache_folder
 from tunewise.measures.base_spectra import FOLDER, BaseSpectra
 from tunewise.measures.intruders import (
@@ -28,6 +28,7 @@ from tunewise.measures.intruders import (
     summary,
 )
 from tunewise.measures.layer_update import Updates
+from tunewise.measures.peft_refusals import refusal
 from tunewise.measures.quality import evaluate
 from tunewise.measures.scaled_intruders import Scaled, scaling_curve
 from tunewise.measures.spectrum import LayerSpectrum, all_spectra
@@ -292,13 +293,8 @@ def _scoring(
 
 def _merged(folder: Path, task: Task, seed: int) -> nn.Module:
     base = task.load_model(seed)
-    try:
+    with refusal(MeasureError, f"{folder} can't be merged into a model with a head for this data"):
         stock = (folder / CONFIG).exists()
         loaded: Any = PeftModel.from_pretrained(base, str(folder)) if stock else load(base, folder)
         merged: nn.Module = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
-    except (AttributeError, NotImplementedError, ValueError, RuntimeError, KeyError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
-        raise MeasureError(f"{folder} can't be merged into a model with a head for this data: {reason}") from None
     return merged.eval().requires_grad_(False)

@@ -173,3 +173,15 @@ def test_a_base_that_was_trained_while_folded_is_still_the_same_base(tmp_path):
     tunewise.save(model, tmp_path / "late")
     early, late = (json.loads((tmp_path / name / SIDECAR).read_text())["base"] for name in ("early", "late"))
     assert early == late
+
+
+@pytest.mark.parametrize(("name", "rank"), [("lora", 2), ("cla-rows", 4)])
+def test_trained_rows_are_taken_from_trained_rows_of_the_same_rank_alone(name, rank):
+    """Other factors would be taken in part: the rows would be those of B's largest entries, or a second half lost."""
+    other = tunewise.attach(models.make("bert"), name, rank=rank)
+    models.stir(other)
+    model = tunewise.attach(models.make("bert"), "cla-rows", rank=2)
+    before = models.logits(model, models.batch("bert"))
+    with pytest.raises(StoreError, match="does not select 2 rows"):
+        model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(models.logits(model, models.batch("bert")), before, rtol=0, atol=0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    context: typer.Context,
     task: options.Task = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -107,33 +108,7 @@ def compare(
     The same command again does what is missing, and only that.
     """
     given = {
-        "task": task,
-        "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
-        "data": {
-            "path": data,
-            "validation": validation,
-            "test": test,
-            "text": text,
-            "text_pair": text_pair,
-            "label": label,
-            "image": image,
-            "image_size": image_size,
-            "choices": choices,
-            "encoding": encoding,
-            "train_size": train_size,
-            "validation_size": validation_size,
-            "test_size": test_size,
-        },
-        "training": {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "max_length": max_length,
-            "prefix_dropout": prefix_dropout,
-            "linearised": linearised,
-            "select": select,
-        },
+        **options.sections(context.params),
         "methods": methods,
         "rank": rank,
         "alpha": alpha,

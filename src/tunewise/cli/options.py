@@ -5,7 +5,7 @@ Most are None unless given, so that a spec file can say what no flag says; the h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +76,45 @@ Jobs = Annotated[
 ]
 Pack = Annotated[int | None, doing(min=1, help="Runs that are batched over one frozen backbone.  [default: 1]")]
 DryRun = Annotated[bool, doing("--dry-run", help="Print the plan and stop.")]
+
+
+_OF_MODEL = ("revision", "trust_remote_code")
+_OF_DATA = (
+    "validation",
+    "test",
+    "text",
+    "text_pair",
+    "label",
+    "image",
+    "image_size",
+    "choices",
+    "encoding",
+    "train_size",
+    "validation_size",
+    "test_size",
+)
+_OF_TRAINING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "max_length",
+    "prefix_dropout",
+    "linearised",
+    "select",
+    "save_every",
+)
+
+
+def sections(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's sections of model, data and training from a verb's flags, as `typer.Context.params` has them; what the
+    verb has no flag for is left out."""
+    return {
+        "task": flags["task"],
+        "model": {"path": flags["model"], **{name: flags[name] for name in _OF_MODEL}},
+        "data": {"path": flags["data"], **{name: flags[name] for name in _OF_DATA}},
+        "training": {name: flags[name] for name in _OF_TRAINING if name in flags},
+    }
 
 
 def names(said: str | None) -> str | list[str] | None:

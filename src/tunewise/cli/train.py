@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     spec: Annotated[
         Path | None, typer.Argument(metavar="[SPEC]", help="YAML file as of a comparison; flags given here win.")
     ] = None,
@@ -61,31 +62,7 @@ def train(
     accelerate launch --use_fsdp --fsdp_version 2 -m tunewise train ...
     """
     given: dict[str, Any] = {
-        "task": task,
-        "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
-        "data": {
-            "path": data,
-            "validation": validation,
-            "test": test,
-            "text": text,
-            "text_pair": text_pair,
-            "label": label,
-            "image": image,
-            "image_size": image_size,
-            "choices": choices,
-            "encoding": encoding,
-            "train_size": train_size,
-            "validation_size": validation_size,
-            "test_size": test_size,
-        },
-        "training": {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "max_length": max_length,
-            "save_every": save_every,
-        },
+        **options.sections(context.params),
         "seeds": None if seed is None else [seed],
         "out": str(out) if out else None,
     }

@@ -21,8 +21,9 @@ from peft.utils import PeftType
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor, nn
 
-from tunewise.errors import MeasureError, StoreError, is_out_of_memory
+from tunewise.errors import MeasureError, StoreError
 from tunewise.measures.layer_update import LayerUpdate, Updates, weight_of
+from tunewise.measures.peft_refusals import last_line, refusal
 from tunewise.methods.adapter_files import CONFIG, read_tensors
 from tunewise.models.layers import linear_layers
 
@@ -62,7 +63,7 @@ def _config(folder: Path) -> Any:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{folder / CONFIG} can't be read: {_last_line(error)}") from None
+        raise StoreError(f"{folder / CONFIG} can't be read: {last_line(error)}") from None
     if config.is_prompt_learning or config.peft_type in (PeftType.ADAPTION_PROMPT, PeftType.XLORA, PeftType.POLY):
         raise StoreError(
             f"{folder} is of method {content.get('peft_type')}, which changes no weights, so there is no dW to look at"
@@ -81,7 +82,7 @@ def _load(folder: Path, config: Any, skeleton: nn.Module) -> PeftModel:
         hint = f"; {WEIGHTS_NAME} is a pickle and is not read (load and save it with PEFT)" if pickled else ""
         raise StoreError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}{hint}")
     weights = read_tensors(file)
-    try:
+    with refusal(StoreError, f"{folder} does not fit this model"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = get_peft_model(skeleton, config, adapter_name=_ADAPTER)
@@ -89,10 +90,6 @@ def _load(folder: Path, config: Any, skeleton: nn.Module) -> PeftModel:
         expected = get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
         own = {key: tensor for key, tensor in weights.items() if prefix in key or key in expected}  # not the head's
         set_peft_model_state_dict(model, own, adapter_name=_ADAPTER)
-    except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise StoreError(f"{folder} does not fit this model: {_last_line(error)}") from None
     for key in sorted(own.keys() ^ expected.keys()):
         where = "not in the model" if key in own else "missing in the folder"
         raise StoreError(f"{folder} does not fit this model: tensor {key} is {where}")
@@ -137,17 +134,8 @@ def _by_merging(name: str, layer: Any, base: nn.Module) -> Callable[[], Tensor]:
         twin = copy.deepcopy(layer)
         if type(twin.get_base_layer().weight) is nn.Parameter:
             twin = twin.double()
-        try:
-            with torch.no_grad():
-                twin.merge()
-        except (NotImplementedError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise MeasureError(f"layer {name}: PEFT can't merge {type(layer).__name__} ({_last_line(error)})") from None
+        with refusal(MeasureError, f"layer {name}: PEFT can't merge {type(layer).__name__}"), torch.no_grad():
+            twin.merge()
         return weight_of(twin.get_base_layer()).double() - weight_of(base).double()
 
     return make
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]

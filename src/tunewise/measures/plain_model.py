@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tunewise.errors import MeasureError, is_out_of_memory
+from tunewise.errors import MeasureError
 from tunewise.measures.finished import FinishedRun
+from tunewise.measures.peft_refusals import refusal
 from tunewise.measures.stepping import device
 from tunewise.methods.adapter_files import load
 from tunewise.methods.streams import stream
@@ -26,12 +27,8 @@ def plain_model(run: FinishedRun) -> nn.Module:
     """
     model: Any = load(run.task.load_model(run.spec.seed), run.adapter)
     if isinstance(model, PeftModel):
-        try:
+        with refusal(MeasureError, f"{run.spec.method.name} can't be merged into the weights"):
             model = model.merge_and_unload()
-        except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise MeasureError(f"{run.spec.method.name} can't be merged into the weights ({error})") from None
     return model.eval().requires_grad_(False).to(device())
 
 

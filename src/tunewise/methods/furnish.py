@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -68,7 +69,7 @@ def _draw_stock_factors(layer: Any, target: Target, done: Attachment) -> None:
 
 
 def _put_adapter(
-    kind: type[LayerAdapter], layer: Any, target: Target, done: Attachment, config: Any, **options: Any
+    kind: Callable[..., LayerAdapter], layer: Any, target: Target, done: Attachment, config: Any, **options: Any
 ) -> None:
     """An adapter of ours as the layer's `LoraVariant`, drawn and switched on."""
     name = done.adapter_name

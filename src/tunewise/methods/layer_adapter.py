@@ -13,6 +13,7 @@ lora_A.weight is (P r, m), lora_B.weight is (sum of the parts' rows, r), one blo
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ ADAPTERS: weakref.WeakSet[LayerAdapter] = weakref.WeakSet()
 """Every live adapter: the optimizer-step hook finds those whose factor an optimizer has just moved."""
 
 
-class LayerAdapter(LoraVariant):
+class LayerAdapter(LoraVariant, ABC):
     """Links, saved form and merging, for one adapter on one layer. Subclasses say where dW lives."""
 
     def __init__(
@@ -97,21 +98,21 @@ class LayerAdapter(LoraVariant):
         """The blocks of a stacked B, one per part: (rows of the part, r) each."""
         return list(b.split([stop - start for start, stop in self.target.parts]))
 
+    @abstractmethod
     def draw(self) -> None:
         """Set the active link's factors to their start: its own row space, and B = 0 (dW = 0)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def link_factors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(A (P r, m), stacked B) of every link, the active one last; fp32 or the factors' own dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_link(self, a: Tensor, b: Tensor, *, active: bool) -> None:
         """Take one link's factors from a saved adapter: as the active one, or behind it as finished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish_link(self) -> None:
         """Move the active link's update among the finished ones."""
-        raise NotImplementedError
 
     def release(self) -> None:
         """Before factors change by other hands than an optimizer's: leave the base weight as it was."""

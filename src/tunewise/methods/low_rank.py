@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from tunewise.errors import SpecError, StoreError
 from tunewise.methods.columns import add_to_parts
 from tunewise.methods.layer_adapter import LayerAdapter
 from tunewise.methods.row_space import columns_of_link, one_hot, random_factor
@@ -113,9 +114,18 @@ class RowAdapter(LayerAdapter):
         yield self.a.detach(), self.b.detach()
 
     def take_link(self, a: Tensor, b: Tensor, *, active: bool) -> None:
+        rows = b.argmax(dim=0)
+        if not active or not torch.equal(b.float(), one_hot(rows, len(b)).T.to(b.device)):
+            raise StoreError(
+                f"layer {self.target.name}: the saved B does not select {self.rank} rows, so this is no adapter of "
+                f"{self.method.name!r} with that rank; load it as what it is"
+            )
         self.a.copy_(a)
         self.b.copy_(b)
-        self.rows = b.argmax(dim=0)
+        self.rows = rows
+
+    def finish_link(self) -> None:
+        raise SpecError(f"{self.method.name!r} has no chain: rows are trained in one link")
 
     def forward(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: object
