@@ -23,6 +23,7 @@ from tunewise.store.files import size
 from tunewise.store.records import DataFacts
 from tunewise.tasks.build import head_of
 from tunewise.tasks.contract import longest
+from tunewise.tasks.splits import counted
 from tunewise.training.ranks import ALONE, Ranks
 
 _FORECAST = ("text", "image", "causal", "regression")
@@ -287,9 +288,10 @@ def _disk(wanted: Sequence[Wanted], known: _Forecasts, out: Path, at_once: int) 
         left -= stays
         count += left >= 0
     return (
-        f"not enough disk: {len(needs)} runs need about {size(needed)}, checkpoints included, and {size(free)} is free "
+        f"not enough disk: about {size(needed)} is needed for {counted(len(needs), 'run')}, checkpoints included, and "
+        f"{size(free)} is free "
         f"in {place}; {', or '.join([*knobs, 'make room (`tunewise runs gc`)', 'choose another --out'])}"
-        + (f" (there is room for {count} runs)" if count else "")
+        + (f" (there is room for {counted(count, 'run')})" if count else "")
     )
 
 

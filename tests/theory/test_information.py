@@ -97,3 +97,9 @@ def test_it_holds_exactly_for_a_learner_that_memorises():
 def test_vacuity_is_said_beside_it():
     assert information_bound(10**6, 1000).vacuous
     assert not information_bound(10, 10**6).vacuous
+
+
+@pytest.mark.parametrize("method", ["peft:dora", "peft:loha"])
+def test_a_method_of_pefts_own_is_in_no_table(method: str) -> None:
+    with pytest.raises(SpecError, match=f"'{method}'.*attached model"):
+        trained_parameters(method, LAYERS, rank=3)

@@ -39,6 +39,8 @@ def trained_parameters(
         rank: r.
         links: k. Left out, it is the method's own (1 without a chain).
 
+    Raises `SpecError` for a method of PEFT's own, and for sizes that are no positive integers.
+
     >>> vit_base = [(768, 768)] * 24  # q and v of 12 blocks
     >>> int(trained_parameters("lora", vit_base, 16)), int(trained_parameters("cla", vit_base, 16))
     (589824, 294912)
@@ -116,5 +118,10 @@ def _one_link(method: Method, n: int, m: int, rank: int) -> int:
             return rank * m
         case "AB":
             return rank * (m + n)
-        case _:
+        case "B" | "columns":
             return rank * (m + n) if method.where == "gradient" else rank * n
+        case "peft":
+            raise SpecError(
+                f"{method.name!r} is PEFT's own and stands in no table; count the trained parameters of the "
+                "attached model, and give their number where a bound asks for it"
+            )
