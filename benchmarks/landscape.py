@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,11 @@ def measure(grid: int, points: int, count: int, size: int) -> dict[str, Any]:
         for x in [axis[0], *axis]:  # the first point warms up
             with plane:
                 plane.to_row(0.1)
-                timed(times["ours"], lambda x=x: (plane.move(x), batches.evaluate(model)))
-                timed(moves["ours"], lambda x=x: plane.move(x))
+                timed(times["ours"], partial(plane.move, x), lambda: batches.evaluate(model))
+                timed(moves["ours"], partial(plane.move, x))
             for name, move in plain.items():
-                timed(times[name], lambda x=x, move=move: (move(x, 0.1), fixed(task, rows).evaluate(model)))
-                timed(moves[name], lambda x=x, move=move: move(x, 0.1))
+                timed(times[name], partial(move, x, 0.1), lambda: fixed(task, rows).evaluate(model))
+                timed(moves[name], partial(move, x, 0.1))
             for name, p in model.named_parameters():
                 p.data.copy_(before[name])
         with plane:
@@ -148,11 +149,12 @@ def fixed(task: Any, rows: list[Any]) -> FixedBatches:
     return FixedBatches(made, [batch.pop("labels") for batch in made], task.losses)
 
 
-def timed(into: list[float], work: Callable[[], Any]) -> None:
-    """Append the seconds that `work` takes, the device's queue emptied before and after."""
+def timed(into: list[float], *work: Callable[[], Any]) -> None:
+    """Append the seconds that all of `work` takes, the device's queue emptied before and after."""
     synchronize()
     start = time.perf_counter()
-    work()
+    for one in work:
+        one()
     synchronize()
     into.append(time.perf_counter() - start)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packed import batch_of, network, seconds, update
+from packed import Shape, batches_of, network, seconds, update
 from torch.utils.flop_counter import FlopCounterMode
 
 from tunewise.measures.cost import median_interval
@@ -29,10 +29,10 @@ from tunewise.training.optimizers import optimizer
 from tunewise.training.prefix import STATES, install_prefix, prefix_depth, prefix_states, trace_prefix
 
 
-def step_of(last: int, shape: tuple[int, int], cached: bool) -> Callable[[], None]:
+def step_of(last: int, shape: Shape, cached: bool) -> Callable[[], None]:
     """A training step with adapters in the last blocks."""
     device = torch.device("cpu")
-    base, batch = copy.deepcopy(network(0.0)), batch_of(shape, 0, device)
+    base, batch = copy.deepcopy(network(0.0)), next(batches_of(shape, 0, device))
     if cached:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         depth = 6 - last
@@ -51,7 +51,7 @@ def step_of(last: int, shape: tuple[int, int], cached: bool) -> Callable[[], Non
     return step
 
 
-def measure(last: int, shape: tuple[int, int], rounds: int) -> dict[str, Any]:
+def measure(last: int, shape: Shape, rounds: int) -> dict[str, Any]:
     """Ratio of step times, cached to uncached, with its interval, and of FLOPs."""
     lines = {cached: step_of(last, shape, cached) for cached in (False, True)}
     flops = {}
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for last in (1, 2, 3):
-        rows.append(row := measure(last, (16, 64), given.rounds))
+        rows.append(row := measure(last, (16, 64, 64), given.rounds))
         print(
             f"last {last} of 6 blocks: x {row['time']:.2f} ({row['low']:.2f} to {row['high']:.2f}) of the uncached "
             f"step's time, {row['flops']:.2f} of its FLOPs",

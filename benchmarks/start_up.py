@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,16 @@ def attach_times(targets: str, repeats: int) -> dict[str, float]:
     stock = LoraConfig(r=16, lora_alpha=32, target_modules=layers, task_type=TaskType.CAUSAL_LM)
     makers: dict[str, Callable[[Any], object]] = {"PEFT LoRA": lambda m: get_peft_model(m, stock)}
     for name in METHODS:
-        makers[name] = lambda m, name=name: tunewise.attach(m, name, rank=16, targets=targets)
+        makers[name] = partial(tunewise.attach, method=name, rank=16, targets=targets)
     found = {}
     for label, make in makers.items():
         waiting = [llama_8b() for _ in range(repeats)]
-        found[label] = seconds(lambda make=make, waiting=waiting: make(waiting.pop()), repeats)
+        found[label] = seconds(partial(_next, make, waiting), repeats)
     return found
+
+
+def _next(make: Callable[[Any], object], waiting: list[Any]) -> object:
+    return make(waiting.pop())
 
 
 def bytes_made(name: str) -> float:

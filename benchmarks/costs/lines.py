@@ -108,7 +108,7 @@ def _stock(*, a_frozen: bool) -> Make:
             modules_to_save=list(head_modules(model)),
             task_type=TaskType.SEQ_CLS,
         )
-        adapted: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
+        adapted: nn.Module = get_peft_model(model, config)
         if a_frozen:
             for name, parameter in adapted.named_parameters():
                 if ".lora_A." in name:

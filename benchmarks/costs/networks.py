@@ -39,9 +39,7 @@ class Network:
 
 
 def _bert(size: dict[str, int]) -> Any:
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=VOCABULARY, num_labels=LABELS, **_NO_DROPOUT, **size)  # type: ignore[arg-type]
-    )
+    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_labels=LABELS, **_NO_DROPOUT, **size))
 
 
 def _roberta() -> Any:
@@ -52,7 +50,7 @@ def _roberta() -> Any:
 
 
 def _vit(size: dict[str, int]) -> Any:
-    return ViTForImageClassification(ViTConfig(num_labels=LABELS, **_NO_DROPOUT, **size))  # type: ignore[arg-type]
+    return ViTForImageClassification(ViTConfig(num_labels=LABELS, **_NO_DROPOUT, **size))
 
 
 def _llama(size: dict[str, int]) -> Any:

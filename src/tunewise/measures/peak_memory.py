@@ -55,7 +55,7 @@ def peak_memory(
     return peaks
 
 
-def give_back_freed_blocks(from_bytes: int = 2**20) -> None:
+def give_back_freed_blocks(from_bytes: int = 2**18) -> None:
     """From now on this process returns freed blocks of this size to the system (glibc; elsewhere nothing changes). It
     costs time, for fresh pages come zeroed, so it is for measuring memory and not for training."""
     if not sys.platform.startswith("linux"):
