@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from packed import Shape, batches_of, network, seconds, update
-from torch.utils.flop_counter import FlopCounterMode
 
 from tunewise.measures.cost import median_interval
+from tunewise.measures.flops import Flops
 from tunewise.methods.attach import attach
 from tunewise.quiet import quiet_libraries
 from tunewise.store.environment import environment
@@ -56,9 +56,9 @@ def measure(last: int, shape: Shape, rounds: int) -> dict[str, Any]:
     lines = {cached: step_of(last, shape, cached) for cached in (False, True)}
     flops = {}
     for cached, step in lines.items():
-        with FlopCounterMode(display=False) as counter:
+        with Flops() as counter:
             step()
-        flops[cached] = counter.get_total_flops()
+        flops[cached] = counter.total
     times: dict[bool, list[float]] = {False: [], True: []}
     order = random.Random(0)
     for _ in range(rounds):

@@ -69,8 +69,9 @@ def measure(
     lines: list[Line] = []
     left_out: list[str] = []
     exact: dict[str, Any] = {}
-    for label in given.lines or WAYS:
-        way = WAYS[label]
+    for label, way in WAYS.items():
+        if given.lines and label not in (*given.lines, AGAIN):
+            continue
         if way.folds_low_precision and dtype == "fp32":
             continue
         network = build(model, dtype=DTYPES[dtype], device=device)
@@ -117,6 +118,7 @@ def measure(
         "rounds": given.repeats,
         "load_average": [started, os.getloadavg()[0]],
         "left_out_for_memory": left_out,
+        "over": floors,
         "lines": rows,
     }
 
@@ -193,6 +195,8 @@ def _arguments() -> argparse.Namespace:
     given = flags.parse_args()
     if given.lines and FLOOR not in given.lines:
         flags.error(f"--lines needs {FLOOR!r}: everything is measured against it")
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        flags.error(f"--device {given.device}: this torch ({torch.__version__}) finds no such device")
     return given
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from costs.clock import Line
+from tunewise.measures.flops import Flops
 from tunewise.measures.saved_bytes import saved_for_backward
 from tunewise.methods.attachment import trainable_parameters
 from tunewise.preview.live_memory import LiveMemory
@@ -49,12 +49,12 @@ def counts(line: Line) -> dict[str, Any]:
     del loss
     with Kernels() as update:
         line.update()
-    with FlopCounterMode(display=False) as flops:
+    with Flops() as flops:
         line.model(**line.batch).loss.backward()
     line.update()
     return {
         "trainable": trainable_parameters(line.model),
-        "flops": flops.get_total_flops(),
+        "flops": flops.total,
         "kernels": {"forward": forward.count, "backward": backward.count, "update": update.count},
         "saved_bytes": saved_for_backward(line.model, line.batch),
         "peak_bytes": _peak(line),

@@ -53,6 +53,7 @@ def run(
     track: Sequence[str] = (),
     build: Callable[[RunSpec, Task], nn.Module] = build_model,
     computed: Sequence[str] = (),
+    clock: Callable[[], float] = time.monotonic,
 ) -> RunRecord:
     """Do the run, or what is missing of it, and return its record. A run that is done, or
     that diverged, is not done again: it would come out the same.
@@ -60,8 +61,9 @@ def run(
     `trajectory` keeps snapshots of the training in the run's folder; the result is the same to the last bit. A
     finished run that kept none is trained anew for them only with `again`. `track` names trackers of
     `training.tracking` that the Trainer reports to. `build` makes the model in another way than `build_model`, and
-    `computed` says for the record, in words, what was not computed as in a run by itself. `among`: the processes that
-    train this model together, each of which calls this with the same arguments; the first one has the lease and writes.
+    `computed` says for the record, in words, what was not computed as in a run by itself; `clock` counts the seconds
+    that are its own. `among`: the processes that train this model together, each of which calls this with the same
+    arguments; the first one has the lease and writes.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
@@ -78,7 +80,7 @@ def run(
     done = among.first(lambda: store.finished(spec.id))
     if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
         return done
-    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    started, since = datetime.datetime.now(datetime.UTC), clock()
     task = task or build_task(spec)
     status: Literal["done", "diverged", "oom", "pruned"] = "done"
     model: nn.Module | None = None
@@ -87,9 +89,9 @@ def run(
     check: Check | None = None
     problem: str | None = None
     with among.lease(store, spec.id) as folder, full_disk_named(folder):
-        since = among.first(lambda: store.finished(spec.id))  # by another, between the first look and the lease
-        if since is not None and done is None:
-            return since
+        meanwhile = among.first(lambda: store.finished(spec.id))  # by another, between the first look and the lease
+        if meanwhile is not None and done is None:
+            return meanwhile
         among.first(lambda: store.begin(spec))
         ways = among.first(lambda: checkpoints.ways(folder / "checkpoints", [*computed, *among.words]))
         try:
@@ -115,7 +117,7 @@ def run(
             spec=spec,
             environment=environment(),
             started=started.isoformat(timespec="seconds"),
-            seconds=time.monotonic() - clock,
+            seconds=clock() - since,
             model=model_facts,
             data=task.facts,
             results=results,

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import tunewise
 from tunewise import CATALOG
+from tunewise.measures.flops import Flops
 from tunewise.measures.saved_bytes import saved_for_backward
 from tunewise.models.layers import find_targets
 from tunewise.preview.live_memory import LiveMemory
@@ -239,9 +240,16 @@ def test_one_fused_step_for_all_adapters_and_one_foreach_write_back(name):
 
 
 def flops(model: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         model.train()(**BATCH).loss.backward()
-    return counter.get_total_flops()
+    return counter.total
+
+
+def test_flops_of_stock_modules_are_those_of_torchs_own_counter():
+    model = stock("all-linear").train()
+    with FlopCounterMode(display=False) as counter:
+        model(**BATCH).loss.backward()
+    assert flops(model) == counter.get_total_flops() > 0
 
 
 def test_flops_are_the_floors_and_those_of_the_skinny_products():

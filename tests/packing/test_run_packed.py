@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,47 @@ def test_jobs_take_turns_with_their_own_random_numbers() -> None:
     torch.manual_seed(99)
     in_lockstep([kept(1)], answer)
     assert torch.equal(torch.rand(()), expected_after)
+
+
+def test_time_is_shared_out_among_the_jobs() -> None:
+    """A job's own turns are its own, an answer's time is everybody's in equal parts: together, what has passed."""
+
+    def work(share: float):
+        def job(seat) -> float:
+            began = seat.clock()
+            time.sleep(share)
+            seat.ask(None)
+            return seat.clock() - began
+
+        return job
+
+    def answer(questions):
+        time.sleep(0.2)
+        return dict.fromkeys(questions)
+
+    since = time.monotonic()
+    long, short = (outcome.result for outcome in in_lockstep([work(0.3), work(0.0)], answer))
+    assert 0.4 <= long and 0.1 <= short < long
+    assert long + short <= time.monotonic() - since
+
+
+def test_dropout_below_the_first_trained_block_is_off_in_a_pack_where_it_is_off_in_a_run(
+    tiny_model: Path, uneven: Path, tmp_path: Path
+) -> None:
+    """Weights to 1e-5 of the run by itself, and other weights than with dropout there."""
+
+    def spec_of(method: str, prefix_dropout: bool) -> RunSpec:
+        spec = make_spec(tiny_model, uneven, method, layers="last 1")
+        training = spec.training.model_copy(update={"epochs": 1, "prefix_dropout": prefix_dropout})
+        return spec.model_copy(update={"training": training})
+
+    stores = [RunStore(tmp_path / name) for name in ("alone", "packed", "with")]
+    quiet, usual = ([spec_of(name, way) for name in ("cla", "lora")] for way in (False, True))
+    run(quiet[0], stores[0])
+    assert [r.status for r in run_packed(quiet, stores[1]) + run_packed(usual, stores[2])] == ["done"] * 4
+    alone, packed, other = (
+        adapter(store, spec) for store, spec in zip(stores, (quiet[0], quiet[0], usual[0]), strict=True)
+    )
+    for key, tensor in alone.items():
+        torch.testing.assert_close(packed[key], tensor, rtol=1e-5, atol=1e-5)
+    assert any(float((other[key] - tensor).abs().max()) > 1e-3 for key, tensor in alone.items())

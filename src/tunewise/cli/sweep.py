@@ -23,6 +23,7 @@ def sweep(
         Literal["local", "ray"], typer.Option(help="Where the runs are done: on this machine, or as Ray tasks.")
     ] = "local",
     jobs: options.Jobs = None,
+    pack: options.Pack = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Cluster to join: auto, HOST:6379.  [default: a Ray of this machine's own]")
     ] = None,
@@ -56,6 +57,8 @@ def sweep(
             raise SpecError(f"{flag} means something with --on ray alone")
     if jobs is not None and on != "local":
         raise SpecError("--jobs means something with --on local alone; Ray counts by --cpus-per-run, --gpus-per-run")
+    if pack is not None and on != "local":
+        raise SpecError("--pack means something with --on local alone: a Ray task is a run")
     checked = parse(SweepSpec, load_yaml(spec), source=str(spec))
 
     from tunewise.quiet import quiet_libraries
@@ -72,6 +75,8 @@ def sweep(
         from tunewise.sweeps.on_ray import RayOptions
         from tunewise.sweeps.planning import plan_sweep
         from tunewise.sweeps.room import side_by_side
+        from tunewise.sweeps.units import units
+        from tunewise.tasks.splits import counted
 
         ray = RayOptions(ray_address, cpus_per_run, gpus_per_run, retries, home)
         store = RunStore(out)
@@ -80,14 +85,19 @@ def sweep(
         if at_home is not None and not dry_run:
             plan = with_arrivals(plan, at_home, store)
         left = pace_of(plan, store).remaining(plan.todo)
-        at_once = side_by_side(on, ray, len(plan.todo), jobs)
+        todo = units(plan.todo, pack or 1)
+        at_once = side_by_side(on, ray, len(todo), jobs)
     _show_plan(plan, console, out)
+    if pack is not None and plan.todo:
+        sizes = Counter(len(unit) for unit in todo)
+        words = (f"{times} of {counted(size, 'run')}" for size, times in sorted(sizes.items(), reverse=True))
+        console.print(f"packs: {', '.join(words)}", highlight=False)
     if plan.todo:
         together = "" if at_once or not left.timed else " if they were done one after another"
         console.print(f"time: {left.words(at_once.runs if at_once else 1)}{together}", highlight=False)
     if dry_run:
         if not force:
-            check_sweep(plan, out, at_once)
+            check_sweep(plan, out, at_once, pack or 1)
         return
 
     from tunewise.cli.sweep_progress import SweepProgress
@@ -98,6 +108,7 @@ def sweep(
             out,
             on=on,
             jobs=jobs,
+            pack=pack or 1,
             ray=ray,
             listener=listener,
             plan=plan,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Iterable
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from tunewise.errors import SpecError
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.folded import Folded, FoldedColumns, FoldedLinks, WriteBack
 from tunewise.methods.layer_adapter import ADAPTERS, LayerAdapter, adapters_of
-from tunewise.methods.lean import lean_beside, lean_output
+from tunewise.methods.lean import is_transformed, lean_beside, lean_output
 from tunewise.methods.low_rank import LowRankAdapter
 from tunewise.models.sharded import is_shard
 
@@ -68,7 +69,7 @@ class FoldingLayer(_LayerBehaviour):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not (args or kwargs) and not torch.compiler.is_compiling():
             found = lean_output(self, x)
-            if found is None and self._fold is None and self.lean:
+            if found is None and self._fold is None and self.lean and not is_transformed():
                 self.sync_fold()
                 found = lean_output(self, x) if self._fold is not None else lean_beside(self, x)
             if found is not None:
@@ -77,6 +78,8 @@ class FoldingLayer(_LayerBehaviour):
         if not torch.compiler.is_compiling():
             if mixed:
                 self.undo_fold()
+            elif is_transformed() or (self._fold is not None and self.get_base_layer().weight is not self._fold.weight):
+                return self._apart(x, *args, **kwargs)
             else:
                 self.sync_fold()
         elif mixed and self._fold is not None:
@@ -85,6 +88,25 @@ class FoldingLayer(_LayerBehaviour):
             pristine = {"weight": self._fold.pristine()}
             return torch.func.functional_call(self.get_base_layer(), pristine, (x,))
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+
+    def _apart(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """One call beside W0, for factors or a weight that are there for this call alone."""
+        fold = self._fold
+        own: dict[str, Any] = self.get_base_layer()._parameters
+        if fold is None:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        weight = own.get("weight")
+        if weight is None or (weight is not fold.weight and is_transformed()):
+            what = "no parameter any more" if weight is None else "transformed"
+            raise RuntimeError(f"layer {fold.adapter.target.name}: its weight is {what}; attach with fold='never'")
+        pristine = fold.pristine() if weight is fold.weight else fold.pristine_of(weight)
+        object.__setattr__(self, "_fold", None)
+        own["weight"] = pristine
+        try:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            own["weight"] = weight
+            object.__setattr__(self, "_fold", fold)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """dW as the layer stores its weight; for our adapters over all links (quantized layers merge by this)."""
@@ -97,6 +119,10 @@ class FoldingLayer(_LayerBehaviour):
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self.undo_fold()
         super().merge(*args, **kwargs)
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.sync_fold()
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -113,6 +139,7 @@ class FoldingLayer(_LayerBehaviour):
         if gone is not None:
             ADAPTERS.discard(gone)
         super().delete_adapter(adapter_name)
+        self.sync_fold()
 
     # A compiled forward does not look whether the fold is still the wanted one, so whatever changes that does.
 
@@ -176,6 +203,7 @@ def make_folding(layer: Any) -> None:
         layer.__class__ = folding_class(type(layer))  # type: ignore[arg-type]
         layer.register_state_dict_post_hook(_save_pristine)
         layer.register_load_state_dict_pre_hook(_load_unfolded)
+        layer.register_load_state_dict_post_hook(_fold_again)
 
 
 def unfold(layer: LoraLayer) -> None:
@@ -242,17 +270,17 @@ def _folds(adapters: Iterable[LayerAdapter]) -> list[FoldedColumns]:
     return found
 
 
-_PLANS: weakref.WeakKeyDictionary[torch.optim.Optimizer, tuple[list[int], WriteBack]] = weakref.WeakKeyDictionary()
+_PLANS: weakref.WeakKeyDictionary[torch.optim.Optimizer, tuple[list[Tensor], WriteBack]] = weakref.WeakKeyDictionary()
 """For each optimizer what its steps move in weights; forgotten when any layer is folded or unfolded."""
 
 
 def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    counts = [len(group["params"]) for group in optimizer.param_groups]
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
     found = _PLANS.get(optimizer)
-    if found is None or found[0] != counts or not found[1].fits():
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if found is None or len(found[0]) != len(moved) or not all(map(is_, found[0], moved)) or not found[1].fits():
+        stepped = set(map(id, moved))
         folds = _folds([a for a in ADAPTERS if isinstance(a, ColumnAdapter) and id(a.b) in stepped])
-        found = _PLANS[optimizer] = (counts, WriteBack(folds))
+        found = _PLANS[optimizer] = (moved, WriteBack(folds))
     found[1].run()
 
 
@@ -268,3 +296,8 @@ def _save_pristine(layer: Any, state: dict[str, Any], prefix: str, metadata: Any
 def _load_unfolded(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     if any(key.startswith(prefix) for key in state):
         layer.undo_fold()
+
+
+def _fold_again(layer: Any, _: Any) -> None:
+    """Not at the next forward: what is copied into the weights until then would be taken for W0."""
+    layer.sync_fold()

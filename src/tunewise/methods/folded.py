@@ -47,6 +47,23 @@ class Folded(ABC):
     def pristine(self) -> Tensor:
         """A copy of W0 in the layer's own orientation; W itself keeps the fold."""
 
+    def pristine_of(self, weight: Tensor) -> Tensor:
+        """W0, where `weight` stands in the weight's place for a call (`torch.func.functional_call`): itself where it is
+        W0, as in a `state_dict`, or W0 for a copy of the folded weight, as `named_parameters` shows it.
+
+        Raises RuntimeError for another weight: whether an update stands in it already can't be known.
+        """
+        pristine, like = self.pristine(), self.weight
+        if (weight.shape, weight.dtype, weight.device) == (like.shape, like.dtype, like.device):
+            if torch.equal(weight, pristine):
+                return weight
+            if torch.equal(weight, like):
+                return pristine
+        raise RuntimeError(
+            f"layer {self.adapter.target.name}: a weight is called that is neither W0 nor the one that the update was "
+            "folded into; attach with fold='never'"
+        )
+
 
 class FoldedColumns(Folded):
     """W[:, cols] = W0[:, cols] + finished links + s B, per part (PaCA: the trained columns as they are)."""
@@ -64,8 +81,9 @@ class FoldedColumns(Folded):
         self.parts = adapter.target.parts if adapter.target.fused else None
         self.columns = adapter.split_columns(adapter.columns)
         self.runs = [run_of(columns) for columns in self.columns]
-        self.written: tuple[Tensor, int, int] = (adapter.b, -1, 0)
-        """The B that stands in the weight, its version, and where its numbers lay."""
+        self.written: tuple[Tensor, int, int, Tensor] = (adapter.b, -1, 0, adapter.b.detach())
+        """The B that stands in the weight, its version, where its numbers lay, and those numbers: held, so that no
+        other tensor can come to lie there and be taken for them."""
         if adapter.finished:
             view.index_copy_(1, self.touched, self._with_finished_links(view.dtype))
         self.write()
@@ -105,7 +123,7 @@ class FoldedColumns(Folded):
         """Whether B has changed since `write`, or another tensor stands in its place (a functional call, `.data`
         assigned). What torch does not count can't be seen: a write into `.data`, a fused function called by hand;
         call `tunewise.refold(model)` after those."""
-        now, version, where = self.written
+        now, version, where, _ = self.written
         b = self.up._parameters["weight"]
         return b is not now or version != now._version or where != now.data_ptr()
 
@@ -161,7 +179,15 @@ class WriteBack:
 
     def __init__(self, folds: list[FoldedColumns]) -> None:
         self._places = [
-            (fold, fold.adapter.b, fold.adapter.b.data_ptr(), fold.weight, fold.weight.data_ptr()) for fold in folds
+            (
+                fold,
+                fold.adapter.b,
+                fold.adapter.b.data_ptr(),
+                fold.adapter.b.detach(),
+                fold.weight,
+                fold.weight.data_ptr(),
+            )
+            for fold in folds
         ]
         as_they_are: list[Slot] = []
         sums: dict[tuple[float, bool], list[Slot]] = defaultdict(list)
@@ -183,7 +209,7 @@ class WriteBack:
         """Whether every B and every weight is still the tensor it was."""
         return all(
             fold.up._parameters["weight"] is b and b.data_ptr() == at and weight.data_ptr() == there
-            for fold, b, at, weight, there in self._places
+            for fold, b, at, _, weight, there in self._places
         )
 
     @torch.no_grad()
@@ -197,5 +223,5 @@ class WriteBack:
             torch._foreach_copy_([rows for _, rows in self._runs], [values[i] for i, _ in self._runs])
         for i, rows, columns in self._sampled:
             rows.index_copy_(1, columns, values[i].to(rows.dtype))
-        for fold, b, at, *_ in self._places:
-            fold.written = (b, b._version, at)
+        for fold, b, at, held, *_ in self._places:
+            fold.written = (b, b._version, at, held)

@@ -45,8 +45,10 @@ def lean_output(layer: Any, x: Tensor) -> Tensor | None:
     down, up = modules["lora_A"]._modules.get(name), modules["lora_B"]._modules.get(name)
     if not (_is_bare(down) and _is_bare(up)):
         return None
+    if adapter is not None and adapter.target.fused:
+        return None
     if fold is None:
-        if adapter is not None and (adapter.finished or adapter.target.fused):
+        if adapter is not None and adapter.finished:
             return None
     elif fold.adapter is not adapter or fold.weight is not weight or fold.scale != layer.scaling[name]:
         return None
@@ -63,7 +65,7 @@ def _over_columns(layer: Any, fold: FoldedColumns, x: Tensor) -> Tensor | None:
     is computed, what is asked here is what a step costs: nothing is asked twice, and no function called for it."""
     base = layer._modules["base_layer"]
     own = base._parameters
-    weight, bias = own["weight"], own["bias"]
+    weight, bias = own.get("weight"), own.get("bias")
     active = layer._active_adapter
     if (
         (active != fold.active and active != fold.name)
@@ -74,11 +76,12 @@ def _over_columns(layer: Any, fold: FoldedColumns, x: Tensor) -> Tensor | None:
         or not layer.lean
         or x.dtype != weight.dtype
         or not _is_plain(base)
+        or type(layer._modules["lora_dropout"]._modules[fold.name]) is not nn.Identity
         or _elsewhere()
     ):
         return None
     b: Any = fold.up._parameters["weight"]
-    written, version, where = fold.written
+    written, version, where, _ = fold.written
     if b is not written or b._version != version or b.data_ptr() != where:
         fold.write()
     if not (b.requires_grad and torch.is_grad_enabled()):
@@ -199,8 +202,9 @@ class _LowRankLinear(torch.autograd.Function):
         wide = flat.to(b.dtype)
         if torch.is_grad_enabled():
             return _differentiable(ctx, x, weight, a, b, flat, wide, shape)
-        grad_inner = scaled_product(wide, b, ctx.scale)
         grad_x = grad_a = grad_b = None
+        if to_x or to_a:
+            grad_inner = scaled_product(wide, b, ctx.scale)
         if to_x:
             grad_x = torch.mm(flat, weight)
             if grad_x.dtype == a.dtype:
@@ -267,3 +271,8 @@ def _elsewhere() -> bool:
     """Whether autocast, a transform of `torch.func`, forward-mode derivatives, a tracer, or hooks on all modules want
     to see the operations of the layers inside."""
     return bool(_autocast() or _transformed() or forward_ad._current_level >= 0 or _watched() or _traced() is not None)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode derivatives follow B: then it can't be written anywhere."""
+    return bool(_transformed() or forward_ad._current_level >= 0)

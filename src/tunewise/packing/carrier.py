@@ -17,6 +17,7 @@ from tunewise.packing.passes import CALLS, PASS, passes
 from tunewise.packing.randomness import ATTENTION, Layout, PackedDropout
 from tunewise.packing.stacks import Factors, NotPackable, Stack, stack_up
 from tunewise.packing.streams import Stream, global_generators, states
+from tunewise.training.prefix import prefix_depth, still
 
 TOLERANCE = 1e-4
 """Between packed and single logits, relative to the largest: a model above it mixes examples, and is not packed."""
@@ -60,15 +61,18 @@ class Carrier:
         base: Any,
         task: str,
         *,
+        prefix_dropout: bool = True,
         most: int | None = None,
         generators: Callable[[], Sequence[Generator]] = global_generators,
     ) -> None:
-        """`most`: tokens that go through the backbone at once, a run's batch at least; `PASS` on a CPU and no limit
-        elsewhere unless given. `generators`: those that a model might draw from."""
+        """`prefix_dropout`: whether there is dropout below the members' first trained block. `most`: tokens that go
+        through the backbone at once, a run's batch at least; `PASS` on a CPU and no limit elsewhere unless given.
+        `generators`: those that a model might draw from."""
         self.base = base
         self.task = task
         self.layout = Layout()
         self.members: list[Member] = []
+        self._prefix_dropout = prefix_dropout
         self._most = most
         self._generators = generators
         self._taken: list[Member] = []
@@ -170,6 +174,8 @@ class Carrier:
                 self.base.set_submodule(name, PackedDropout(module.p, self.layout).train(module.training))
         if self.base.config._attn_implementation == "sdpa":
             self.base.config._attn_implementation = ATTENTION
+        if not self._prefix_dropout:
+            still(self.base, prefix_depth(first.model))
 
     # --- a batch ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ work has asked, all questions are answered together.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -28,10 +29,17 @@ class Seat:
         self.stream = Stream()
         self.question: Any = None
         self.done = False
+        self.seconds = 0.0
+        """Its share of the time so far: its own turns, and its part of each answer."""
+        self._since: float | None = None
         self._answer: Any = None
         self._error: BaseException | None = None
         self._go = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
+
+    def clock(self) -> float:
+        """The same in the midst of its turn: what a clock would show that stands still while others are at work."""
+        return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def ask(self, question: Any) -> Any:
         """Wait until all jobs have asked; returns the answer to `question`, or raises what answering it raised."""
@@ -48,8 +56,10 @@ class Seat:
         """Let the job go on until it asks again, or is done."""
         self._answer, self._error, self.question = answer, error, None
         self.stream.put()
+        self._since = time.monotonic()
         self._go.release()
         self._back.acquire()
+        self.seconds, self._since = self.clock(), None
         self.stream.take()
 
 
@@ -90,11 +100,13 @@ def in_lockstep(
             for seat in waiting:
                 seat.resume(answers.get(seat), failed)
             waiting = [seat for seat in waiting if not seat.done]
-            answers, failed = {}, None
+            answers, failed, since = {}, None, time.monotonic()
             try:
                 answers = answer({seat: seat.question for seat in waiting}) if waiting else {}
             except Exception as error:  # noqa: BLE001 - raised again in the jobs, which know what to do about it
                 failed = error
+            for seat in waiting:
+                seat.seconds += (time.monotonic() - since) / len(waiting)
     except BaseException:  # interrupted: the jobs that wait are let go; one at work ends where it next asks
         for seat in seats:
             if not seat.done and seat.question is not None:

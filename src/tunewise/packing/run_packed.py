@@ -73,7 +73,8 @@ def run_packed(
 def _together(
     specs: Sequence[RunSpec], store: RunStore, task: Task, listener: Listener, options: Mapping[str, Any]
 ) -> list[Outcome[RunRecord]]:
-    carrier = Carrier(task.load_model(specs[0].seed), specs[0].task)
+    first = specs[0]
+    carrier = Carrier(task.load_model(first.seed), first.task, prefix_dropout=first.training.prefix_dropout)
     carrier.base.to("cuda" if torch.cuda.is_available() else "cpu")
     members: dict[Seat, Member] = {}
 
@@ -87,7 +88,8 @@ def _together(
                 return model
 
             words = [f"packed with {len(specs) - 1} other run{'s' * (len(specs) > 2)}"]
-            return run(spec, store, listener=_OneOfSeveral(listener, spec.id), build=build, computed=words, **options)
+            told = _OneOfSeveral(listener, spec.id)
+            return run(spec, store, listener=told, build=build, computed=words, clock=seat.clock, **options)
 
         return in_seat
 

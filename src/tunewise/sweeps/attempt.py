@@ -6,10 +6,12 @@ import contextlib
 import datetime
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tunewise.errors import StoreError
+from tunewise.packing.run_packed import run_packed
 from tunewise.run import run
 from tunewise.spec import RunSpec
 from tunewise.store.environment import environment
@@ -18,7 +20,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
 from tunewise.store.names import TRACEBACK
 from tunewise.store.records import RunRecord, Status
-from tunewise.training.events import Event, Interrupted, Listener, RunFinished, RunStarted
+from tunewise.training.events import Event, Interrupted, Listener, OfRun, RunFinished, RunStarted
 
 Fate = Status | Literal["held"]
 """What a run came to; `held`: another process has it now."""
@@ -79,6 +81,59 @@ def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) ->
         record = failed(spec, store, error, started.isoformat(timespec="seconds"), time.monotonic() - clock)
         return outcome_of(record, time.monotonic() - clock, counting.steps or 0)
     return outcome_of(record, time.monotonic() - clock, counting.steps)
+
+
+class _CountingEach(Listener):
+    """Passes on what the runs of a pack say, and counts their steps."""
+
+    def __init__(self, inner: Listener) -> None:
+        self.inner = inner
+        self.steps: dict[str, int] = {}
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        return self.inner.stop_requested
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, OfRun) and isinstance(event.event, RunStarted):
+            self.steps[event.run_id] = event.event.total_steps - event.event.first_step
+        if not (isinstance(event, OfRun) and isinstance(event.event, RunFinished)):
+            self.inner.on(event)
+
+
+def attempt_pack(specs: Sequence[RunSpec], store: RunStore, listener: Listener) -> list[Outcome]:
+    """The same of several runs over one backbone; what the listener hears of one of them comes as `OfRun`. Where a run
+    can't be done so, those without a record are done one after another."""
+    free = [spec for spec in specs if not store.is_leased(spec.id)]
+    counting = _CountingEach(listener)
+    made: dict[str, RunRecord] = {}
+    if len(free) > 1:
+        try:
+            made = {record.id: record for record in run_packed(free, store, listener=counting)}
+        except Exception as error:  # each run meets it again by itself, and then writes it down
+            if isinstance(error, Interrupted | StoreError) and not isinstance(error, LeaseHeld):
+                raise
+            made = {spec.id: record for spec in free if (record := store.finished(spec.id)) is not None}
+    outcomes = []
+    for spec in specs:
+        record = made.get(spec.id)
+        if record is not None:
+            outcomes.append(outcome_of(record, record.seconds, counting.steps.get(spec.id, 0)))
+        else:
+            outcomes.append(attempt(spec, store, _AsOfRun(listener, spec.id)))
+    return outcomes
+
+
+class _AsOfRun(Listener):
+    def __init__(self, inner: Listener, run_id: str) -> None:
+        self.inner, self.run_id = inner, run_id
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        return self.inner.stop_requested
+
+    def on(self, event: Event) -> None:
+        self.inner.on(OfRun(self.run_id, event))
 
 
 def outcome_of(record: RunRecord, seconds: float, steps: int | None) -> Outcome:

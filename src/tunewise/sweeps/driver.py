@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewise.errors import SpecError
+from tunewise.jobs.room import in_packs
 from tunewise.preflight import check_room, wanted
 from tunewise.store.environment import device_name
 from tunewise.store.files import write_atomically
@@ -37,6 +38,7 @@ from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
 from tunewise.sweeps.room import SideBySide, side_by_side
 from tunewise.sweeps.spec import SweepSpec
+from tunewise.sweeps.units import units
 from tunewise.sweeps.ways import ByHome, Shared
 from tunewise.tasks.splits import counted
 from tunewise.training.events import Interrupted
@@ -64,6 +66,7 @@ def sweep(
     *,
     on: Literal["local", "ray"] = "local",
     jobs: int | None = None,
+    pack: int = 1,
     ray: RayOptions | None = None,
     listener: SweepListener | None = None,
     plan: SweepPlan | None = None,
@@ -73,7 +76,8 @@ def sweep(
 
     Two drivers may work on the same runs at once: a run is done by one of them. A run that fails does not stop the
     others. With on="local" the runs are done in this process, on all of its threads, or in `jobs` processes of one
-    thread each; with on="ray" `ray` says where and how. `force` starts it where memory or disk look too small.
+    thread each, up to `pack` of them over one backbone; with on="ray" `ray` says where and how. `force` starts it where
+    memory or disk look too small.
 
     Raises what `plan_sweep` raises, `NoRoom`, `StoreError` on a full disk, and `Interrupted` where the listener asked
     for a stop.
@@ -83,6 +87,8 @@ def sweep(
     listener, ray = listener or SweepListener(), ray or RayOptions()
     if jobs is not None and (on != "local" or jobs < 1):
         raise SpecError(f"jobs = {jobs}: at least 1, and of runs on this machine alone (on='local')")
+    if pack < 1 or (pack > 1 and on != "local"):
+        raise SpecError(f"pack = {pack}: at least 1, and of runs on this machine alone (on='local')")
     if ray.home is not None and on != "ray":
         raise SpecError("a home is for runs on nodes without this runs folder: it means something on ray alone")
     home = None if ray.home is None else Home(ray.home)
@@ -91,7 +97,7 @@ def sweep(
     if home is not None and plan.home != home.url:
         plan = with_arrivals(plan, home, store)
     if not force:
-        check_sweep(plan, store.root, side_by_side(on, ray, len(plan.todo), jobs))
+        check_sweep(plan, store.root, side_by_side(on, ray, len(units(plan.todo, pack)), jobs), pack)
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
@@ -102,9 +108,9 @@ def sweep(
         if on == "ray":
             run_on_ray(monitor, store, Shared(store, folder) if home is None else ByHome(store, home), ray)
         elif jobs is not None:
-            run_in_processes(monitor, store, jobs)
+            run_in_processes(monitor, store, jobs, pack)
         else:
-            run_local(monitor, store)
+            run_local(monitor, store, pack)
     except BaseException as error:
         said = " ".join(str(error).split())
         by = f"by {type(error).__name__}{f': {said}' if said else ''}"
@@ -144,12 +150,12 @@ def with_arrivals(plan: SweepPlan, home: Home, store: RunStore) -> SweepPlan:
     return replace(plan, done=plan.done | {*arrived}, home=home.url)
 
 
-def check_sweep(plan: SweepPlan, out: Path, at_once: SideBySide | None = None) -> None:
+def check_sweep(plan: SweepPlan, out: Path, at_once: SideBySide | None = None, pack: int = 1) -> None:
     """Raises `NoRoom` where the runs to do will not fit memory or disk. With `at_once=None` they are for the nodes of a
     cluster, whose memory is not this machine's: disk alone is looked at."""
     at_once = at_once or SideBySide(sharing=0)
     runs = [wanted(run.spec, run.data, run.steps, longest=run.longest) for run in plan.todo]
-    check_room(runs, out, at_once=at_once.runs, sharing=at_once.sharing)
+    check_room(in_packs(runs, pack), out, at_once=at_once.runs, sharing=at_once.sharing)
 
 
 def begin(plan: SweepPlan, store: RunStore) -> Path:

@@ -1,5 +1,5 @@
-"""A sweep in several processes of this machine, a run each, on one thread each. Other than a comparison's, a sweep goes
-on where a run fails or its process dies."""
+"""A sweep in several processes of this machine, a run or a pack each, on one thread each. Other than a comparison's, a
+sweep goes on where a run fails or its process dies."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tunewise.sweeps.attempt import Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
+from tunewise.sweeps.units import Unit, units
 from tunewise.tasks.splits import counted
 from tunewise.training.events import STOPPED, Event, Interrupted, OfRun, Phase, RunStarted
 
@@ -40,10 +41,11 @@ class _Runs:
         self.under_way: dict[str, _UnderWay] = {}
         self.deaths: Counter[str] = Counter()
 
-    def begin(self, run: PlannedRun) -> Work:
-        self.under_way[run.id] = _UnderWay(run, time.time())
-        self.monitor.begun(run.id)
-        return Work((run.spec,))
+    def begin(self, unit: Unit) -> Work:
+        for run in unit:
+            self.under_way[run.id] = _UnderWay(run, time.time())
+            self.monitor.begun(run.id)
+        return Work(tuple(run.spec for run in unit))
 
     def on(self, run_id: str, event: Event) -> None:
         known = self.under_way.get(run_id)
@@ -51,9 +53,27 @@ class _Runs:
             known.steps = event.total_steps - event.first_step
         self.monitor.on(run_id, event, OfRun(run_id, event))
 
-    def end(self, news: Ended | Died) -> Outcome:
-        """Raises `Interrupted` and `StoreError` as `attempt` does."""
-        known = self.under_way.pop(news.work.runs[0].id)
+    def end(self, news: Ended | Died) -> list[Outcome]:
+        """Raises `Interrupted` and `StoreError` as `attempt` does. Of a pack that met an error, those without a record
+        are held: each meets it again by itself."""
+        unit = [self.under_way.pop(spec.id) for spec in news.work.runs]
+        if len(unit) == 1:
+            return [self._end(unit[0], news)]
+        problem = news.problem if isinstance(news, Ended) else None
+        if isinstance(problem, Interrupted | StoreError) and not isinstance(problem, LeaseHeld):
+            raise problem
+        outcomes = []
+        for known in unit:
+            record = self.store.finished(known.run.id)
+            if record is not None:
+                outcomes.append(outcome_of(record, record.seconds, known.steps))
+            elif isinstance(news, Died):
+                outcomes.append(self._end(known, news))
+            else:
+                outcomes.append(Outcome(known.run.id, "held", 0.0, None))
+        return outcomes
+
+    def _end(self, known: _UnderWay, news: Ended | Died) -> Outcome:
         if isinstance(news, Ended):
             return self._outcome(known, news.problem)
         run = known.run
@@ -81,12 +101,12 @@ class _Runs:
         return outcome_of(record, seconds, known.steps)
 
 
-def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
-    """Do all that is to do, at most `jobs` runs at a time. A run that another process has is looked at again, and taken
-    over should that one stop; one whose process was killed goes on from its last checkpoint. Raises what `attempt`
-    raises; what is under way has then stopped at a checkpoint."""
-    monitor.at_once = max(1, min(jobs, len(monitor.plan.todo)))
-    waiting, held = deque(monitor.plan.todo), list[PlannedRun]()
+def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1) -> None:
+    """Do all that is to do, at most `jobs` runs, or packs of up to `pack`, at a time. A run that another process has is
+    looked at again, and taken over should that one stop; one whose process was killed goes on from its last checkpoint.
+    Raises what `attempt` raises; what is under way has then stopped at a checkpoint."""
+    waiting, held = deque(units(monitor.plan.todo, pack)), list[PlannedRun]()
+    monitor.at_once = max(1, min(jobs, len(waiting)))
     runs = _Runs(monitor, store)
     looked = time.monotonic()
     with Pool(store.root, runs.on) as pool:
@@ -94,18 +114,18 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
             if monitor.listener.stop_requested:
                 raise Interrupted(STOPPED)
             while waiting and pool.busy < jobs:
-                run = waiting.popleft()
-                if store.is_leased(run.id):
-                    held.append(run)
-                else:
-                    pool.give(runs.begin(run))
+                unit = waiting.popleft()
+                free = [run for run in unit if not store.is_leased(run.id)]
+                held += [run for run in unit if run not in free]
+                if free:
+                    pool.give(runs.begin(free))
             news = pool.hear()
-            outcome = None if news is None else runs.end(news)
-            if outcome is not None and outcome.status == "held":
-                monitor.put_back(outcome.run_id)
-                held.append(monitor.by_id[outcome.run_id])
-            elif outcome is not None:
-                monitor.ended(outcome)
+            for outcome in [] if news is None else runs.end(news):
+                if outcome.status == "held":
+                    monitor.put_back(outcome.run_id)
+                    held.append(monitor.by_id[outcome.run_id])
+                else:
+                    monitor.ended(outcome)
             if not waiting:
                 pool.dismiss_idle()
             if held and time.monotonic() - looked > POLL:
@@ -114,4 +134,4 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
                     monitor.listener.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
                 free = [run for run in held if not store.is_leased(run.id)]
                 held = [run for run in held if run not in free]
-                waiting += free
+                waiting += [[run] for run in free]

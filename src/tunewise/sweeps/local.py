@@ -1,14 +1,15 @@
-"""A sweep in this process, run after run."""
+"""A sweep in this process, run after run, or pack after pack."""
 
 from __future__ import annotations
 
 import time
 
 from tunewise.store.folders import RunStore
-from tunewise.sweeps.attempt import attempt
+from tunewise.sweeps.attempt import attempt, attempt_pack
 from tunewise.sweeps.monitor import Monitor
+from tunewise.sweeps.units import units
 from tunewise.tasks.splits import counted
-from tunewise.training.events import Event, Listener, Phase
+from tunewise.training.events import Event, Listener, OfRun, Phase
 
 POLL = 1.0
 """Seconds between looks at runs that other processes have."""
@@ -26,22 +27,42 @@ class _Told(Listener):
         self.monitor.on(self.run_id, event)
 
 
-def run_local(monitor: Monitor, store: RunStore) -> None:
-    """Do all that is to do. A run that another process has is left to it, and looked at again at the end: should that
-    process stop, it is taken over. Raises what `attempt` raises."""
+class _ToldOfEach(Listener):
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        return self.monitor.listener.stop_requested
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, OfRun):
+            self.monitor.on(event.run_id, event.event, event)
+        else:
+            self.monitor.listener.on(event)
+
+
+def run_local(monitor: Monitor, store: RunStore, pack: int = 1) -> None:
+    """Do all that is to do, up to `pack` runs over one backbone. A run that another process has is left to it, and
+    looked at again at the end: should that process stop, it is taken over. Raises what `attempt` raises."""
     waiting = monitor.plan.todo
     while waiting:
         held = []
-        for run in waiting:
+        for unit in units(waiting, pack):
             monitor.listener.check()
-            if not store.is_leased(run.id):
-                monitor.begun(run.id)
-            outcome = attempt(run.spec, store, _Told(monitor, run.id))
-            if outcome.status == "held":
-                monitor.put_back(run.id)
-                held.append(run)
+            for run in unit:
+                if not store.is_leased(run.id):
+                    monitor.begun(run.id)
+            if len(unit) > 1:
+                outcomes = attempt_pack([run.spec for run in unit], store, _ToldOfEach(monitor))
             else:
-                monitor.ended(outcome)
+                outcomes = [attempt(unit[0].spec, store, _Told(monitor, unit[0].id))]
+            for run, outcome in zip(unit, outcomes, strict=True):
+                if outcome.status == "held":
+                    monitor.put_back(run.id)
+                    held.append(run)
+                else:
+                    monitor.ended(outcome)
         if len(held) == len(waiting):
             monitor.listener.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
             time.sleep(POLL)

@@ -47,11 +47,13 @@ def prefix_depth(model: nn.Module) -> int:
 
 def still_prefix(model: Any) -> None:
     """Switch dropout off in the prefix, for good: its blocks and what lies under them stay in eval mode."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    depth = prefix_depth(model)
-    if depth:
-        for module in below(base, depth):
-            module.register_forward_pre_hook(_in_eval_mode)
+    still(model.get_base_model() if hasattr(model, "get_base_model") else model, prefix_depth(model))
+
+
+def still(base: nn.Module, depth: int) -> None:
+    """The same of a base model's first `depth` blocks."""
+    for module in below(base, depth) if depth else ():
+        module.register_forward_pre_hook(_in_eval_mode)
 
 
 def below(base: nn.Module, depth: int) -> list[nn.Module]:
