@@ -76,7 +76,8 @@ def show_besides(plan: Plan, store: RunStore, pack: int, again: bool, console: A
 
         count = waiting_trials(plan, store)
         trials = counted(count, "trial") if count else "trials beyond the grids"  # none left in them, yet not settled
-        console.print(f"before them {trials} for the learning rates", highlight=False)
+        packed = ", packed too" if pack > 1 else ""
+        console.print(f"before them {trials} for the learning rates{packed}", highlight=False)
     if pack > 1:
         _show_packs(plan, pack, console)
 

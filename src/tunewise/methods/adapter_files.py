@@ -25,7 +25,6 @@ from tunewise.methods.attach import attach
 from tunewise.methods.attachment import Attachment, attachment
 from tunewise.methods.catalog import Chain, Method, OptimizerRule
 from tunewise.methods.fold import FoldingLayer
-from tunewise.methods.layer_adapter import adapters_of
 from tunewise.methods.row_space import one_hot
 from tunewise.methods.sharded import recognised_by
 from tunewise.models.layers import Target, linear_layers
@@ -207,10 +206,7 @@ def fingerprint(model: nn.Module, targets: tuple[Target, ...]) -> str | None:
         if isinstance(holder, FoldingLayer) and holder._fold is not None:
             weight = holder._fold.pristine()
         elif isinstance(holder, LoraLayer) and holder.merged:
-            ours = adapters_of(holder).get(holder.merged_adapters[0])
-            if ours is None:
-                return None  # PEFT keeps no copy of what it merged into
-            weight = ours.merged_over
+            weight = getattr(holder, "_before_merge", None)  # PEFT keeps no copy of what it merged into
         if type(weight) not in (nn.Parameter, Tensor) or weight.is_meta or not weight.is_floating_point():
             return None
         values = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()

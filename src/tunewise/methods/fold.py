@@ -40,6 +40,8 @@ class FoldingLayer(_LayerBehaviour):
     """What a PEFT LoRA layer does once an adapter of ours is on it: the same, over a weight that may be folded."""
 
     _fold: Folded | None = None
+    _before_merge: Tensor | None = None
+    """W0 while adapters are merged: what PEFT adds and subtracts again differs from it in the last bits."""
     lean: bool = True
     """Whether the forward may be one autograd node of ours; without it, it is made of operations that have a second
     derivative."""
@@ -118,10 +120,21 @@ class FoldingLayer(_LayerBehaviour):
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self.undo_fold()
-        super().merge(*args, **kwargs)
+        weight: Any = self.get_base_layer().weight
+        if type(weight) is nn.Parameter and not self.merged:
+            object.__setattr__(self, "_before_merge", weight.detach().clone())
+        try:
+            super().merge(*args, **kwargs)
+        finally:
+            if not self.merged:
+                object.__setattr__(self, "_before_merge", None)
 
     def unmerge(self) -> None:
         super().unmerge()
+        if self._before_merge is not None:
+            weight: Any = self.get_base_layer().weight
+            weight.data.copy_(self._before_merge)
+            object.__setattr__(self, "_before_merge", None)
         self.sync_fold()
 
     def unload_and_optionally_merge_module(
@@ -131,6 +144,7 @@ class FoldingLayer(_LayerBehaviour):
         self.undo_fold()
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            object.__setattr__(self, "_before_merge", None)  # it will not be unmerged
         return self.get_base_layer()
 
     def delete_adapter(self, adapter_name: str) -> None:

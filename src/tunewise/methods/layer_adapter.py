@@ -56,7 +56,6 @@ class LayerAdapter(LoraVariant, ABC):
         self.config = config
         self.finished: list[tuple[Tensor, Tensor]] = []
         """(where, B) of the links before the active one; what `where` is, the subclass says."""
-        self._merged_over: list[Tensor] = []
         self.incoming_weight: Tensor | None = None
         ADAPTERS.add(self)
 
@@ -204,22 +203,16 @@ class LayerAdapter(LoraVariant, ABC):
 
     # --- what PEFT calls -------------------------------------------------------------------------------------
 
+    # What is merged is taken back by the layer, from its copy of W0: exact to the bit, which a difference is not.
+
     def merge_unsafe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:  # type: ignore[override]
-        """Add dW to the weight in place; what stood there is kept, so that unmerging is exact to the bit."""
-        self._merged_over.append(orig_weight.detach().clone())
         orig_weight.data.copy_(self._with_delta(orig_weight))
 
     def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
-        self._merged_over.append(orig_weight.detach().clone())
         return self._with_delta(orig_weight)
 
     def unmerge(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
-        return self._merged_over.pop()
-
-    @property
-    def merged_over(self) -> Tensor:
-        """The weight as it was before the first merge."""
-        return self._merged_over[0]
+        return orig_weight.data
 
     def _with_delta(self, weight: Tensor) -> Tensor:
         delta = self.delta()
