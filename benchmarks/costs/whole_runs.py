@@ -90,7 +90,7 @@ def packed(run: dict[str, Any]) -> str:
             pack = case["packs"][-1]["runs per hour"]["packed"]
             text += line([f"{case['batch']} tokens", *cells, f"{pack:.0f}"])
     large = [case for case in run["cases"] if case["tokens"] >= GAINS_BELOW]
-    gained = max(pack["speedup"] for case in large for pack in case["packs"])
+    gained = max((pack["speedup"] for case in large for pack in case["packs"]), default=1.0)
     return text + PACKED_READING.format(little=GAINS_BELOW, most=PASS, most_gained=gained)
 
 

@@ -211,7 +211,7 @@ def spent_on(root: Path, count: int) -> float:
     script = "import sys; sys.argv = ['tunewise', 'runs', 'ls', sys.argv[1]]; from tunewise.cli.main import run; run()"
     done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.stdout.splitlines()[-1] == f"{count} runs: {count} done"
+    assert done.stdout.splitlines()[-1] == f"{count:,} runs: {count:,} done"
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 

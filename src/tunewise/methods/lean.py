@@ -65,7 +65,7 @@ def _over_columns(layer: Any, fold: FoldedColumns, x: Tensor) -> Tensor | None:
     is computed, what is asked here is what a step costs: nothing is asked twice, and no function called for it."""
     base = layer._modules["base_layer"]
     own = base._parameters
-    weight, bias = own.get("weight"), own.get("bias")
+    weight = own.get("weight")
     active = layer._active_adapter
     if (
         (active != fold.active and active != fold.name)
@@ -76,10 +76,11 @@ def _over_columns(layer: Any, fold: FoldedColumns, x: Tensor) -> Tensor | None:
         or not layer.lean
         or x.dtype != weight.dtype
         or not _is_plain(base)
-        or type(layer._modules["lora_dropout"]._modules[fold.name]) is not nn.Identity
+        or type(fold.dropouts[fold.name]) is not nn.Identity
         or _elsewhere()
     ):
         return None
+    bias = own["bias"]
     b: Any = fold.up._parameters["weight"]
     written, version, where, _ = fold.written
     if b is not written or b._version != version or b.data_ptr() != where:
