@@ -82,7 +82,7 @@ def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:
     if not total:
         return f"no runs in {place}" if not of else f"none of the {counted(of, 'run')} in {place} fits"
     shown = f"{total:,} of {counted(of, 'run')}" if total < of else counted(total, "run")
-    return f"{shown}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}"
+    return f"{shown}: {', '.join(f'{count:,} {status}' for status, count in counts.most_common())}"
 
 
 def csv_of(rows: Iterable[RunRow]) -> str:
