@@ -241,6 +241,8 @@ def table(case: dict[str, Any]) -> str:
             f"{kernels['forward']} + {kernels['backward']} + {kernels['update']}",
         ]
         rows.append("| " + " | ".join(cells) + " |")
+    if len(case.get("over", (FLOOR, AGAIN))) == 1:
+        rows.append("\nRatios to one floor: there was no memory for the second.")
     if case["left_out_for_memory"]:
         rows.append(f"\nLeft out for memory: {', '.join(case['left_out_for_memory'])}.")
     return "\n".join(rows) + "\n"

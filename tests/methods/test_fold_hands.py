@@ -198,3 +198,90 @@ def test_an_input_made_under_inference_mode_is_read_by_layers_that_share_it():
         model(given).sum().backward()
         gradients.append([p.grad.clone() for p in factors(model)])
     assert all(map(torch.equal, *gradients))
+
+
+def second_link(name: str) -> Any:
+    model = attached(name)
+    stir(model, 1)
+    if tunewise.attachment(model).method.chain is not None:
+        tunewise.restart(model)
+        stir(model, 2)
+    return model
+
+
+@pytest.mark.parametrize("name", [*COLUMNS, "cola", "lora"])
+def test_disabled_while_merged_it_is_the_base_model_from_the_first_call_on(name):
+    """PEFT takes the merge back in the midst of that call."""
+    model = second_link(name)
+    expected = model(X).detach()
+    model.merge_adapter()
+    with model.disable_adapter():
+        for _ in range(2):
+            assert torch.equal(model(X), net()(X))
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-5)
+
+
+class Own(nn.Parameter):
+    """As other libraries derive them."""
+
+
+@pytest.mark.parametrize("name", ["cla", "cola", "lora"])
+@pytest.mark.parametrize("kind", [Own, torch.Tensor])
+def test_unmerging_is_exact_whatever_the_weights_class(kind, name):
+    model = second_link(name)
+    expected = model(X).detach()
+    for layer in model.get_base_model()[::2]:
+        layer.undo_fold()
+        values = layer.base_layer.weight.detach().clone()
+        own = Own(values, requires_grad=False) if kind is Own else values
+        layer.base_layer._parameters["weight"] = own
+    model.merge_adapter()
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-5)
+    assert torch.equal(model.unload()[0].weight, net()[0].weight)
+
+
+def test_a_merge_that_is_refused_leaves_everything_as_it_was():
+    model = attached("cla")
+    stir(model, 1)
+    expected = model(X).detach()
+    model.merge_adapter(adapter_names=[])
+    assert all(layer._fold is not None for layer in model.get_base_model()[::2])
+    with torch.no_grad():
+        factors(model)[1][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        model.merge_adapter(safe_merge=True)
+    model.unmerge_adapter()
+    with torch.no_grad():
+        factors(model)[1][0, 0] = 0.0
+    assert torch.equal(model.state_dict()["base_model.model.2.base_layer.weight"], net()[2].weight)
+    assert expected.shape == model(X).shape
+    same_as_unfolded(model, "cla")
+
+
+@pytest.mark.parametrize("name", ["cla", "paca"])
+def test_a_state_that_is_assigned_stays_the_callers(name):
+    """Two models of one state; loading and stepping the one leaves the state, and so the other, alone."""
+    source = attached(name)
+    stir(source, 1)
+    state = source.state_dict()
+    kept = copy.deepcopy(state)
+    expected = source(X).detach()
+    for _ in range(2):
+        model = attached(name)
+        model.load_state_dict(state, assign=True)
+        torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-5)
+        base = {key: value for key, value in state.items() if "base_layer.weight" in key}
+        assert all(torch.equal(value, kept[key]) for key, value in base.items())
+
+
+def test_weights_may_be_loaded_before_factors_that_are_still_on_meta():
+    model = attached("cla")
+    for layer in model.get_base_model()[::2]:
+        layer.undo_fold()
+        layer.lora_A.to("meta")
+        layer.lora_B.to("meta")
+    base = {key: value for key, value in attached("cla").state_dict().items() if "lora_" not in key}
+    model.load_state_dict(base, strict=False, assign=True)
+    assert not any(layer._fold for layer in model.get_base_model()[::2])

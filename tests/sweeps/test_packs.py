@@ -21,8 +21,9 @@ from tunewise.spec import parse
 from tunewise.store.folders import RunStore
 from tunewise.sweeps import attempt as attempt_module
 from tunewise.sweeps import in_processes
-from tunewise.sweeps.driver import sweep
-from tunewise.sweeps.monitor import SweepListener
+from tunewise.sweeps.driver import pace_of, sweep
+from tunewise.sweeps.log import Log
+from tunewise.sweeps.monitor import Monitor, SweepListener
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.sweeps.units import units
@@ -113,8 +114,10 @@ def test_a_stop_within_a_pack_loses_nothing(small: SweepSpec, tmp_path: Path) ->
 
 
 class Played:
-    """A pool without processes: the first pack does its first run and then meets an error, the second dies by a kill;
-    whatever is given again is done."""
+    """A pool without processes: the first pack does its first run and then meets an error, the second dies by a kill or,
+    with `code` 1, of an error that nobody foresaw; whatever is given again is done."""
+
+    code = -9
 
     def __init__(self, root: Path, tell: Callable[[str, Event], None]) -> None:
         self.root = root
@@ -135,7 +138,7 @@ class Played:
         work = self.at_work.popleft()
         place = self.given.index(tuple(run.id for run in work.runs))
         if place == 1:
-            return Died(work, -9, "")
+            return Died(work, self.code, "AttributeError: no such thing")
         for spec in work.runs[: 1 if place == 0 else None]:
             write_run(self.root, spec)
         return Ended(work, ModelError("not this one") if place == 0 else None)
@@ -150,9 +153,11 @@ class Played:
         pass
 
 
+@pytest.mark.parametrize("code", [-9, 1])
 def test_in_processes_those_that_a_pack_leaves_undone_are_done_by_themselves(
-    spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int, spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Played, "code", code)
     pools: list[Played] = []
 
     def make(*of: Any) -> Played:
@@ -168,3 +173,44 @@ def test_in_processes_those_that_a_pack_leaves_undone_are_done_by_themselves(
     first, second = (tuple(run.id for run in unit) for unit in units(plan.todo, 4)[:2])
     assert pool.given[:2] == [first, second]
     assert [given for given in pool.given if len(given) == 1] == [(run,) for run in (*first[1:], *second)]
+
+
+def test_in_processes_a_run_that_ran_out_of_memory_by_itself_too_is_left_at_that(
+    small: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker has done a pack's runs alone, where the pack had no room."""
+
+    class Short(Played):
+        def hear(self) -> Ended | Died | None:
+            if not self.at_work:
+                return None
+            work = self.at_work.popleft()
+            for spec in work.runs:
+                write_run(self.root, spec, status="oom")
+            return Ended(work, None)
+
+    pools: list[Short] = []
+    monkeypatch.setattr(in_processes, "Pool", lambda *of: pools.append(Short(*of)) or pools[-1])
+    found = sweep(small, tmp_path, jobs=1, pack=4)
+    assert [row.status for row in found.rows] == ["oom"] * 4
+    assert [len(given) for given in pools[0].given] == [4]
+
+
+def test_the_time_left_counts_a_packs_runs_by_their_shares(
+    spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a pack done in 10 s: another 10 s are left of it, and as much for each as for a share of those 20."""
+    store = RunStore(tmp_path)
+    plan = plan_sweep(spec, store)
+    now = [0.0]
+    monkeypatch.setattr("tunewise.sweeps.monitor.time.monotonic", lambda: now[0])
+    monitor = Monitor(plan, pace_of(plan, store), Log(tmp_path / "log.txt"), SweepListener())
+    unit = [run for run in plan.todo if run.shape == plan.todo[0].shape][:4]
+    for run in unit:
+        monitor.begun(run.id, beside=len(unit))
+    now[0] = 10.0
+    for run in unit:
+        monitor.on(run.id, StepDone(run.steps // 2, run.steps, 0.5, 1.0))
+    alike = sum(run.shape == unit[0].shape for run in plan.todo)
+    whole = 2 * now[0] / len(unit)
+    assert monitor.remaining().seconds == pytest.approx((alike - len(unit) / 2) * whole)

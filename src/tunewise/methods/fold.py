@@ -120,22 +120,28 @@ class FoldingLayer(_LayerBehaviour):
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self.undo_fold()
-        weight: Any = self.get_base_layer().weight
-        if type(weight) is nn.Parameter and not self.merged:
+        weight: Any = getattr(self.get_base_layer(), "weight", None)
+        if not self.merged and is_plain_float(weight):
             object.__setattr__(self, "_before_merge", weight.detach().clone())
         try:
             super().merge(*args, **kwargs)
         finally:
-            if not self.merged:
-                object.__setattr__(self, "_before_merge", None)
+            if not self.merged:  # refused, or nothing to merge
+                self._restore()
+                self.sync_fold()
 
     def unmerge(self) -> None:
         super().unmerge()
+        self._restore()
+        if not self.disable_adapters:  # PEFT unmerges in the midst of a forward that is to be W0's
+            self.sync_fold()
+
+    def _restore(self) -> None:
+        """W is what it was before anything was merged, bit for bit."""
         if self._before_merge is not None:
             weight: Any = self.get_base_layer().weight
             weight.data.copy_(self._before_merge)
             object.__setattr__(self, "_before_merge", None)
-        self.sync_fold()
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -186,6 +192,9 @@ class FoldingLayer(_LayerBehaviour):
         folded = self._fold is not None
         self.undo_fold()  # a new device or dtype: folded afresh there, or not at all
         result = super()._apply(*args, **kwargs)  # type: ignore[misc]
+        if self._before_merge is not None:
+            weight: Any = self.get_base_layer().weight
+            object.__setattr__(self, "_before_merge", self._before_merge.to(weight))
         for adapter in adapters_of(self).values():
             if isinstance(adapter, ColumnAdapter):
                 adapter.columns = adapter.columns.to(adapter.b.device)
@@ -237,10 +246,17 @@ def foldable_adapter(layer: LoraLayer) -> ColumnAdapter | LowRankAdapter | None:
     return candidates[0] if can_fold(candidates[0]) else None
 
 
+def is_plain_float(weight: Any) -> bool:
+    """Whether a weight can be added to and put back: floating-point numbers, whole or cut, and not quantized."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return False
+    return type(weight.data) is Tensor or is_shard(weight)
+
+
 def can_fold(adapter: ColumnAdapter | LowRankAdapter) -> bool:
     """Whether W can be written: a plain, untied, frozen fp32 or fp64 weight (lower precision only on demand: a small
     update would be rounded away), and no dropout on the adapter's input."""
-    if adapter.fold_mode == "never":
+    if adapter.fold_mode == "never" or adapter.b.is_meta:
         return False
     weight: Any = getattr(adapter.layer.get_base_layer(), "weight", None)
     if type(weight) not in (nn.Parameter, Tensor) or weight.is_meta or weight.requires_grad:
@@ -307,9 +323,12 @@ def _save_pristine(layer: Any, state: dict[str, Any], prefix: str, metadata: Any
         state[key] = layer._fold.pristine()
 
 
-def _load_unfolded(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _load_unfolded(layer: Any, state: dict[str, Any], prefix: str, metadata: Any, *_: Any) -> None:
     if any(key.startswith(prefix) for key in state):
         layer.undo_fold()
+        key = prefix + "base_layer.weight"
+        if key in state and metadata.get("assign_to_params_buffers"):
+            state[key] = state[key].clone()  # to be written into, and the caller's own is not ours
 
 
 def _fold_again(layer: Any, _: Any) -> None:

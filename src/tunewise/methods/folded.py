@@ -32,7 +32,6 @@ class Folded(ABC):
         self.active = [adapter.name]
         self.weight: Tensor = adapter.layer.get_base_layer().weight
         self.up: nn.Module = adapter.layer.lora_B[adapter.name]
-        self.dropouts = adapter.layer.lora_dropout._modules
         self.scale = adapter.scale
 
     @property

@@ -212,6 +212,8 @@ class LayerAdapter(LoraVariant, ABC):
         return self._with_delta(orig_weight)
 
     def unmerge(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
+        if self.layer._before_merge is None:
+            raise RuntimeError(f"layer {self.target.name}: no copy of the weight from before the merge is left")
         return orig_weight.data
 
     def _with_delta(self, weight: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def _over_columns(layer: Any, fold: FoldedColumns, x: Tensor) -> Tensor | None:
         or not layer.lean
         or x.dtype != weight.dtype
         or not _is_plain(base)
-        or type(fold.dropouts[fold.name]) is not nn.Identity
+        or type(layer._modules["lora_dropout"]._modules[fold.name]) is not nn.Identity
         or _elsewhere()
     ):
         return None

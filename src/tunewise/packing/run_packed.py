@@ -8,6 +8,7 @@ ordinary way.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -62,6 +63,7 @@ def run_packed(
         for reason in sorted({str(error) for error in errors}):
             listener.on(Phase(f"one run at a time: {reason}"))
         made = {r.id: r for outcome in found if (r := outcome.result) is not None and r.status != "oom"}
+    gc.collect()  # the pack, before others take its place
     for spec in by_id.values():
         if spec.id not in made:
             listener.check()

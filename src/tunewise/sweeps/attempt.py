@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import time
 import traceback
 from collections.abc import Sequence
@@ -106,22 +107,26 @@ def attempt_pack(specs: Sequence[RunSpec], store: RunStore, listener: Listener) 
     can't be done so, those without a record are done one after another."""
     free = [spec for spec in specs if not store.is_leased(spec.id)]
     counting = _CountingEach(listener)
-    made: dict[str, RunRecord] = {}
-    if len(free) > 1:
-        try:
-            made = {record.id: record for record in run_packed(free, store, listener=counting)}
-        except Exception as error:  # each run meets it again by itself, and then writes it down
-            if isinstance(error, Interrupted | StoreError) and not isinstance(error, LeaseHeld):
-                raise
-            made = {spec.id: record for spec in free if (record := store.finished(spec.id)) is not None}
+    made = _packed(free, store, counting) if len(free) > 1 else {}
+    gc.collect()  # of a pack that met an error, which would stand beside what comes now
     outcomes = []
     for spec in specs:
         record = made.get(spec.id)
         if record is not None:
-            outcomes.append(outcome_of(record, record.seconds, counting.steps.get(spec.id, 0)))
+            outcomes.append(outcome_of(record, record.seconds, counting.steps.get(spec.id)))
         else:
             outcomes.append(attempt(spec, store, _AsOfRun(listener, spec.id)))
     return outcomes
+
+
+def _packed(specs: Sequence[RunSpec], store: RunStore, listener: Listener) -> dict[str, RunRecord]:
+    """The records that come of a pack, by their ids."""
+    try:
+        return {record.id: record for record in run_packed(specs, store, listener=listener)}
+    except Exception as error:  # each run meets it again by itself, and then writes it down
+        if isinstance(error, Interrupted | StoreError) and not isinstance(error, LeaseHeld):
+            raise
+    return {spec.id: record for spec in specs if (record := store.finished(spec.id)) is not None}
 
 
 class _AsOfRun(Listener):

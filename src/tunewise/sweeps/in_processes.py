@@ -44,7 +44,7 @@ class _Runs:
     def begin(self, unit: Unit) -> Work:
         for run in unit:
             self.under_way[run.id] = _UnderWay(run, time.time())
-            self.monitor.begun(run.id)
+            self.monitor.begun(run.id, beside=len(unit))
         return Work(tuple(run.spec for run in unit))
 
     def on(self, run_id: str, event: Event) -> None:
@@ -62,12 +62,13 @@ class _Runs:
         problem = news.problem if isinstance(news, Ended) else None
         if isinstance(problem, Interrupted | StoreError) and not isinstance(problem, LeaseHeld):
             raise problem
+        through = isinstance(news, Ended) and problem is None
         outcomes = []
         for known in unit:
-            record = self.store.finished(known.run.id)
+            record = self.store.record(known.run.id) if through else self.store.finished(known.run.id)
             if record is not None:
                 outcomes.append(outcome_of(record, record.seconds, known.steps))
-            elif isinstance(news, Died):
+            elif isinstance(news, Died) and news.signal is not None:
                 outcomes.append(self._end(known, news))
             else:
                 outcomes.append(Outcome(known.run.id, "held", 0.0, None))

@@ -52,7 +52,7 @@ def run_local(monitor: Monitor, store: RunStore, pack: int = 1) -> None:
             monitor.listener.check()
             for run in unit:
                 if not store.is_leased(run.id):
-                    monitor.begun(run.id)
+                    monitor.begun(run.id, beside=len(unit))
             if len(unit) > 1:
                 outcomes = attempt_pack([run.spec for run in unit], store, _ToldOfEach(monitor))
             else:

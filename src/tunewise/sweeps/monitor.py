@@ -29,6 +29,8 @@ class SweepListener(Listener):
 class _Running:
     run: PlannedRun
     since: float
+    beside: int = 1
+    """Runs over one backbone with it, itself included: its share of the time is that part."""
     first: int = 0
     step: int = 0
 
@@ -59,9 +61,9 @@ class Monitor:
         self.log.say(sentence)
         self.listener.swept(self, sentence)
 
-    def begun(self, run_id: str, *, note: bool = True) -> None:
-        """A run has been started, here or elsewhere; with `note` the log says so."""
-        self.running[run_id] = _Running(self.by_id[run_id], time.monotonic())
+    def begun(self, run_id: str, *, note: bool = True, beside: int = 1) -> None:
+        """A run has been started, here or elsewhere, in a pack of `beside`; with `note` the log says so."""
+        self.running[run_id] = _Running(self.by_id[run_id], time.monotonic(), beside)
         if note:
             self.log.say(f"begun {run_id} {self.name(self.by_id[run_id].spec)}")
         self.listener.swept(self, "")
@@ -97,7 +99,7 @@ class Monitor:
         for known in self.running.values():
             done = known.step - known.first
             if done >= _ENOUGH:
-                provisional.setdefault(known.run.shape, (now - known.since) / done)
+                provisional.setdefault(known.run.shape, (now - known.since) / known.beside / done)
         seconds, timed, untimed = 0.0, 0, 0
         for run in self.plan.todo:
             if run.id in self.outcomes:
@@ -115,7 +117,7 @@ class Monitor:
             elif under_way.step:
                 seconds += whole * (1 - under_way.step / max(1, run.steps))
             else:
-                seconds += max(0.0, whole - (now - under_way.since))
+                seconds += max(0.0, whole - (now - under_way.since) / under_way.beside)
         return Remaining(seconds, timed, untimed)
 
     def counts(self) -> str:
