@@ -245,7 +245,6 @@ def test_unmerging_is_exact_whatever_the_weights_class(kind, name):
 def test_a_merge_that_is_refused_leaves_everything_as_it_was():
     model = attached("cla")
     stir(model, 1)
-    expected = model(X).detach()
     model.merge_adapter(adapter_names=[])
     assert all(layer._fold is not None for layer in model.get_base_model()[::2])
     with torch.no_grad():
@@ -256,7 +255,6 @@ def test_a_merge_that_is_refused_leaves_everything_as_it_was():
     with torch.no_grad():
         factors(model)[1][0, 0] = 0.0
     assert torch.equal(model.state_dict()["base_model.model.2.base_layer.weight"], net()[2].weight)
-    assert expected.shape == model(X).shape
     same_as_unfolded(model, "cla")
 
 

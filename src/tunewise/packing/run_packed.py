@@ -28,7 +28,7 @@ from tunewise.store.records import RunRecord
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
-from tunewise.training.events import Event, Listener, OfRun, Phase
+from tunewise.training.events import AsOfRun, Listener, Phase
 from tunewise.training.trajectory import Keep
 
 
@@ -67,7 +67,7 @@ def run_packed(
     for spec in by_id.values():
         if spec.id not in made:
             listener.check()
-            alone = run(spec, store, listener=_OneOfSeveral(listener, spec.id), **options)
+            alone = run(spec, store, listener=AsOfRun(listener, spec.id), **options)
             made[spec.id] = alone
     return [made[spec.id] for spec in specs]
 
@@ -90,7 +90,7 @@ def _together(
                 return model
 
             words = [f"packed with {len(specs) - 1} other run{'s' * (len(specs) > 2)}"]
-            told = _OneOfSeveral(listener, spec.id)
+            told = AsOfRun(listener, spec.id)
             return run(spec, store, listener=told, build=build, computed=words, clock=seat.clock, **options)
 
         return in_seat
@@ -134,18 +134,3 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> Any:
         return None, None, *torch._foreach_mul(ctx.gradients, grad_loss)
-
-
-class _OneOfSeveral(Listener):
-    """Passes a run's events on under its name, and the stop that is asked of the whole."""
-
-    def __init__(self, listener: Listener, run_id: str) -> None:
-        self.listener = listener
-        self.run_id = run_id
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.listener.stop_requested
-
-    def on(self, event: Event) -> None:
-        self.listener.on(OfRun(self.run_id, event))

@@ -21,7 +21,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
 from tunewise.store.names import TRACEBACK
 from tunewise.store.records import RunRecord, Status
-from tunewise.training.events import Event, Interrupted, Listener, OfRun, RunFinished, RunStarted
+from tunewise.training.events import AsOfRun, Event, Interrupted, Listener, OfRun, RunFinished, RunStarted
 
 Fate = Status | Literal["held"]
 """What a run came to; `held`: another process has it now."""
@@ -115,7 +115,7 @@ def attempt_pack(specs: Sequence[RunSpec], store: RunStore, listener: Listener) 
         if record is not None:
             outcomes.append(outcome_of(record, record.seconds, counting.steps.get(spec.id)))
         else:
-            outcomes.append(attempt(spec, store, _AsOfRun(listener, spec.id)))
+            outcomes.append(attempt(spec, store, AsOfRun(listener, spec.id)))
     return outcomes
 
 
@@ -127,18 +127,6 @@ def _packed(specs: Sequence[RunSpec], store: RunStore, listener: Listener) -> di
         if isinstance(error, Interrupted | StoreError) and not isinstance(error, LeaseHeld):
             raise
     return {spec.id: record for spec in specs if (record := store.finished(spec.id)) is not None}
-
-
-class _AsOfRun(Listener):
-    def __init__(self, inner: Listener, run_id: str) -> None:
-        self.inner, self.run_id = inner, run_id
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.inner.stop_requested
-
-    def on(self, event: Event) -> None:
-        self.inner.on(OfRun(self.run_id, event))
 
 
 def outcome_of(record: RunRecord, seconds: float, steps: int | None) -> Outcome:

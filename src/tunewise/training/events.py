@@ -91,3 +91,18 @@ class Interrupted(TunewiseError):
 
 class Pruned(TunewiseError):
     """A listener ends this run for good, because it has fallen behind others; its record says so."""
+
+
+class AsOfRun(Listener):
+    """Passes a run's events on under its name, and the stop that is asked of the whole."""
+
+    def __init__(self, listener: Listener, run_id: str) -> None:
+        self.listener = listener
+        self.run_id = run_id
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        return self.listener.stop_requested
+
+    def on(self, event: Event) -> None:
+        self.listener.on(OfRun(self.run_id, event))
