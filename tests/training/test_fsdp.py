@@ -3,6 +3,7 @@ on one, to 1e-5, at the same global batch; and its files are those of one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,15 +16,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from command_line import invoke
 from launched import flags, same, together
+from tunewise.errors import StoreError
 from tunewise.planning import make_plan
 from tunewise.run import run
 from tunewise.spec import CompareSpec, parse
 from tunewise.store.folders import RunStore
-from tunewise.training.ranks import ALONE, Ranks
+from tunewise.training.ranks import ALONE, Ranks, joined
 from tunewise.training.trajectory import TRAJECTORY, Keep, snapshots
 
 FSDP = "--use_fsdp --fsdp_version=2 --num_processes=2 --num_machines=1 --dynamo_backend=no --mixed_precision=no"
@@ -77,21 +80,22 @@ def test_sharded_processes_train_what_one_does(
     assert len(factors) == 4 and all(p.shape == (32, 16) and bool(p.abs().max() > 1e-3) for p in factors.values())
 
 
+def _run_of(model: Path, data: Path, method: str) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "data": str(data),
+        "methods": [method],
+        "reference": method,
+        "rank": 4,
+        "seeds": 1,
+        "training": {"epochs": 2, "batch_size": 16, "max_length": 16, "learning_rate": 5e-3},
+    }
+
+
 def test_a_trajectory_is_kept_of_shards(calm: Path, toy_csv: Path, tmp_path: Path) -> None:
     """In one process, whose shard is everything: each snapshot is that of a model that was never cut, to 1e-4 (columns
     beside W rather than in it, and Adam divides by small gradients)."""
-    spec = parse(
-        CompareSpec,
-        {
-            "model": str(calm),
-            "data": str(toy_csv),
-            "methods": ["r-c3la"],
-            "reference": "r-c3la",
-            "rank": 4,
-            "seeds": 1,
-            "training": {"epochs": 2, "batch_size": 16, "max_length": 16, "learning_rate": 5e-3},
-        },
-    )
+    spec = parse(CompareSpec, _run_of(calm, toy_csv, "r-c3la"))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         kept = []
@@ -101,7 +105,7 @@ def test_a_trajectory_is_kept_of_shards(calm: Path, toy_csv: Path, tmp_path: Pat
             record = run(plan.runs[0], store, task=plan.task, among=among, trajectory=Keep(3))
             kept.append(snapshots(store.folder(record.id) / TRAJECTORY))
     finally:
-        dist.destroy_process_group()
+        among.leave()
     assert [one.step for one in kept[0]] == [one.step for one in kept[1]] and len(kept[0]) == 4
     for plain, cut in zip(*kept, strict=True):
         cut.check()
@@ -109,6 +113,40 @@ def test_a_trajectory_is_kept_of_shards(calm: Path, toy_csv: Path, tmp_path: Pat
         assert here.keys() == there.keys()
         assert all(torch.allclose(there[key].float(), here[key].float(), rtol=0, atol=1e-4) for key in here)
     assert any(key.startswith("link.2.b.") for key in here)  # the last of the snapshots lies three restarts in
+
+
+def _threads() -> int:
+    """Of gloo's, how many run in this process."""
+    return sum("gloo" in (task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
+@pytest.mark.parametrize("end", ["done", "error"])
+def test_the_group_and_its_threads_are_gone_at_the_end(
+    end: str, calm: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of gloo's that still holds a tensor when Python shuts down aborts the process, after all its work."""
+    spec = parse(CompareSpec, _run_of(calm, toy_csv, "lora"))
+    among = Ranks(sharded=True)
+    before = _threads()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr("tunewise.training.ranks._ranks", lambda: among)
+    assert _threads() > before
+
+    def work() -> None:
+        store = RunStore(tmp_path)
+        plan = make_plan(spec, store)
+        run(plan.runs[0], store, task=plan.task, among=among)
+        model = nn.Linear(4, 4)
+        among.shard(model)
+        dist.all_reduce(torch.ones(3))
+        if end == "error":
+            raise StoreError("of a frame that holds a model")
+
+    with pytest.raises(StoreError) if end == "error" else contextlib.nullcontext(), joined() as those:
+        assert those is among
+        work()
+    assert not dist.is_initialized() and _threads() == before
 
 
 @pytest.mark.slow

@@ -115,17 +115,17 @@ def plan_and_run(content: dict[str, Any], *, force: bool) -> None:
     from tunewise.planning import make_plan
     from tunewise.preflight import check_room, wanted_of
     from tunewise.store.folders import RunStore
-    from tunewise.training.ranks import ranks
+    from tunewise.training.ranks import joined
 
     try:
-        among = ranks()
-        store = RunStore(manner.out)
-        plan = make_plan(checked, store)
-        if checked.training.batch_size < among.world:
-            raise SpecError(f"batch_size {checked.training.batch_size} can't be shared by {among.world} processes")
-        if not force:
-            among.first(lambda: check_room(wanted_of(plan), store.root, among=among))
-        record = _run(plan, store, among)
+        with joined() as among:
+            store = RunStore(manner.out)
+            plan = make_plan(checked, store)
+            if checked.training.batch_size < among.world:
+                raise SpecError(f"batch_size {checked.training.batch_size} can't be shared by {among.world} processes")
+            if not force:
+                among.first(lambda: check_room(wanted_of(plan), store.root, among=among))
+            record = _run(plan, store, among)
     except TunewiseError as error:
         if int(os.environ.get("RANK", "0")):  # the first process says it
             raise typer.Exit(error.exit_code) from None

@@ -8,9 +8,11 @@ of the model, or a shard of it where FSDP2 is asked for.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +21,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import DataLoader
 
 from tunewise.errors import SpecError, TunewiseError
@@ -44,6 +46,7 @@ class Ranks:
     """Of sharded weights: whether a block stays whole from its forward to its backward."""
     here: int | None = None
     """How many of them are on this machine; all of them unless known."""
+    _meshes: list[DeviceMesh] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def main(self) -> bool:
@@ -107,7 +110,8 @@ class Ranks:
         if self.sharded:
             stay_beside(model)
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            shard(model, init_device_mesh(device, (self.world,)), keep_whole=self.keep_whole)
+            self._meshes.append(init_device_mesh(device, (self.world,)))
+            shard(model, self._meshes[-1], keep_whole=self.keep_whole)
 
     def check(self, listener: Listener) -> None:
         """Raise `Interrupted` in all where one is to stop."""
@@ -126,12 +130,39 @@ class Ranks:
             yield store.folder(run_id)
             self.first(lambda: None)  # nobody leaves before the first has written
 
+    def leave(self) -> None:
+        """Part from the others, for good: nothing of the group is left, its threads least of all."""
+        if self is ALONE or not dist.is_initialized():
+            return
+        gc.collect()  # models hold the group, and themselves
+        for mesh in self._meshes:  # torch keeps meshes for ever, in what it remembers of sharded operations
+            vars(mesh).get("_pg_registry", {}).clear()
+        dist.destroy_process_group()
+
 
 ALONE = Ranks()
 
 
-def ranks() -> Ranks:
-    """Join the processes that this one was started with. Raises `SpecError` for a way of sharing that runs have not."""
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """This process among those that it was started with, for as long as they work together. Raises `SpecError` for a
+    way of sharing that runs have not.
+
+    The group is left on any end that the user is told of in a line. A process that ended within it would be aborted
+    now and then: gloo's threads let go of a last operation's tensors when Python is already shutting down. After
+    another error it is not left: a collective of somebody else may still wait in it.
+    """
+    among = _ranks()
+    try:
+        yield among
+    except TunewiseError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the model
+        among.leave()
+        raise
+    among.leave()
+
+
+def _ranks() -> Ranks:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision != "no":
         raise SpecError(f"--mixed_precision {precision}: runs compute in the model's own precision; launch with 'no'")
