@@ -189,7 +189,7 @@ def _train_and_measure(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     among.check(listener)
 
-    listener.on(Phase("measuring"))
+    listener.on(Phase("measuring", run_id=spec.id))
     epoch = selection.take(model)
     size = 4 * spec.training.batch_size
     scored = {
@@ -207,7 +207,7 @@ def _train_and_measure(
         confusion=task.confusion(scored["test"].logits, scored["test"].labels),
     )
     train_losses = task.losses(scored["train"].logits, scored["train"].labels)
-    listener.on(Phase("saving and checking"))
+    listener.on(Phase("saving and checking", run_id=spec.id))
     with out_of_memory_noted("while predictions and adapter were saved and checked"):
         among.first(lambda: _keep_predictions(folder / "predictions.npz", scored["test"], train_losses))
         return results, _save_and_check(model, spec, task, folder, among)

@@ -20,10 +20,11 @@ def drawn(curves):
 def heard():
     curves = LiveCurves()
     for label, seed, top in (("lora", 0, 2.0), ("cla", 0, 1.0), ("lora", 1, 2.0)):
-        curves.on(RunStarted("0" * 16, label, seed, 64, 0))
+        run = f"{label} {seed}"
+        curves.on(RunStarted(run, label, seed, 64, 0))
         for step in range(1, 65):
-            curves.on(StepDone(step, 64, step / 64, top * (1 - step / 64)))
-        curves.on(EpochDone(1, 0.5 + seed, "accuracy", 0.8 - 0.2 * seed))
+            curves.on(StepDone(run, step, 64, step / 64, top * (1 - step / 64)))
+        curves.on(EpochDone(run, 1, 0.5 + seed, "accuracy", 0.8 - 0.2 * seed))
     return curves
 
 

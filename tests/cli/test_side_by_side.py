@@ -1,4 +1,5 @@
-"""Progress of runs that go on side by side: a line each while it goes on, and one count of all."""
+"""Progress of runs that go on side by side: a bar each while it goes on, and one count of all; without a terminal,
+plain lines that say which run they are of."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from tunewise.cli.progress import LiveProgress
-from tunewise.training.events import EpochDone, OfRun, Phase, RunFinished, RunStarted, StepDone
+from tunewise.cli.sweep_progress import SweepProgress
+from tunewise.training.events import EpochDone, Phase, RunFinished, RunStarted, StepDone
 
 
 def drawn(live: LiveProgress, console: Console) -> str:
@@ -19,18 +21,22 @@ def drawn(live: LiveProgress, console: Console) -> str:
     return capture.get()
 
 
-def test_two_runs_at_a_time() -> None:
+def listening(*, runs: int) -> tuple[LiveProgress, Console]:
     plan: Any = SimpleNamespace(
-        runs=[1, 2, 3], done=set(), steps=10, spec=SimpleNamespace(training=SimpleNamespace(epochs=1))
+        runs=list(range(runs)), done=set(), steps=10, spec=SimpleNamespace(training=SimpleNamespace(epochs=1))
     )
     console = Console(file=io.StringIO(), width=120)
-    live = LiveProgress(console, plan)
-    live.on(OfRun("a", RunStarted("a", "lora", 0, 10, 0)))
-    live.on(OfRun("b", RunStarted("b", "cla", 1, 10, 4)))
+    return LiveProgress(console, plan), console
+
+
+def test_two_runs_at_a_time() -> None:
+    live, console = listening(runs=3)
+    live.on(RunStarted("a", "lora", 0, 10, 0))
+    live.on(RunStarted("b", "cla", 1, 10, 4))
     for step in range(1, 7):
-        live.on(OfRun("a", StepDone(step, 10, 0.1, 2.0)))
-    live.on(OfRun("b", StepDone(5, 10, 0.5, 1.0)))
-    live.on(OfRun("b", Phase("measuring")))
+        live.on(StepDone("a", step, 10, 0.1, 2.0))
+    live.on(StepDone("b", 5, 10, 0.5, 1.0))
+    live.on(Phase("measuring", run_id="b"))
     shown = drawn(live, console)
     assert "lora, seed 0" in shown
     assert "6/10" in shown
@@ -38,11 +44,47 @@ def test_two_runs_at_a_time() -> None:
     assert "measuring" in shown
     assert live.steps_to_do == 30 - 4
     assert live.steps_done == 7
-    live.on(OfRun("a", EpochDone(1, 0.5, "accuracy", 0.75)))
-    live.on(OfRun("a", RunFinished("a", "done", 3.0)))
+    live.on(EpochDone("a", 1, 0.5, "accuracy", 0.75))
+    live.on(RunFinished("a", "done", 3.0))
     assert live.curves.scores["lora"][0] == (0.5, "accuracy", 0.75)  # not the other's, though it spoke in between
     assert live.curves.losses["cla"].keys() != live.curves.losses["lora"].keys()
     shown = drawn(live, console)
     assert "lora, seed 0" not in shown
     assert "1/3" in shown
-    assert "[1/3] lora, seed 0: done in 3 s" in console.file.getvalue()
+    assert [line for line in console.file.getvalue().splitlines() if line] == [  # type: ignore[attr-defined]
+        "[1/3] lora, seed 0",
+        "[2/3] cla, seed 1 from step 4",
+        "    cla, seed 1, measuring",
+        "    lora, seed 0, epoch 1: validation loss 0.5000, accuracy 0.7500",
+        "[1/3] lora, seed 0: done in 3 s   about 0 s left",
+    ]
+
+
+def test_a_run_without_room_among_others_counts_once() -> None:
+    """It ends as `oom`, and goes on alone; one that never began has no name yet."""
+    live, console = listening(runs=2)
+    for status in ("oom", "done"):
+        live.on(RunStarted("a", "lora", 0, 10, 0))
+        live.on(RunFinished("a", status, 1.0))
+    live.on(RunFinished("b", "oom", 1.0))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[1/2] lora, seed 0: oom" in said and "[1/2] lora, seed 0: done" in said and "[2/2] b: oom" in said
+
+
+def test_a_sweep_draws_every_run_that_is_under_way() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    live = SweepProgress(console, 4)
+    live.on(RunStarted("a", "lora", 0, 10, 0))
+    live.on(RunStarted("b", "cla", 1, 10, 4))
+    live.on(StepDone("b", 7, 10, 0.5, 1.25))
+    live.on(Phase("measuring", run_id="a"))
+    with console.capture() as capture:
+        console.print(live.progress)
+    lora, cla = (next(line for line in capture.get().splitlines() if name in line) for name in ("lora", "cla"))
+    assert "measuring" in lora and "0/10" in lora
+    assert "7/10" in cla and "loss 1.250" in cla
+    monitor: Any = SimpleNamespace(running={"b": None}, outcomes={"a": None}, total=1, at_once=2)
+    live.swept(monitor, "done a")
+    with console.capture() as capture:
+        console.print(live.progress)
+    assert "lora" not in capture.get() and "cla" in capture.get() and "1/4" in capture.get()

@@ -20,7 +20,7 @@ from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
-from tunewise.training.events import Event, Interrupted, Listener, OfRun, RunFinished, RunStarted, StepDone
+from tunewise.training.events import Event, Interrupted, Listener, RunFinished, RunStarted, StepDone
 from tunewise.training.trajectory import Keep
 from tunewise.tuning.stopping import Objective, StopRule
 
@@ -41,13 +41,12 @@ def make_specs(model: Path, data: Path, epochs: int = 1) -> list[RunSpec]:
 
 class Recorder(Listener):
     def __init__(self, stop_at: int | None = None) -> None:
-        self.events: list[OfRun] = []
+        self.events: list[Event] = []
         self.stop_at = stop_at
 
     def on(self, event: Event) -> None:
-        assert isinstance(event, OfRun)
         self.events.append(event)
-        if isinstance(event.event, StepDone) and event.event.step == self.stop_at:
+        if isinstance(event, StepDone) and event.step == self.stop_at:
             self.stop_requested = True
 
 
@@ -64,7 +63,7 @@ def test_two_processes_do_what_one_thread_does_here_bit_for_bit(
         one, two = run(spec, here), pool.record(spec.id)
         assert two.files[WEIGHTS] == one.files[WEIGHTS]
         assert two.results == one.results
-        said = [event.event for event in listener.events if event.run_id == spec.id]
+        said = [event for event in listener.events if event.run_id == spec.id]
         assert isinstance(said[0], RunStarted)
         assert isinstance(said[-1], RunFinished)
         assert len([e for e in said if isinstance(e, StepDone)]) == said[0].total_steps
@@ -95,7 +94,7 @@ def test_errors_come_back_as_what_they_are(tiny_model: Path, toy_csv: Path, tmp_
 
     class Kills(Listener):
         def on(self, event: Event) -> None:
-            if isinstance(event, OfRun) and isinstance(event.event, StepDone) and event.event.step == 3:
+            if isinstance(event, StepDone) and event.step == 3:
                 holder = (tmp_path / ".leases" / event.run_id).read_text()
                 os.kill(int(holder.split()[1]), signal.SIGKILL)
 
@@ -127,8 +126,8 @@ def test_messages_survive_the_way(tiny_model: Path, toy_csv: Path) -> None:
     rule = StopRule(Objective("accuracy", -1.0), ((0.5, 0.25), (1.0, 0.0)), 4)
     work = Work(tuple(specs), Keep(5, full=True), again=True, track=("wandb",), rules={specs[0].id: rule})
     assert Work.read(work.line()) == work
-    event = StepDone(3, 10, 0.3, 1.25)
-    assert messages.heard(messages.said("r", event)) == ("r", event)
+    event = StepDone("r", 3, 10, 0.3, 1.25)
+    assert messages.heard(messages.said(event)) == event
     assert messages.heard(messages.done()) is None
     error = messages.heard(messages.failed(SpecError("no")))
     assert isinstance(error, SpecError)

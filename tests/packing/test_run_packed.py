@@ -22,7 +22,7 @@ from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 from tunewise.training.build import build_model
-from tunewise.training.events import Event, Interrupted, Listener, OfRun, Phase, StepDone
+from tunewise.training.events import Event, Interrupted, Listener, Phase, StepDone
 from tunewise.training.journal import read_history
 
 
@@ -155,8 +155,8 @@ def test_interrupted_and_gone_on_with_alone(packed: RunStore, tiny_model: Path, 
 
     class Stops(Listener):
         def on(self, event: Event) -> None:
-            if isinstance(event, OfRun) and event.run_id == specs[1].id and isinstance(event.event, StepDone):
-                self.stop_requested = event.event.step == 7
+            if isinstance(event, StepDone) and event.run_id == specs[1].id:
+                self.stop_requested = event.step == 7
 
     store = RunStore(tmp_path)
     with pytest.raises(Interrupted):

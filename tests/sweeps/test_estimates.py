@@ -57,8 +57,8 @@ def test_the_running_run_counts_with_the_rest_of_its_steps(plan: SweepPlan, tmp_
     monitor.ended(Outcome(one.id, "done", 10.0, one.steps))
     assert one.spec.method.name == two.spec.method.name
     monitor.begun(two.id)
-    monitor.on(two.id, RunStarted(two.id, "lora", 0, 20, 10))
-    monitor.on(two.id, StepDone(15, 20, 1.5, 0.3))
+    monitor.on(RunStarted(two.id, "lora", 0, 20, 10))
+    monitor.on(StepDone(two.id, 15, 20, 1.5, 0.3))
     left = monitor.remaining()
     assert left.timed == 7 and left.untimed == 8
     assert left.seconds == pytest.approx(6 * 10.0 + 10.0 * 5 / 20)
@@ -70,9 +70,9 @@ def test_a_first_run_is_timed_by_its_own_steps(plan: SweepPlan, tmp_path: Path, 
     monitor = Monitor(plan, Pace("cpu: toy"), Log(tmp_path / "log.txt"), SweepListener())
     one = plan.runs[0]
     monitor.begun(one.id)
-    monitor.on(one.id, RunStarted(one.id, "lora", 0, 20, 0))
+    monitor.on(RunStarted(one.id, "lora", 0, 20, 0))
     clock[0] += 5.0
-    monitor.on(one.id, StepDone(10, 20, 1.0, 0.3))
+    monitor.on(StepDone(one.id, 10, 20, 1.0, 0.3))
     same = sum(run.spec.method == one.spec.method or run.spec.method.rank == one.spec.method.rank for run in plan.runs)
     left = monitor.remaining()
     assert left.timed and left.timed < same and left.seconds == pytest.approx((left.timed - 1) * 10.0 + 5.0)

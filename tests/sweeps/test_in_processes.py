@@ -53,7 +53,7 @@ class Played:
             return Ended(work, error)  # type: ignore[arg-type]
         if place == 2:
             return Died(work, 1, "Traceback (most recent call last):\n  in its depths\nZeroDivisionError: of nothing")
-        self.tell(spec.id, RunStarted(spec.id, "lora", spec.seed, 20, 20 if place == 1 else 0))
+        self.tell(RunStarted(spec.id, "lora", spec.seed, 20, 20 if place == 1 else 0))
         write_run(self.root, spec)
         return Ended(work, None)
 

@@ -27,7 +27,7 @@ from tunewise.sweeps.monitor import Monitor, SweepListener
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.sweeps.units import units
-from tunewise.training.events import Event, Interrupted, OfRun, StepDone
+from tunewise.training.events import Event, Interrupted, StepDone
 
 SMALL = {"rank": [2, 4], "learning_rate": 1e-2, "seeds": [0], "training": {"epochs": 1, "batch_size": 8}}
 
@@ -98,7 +98,7 @@ def test_a_stop_within_a_pack_loses_nothing(small: SweepSpec, tmp_path: Path) ->
 
     class StopsAtOnce(SweepListener):
         def on(self, event: Event) -> None:
-            if isinstance(event, OfRun) and isinstance(event.event, StepDone) and event.event.step == 4:
+            if isinstance(event, StepDone) and event.step == 4:
                 self.stop_requested = True
 
     with pytest.raises(Interrupted):
@@ -205,7 +205,7 @@ def test_the_time_left_counts_a_packs_runs_by_their_shares(
         monitor.begun(run.id, beside=len(unit))
     now[0] = 10.0
     for run in unit:
-        monitor.on(run.id, StepDone(run.steps // 2, run.steps, 0.5, 1.0))
+        monitor.on(StepDone(run.id, run.steps // 2, run.steps, 0.5, 1.0))
     alike = sum(run.shape == unit[0].shape for run in plan.todo)
     whole = 2 * now[0] / len(unit)
     assert monitor.remaining().seconds == pytest.approx((alike - len(unit) / 2) * whole)

@@ -33,7 +33,7 @@ from tunewise.sweeps.on_ray import RayOptions
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import SideBySide, fits, side_by_side
 from tunewise.sweeps.spec import SweepSpec
-from tunewise.training.events import Interrupted, OfRun, StepDone
+from tunewise.training.events import Interrupted, StepDone
 
 
 @pytest.fixture
@@ -334,10 +334,10 @@ def test_runs_side_by_side_whose_processes_are_killed(content: dict[str, Any], t
 
     class Kills(SweepListener):
         def on(self, event: Any) -> None:
-            if not isinstance(event, OfRun) or not isinstance(event.event, StepDone):
+            if not isinstance(event, StepDone):
                 return
-            if (event.run_id == once and once not in killed and event.event.step >= 13) or (
-                event.run_id == always and event.event.step % 13 == 0
+            if (event.run_id == once and once not in killed and event.step >= 13) or (
+                event.run_id == always and event.step % 13 == 0
             ):
                 killed.append(event.run_id)
                 os.kill(int((out / ".leases" / event.run_id).read_text().split()[1]), signal.SIGKILL)

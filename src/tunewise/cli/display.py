@@ -1,4 +1,4 @@
-"""What every live display shares: a bar for all, a bar for the one that runs, and Ctrl-C as a request to stop."""
+"""What every live display shares: a bar for all, a bar a run under way, and Ctrl-C as a request to stop."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from tunewise.training.events import Listener
+from tunewise.training.events import Event, Listener, Phase, RunFinished, RunStarted, StepDone
 
 
 class Display(Listener):
     """Drawn while it is entered, where there is a terminal. Ctrl-C once asks for a stop at the next step (a checkpoint
     is written), twice stops at once. `above` is drawn above the bars."""
 
-    def __init__(self, console: Console, total: int, steps: int | None = None, *above: RenderableType) -> None:
+    def __init__(self, console: Console, total: int, *above: RenderableType) -> None:
         self.console = console
         self.live = console.is_terminal
         self.progress = Progress(
@@ -28,7 +28,7 @@ class Display(Listener):
             console=console,
         )
         self.all: TaskID = self.progress.add_task("runs", total=total, note="")
-        self.one: TaskID = self.progress.add_task("", total=steps, note="", visible=False)
+        self.bars: dict[str, TaskID] = {}
         self.display = Live(Group(*above, self.progress), console=console, refresh_per_second=4)
         self._old_handler: Any = None
 
@@ -44,6 +44,28 @@ class Display(Listener):
         if self.live:
             self.display.stop()
         signal.signal(signal.SIGINT, self._old_handler)
+
+    def show(self, event: Event, name: str = "", note: str = "") -> None:
+        """Draw a run's event in its bar: from its start, under `name`, to its end; and any other phase above."""
+        bar = self.bars.get(getattr(event, "run_id", ""))
+        match event:
+            case RunStarted():
+                self.hide(event.run_id)
+                self.bars[event.run_id] = self.progress.add_task(
+                    name, total=event.total_steps, completed=event.first_step, note=note
+                )
+            case StepDone() if bar is not None:
+                self.progress.update(bar, completed=event.step, note=note)
+            case Phase():
+                words = f"{event.name}{', ' if event.detail else ''}{event.detail}"
+                self.progress.update(self.all if bar is None else bar, note=words)
+            case RunFinished():
+                self.hide(event.run_id)
+
+    def hide(self, run_id: str) -> None:
+        """Take a run's bar away."""
+        if run_id in self.bars:
+            self.progress.remove_task(self.bars.pop(run_id))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.stop_requested:

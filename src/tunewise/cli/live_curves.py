@@ -19,7 +19,8 @@ class LiveCurves:
 
     def __init__(self, most_rows: int = 12) -> None:
         self.most_rows = most_rows
-        self.current = ("", 0)
+        # run -> its method and seed
+        self.runs: dict[str, tuple[str, int]] = {}
         # method -> place along the run -> losses of all seeds there
         self.losses: dict[str, dict[int, list[float]]] = {}
         # method -> seed -> (validation loss, metric's name, its value)
@@ -29,13 +30,13 @@ class LiveCurves:
         """Take note of an event."""
         match event:
             case RunStarted():
-                self.current = (event.label, event.seed)
+                self.runs[event.run_id] = (event.label, event.seed)
                 self.losses.setdefault(event.label, defaultdict(list))
-            case StepDone():
+            case StepDone() if event.run_id in self.runs:
                 place = min(WIDTH - 1, (event.step - 1) * WIDTH // event.total_steps)
-                self.losses[self.current[0]][place].append(event.loss)
-            case EpochDone():
-                label, seed = self.current
+                self.losses[self.runs[event.run_id][0]][place].append(event.loss)
+            case EpochDone() if event.run_id in self.runs:
+                label, seed = self.runs[event.run_id]
                 self.scores[label][seed] = (event.validation_loss, event.metric, event.value)
 
     def curve(self, label: str) -> list[float | None]:
@@ -56,8 +57,9 @@ class LiveCurves:
         for name in ("now", "val. loss", metric, "seeds"):
             table.add_column(name, justify="right", no_wrap=True)
         shown = list(curves)[-self.most_rows :]
-        if self.current[0] in curves and self.current[0] not in shown:
-            shown[0] = self.current[0]
+        latest = next(reversed(self.runs.values()))[0]  # which may have gone on with a method from further above
+        if latest not in shown:
+            shown[0] = latest
         for label in shown:
             table.add_row(label, sparkline(curves[label], low, high), *self._figures(label, curves[label]))
         yield table

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import TaskID
 
 from tunewise.cli.display import Display
 from tunewise.cli.live_curves import LiveCurves
@@ -13,7 +13,6 @@ from tunewise.planning import Plan
 from tunewise.training.events import (
     EpochDone,
     Event,
-    OfRun,
     Phase,
     RunFinished,
     RunStarted,
@@ -22,102 +21,76 @@ from tunewise.training.events import (
 )
 
 
+@dataclass
+class _UnderWay:
+    name: str
+    loss: float | None = None
+    """A running mean: single batches jump about."""
+
+
 class LiveProgress(Display):
-    """Draws the events of a comparison."""
+    """Draws the events of a comparison, whose runs go on one at a time or side by side."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
         todo = len(plan.runs) - len(plan.done)
         self.curves = LiveCurves()
-        super().__init__(console, todo, plan.steps, self.curves)
+        super().__init__(console, todo, self.curves)
         self.plan = plan
         self.todo = todo
         self.steps_to_do = todo * plan.steps
         self.steps_done = 0
-        self.finished = 0
+        self.finished: set[str] = set()
         self.begun = time.monotonic()
-        self.current = ""
-        self._others: dict[str, tuple[str, int, TaskID]] = {}
-        self._loss: float | None = None
+        self._runs: dict[str, _UnderWay] = {}
 
     def on(self, event: Event) -> None:
         self.curves.on(event)
         match event:
             case RunStarted():
-                self.current = f"{event.label}, seed {event.seed}"
-                self._loss = None
+                name = f"{event.label}, seed {event.seed}"
+                self._runs[event.run_id] = _UnderWay(name)
                 self.steps_to_do -= event.first_step  # they are done already, and cost nothing now
                 resumed = f"from step {event.first_step}" if event.first_step else ""
-                self.progress.reset(
-                    self.one,
-                    total=event.total_steps,
-                    completed=event.first_step,
-                    description=self.current,
-                    note=resumed,
-                    visible=True,
-                )
+                self.show(event, name, resumed)
                 if not self.live:
-                    self.console.print(
-                        f"[{self.finished + 1}/{self.todo}] {self.current} {resumed}".rstrip(), markup=False
-                    )
+                    number = len(self.finished) + len(self._runs)
+                    self.console.print(f"[{number}/{self.todo}] {name} {resumed}".rstrip(), markup=False)
             case StepDone():
                 self.steps_done += 1
-                # A running mean: single batches jump about.
-                self._loss = event.loss if self._loss is None else 0.9 * self._loss + 0.1 * event.loss
+                run = self._runs[event.run_id]
+                run.loss = event.loss if run.loss is None else 0.9 * run.loss + 0.1 * event.loss
                 epochs = self.plan.spec.training.epochs
-                self.progress.update(
-                    self.one,
-                    completed=event.step,
-                    note=f"epoch {min(int(event.epoch) + 1, epochs)}/{epochs}  loss {self._loss:.3f}",
-                )
+                self.show(event, note=f"epoch {min(int(event.epoch) + 1, epochs)}/{epochs}  loss {run.loss:.3f}")
                 self.progress.update(self.all, note=self._remaining())
             case EpochDone():
-                if not self.live:
-                    self.console.print(
-                        f"    epoch {event.epoch}: validation loss {event.validation_loss:.4f}, "
-                        f"{event.metric} {event.value:.4f}",
-                        markup=False,
-                        highlight=False,
-                    )
-            case OfRun():
-                self._beside(event.run_id, event.event)
+                said = f"validation loss {event.validation_loss:.4f}, {event.metric} {event.value:.4f}"
+                self._say(event.run_id, f"epoch {event.epoch}: {said}")
             case Phase():
-                self.progress.update(self.one, note=f"{event.name}{', ' if event.detail else ''}{event.detail}")
-                if not self.live and not event.detail and not event.name.startswith("saving"):
-                    self.console.print(f"    {event.name}", markup=False)
+                self.show(event)
+                if not event.detail and not event.name.startswith("saving"):
+                    self._say(event.run_id, event.name)
             case RunsToDo():
-                self.todo = self.finished + event.count
+                self.todo = len(self.finished) + event.count
                 self.steps_to_do = self.steps_done + event.count * self.plan.steps
                 self.progress.update(self.all, total=self.todo)
             case RunFinished():
-                self.finished += 1
+                self.show(event)
+                self.finished.add(event.run_id)  # a second time where it had no room among others, and goes on alone
+                count = len(self.finished)
                 if event.status == "pruned":  # its steps will not be done
-                    self.steps_to_do = self.steps_done + (self.todo - self.finished) * self.plan.steps
-                self.progress.update(self.all, completed=self.finished, note=self._remaining())
-                line = f"[{self.finished}/{self.todo}] {self.current}: {event.status} in {event.seconds:.0f} s"
+                    self.steps_to_do = self.steps_done + (self.todo - count) * self.plan.steps
                 left = self._remaining()
+                self.progress.update(self.all, completed=count, note=left)
+                ended = self._runs.pop(event.run_id, None)
+                name = ended.name if ended else event.run_id  # it did not get as far as its first step
+                line = f"[{count}/{self.todo}] {name}: {event.status} in {event.seconds:.0f} s"
                 self.console.print(f"{line}   {left}" if left else line, markup=False, highlight=False)
 
-    def _beside(self, run_id: str, event: Event) -> None:
-        """One of several runs that go on side by side: a line of its own while it does."""
-        label, seed, line = self._others.get(run_id, ("", 0, None))
-        self.curves.current = (label, seed)
-        self.curves.on(event)
-        match event:
-            case RunStarted():
-                self.steps_to_do -= event.first_step
-                name = f"{event.label}, seed {event.seed}"
-                line = self.progress.add_task(name, total=event.total_steps, completed=event.first_step, note="")
-                self._others[run_id] = (event.label, event.seed, line)
-            case StepDone() if line is not None:
-                self.steps_done += 1
-                self.progress.update(line, completed=event.step, note=f"loss {event.loss:.3f}")
-                self.progress.update(self.all, note=self._remaining())
-            case Phase() if line is not None:
-                self.progress.update(line, note=event.name)
-            case RunFinished() if line is not None:
-                self.progress.remove_task(line)
-                self.current = f"{label}, seed {seed}"
-                self.on(event)
+    def _say(self, run_id: str, words: str) -> None:
+        """A plain line where there is no terminal; of several runs side by side it says which."""
+        if not self.live:
+            which = f"{self._runs[run_id].name}, " if run_id in self._runs and len(self._runs) > 1 else ""
+            self.console.print(f"    {which}{words}", markup=False, highlight=False)
 
     def _remaining(self) -> str:
         """Time left at the pace so far, everything that runs do besides stepping included."""

@@ -1,4 +1,4 @@
-"""A sweep in the terminal: how many runs of how many, the one that is running, honest remaining time."""
+"""A sweep in the terminal: how many runs of how many, those under way, honest remaining time."""
 
 from __future__ import annotations
 
@@ -23,25 +23,19 @@ class SweepProgress(Display, SweepListener):
         match event:
             case RunStarted():
                 resumed = f"from step {event.first_step}" if event.first_step else ""
-                name = self._name(event.run_id) or f"{event.label}, seed {event.seed}"
-                self.progress.reset(
-                    self.one,
-                    total=event.total_steps,
-                    completed=event.first_step,
-                    description=name,
-                    note=resumed,
-                    visible=True,
-                )
+                self.show(event, self._name(event.run_id) or f"{event.label}, seed {event.seed}", resumed)
             case StepDone():
-                self.progress.update(self.one, completed=event.step, note=f"loss {event.loss:.3f}")
+                self.show(event, note=f"loss {event.loss:.3f}")
                 if time.monotonic() - self._looked > 1.0:  # thousands of runs may be left
                     self._looked = time.monotonic()
                     self._show_remaining()
             case Phase():
-                self.progress.update(self.one, note=f"{event.name}{', ' if event.detail else ''}{event.detail}")
+                self.show(event)
 
     def swept(self, monitor: Monitor, sentence: str) -> None:
         self.monitor = monitor
+        for run_id in [one for one in self.bars if one not in monitor.running]:
+            self.hide(run_id)
         ended = len(monitor.outcomes)
         self.progress.update(self.all, completed=ended)
         left = self._show_remaining()

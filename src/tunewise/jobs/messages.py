@@ -58,21 +58,21 @@ class Work:
         )
 
 
-def said(run_id: str, event: Event) -> str:
-    """An event of a run, as a line."""
-    return json.dumps({"run": run_id, "event": type(event).__name__, **asdict(event)})
+def said(event: Event) -> str:
+    """An event, as a line."""
+    return json.dumps({"event": type(event).__name__, **asdict(event)})
 
 
-def heard(line: str) -> tuple[str, Event] | TunewiseError | None:
-    """(run, event); the error that ended the worker's runs; None where they came to their end."""
+def heard(line: str) -> Event | TunewiseError | None:
+    """An event; the error that ended the worker's runs; None where they came to their end."""
     content = json.loads(line)
     if "done" in content:
         return None
     if "error" in content:
         kind = _OTHERS.get(content["error"]) or getattr(tunewise.errors, content["error"])
         return told(kind(content["message"]), content["story"])
-    kind = getattr(events, content.pop("event"))
-    return content.pop("run"), kind(**content)
+    event: Event = getattr(events, content.pop("event"))(**content)
+    return event
 
 
 def done() -> str:

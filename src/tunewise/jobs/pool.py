@@ -24,7 +24,7 @@ from typing import IO
 from tunewise.errors import NoRoom, TunewiseError
 from tunewise.jobs import messages
 from tunewise.jobs.messages import Work, told
-from tunewise.training.events import STOPPED, Event, Interrupted, Listener, OfRun
+from tunewise.training.events import STOPPED, Event, Interrupted, Listener
 
 PATIENCE = 60.0
 """Seconds for a worker to end once it has said its last."""
@@ -115,13 +115,13 @@ class Died:
 
 
 class Pool:
-    """Workers, made when there is work for them; `tell` hears of the events of their runs, by the runs' ids.
+    """Workers, made when there is work for them; `tell` hears of the events of their runs.
 
     As a context: on the way out all are asked to stop, and waited for; after an interrupt of the keyboard, which will
     not wait, those at work are killed.
     """
 
-    def __init__(self, root: Path, tell: Callable[[str, Event], None]) -> None:
+    def __init__(self, root: Path, tell: Callable[[Event], None]) -> None:
         self.root, self.tell = root, tell
         self._inbox: queue.Queue[tuple[Worker, str | None]] = queue.Queue()
         self._workers: set[Worker] = set()
@@ -148,12 +148,12 @@ class Pool:
         if line is None:
             return self._gone(worker)
         news = messages.heard(line)
-        if isinstance(news, tuple):
-            self.tell(*news)
-            return None
-        work, worker.work = worker.work, None
-        assert work is not None
-        return Ended(work, news)
+        if news is None or isinstance(news, TunewiseError):
+            work, worker.work = worker.work, None
+            assert work is not None
+            return Ended(work, news)
+        self.tell(news)
+        return None
 
     def dismiss_idle(self) -> None:
         """Let those go that have no work."""
@@ -197,7 +197,7 @@ def in_processes(work: Sequence[Work], jobs: int, root: Path, listener: Listener
     was killed from outside; the others have then stopped at a checkpoint.
     """
     waiting = deque(work)
-    with Pool(root, lambda run_id, event: listener.on(OfRun(run_id, event))) as pool:
+    with Pool(root, listener.on) as pool:
         while waiting or pool.busy:
             if listener.stop_requested:
                 raise Interrupted(STOPPED)

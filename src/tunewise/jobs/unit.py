@@ -21,7 +21,7 @@ def do_unit(
     this process's memory is handed in. Raises what `run` raises."""
     task = task or build_task(work.runs[0])
     if work.rules:
-        listener = Watch(listener, work.rules, store, work.runs[0].id)
+        listener = Watch(listener, work.rules, store)
     if len(work.runs) > 1:
         return run_packed(work.runs, store, task=task, listener=listener, trajectory=work.trajectory, again=work.again)
     (spec,) = work.runs

@@ -26,20 +26,15 @@ def main(root: str, fd: int) -> None:
     from tunewise.jobs.unit import do_unit
     from tunewise.quiet import quiet_libraries
     from tunewise.store.folders import RunStore
-    from tunewise.training.events import Event, Listener, OfRun
+    from tunewise.training.events import Event, Listener
 
     quiet_libraries()
 
     class Speaking(Listener):
         """Tells the parent; where there is none any more, stops."""
 
-        run_id = ""
-
         def on(self, event: Event) -> None:
-            if isinstance(event, OfRun):
-                self.say(messages.said(event.run_id, event.event))
-            else:
-                self.say(messages.said(self.run_id, event))
+            self.say(messages.said(event))
 
         def say(self, line: str) -> None:
             try:
@@ -54,7 +49,6 @@ def main(root: str, fd: int) -> None:
         threading.Thread(target=_read, args=(sys.stdin, waiting, listener), daemon=True).start()
         while (line := waiting.get()) is not None:
             work = messages.Work.read(line)
-            listener.run_id = work.runs[0].id
             try:
                 do_unit(work, RunStore(Path(root)), listener)
                 listener.say(messages.done())

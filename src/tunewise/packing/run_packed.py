@@ -28,7 +28,7 @@ from tunewise.store.records import RunRecord
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
-from tunewise.training.events import AsOfRun, Listener, Phase
+from tunewise.training.events import Listener, Phase
 from tunewise.training.trajectory import Keep
 
 
@@ -44,8 +44,8 @@ def run_packed(
     """Do these runs together, or what is missing of them; returns their records in order.
 
     The runs must be of one kin (`compatible.packs` makes such groups). Runs whose model turns out not to be packable,
-    and those that ran out of memory together, are done one after another. Events of runs side by side reach the
-    listener as `OfRun`. Raises what `run` raises, after every run has come to its end or its checkpoint.
+    and those that ran out of memory together, are done one after another. Raises what `run` raises, after every run
+    has come to its end or its checkpoint.
     """
     listener = listener or Listener()
     task = task or build_task(specs[0])
@@ -67,8 +67,7 @@ def run_packed(
     for spec in by_id.values():
         if spec.id not in made:
             listener.check()
-            alone = run(spec, store, listener=AsOfRun(listener, spec.id), **options)
-            made[spec.id] = alone
+            made[spec.id] = run(spec, store, listener=listener, **options)
     return [made[spec.id] for spec in specs]
 
 
@@ -90,8 +89,7 @@ def _together(
                 return model
 
             words = [f"packed with {len(specs) - 1} other run{'s' * (len(specs) > 2)}"]
-            told = AsOfRun(listener, spec.id)
-            return run(spec, store, listener=told, build=build, computed=words, clock=seat.clock, **options)
+            return run(spec, store, listener=listener, build=build, computed=words, clock=seat.clock, **options)
 
         return in_seat
 

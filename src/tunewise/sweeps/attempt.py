@@ -21,7 +21,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
 from tunewise.store.names import TRACEBACK
 from tunewise.store.records import RunRecord, Status
-from tunewise.training.events import AsOfRun, Event, Interrupted, Listener, OfRun, RunFinished, RunStarted
+from tunewise.training.events import Event, Interrupted, Listener, Relay, RunFinished, RunStarted
 
 Fate = Status | Literal["held"]
 """What a run came to; `held`: another process has it now."""
@@ -44,22 +44,18 @@ class Outcome:
     """What the log says besides: the node, where the run went on from."""
 
 
-class _Counting(Listener):
-    """Passes everything on, and counts this run's steps."""
+class _Counting(Relay):
+    """Passes everything on, and counts the runs' steps."""
 
     def __init__(self, inner: Listener) -> None:
-        self.inner = inner
-        self.steps: int | None = None
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.inner.stop_requested
+        super().__init__(inner)
+        self.steps: dict[str, int] = {}
 
     def on(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self.steps = event.total_steps - event.first_step
+            self.steps[event.run_id] = event.total_steps - event.first_step
         if not isinstance(event, RunFinished):  # the sweep says itself what has ended
-            self.inner.on(event)
+            super().on(event)
 
 
 def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) -> Outcome:
@@ -80,33 +76,15 @@ def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) ->
         raise
     except Exception as error:  # noqa: BLE001 - whatever one run meets, the others are not to be lost to it
         record = failed(spec, store, error, started.isoformat(timespec="seconds"), time.monotonic() - clock)
-        return outcome_of(record, time.monotonic() - clock, counting.steps or 0)
-    return outcome_of(record, time.monotonic() - clock, counting.steps)
-
-
-class _CountingEach(Listener):
-    """Passes on what the runs of a pack say, and counts their steps."""
-
-    def __init__(self, inner: Listener) -> None:
-        self.inner = inner
-        self.steps: dict[str, int] = {}
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.inner.stop_requested
-
-    def on(self, event: Event) -> None:
-        if isinstance(event, OfRun) and isinstance(event.event, RunStarted):
-            self.steps[event.run_id] = event.event.total_steps - event.event.first_step
-        if not (isinstance(event, OfRun) and isinstance(event.event, RunFinished)):
-            self.inner.on(event)
+        return outcome_of(record, time.monotonic() - clock, counting.steps.get(spec.id, 0))
+    return outcome_of(record, time.monotonic() - clock, counting.steps.get(spec.id))
 
 
 def attempt_pack(specs: Sequence[RunSpec], store: RunStore, listener: Listener) -> list[Outcome]:
-    """The same of several runs over one backbone; what the listener hears of one of them comes as `OfRun`. Where a run
-    can't be done so, those without a record are done one after another."""
+    """The same of several runs over one backbone. Where they can't be done so, those without a record are done one
+    after another."""
     free = [spec for spec in specs if not store.is_leased(spec.id)]
-    counting = _CountingEach(listener)
+    counting = _Counting(listener)
     made = _packed(free, store, counting) if len(free) > 1 else {}
     gc.collect()  # of a pack that met an error, which would stand beside what comes now
     outcomes = []
@@ -115,7 +93,7 @@ def attempt_pack(specs: Sequence[RunSpec], store: RunStore, listener: Listener) 
         if record is not None:
             outcomes.append(outcome_of(record, record.seconds, counting.steps.get(spec.id)))
         else:
-            outcomes.append(attempt(spec, store, AsOfRun(listener, spec.id)))
+            outcomes.append(attempt(spec, store, listener))
     return outcomes
 
 

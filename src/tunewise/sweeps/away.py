@@ -26,7 +26,7 @@ from tunewise.sweeps.attempt import Outcome, attempt
 from tunewise.sweeps.home import Home
 from tunewise.tasks.build import KINDS
 from tunewise.training.checkpoints import SEAL, step_of
-from tunewise.training.events import Event, Interrupted, Listener, RunStarted
+from tunewise.training.events import Event, Interrupted, Listener, Relay, RunStarted
 
 SHARE = 0.1
 """Part of a run's time that sending its checkpoints may take."""
@@ -92,24 +92,21 @@ def names_of(folder: Path) -> list[str]:
     return names
 
 
-class _Sending(Listener):
+class _Sending(Relay):
     """Passes everything on, and sends what a run has come to whenever it has a new checkpoint and time for it."""
 
     def __init__(self, inner: Listener, home: Home, run: str, folder: Path, sent: int) -> None:
         """`sent`: the step that is at home already."""
-        self.inner, self.home, self.run, self.folder, self.sent = inner, home, run, folder, sent
+        super().__init__(inner)
+        self.home, self.run, self.folder, self.sent = home, run, folder, sent
         self.first_step = 0
         self.failures = 0
         self._next = 0.0
 
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.inner.stop_requested
-
     def on(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self.first_step = event.first_step
-        self.inner.on(event)
+        super().on(event)
         if time.monotonic() >= self._next and _step(self.folder) > self.sent:
             self.send()
 

@@ -19,7 +19,7 @@ from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
 from tunewise.sweeps.units import Unit, units
 from tunewise.tasks.splits import counted
-from tunewise.training.events import STOPPED, Event, Interrupted, OfRun, Phase, RunStarted
+from tunewise.training.events import STOPPED, Event, Interrupted, Phase, RunStarted
 
 RETRIES = 3
 """How often a run is gone on with whose process was killed."""
@@ -47,11 +47,10 @@ class _Runs:
             self.monitor.begun(run.id, beside=len(unit))
         return Work(tuple(run.spec for run in unit))
 
-    def on(self, run_id: str, event: Event) -> None:
-        known = self.under_way.get(run_id)
-        if known is not None and isinstance(event, RunStarted):
-            known.steps = event.total_steps - event.first_step
-        self.monitor.on(run_id, event, OfRun(run_id, event))
+    def on(self, event: Event) -> None:
+        if isinstance(event, RunStarted) and event.run_id in self.under_way:
+            self.under_way[event.run_id].steps = event.total_steps - event.first_step
+        self.monitor.on(event)
 
     def end(self, news: Ended | Died) -> list[Outcome]:
         """Raises `Interrupted` and `StoreError` as `attempt` does. Of a pack that met an error, those without a record
@@ -112,7 +111,7 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1
     looked = time.monotonic()
     with Pool(store.root, runs.on) as pool:
         while waiting or held or pool.busy:
-            if monitor.listener.stop_requested:
+            if monitor.stop_requested:
                 raise Interrupted(STOPPED)
             while waiting and pool.busy < jobs:
                 unit = waiting.popleft()
@@ -132,7 +131,7 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1
             if held and time.monotonic() - looked > POLL:
                 looked = time.monotonic()
                 if not waiting and not pool.busy:
-                    monitor.listener.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
+                    monitor.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
                 free = [run for run in held if not store.is_leased(run.id)]
                 held = [run for run in held if run not in free]
                 waiting += [[run] for run in free]

@@ -9,37 +9,10 @@ from tunewise.sweeps.attempt import attempt, attempt_pack
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.units import units
 from tunewise.tasks.splits import counted
-from tunewise.training.events import Event, Listener, OfRun, Phase
+from tunewise.training.events import Phase
 
 POLL = 1.0
 """Seconds between looks at runs that other processes have."""
-
-
-class _Told(Listener):
-    def __init__(self, monitor: Monitor, run_id: str) -> None:
-        self.monitor, self.run_id = monitor, run_id
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.monitor.listener.stop_requested
-
-    def on(self, event: Event) -> None:
-        self.monitor.on(self.run_id, event)
-
-
-class _ToldOfEach(Listener):
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.monitor.listener.stop_requested
-
-    def on(self, event: Event) -> None:
-        if isinstance(event, OfRun):
-            self.monitor.on(event.run_id, event.event, event)
-        else:
-            self.monitor.listener.on(event)
 
 
 def run_local(monitor: Monitor, store: RunStore, pack: int = 1) -> None:
@@ -49,14 +22,14 @@ def run_local(monitor: Monitor, store: RunStore, pack: int = 1) -> None:
     while waiting:
         held = []
         for unit in units(waiting, pack):
-            monitor.listener.check()
+            monitor.check()
             for run in unit:
                 if not store.is_leased(run.id):
                     monitor.begun(run.id, beside=len(unit))
             if len(unit) > 1:
-                outcomes = attempt_pack([run.spec for run in unit], store, _ToldOfEach(monitor))
+                outcomes = attempt_pack([run.spec for run in unit], store, monitor)
             else:
-                outcomes = [attempt(unit[0].spec, store, _Told(monitor, unit[0].id))]
+                outcomes = [attempt(unit[0].spec, store, monitor)]
             for run, outcome in zip(unit, outcomes, strict=True):
                 if outcome.status == "held":
                     monitor.put_back(run.id)
@@ -64,6 +37,6 @@ def run_local(monitor: Monitor, store: RunStore, pack: int = 1) -> None:
                 else:
                     monitor.ended(outcome)
         if len(held) == len(waiting):
-            monitor.listener.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
+            monitor.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
             time.sleep(POLL)
         waiting = held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tunewise.spec import RunSpec
 from tunewise.sweeps.attempt import Outcome
@@ -12,7 +12,7 @@ from tunewise.sweeps.axes import name_of, varying
 from tunewise.sweeps.estimates import Pace, Remaining, duration
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
-from tunewise.training.events import Event, Listener, RunStarted, StepDone
+from tunewise.training.events import Event, Listener, Relay, RunStarted, StepDone
 
 _ENOUGH = 5
 """Steps of a running run from which on its own pace counts, where no run of its shape has finished."""
@@ -35,22 +35,18 @@ class _Running:
     step: int = 0
 
 
-@dataclass
-class Monitor:
+class Monitor(Relay):
     """Counts, times and names; `at_once` runs are done side by side."""
 
-    plan: SweepPlan
-    pace: Pace
-    log: Log
-    listener: SweepListener
-    at_once: int = 1
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    running: dict[str, _Running] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.by_id = {run.id: run for run in self.plan.runs}
-        self.axes = varying([run.spec for run in self.plan.runs])
-        self.total = len(self.plan.todo)
+    def __init__(self, plan: SweepPlan, pace: Pace, log: Log, listener: SweepListener) -> None:
+        super().__init__(listener)
+        self.plan, self.pace, self.log, self.listener = plan, pace, log, listener
+        self.at_once = 1
+        self.outcomes: dict[str, Outcome] = {}
+        self.running: dict[str, _Running] = {}
+        self.by_id = {run.id: run for run in plan.runs}
+        self.axes = varying([run.spec for run in plan.runs])
+        self.total = len(plan.todo)
 
     def name(self, spec: RunSpec) -> str:
         """A run in the words in which it differs from the others."""
@@ -68,14 +64,15 @@ class Monitor:
             self.log.say(f"begun {run_id} {self.name(self.by_id[run_id].spec)}")
         self.listener.swept(self, "")
 
-    def on(self, run_id: str, event: Event, told: Event | None = None) -> None:
-        """What a run that is run here says of itself; `told`: what its listener hears instead, of one of several."""
-        known = self.running.get(run_id)
-        if known is not None and isinstance(event, RunStarted):
-            known.first = known.step = event.first_step
-        if known is not None and isinstance(event, StepDone):
-            known.step = event.step
-        self.listener.on(told or event)
+    def on(self, event: Event) -> None:
+        """What runs say that are done here."""
+        match event:
+            case RunStarted() if event.run_id in self.running:
+                known = self.running[event.run_id]
+                known.first = known.step = event.first_step
+            case StepDone() if event.run_id in self.running:
+                self.running[event.run_id].step = event.step
+        super().on(event)
 
     def put_back(self, run_id: str) -> None:
         """A run was not begun after all: another process has it."""

@@ -69,7 +69,7 @@ def run_on_ray(monitor: Monitor, store: RunStore, way: Way, options: RayOptions)
         looked = time.monotonic()
         try:
             while waiting or under_way or held:
-                monitor.listener.check()
+                monitor.check()
                 while waiting and len(under_way) < monitor.at_once:
                     run = waiting.pop(0)
                     if (known := way.take(run.spec)) is None:

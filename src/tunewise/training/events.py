@@ -1,4 +1,7 @@
-"""What a run says while it works, and how it is asked to stop. The command line draws it; tests record it."""
+"""What runs say while they work, and how they are asked to stop. The command line draws it; tests record it.
+
+Every event of a run says of which: several may go on side by side.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
+    run_id: str
     step: int
     total_steps: int
     epoch: float
@@ -26,6 +30,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
+    run_id: str
     epoch: int
     validation_loss: float
     metric: str
@@ -35,10 +40,12 @@ class EpochDone:
 @dataclass(frozen=True)
 class Phase:
     """Another stretch of work within a run or a comparison: 'reading data', 'final evaluation', ... `detail`: how far
-    it has come ('row 3 of 51'), where it takes long; for displays that can write over themselves."""
+    it has come ('row 3 of 51'), where it takes long; for displays that can write over themselves. `run_id`: empty where
+    it is no single run's."""
 
     name: str
     detail: str = ""
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,7 @@ class RunsToDo:
     count: int
 
 
-@dataclass(frozen=True)
-class OfRun:
-    """What one of several runs says that go on side by side."""
-
-    run_id: str
-    event: Event
-
-
-Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo | OfRun
+Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo
 
 
 STOPPED = "stopped; run the same command again to go on from the last checkpoint"
@@ -93,16 +92,15 @@ class Pruned(TunewiseError):
     """A listener ends this run for good, because it has fallen behind others; its record says so."""
 
 
-class AsOfRun(Listener):
-    """Passes a run's events on under its name, and the stop that is asked of the whole."""
+class Relay(Listener):
+    """Passes everything on, and the stop that is asked of the other; what a subclass hears besides is its affair."""
 
-    def __init__(self, listener: Listener, run_id: str) -> None:
-        self.listener = listener
-        self.run_id = run_id
+    def __init__(self, inner: Listener) -> None:
+        self.inner = inner
 
     @property
     def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.listener.stop_requested
+        return self.inner.stop_requested
 
     def on(self, event: Event) -> None:
-        self.listener.on(OfRun(self.run_id, event))
+        self.inner.on(event)

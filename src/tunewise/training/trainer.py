@@ -172,7 +172,7 @@ class RunCallback(TrainerCallback):
         epoch = float(state.epoch or 0.0)
         rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
         self.journal.write(kind="step", step=state.global_step, epoch=epoch, loss=loss, learning_rate=rate)
-        self.listener.on(StepDone(state.global_step, state.max_steps, epoch, loss))
+        self.listener.on(StepDone(self.spec.id, state.global_step, state.max_steps, epoch, loss))
         if self.trainer.stop_requested or (self.trainer.among.world == 1 and self.listener.stop_requested):
             control.should_save = True
             control.should_training_stop = True
@@ -191,7 +191,8 @@ class RunCallback(TrainerCallback):
             train_loss=self.journal.mean_loss_since_epoch(),
             validation={"loss": metrics["eval_loss"], "metrics": scores},
         )
-        self.listener.on(EpochDone(epoch, metrics["eval_loss"], self.task.metric, scores[self.task.metric]))
+        value = scores[self.task.metric]
+        self.listener.on(EpochDone(self.spec.id, epoch, metrics["eval_loss"], self.task.metric, value))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.trainer is not None

@@ -49,7 +49,7 @@ def tune(plan: Plan, store: RunStore, listener: Listener, do: Doing | None = Non
     def one_after_another(specs: Sequence[RunSpec], rules: Mapping[str, StopRule]) -> None:
         for spec in specs:
             listener.check()
-            run(spec, store, task=plan.task, listener=Watch(listener, rules, store, spec.id))
+            run(spec, store, task=plan.task, listener=Watch(listener, rules, store))
 
     do = do or one_after_another
     for wave in searches[0].waves():

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tunewise.errors import SpecError
 from tunewise.store.folders import RunStore
-from tunewise.training.events import EpochDone, Event, Listener, OfRun, Pruned
+from tunewise.training.events import EpochDone, Event, Listener, Pruned, Relay
 from tunewise.training.journal import read_history
 
 if TYPE_CHECKING:
@@ -69,29 +69,20 @@ class StopRule:
         )
 
 
-class Watch(Listener):
+class Watch(Relay):
     """Passes everything on, and ends those of the runs under `rules` that have fallen behind."""
 
-    def __init__(self, inner: Listener, rules: Mapping[str, StopRule], store: RunStore, first: str) -> None:
-        """`first`: the run that events are about which don't say so."""
-        self.inner = inner
+    def __init__(self, inner: Listener, rules: Mapping[str, StopRule], store: RunStore) -> None:
+        super().__init__(inner)
         self.rules = rules
         self.store = store
-        self.first = first
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        return self.inner.stop_requested
 
     def on(self, event: Event) -> None:
-        self.inner.on(event)
-        run_id, said = (event.run_id, event.event) if isinstance(event, OfRun) else (self.first, event)
-        rule = self.rules.get(run_id)
-        if rule is not None and isinstance(said, EpochDone) and (reason := rule.reason(self.store.folder(run_id))):
-            raise Pruned(reason)
-
-    def check(self) -> None:
-        self.inner.check()
+        super().on(event)
+        if isinstance(event, EpochDone) and event.run_id in self.rules:
+            reason = self.rules[event.run_id].reason(self.store.folder(event.run_id))
+            if reason:
+                raise Pruned(reason)
 
 
 def stopped_at(own: Sequence[float], others: Sequence[Sequence[float]], epochs: int) -> int | None:
