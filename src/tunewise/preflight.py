@@ -23,8 +23,8 @@ from tunewise.store.files import size
 from tunewise.store.records import DataFacts
 from tunewise.tasks.build import head_of
 from tunewise.tasks.contract import longest
-from tunewise.tasks.splits import counted
 from tunewise.training.ranks import ALONE, Ranks
+from tunewise.words import counted
 
 _FORECAST = ("text", "image", "causal", "regression")
 """Tasks whose step can be forecast; of others nothing is said."""

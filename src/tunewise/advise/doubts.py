@@ -10,6 +10,7 @@ from tunewise.advise.pooled import spreads
 from tunewise.advise.statistics import against_reference, item_standard_error
 from tunewise.advise.summary import MethodSummary
 from tunewise.store.records import TuningReport
+from tunewise.words import counted
 
 
 def doubts(made: Decision, summaries: Sequence[MethodSummary], tuning: TuningReport | None) -> list[str]:
@@ -27,7 +28,7 @@ def _too_little(made: Decision, summaries: Sequence[MethodSummary]) -> list[str]
     found = []
     seeds = min(len(made.choice.seeds), len(made.best.seeds))
     if seeds < 3:
-        found.append(f"{seeds} seed{'s' if seeds > 1 else ''} finished, and 3 are the least")
+        found.append(f"{counted(seeds, 'seed')} finished, and 3 are the least")
     if lost := [f"{s.label}: {lost_runs(s)}" for s in summaries if s.missing]:
         found.append(f"runs are missing ({', '.join(lost)})")
     if not made.standings:

@@ -19,6 +19,7 @@ from tunewise.training.events import (
     RunsToDo,
     StepDone,
 )
+from tunewise.words import duration
 
 
 @dataclass
@@ -98,12 +99,4 @@ class LiveProgress(Display):
             return ""
         pace = (time.monotonic() - self.begun) / self.steps_done
         seconds = pace * (self.steps_to_do - self.steps_done)
-        return f"about {_duration(seconds)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+        return f"about {duration(seconds)} left"

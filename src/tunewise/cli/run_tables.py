@@ -12,7 +12,7 @@ from typing import Any
 from tunewise.cli.narrow import narrowed, wrapped
 from tunewise.store.filters import COLUMNS
 from tunewise.store.table import RunRow
-from tunewise.tasks.splits import counted
+from tunewise.words import counted
 
 _HEAD = (
     "id",

@@ -30,6 +30,7 @@ from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
 from tunewise.training.events import Listener, Phase
 from tunewise.training.trajectory import Keep
+from tunewise.words import counted
 
 
 def run_packed(
@@ -88,7 +89,7 @@ def _together(
                 _train_by_asking(model, seat)
                 return model
 
-            words = [f"packed with {len(specs) - 1} other run{'s' * (len(specs) > 2)}"]
+            words = [f"packed with {counted(len(specs) - 1, 'other run')}"]
             return run(spec, store, listener=listener, build=build, computed=words, clock=seat.clock, **options)
 
         return in_seat

@@ -17,7 +17,7 @@ from tunewise.paper.reading import Item, Parts
 from tunewise.paper.sets import PaperSet
 from tunewise.spec import DataSpec
 from tunewise.store.files import write_atomically
-from tunewise.tasks.splits import counted
+from tunewise.words import counted
 
 
 def prepare(known: PaperSet, source: str | None = None, revision: str | None = None) -> DataSpec:

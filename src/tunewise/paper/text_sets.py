@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunewise.errors import DataError
 from tunewise.paper.reading import Item, Parts, by_name, class_names, columns, fields, find, lines, said, table
-from tunewise.tasks.splits import counted
+from tunewise.words import counted
 
 _LABELS = ("label", "Quality", "score", "gold_label")
 PAIRS = columns(("sentence1", "#1 String"), _LABELS, ("sentence2", "#2 String"))

@@ -12,6 +12,7 @@ from tunewise.report import numbers
 from tunewise.report.rows import metric_name
 from tunewise.spec import CompareSpec
 from tunewise.store.records import CostReport, DataFacts, RunRecord, TuningReport
+from tunewise.words import counted
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
             f" ({data.train:,} training, {data.validation:,} validation and {data.test:,} test items{_classes(data)})"
         )
     return (
-        f"{methods} method{'s' if methods != 1 else ''} × {seeds} seed{'s' if seeds != 1 else ''} on "
+        f"{counted(methods, 'method')} × {counted(seeds, 'seed')} on "
         f"{_last(comparison.model.path)} with {_last(comparison.data.path)}{sizes}, "
-        f"{comparison.training.epochs} epoch{'s' if comparison.training.epochs != 1 else ''} each"
+        f"{counted(comparison.training.epochs, 'epoch')} each"
         f"{', of the network linearised at its pretrained weights' if comparison.training.linearised else ''}."
     )
 

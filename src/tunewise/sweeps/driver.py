@@ -40,8 +40,8 @@ from tunewise.sweeps.room import SideBySide, side_by_side
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.sweeps.units import units
 from tunewise.sweeps.ways import ByHome, Shared
-from tunewise.tasks.splits import counted
 from tunewise.training.events import Interrupted
+from tunewise.words import counted
 
 PREFIX = "sweep-"
 SPEC = "sweep.json"

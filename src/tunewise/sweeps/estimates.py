@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tunewise.store.table import RunRow
 from tunewise.sweeps.planning import PlannedRun
 from tunewise.sweeps.shapes import any_rank, data_of, shape_of
-from tunewise.tasks.splits import counted
+from tunewise.words import counted, duration
 
 _RECENT = 8
 """Latest runs of a shape that count: a machine is not always equally busy."""
@@ -81,12 +81,3 @@ class Pace:
 def sizes(runs: Iterable[PlannedRun]) -> dict[str, int]:
     """Training examples of the data of these runs, for `Pace.learn_from`."""
     return {data_of(run.content): run.data.train for run in runs}
-
-
-def duration(seconds: float) -> str:
-    """'40 s', '12 min', '3.2 h', '2.1 days'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -18,8 +18,8 @@ from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
 from tunewise.sweeps.units import Unit, units
-from tunewise.tasks.splits import counted
 from tunewise.training.events import STOPPED, Event, Interrupted, Phase, RunStarted
+from tunewise.words import counted
 
 RETRIES = 3
 """How often a run is gone on with whose process was killed."""

@@ -8,8 +8,8 @@ from tunewise.store.folders import RunStore
 from tunewise.sweeps.attempt import attempt, attempt_pack
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.units import units
-from tunewise.tasks.splits import counted
 from tunewise.training.events import Phase
+from tunewise.words import counted
 
 POLL = 1.0
 """Seconds between looks at runs that other processes have."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from tunewise.spec import RunSpec
 from tunewise.sweeps.attempt import Outcome
 from tunewise.sweeps.axes import name_of, varying
-from tunewise.sweeps.estimates import Pace, Remaining, duration
+from tunewise.sweeps.estimates import Pace, Remaining
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
 from tunewise.training.events import Event, Listener, Relay, RunStarted, StepDone
+from tunewise.words import duration
 
 _ENOUGH = 5
 """Steps of a running run from which on its own pace counts, where no run of its shape has finished."""

@@ -17,7 +17,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.sweeps.axes import AXES, Value, varying
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
-from tunewise.tasks.splits import counted
+from tunewise.words import counted
 
 FIXED = ("model", "data", "method", "rank", "alpha", "links", "learning_rate", "seed")
 """Axes that every table has, whether the runs differ on them or not."""

@@ -11,7 +11,8 @@ from tunewise.locate import resolve
 from tunewise.spec import DataSpec
 from tunewise.tasks.digests import digest_by_role
 from tunewise.tasks.files import Row, read_rows
-from tunewise.tasks.splits import PARTS, Record, Splits, check_fractions, listed, make_splits, number_aware
+from tunewise.tasks.splits import PARTS, Record, Splits, check_fractions, make_splits, number_aware
+from tunewise.words import listed
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from tunewise.tasks.image_files import ImageRow, image_digest, read_images
 from tunewise.tasks.pixels import Pixels, decode
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import PARTS, Record, check_fractions, make_splits
+from tunewise.words import counted
 
 _MOST_KEPT = 2 * 2**30  # bytes of decoded images kept in memory; never more than a quarter of what is free
 
@@ -154,7 +155,7 @@ def _load(spec: DataSpec, mode: str) -> tuple[list[str], dict[str, list[Record]]
     for records in read.values():
         refuse_unseen(records, labels)
     splits = make_splits(spec, train, read, noun="image")
-    converted = [f"{count:,} image{'s' if count > 1 else ''}: {change}." for change, count in sorted(changes.items())]
+    converted = [f"{counted(count, 'image')}: {change}." for change, count in sorted(changes.items())]
     notes = [*converted, *splits.notes, *absent_labels(splits, labels)]
     return labels, {part: getattr(splits, part) for part in PARTS}, notes
 

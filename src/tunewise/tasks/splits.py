@@ -20,6 +20,7 @@ from typing import Any
 
 from tunewise.errors import DataError, SpecError
 from tunewise.spec import DataSpec
+from tunewise.words import counted, listed
 
 PARTS = ("train", "validation", "test")
 
@@ -106,16 +107,6 @@ def number_aware(label: str) -> tuple[bool, float, list[tuple[int, str]], str]:
     # needed, which refuses thousands of digits.
     pieces = [p.lstrip("0") if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", label))]
     return (True, 0.0, [(len(p) if i % 2 else 0, p) for i, p in enumerate(pieces)], label)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 text`, `1,234 texts`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """The first few of many names, with commas."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 # --- repeats and overlaps -------------------------------------------------------------------------
