@@ -16,6 +16,9 @@ from tunewise.packing.streams import Stream
 
 Result = TypeVar("Result")
 
+PATIENCE = 10.0
+"""Seconds for the job at work to come to its next question, once its caller has been interrupted."""
+
 
 class Abandoned(BaseException):
     """Raised in the jobs where their caller has been interrupted."""
@@ -62,6 +65,14 @@ class Seat:
         self.seconds, self._since = self.clock(), None
         self.stream.take()
 
+    def abandon(self) -> None:
+        """Let the job end where it is: where it waits, or, if it is at work, where it next asks. A process that ended
+        before that, with a thread at work in torch, would be aborted."""
+        if self._since is not None:
+            self._back.acquire(timeout=PATIENCE)
+        if self.question is not None and not self.done:
+            self.resume(error=Abandoned())
+
 
 class Outcome(Generic[Result]):
     """What a job returned, or what it raised."""
@@ -107,10 +118,9 @@ def in_lockstep(
                 failed = error
             for seat in waiting:
                 seat.seconds += (time.monotonic() - since) / len(waiting)
-    except BaseException:  # interrupted: the jobs that wait are let go; one at work ends where it next asks
+    except BaseException:
         for seat in seats:
-            if not seat.done and seat.question is not None:
-                seat.resume(error=Abandoned())
+            seat.abandon()
         raise
     finally:
         before.put()
