@@ -34,8 +34,9 @@ def together(*words: str, launcher: str = "torchrun") -> subprocess.Popen[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    if launcher == "torchrun":
-        start = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "tunewise"]
+    if launcher.startswith("torchrun"):
+        what = ["--no-python"] if "--no-python" in launcher else ["-m", "tunewise"]
+        start = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", *what]
     else:
         start = ["-m", "accelerate.commands.launch", *launcher.split(), f"--main_process_port={port}", "-m", "tunewise"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -250,7 +250,9 @@ def test_events_tell_the_whole_story(tiny_model: Path, toy_csv: Path, tmp_path: 
     started = next(e for e in listener.events if isinstance(e, RunStarted))
     assert steps == list(range(1, started.total_steps + 1))
     assert [e.epoch for e in listener.events if isinstance(e, EpochDone)] == [1, 2]
-    assert listener.events[-1] == RunFinished(record.id, "done", record.seconds)
+    assert listener.events[-1] == RunFinished(
+        record.id, record.spec.method.label, record.spec.seed, "done", record.seconds
+    )
 
 
 def test_a_run_that_another_process_holds_is_refused(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:

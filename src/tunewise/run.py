@@ -95,7 +95,7 @@ def run(
         among.first(lambda: store.begin(spec))
         ways = among.first(lambda: checkpoints.ways(folder / "checkpoints", [*computed, *among.words]))
         try:
-            model = build(spec, task)
+            model = among.each(lambda: build(spec, task))
             model_facts = facts_of(model)
             results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track, among)
         except DivergedError as error:
@@ -128,7 +128,7 @@ def run(
         )
         among.first(lambda: store.write(record))
         among.first(lambda: store.tidy(spec.id, going_on=status == "oom"))
-    listener.on(RunFinished(spec.id, record.status, record.seconds))
+    listener.on(RunFinished(spec.id, spec.method.label, spec.seed, record.status, record.seconds))
     return record
 
 

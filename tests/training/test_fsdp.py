@@ -121,7 +121,7 @@ def _threads() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
-@pytest.mark.parametrize("end", ["done", "error"])
+@pytest.mark.parametrize("end", ["done", "error", "error from an error"])
 def test_the_group_and_its_threads_are_gone_at_the_end(
     end: str, calm: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,9 +129,12 @@ def test_the_group_and_its_threads_are_gone_at_the_end(
     spec = parse(CompareSpec, _run_of(calm, toy_csv, "lora"))
     among = Ranks(sharded=True)
     before = _threads()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    monkeypatch.setattr("tunewise.training.ranks._ranks", lambda: among)
-    assert _threads() > before
+
+    def join() -> Ranks:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        return among
+
+    monkeypatch.setattr("tunewise.training.ranks._ranks", join)
 
     def work() -> None:
         store = RunStore(tmp_path)
@@ -140,13 +143,29 @@ def test_the_group_and_its_threads_are_gone_at_the_end(
         model = nn.Linear(4, 4)
         among.shard(model)
         dist.all_reduce(torch.ones(3))
+        assert _threads() > before
+        if end == "error from an error":
+            raise ValueError("of a frame that holds a model")
         if end == "error":
             raise StoreError("of a frame that holds a model")
 
-    with pytest.raises(StoreError) if end == "error" else contextlib.nullcontext(), joined() as those:
+    with pytest.raises(StoreError) if end != "done" else contextlib.nullcontext(), joined() as those:
         assert those is among
-        work()
+        try:
+            work()
+        except ValueError:
+            raise StoreError("in plain words") from None
     assert not dist.is_initialized() and _threads() == before
+
+
+def test_the_group_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with joined() as among:
+            assert among is ALONE
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -81,6 +81,23 @@ def test_what_a_launcher_asks_for_and_runs_have_not_is_refused(
         pass
 
 
+def test_what_one_process_lacks_is_said_once_and_ends_all(calm: Path, toy_csv: Path, tmp_path: Path) -> None:
+    """A node without the data: the first process says whose error it is; nobody waits for anybody."""
+    script = tmp_path / "node.sh"
+    here = [tmp_path / "0" / "toy.csv", tmp_path / "1"]
+    here[1].mkdir()
+    here[0].parent.mkdir()
+    here[0].write_bytes(toy_csv.read_bytes())
+    words = " ".join(flags(calm, Path("toy.csv"), "lora"))
+    script.write_text(f"cd {tmp_path}/$RANK && exec {sys.executable} -m tunewise {words} --out={tmp_path / 'runs'}")
+    process = together("bash", str(script), launcher="torchrun --no-python")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    (line,) = [line for line in said.splitlines() if line.startswith("error")]
+    assert line.startswith("error: process 1: toy.csv: no such file")
+    assert "exitcode  : 2" in said and "Connection closed" not in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "c3la", "cola", "fft"])
 def test_two_processes_train_what_one_does(

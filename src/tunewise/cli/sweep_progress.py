@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tunewise.cli.display import Display
 from tunewise.sweeps.monitor import Monitor, SweepListener
-from tunewise.training.events import Event, Phase, RunStarted, StepDone
+from tunewise.training.events import Event, Phase, RunFinished, RunStarted, StepDone
 
 
 class SweepProgress(Display, SweepListener):
@@ -29,7 +29,7 @@ class SweepProgress(Display, SweepListener):
                 if time.monotonic() - self._looked > 1.0:  # thousands of runs may be left
                     self._looked = time.monotonic()
                     self._show_remaining()
-            case Phase():
+            case Phase() | RunFinished():
                 self.show(event)
 
     def swept(self, monitor: Monitor, sentence: str) -> None:
@@ -50,6 +50,7 @@ class SweepProgress(Display, SweepListener):
 
     def _show_remaining(self) -> str:
         if self.monitor is None or len(self.monitor.outcomes) == self.monitor.total:
+            self.progress.update(self.all, note="")
             return ""
         left = self.monitor.remaining()
         words = f"left: {left.words(self.monitor.at_once)}" if left.timed else ""

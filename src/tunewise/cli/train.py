@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +15,13 @@ from tunewise.errors import SpecError, TunewiseError
 
 if TYPE_CHECKING:
     from tunewise.planning import Plan
+    from tunewise.spec import CompareSpec, Manner
     from tunewise.store.records import RunRecord
     from tunewise.training.ranks import Ranks
+
+
+_FIRST_WORD = 1.0
+"""Seconds for the first process to say what has gone wrong: once another has left with an error, it is ended."""
 
 
 def train(
@@ -68,7 +75,7 @@ def train(
     }
     own: dict[str, Any] = {"name": method, "rank": rank, "alpha": alpha, "links": links, "layers": layers}
     own["targets"] = options.names(targets)
-    plan_and_run(_content(spec, given, own), force=force)
+    _plan_and_run(spec, given, own, force=force)
 
 
 def _content(spec: Path | None, given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -100,40 +107,57 @@ def _content(spec: Path | None, given: dict[str, Any], own: dict[str, Any]) -> d
     return content
 
 
-def plan_and_run(content: dict[str, Any], *, force: bool) -> None:
-    """Do the run; of several processes the first one speaks."""
+def _plan_and_run(spec: Path | None, given: dict[str, Any], own: dict[str, Any], *, force: bool) -> None:
+    """Do the run; of several processes the first one speaks, and any that met an error which the others have not."""
+    rank, together = int(os.environ.get("RANK", "0")), False
+    try:
+        manner, checked = _checked(_content(spec, given, own))
+
+        from tunewise.quiet import quiet_libraries
+
+        quiet_libraries()
+        from tunewise.planning import make_plan
+        from tunewise.preflight import check_room, wanted_of
+        from tunewise.store.folders import RunStore
+        from tunewise.training.ranks import joined
+
+        with joined() as among:
+            together = True
+            among.each(lambda: _check_batch(checked, among))
+            store = RunStore(manner.out)
+            plan = among.each(lambda: make_plan(checked, store))
+            if not force:
+                among.first(lambda: check_room(wanted_of(plan), store.root, among=among))
+            record = _run(plan, store, among)
+    except TunewiseError as error:
+        if not rank:
+            raise
+        if together and not error.of_all:
+            print(f"error in process {rank}: {error}", file=sys.stderr)
+        else:
+            time.sleep(_FIRST_WORD)
+        raise typer.Exit(error.exit_code) from None
+    if among.main:
+        _show(record, store.folder(record.id))
+    if record.status != "done":
+        if not among.main:
+            time.sleep(_FIRST_WORD)
+        raise typer.Exit(4 if record.status == "diverged" else 1)
+
+
+def _checked(content: dict[str, Any]) -> tuple[Manner, CompareSpec]:
     from tunewise.spec import CompareSpec, apart, parse
 
     manner, content = apart(content)
     checked = parse(CompareSpec, {**content, "reference": content["methods"][0]["name"], "measures": "none"})
     if len(checked.seeds) != 1:
         raise SpecError(f"train takes one seed: give --seed, one of {', '.join(map(str, checked.seeds))}")
+    return manner, checked
 
-    from tunewise.quiet import quiet_libraries
 
-    quiet_libraries()
-    from tunewise.planning import make_plan
-    from tunewise.preflight import check_room, wanted_of
-    from tunewise.store.folders import RunStore
-    from tunewise.training.ranks import joined
-
-    try:
-        with joined() as among:
-            store = RunStore(manner.out)
-            plan = make_plan(checked, store)
-            if checked.training.batch_size < among.world:
-                raise SpecError(f"batch_size {checked.training.batch_size} can't be shared by {among.world} processes")
-            if not force:
-                among.first(lambda: check_room(wanted_of(plan), store.root, among=among))
-            record = _run(plan, store, among)
-    except TunewiseError as error:
-        if int(os.environ.get("RANK", "0")):  # the first process says it
-            raise typer.Exit(error.exit_code) from None
-        raise
-    if among.main:
-        _show(record, store.folder(record.id))
-    if record.status != "done":
-        raise typer.Exit(4 if record.status == "diverged" else 1)
+def _check_batch(spec: CompareSpec, among: Ranks) -> None:
+    if spec.training.batch_size < among.world:
+        raise SpecError(f"batch_size {spec.training.batch_size} can't be shared by {among.world} processes")
 
 
 def _run(plan: Plan, store: Any, among: Ranks) -> RunRecord:

@@ -21,7 +21,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
 from tunewise.store.names import TRACEBACK
 from tunewise.store.records import RunRecord, Status
-from tunewise.training.events import Event, Interrupted, Listener, Relay, RunFinished, RunStarted
+from tunewise.training.events import Event, Interrupted, Listener, Relay, RunStarted
 
 Fate = Status | Literal["held"]
 """What a run came to; `held`: another process has it now."""
@@ -54,8 +54,7 @@ class _Counting(Relay):
     def on(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self.steps[event.run_id] = event.total_steps - event.first_step
-        if not isinstance(event, RunFinished):  # the sweep says itself what has ended
-            super().on(event)
+        super().on(event)
 
 
 def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) -> Outcome:

@@ -76,8 +76,9 @@ class Monitor(Relay):
         super().on(event)
 
     def put_back(self, run_id: str) -> None:
-        """A run was not begun after all: another process has it."""
+        """A run was not begun after all, since another process has it, or goes on later."""
         self.running.pop(run_id, None)
+        self.listener.swept(self, "")
 
     def ended(self, outcome: Outcome) -> None:
         """A run has come to its end, whichever."""

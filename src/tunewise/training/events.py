@@ -51,6 +51,8 @@ class Phase:
 @dataclass(frozen=True)
 class RunFinished:
     run_id: str
+    label: str
+    seed: int
     status: str
     seconds: float
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -59,15 +59,26 @@ class Ranks:
             return work()
         told: list[Any] = [None, None]
         if self.main:
-            try:
-                told[0] = work()
-            except (TunewiseError, OSError) as error:  # the others would wait for it
-                told[1] = error
+            told = list(_tried(work))
         dist.broadcast_object_list(told, src=0)
-        if told[1] is not None:
-            raise told[1]
-        found: _Found = told[0]
-        return found
+        found, error = told
+        if error is not None:
+            raise _of_all(error)
+        return cast(_Found, found)
+
+    def each(self, work: Callable[[], _Found]) -> _Found:
+        """What each process finds, for itself; a `TunewiseError` of any is raised by all."""
+        if self.world == 1:
+            return work()
+        found, own = _tried(work)
+        errors: list[Any] = [None] * self.world
+        dist.all_gather_object(errors, own)
+        for rank, error in enumerate(errors):
+            if error is not None:
+                if rank and isinstance(error, TunewiseError):
+                    error.args = (f"process {rank}: {error}",)
+                raise _of_all(error)
+        return cast(_Found, found)
 
     def sums(self, *values: float) -> list[float]:
         """The sum of each value over all processes."""
@@ -116,7 +127,7 @@ class Ranks:
     def check(self, listener: Listener) -> None:
         """Raise `Interrupted` in all where one is to stop."""
         if self.any(listener.stop_requested):
-            raise Interrupted(STOPPED)
+            raise _of_all(Interrupted(STOPPED))
 
     def own_check(self, listener: Listener) -> Callable[[], None]:
         """The listener's own check where it is the only one; one of several may not stop by itself."""
@@ -132,8 +143,6 @@ class Ranks:
 
     def leave(self) -> None:
         """Part from the others, for good: nothing of the group is left, its threads least of all."""
-        if self is ALONE or not dist.is_initialized():
-            return
         gc.collect()  # models hold the group, and themselves
         for mesh in self._meshes:  # torch keeps meshes for ever, in what it remembers of sharded operations
             vars(mesh).get("_pg_registry", {}).clear()
@@ -148,18 +157,39 @@ def joined() -> Iterator[Ranks]:
     """This process among those that it was started with, for as long as they work together. Raises `SpecError` for a
     way of sharing that runs have not.
 
-    The group is left on any end that the user is told of in a line. A process that ended within it would be aborted
-    now and then: gloo's threads let go of a last operation's tensors when Python is already shutting down. After
-    another error it is not left: a collective of somebody else may still wait in it.
+    A group made here is left on any end that the user is told of in a line. A process that ended within it would be
+    aborted now and then: gloo's threads let go of a last operation's tensors when Python is already shutting down. NCCL
+    has no such threads, and waits for all: there, and after other errors, who met an error just ends.
     """
+    others = dist.is_initialized()
     among = _ranks()
+    ours = dist.is_initialized() and not others
     try:
         yield among
-    except TunewiseError as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the model
-        among.leave()
+    except (TunewiseError, OSError) as error:
+        if ours and dist.get_backend() == "gloo":
+            met: BaseException | None = error
+            while met is not None:  # frames hold the model, also those of what an error was raised from
+                traceback.clear_frames(met.__traceback__)
+                met = met.__context__
+            with contextlib.suppress(RuntimeError):  # the error is what is to be heard of
+                among.leave()
         raise
-    among.leave()
+    if ours:
+        among.leave()
+
+
+def _tried(work: Callable[[], _Found]) -> tuple[_Found | None, Exception | None]:
+    try:
+        return work(), None
+    except (TunewiseError, OSError) as error:  # the others would wait for it
+        return None, error
+
+
+def _of_all(error: Exception) -> Exception:
+    if isinstance(error, TunewiseError):
+        error.of_all = True
+    return error
 
 
 def _ranks() -> Ranks:
