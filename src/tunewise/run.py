@@ -76,7 +76,7 @@ def run(
         Interrupted: the listener asked for a stop.
     """
     listener = listener or Listener()
-    among.check_offered(spec)
+    among.each(lambda: among.check_offered(spec))
     done = among.first(lambda: store.finished(spec.id))
     if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
         return done

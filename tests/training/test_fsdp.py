@@ -218,5 +218,5 @@ def test_what_is_not_offered_is_refused_in_one_line(calm: Path, toy_csv: Path, t
     process = sharded(*flags(calm, toy_csv, "peft:dora", out=tmp_path))
     said, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert said.count("error: method 'peft:dora' keeps tensors in forms of its own") == 1, said
+    assert said.count("method 'peft:dora' keeps tensors in forms of its own") == 1, said
     assert RunStore(tmp_path).ids() == []

@@ -13,8 +13,9 @@ import contextlib
 import ctypes
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -47,12 +48,25 @@ def peak_memory(
         child = context.Process(
             target=_measure_peak, args=(spec.model_dump_json(), task, label, threads, send), daemon=True
         )
-        child.start()
+        with _no_main():
+            child.start()
         send.close()
         with contextlib.suppress(EOFError):  # a child that ran out of memory: no figure rather than a wrong one
             peaks[label] = receive.recv()
         child.join()
     return peaks
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Children begin by running the script that is `__main__` again, unless there is none: it is the user's, and may do
+    all its work again where it has no `if __name__ == "__main__"`."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def give_back_freed_blocks(from_bytes: int = 2**18) -> None:

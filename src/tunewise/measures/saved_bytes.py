@@ -18,7 +18,7 @@ def saved_for_backward(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in there:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that had its own output to keep would keep itself, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(**batch).loss  # the graph is alive until here, so no storage is given out twice
