@@ -20,7 +20,7 @@ from tunewise.spec import parse
 from tunewise.store import leases
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.driver import sweep
-from tunewise.sweeps.on_ray import RayOptions
+from tunewise.sweeps.room import RayOptions
 from tunewise.sweeps.spec import SweepSpec
 
 pytestmark = pytest.mark.slow

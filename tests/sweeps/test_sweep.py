@@ -29,9 +29,8 @@ from tunewise.sweeps import driver as driver_module
 from tunewise.sweeps import local
 from tunewise.sweeps.driver import sweep
 from tunewise.sweeps.monitor import SweepListener
-from tunewise.sweeps.on_ray import RayOptions
 from tunewise.sweeps.planning import plan_sweep
-from tunewise.sweeps.room import SideBySide, fits, side_by_side
+from tunewise.sweeps.room import RayOptions, SideBySide, fits, side_by_side
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.training.events import Interrupted, StepDone
 

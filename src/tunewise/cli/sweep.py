@@ -72,9 +72,8 @@ def sweep(
         from tunewise.sweeps.driver import check_sweep, pace_of, with_arrivals
         from tunewise.sweeps.driver import sweep as do_sweep
         from tunewise.sweeps.home import Home
-        from tunewise.sweeps.on_ray import RayOptions
         from tunewise.sweeps.planning import plan_sweep
-        from tunewise.sweeps.room import side_by_side
+        from tunewise.sweeps.room import RayOptions, side_by_side
         from tunewise.sweeps.units import units
         from tunewise.tasks.splits import counted
 

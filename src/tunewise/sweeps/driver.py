@@ -32,11 +32,11 @@ from tunewise.sweeps.in_processes import run_in_processes
 from tunewise.sweeps.local import run_local
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.monitor import Monitor, SweepListener
-from tunewise.sweeps.on_ray import RayOptions, run_on_ray
+from tunewise.sweeps.on_ray import run_on_ray
 from tunewise.sweeps.page import write_sweep_page
 from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
-from tunewise.sweeps.room import SideBySide, side_by_side
+from tunewise.sweeps.room import RayOptions, SideBySide, side_by_side
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.sweeps.units import units
 from tunewise.sweeps.ways import ByHome, Shared

@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.attempt import Outcome, failed, outcome_of
 from tunewise.sweeps.home import Damaged
-from tunewise.sweeps.room import fits
+from tunewise.sweeps.room import RayOptions, fits
 from tunewise.sweeps.ways import Place, Way
 from tunewise.training.events import Interrupted
 
@@ -31,21 +30,6 @@ if TYPE_CHECKING:
 
 LOOK = 1.0
 """Seconds between the driver's looks at its user and at held runs."""
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """Where, and how much of a machine a run takes."""
-
-    address: str | None = None
-    """Of a cluster to join ('auto', 'host:6379', 'ray://host:10001'); None starts a local Ray."""
-    cpus: float = 1.0
-    gpus: float | None = None
-    """A part of one (0.5), or several; None: one where the cluster has any."""
-    retries: int = 3
-    """How often a run is done again whose worker or node died."""
-    home: str | None = None
-    """An fsspec address that all nodes and the driver reach; None where they share the runs folder."""
 
 
 def run_on_ray(monitor: Monitor, store: RunStore, way: Way, options: RayOptions) -> None:

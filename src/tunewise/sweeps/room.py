@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from tunewise.sweeps.on_ray import RayOptions
+from typing import Literal
 
 _ROUNDING = 1e-9
 """3 runs of a third of a GPU each fit one."""
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where, and how much of a machine a run takes."""
+
+    address: str | None = None
+    """Of a cluster to join ('auto', 'host:6379', 'ray://host:10001'); None starts a local Ray."""
+    cpus: float = 1.0
+    gpus: float | None = None
+    """A part of one (0.5), or several; None: one where the cluster has any."""
+    retries: int = 3
+    """How often a run is done again whose worker or node died."""
+    home: str | None = None
+    """An fsspec address that all nodes and the driver reach; None where they share the runs folder."""
 
 
 @dataclass(frozen=True)
