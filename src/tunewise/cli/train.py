@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunewise.training.ranks import Ranks
 
 
-_FIRST_WORD = 1.0
+_FIRST_WORD = 3.0
 """Seconds for the first process to say what has gone wrong: once another has left with an error, it is ended."""
 
 
