@@ -71,8 +71,8 @@ READING = """## What makes the difference
 - The finished links of `cola` and `rac` stand in W itself (a copy of the adapted weights is kept from the second link
   on), so later links cost what the first did. Where W can't be written they are added beside it.
 - With weights of gigabytes it matters where a network lies in memory: of the blocks of the 8 B Llama the two floors
-  lie apart by what the table says, though both do the same, and so do three measurements of these blocks by 5 to 10
-  per cent of a step: what they tell apart is full fine-tuning, and the bytes.
+  lie apart by what the table says, though both do the same. In fp32 these blocks tell full fine-tuning apart, and the
+  bytes; the other lines change places from one measurement to the next.
 - In bf16 the plain PaCA trains columns that are themselves bf16, and small updates round away; `cla` and `r-cla` keep
   fp32 factors beside the weight there, and cost more for it, unless the fold is asked for (*folded*).
 - On the network `host` there is next to no arithmetic; what is left is the host's work, as with small models on a GPU
@@ -120,9 +120,8 @@ def page(runs: list[dict[str, Any]]) -> str:
                 f"read the intervals, and *{AGAIN}*.\n"
             )
         cases = [case for run in same for case in run["cases"]]
-        parts += [summary(cases), aims(cases), aims_in_bf16(cases), beside_others(cases)] + [
-            table(case) for case in cases
-        ]
+        parts += [summary(cases), aims(cases), aims_in_bf16(cases), beside_others(cases)]
+        parts += [table(case) for case in cases]
     return "\n".join([*parts, READING])
 
 

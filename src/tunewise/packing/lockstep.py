@@ -118,7 +118,7 @@ def in_lockstep(
                 failed = error
             for seat in waiting:
                 seat.seconds += (time.monotonic() - since) / len(waiting)
-    except BaseException:
+    except BaseException:  # Ctrl-C in this thread: no job may be left at work, and the error goes on
         for seat in seats:
             seat.abandon()
         raise

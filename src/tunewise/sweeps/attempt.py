@@ -44,12 +44,13 @@ class Outcome:
     """What the log says besides: the node, where the run went on from."""
 
 
-class _Counting(Relay):
+class Counting(Relay):
     """Passes everything on, and counts the runs' steps."""
 
     def __init__(self, inner: Listener) -> None:
         super().__init__(inner)
         self.steps: dict[str, int] = {}
+        """That are done now, by the runs' ids: of a run that goes on fewer than it has, of one not begun none."""
 
     def on(self, event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -63,7 +64,7 @@ def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) ->
     A run that fails leaves a record that says so in one line, and the whole story in `error.txt`; it is tried again
     when the sweep is started again. Raises `Interrupted`, and `StoreError` where the store can't be written to.
     """
-    counting = _Counting(listener or Listener())
+    counting = Counting(listener or Listener())
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     try:
         if store.is_leased(spec.id):
@@ -83,7 +84,7 @@ def attempt_pack(specs: Sequence[RunSpec], store: RunStore, listener: Listener) 
     """The same of several runs over one backbone. Where they can't be done so, those without a record are done one
     after another."""
     free = [spec for spec in specs if not store.is_leased(spec.id)]
-    counting = _Counting(listener)
+    counting = Counting(listener)
     made = _packed(free, store, counting) if len(free) > 1 else {}
     gc.collect()  # of a pack that met an error, which would stand beside what comes now
     outcomes = []

@@ -13,12 +13,12 @@ from tunewise.jobs.messages import Work, told
 from tunewise.jobs.pool import Died, Ended, Pool
 from tunewise.store.folders import RunStore
 from tunewise.store.leases import LeaseHeld
-from tunewise.sweeps.attempt import Outcome, failed, outcome_of
+from tunewise.sweeps.attempt import Counting, Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
 from tunewise.sweeps.units import Unit, units
-from tunewise.training.events import STOPPED, Event, Interrupted, Phase, RunStarted
+from tunewise.training.events import STOPPED, Interrupted, Phase
 from tunewise.words import counted
 
 RETRIES = 3
@@ -29,8 +29,6 @@ RETRIES = 3
 class _UnderWay:
     run: PlannedRun
     since: float
-    steps: int | None = None
-    """That its process does; None until it has begun."""
 
 
 class _Runs:
@@ -38,19 +36,16 @@ class _Runs:
 
     def __init__(self, monitor: Monitor, store: RunStore) -> None:
         self.monitor, self.store = monitor, store
+        self.counting = Counting(monitor)
         self.under_way: dict[str, _UnderWay] = {}
         self.deaths: Counter[str] = Counter()
 
     def begin(self, unit: Unit) -> Work:
         for run in unit:
             self.under_way[run.id] = _UnderWay(run, time.time())
+            self.counting.steps.pop(run.id, None)  # of a process that died
             self.monitor.begun(run.id, beside=len(unit))
         return Work(tuple(run.spec for run in unit))
-
-    def on(self, event: Event) -> None:
-        if isinstance(event, RunStarted) and event.run_id in self.under_way:
-            self.under_way[event.run_id].steps = event.total_steps - event.first_step
-        self.monitor.on(event)
 
     def end(self, news: Ended | Died) -> list[Outcome]:
         """Raises `Interrupted` and `StoreError` as `attempt` does. Of a pack that met an error, those without a record
@@ -66,7 +61,7 @@ class _Runs:
         for known in unit:
             record = self.store.record(known.run.id) if through else self.store.finished(known.run.id)
             if record is not None:
-                outcomes.append(outcome_of(record, record.seconds, known.steps))
+                outcomes.append(outcome_of(record, record.seconds, self.counting.steps.get(known.run.id)))
             elif isinstance(news, Died) and news.signal is not None:
                 outcomes.append(self._end(known, news))
             else:
@@ -97,8 +92,8 @@ class _Runs:
             started = datetime.datetime.fromtimestamp(known.since, datetime.UTC).isoformat(timespec="seconds")
             problem = problem or TunewiseError("its process left no record")
             record = failed(run.spec, self.store, problem, started, seconds)
-            return outcome_of(record, seconds, known.steps or 0)
-        return outcome_of(record, seconds, known.steps)
+            return outcome_of(record, seconds, self.counting.steps.get(run.id, 0))
+        return outcome_of(record, seconds, self.counting.steps.get(run.id))
 
 
 def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1) -> None:
@@ -109,7 +104,7 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1
     monitor.at_once = max(1, min(jobs, len(waiting)))
     runs = _Runs(monitor, store)
     looked = time.monotonic()
-    with Pool(store.root, runs.on) as pool:
+    with Pool(store.root, runs.counting.on) as pool:
         while waiting or held or pool.busy:
             if monitor.stop_requested:
                 raise Interrupted(STOPPED)

@@ -39,9 +39,11 @@ class _Running:
 class Monitor(Relay):
     """Counts, times and names; `at_once` runs are done side by side."""
 
+    inner: SweepListener
+
     def __init__(self, plan: SweepPlan, pace: Pace, log: Log, listener: SweepListener) -> None:
         super().__init__(listener)
-        self.plan, self.pace, self.log, self.listener = plan, pace, log, listener
+        self.plan, self.pace, self.log = plan, pace, log
         self.at_once = 1
         self.outcomes: dict[str, Outcome] = {}
         self.running: dict[str, _Running] = {}
@@ -56,14 +58,14 @@ class Monitor(Relay):
     def say(self, sentence: str) -> None:
         """Into the log, and to whoever listens."""
         self.log.say(sentence)
-        self.listener.swept(self, sentence)
+        self.inner.swept(self, sentence)
 
     def begun(self, run_id: str, *, note: bool = True, beside: int = 1) -> None:
         """A run has been started, here or elsewhere, in a pack of `beside`; with `note` the log says so."""
         self.running[run_id] = _Running(self.by_id[run_id], time.monotonic(), beside)
         if note:
             self.log.say(f"begun {run_id} {self.name(self.by_id[run_id].spec)}")
-        self.listener.swept(self, "")
+        self.inner.swept(self, "")
 
     def on(self, event: Event) -> None:
         """What runs say that are done here."""
@@ -78,7 +80,7 @@ class Monitor(Relay):
     def put_back(self, run_id: str) -> None:
         """A run was not begun after all, since another process has it, or goes on later."""
         self.running.pop(run_id, None)
-        self.listener.swept(self, "")
+        self.inner.swept(self, "")
 
     def ended(self, outcome: Outcome) -> None:
         """A run has come to its end, whichever."""
