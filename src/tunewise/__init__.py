@@ -15,10 +15,10 @@ _WHERE = {
     "attachment": "tunewise.methods.attachment",
     "trainable_parameters": "tunewise.methods.attachment",
     "delta": "tunewise.methods.delta",
-    "Method": "tunewise.methods.catalog",
-    "Chain": "tunewise.methods.catalog",
-    "OptimizerRule": "tunewise.methods.catalog",
-    "CATALOG": "tunewise.methods.catalog",
+    "Method": "tunewise.catalog",
+    "Chain": "tunewise.catalog",
+    "OptimizerRule": "tunewise.catalog",
+    "CATALOG": "tunewise.catalog",
     "ChainCallback": "tunewise.methods.chain",
     "restart": "tunewise.methods.chain",
     "refold": "tunewise.methods.fold",
@@ -40,6 +40,7 @@ _WHERE = {
 __all__ = [*_WHERE]
 
 if TYPE_CHECKING:
+    from tunewise.catalog import CATALOG, Chain, Method, OptimizerRule
     from tunewise.comparison import compare
     from tunewise.errors import TunewiseError
     from tunewise.exporting import export
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from tunewise.methods.adapter_files import load, save
     from tunewise.methods.attach import attach
     from tunewise.methods.attachment import attachment, trainable_parameters
-    from tunewise.methods.catalog import CATALOG, Chain, Method, OptimizerRule
     from tunewise.methods.chain import ChainCallback, restart
     from tunewise.methods.delta import delta
     from tunewise.methods.fold import refold

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tunewise.catalog import get_method
 from tunewise.errors import ModelError
 from tunewise.hub import pinned
-from tunewise.methods.catalog import get_method
 from tunewise.models.head import Head
 from tunewise.models.load import load_model, meta_model, model_digest, pinned_model
 from tunewise.spec import CompareSpec, MethodSpec, ModelSpec, RunSpec

@@ -9,8 +9,8 @@ import torch
 
 from finished_runs import finished
 from linears import Linears, adapted, jitter
+from tunewise.catalog import CATALOG
 from tunewise.measures.laziness import change_of, distances, laziness
-from tunewise.methods.catalog import CATALOG
 from tunewise.training.linearised import linear_parts, live_change, moved_outputs
 
 

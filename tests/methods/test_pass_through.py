@@ -10,8 +10,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import BertConfig, BertForSequenceClassification
 
 import tunewise
+from tunewise.catalog import PEFT_LORA_OPTIONS, PEFT_TYPES, get_method
 from tunewise.errors import SpecError
-from tunewise.methods.catalog import PEFT_LORA_OPTIONS, PEFT_TYPES, get_method
 from tunewise.training.build import facts_of
 
 # Those whose defaults (block sizes of 64 and more) don't fit a width of 32.

@@ -6,8 +6,8 @@ import csv
 
 import pytest
 
+from tunewise.catalog import CATALOG
 from tunewise.errors import SpecError
-from tunewise.methods.catalog import CATALOG
 from tunewise.paper.models import DATA
 from tunewise.paper.presets import comparison, get_pair, method, pairs
 from tunewise.paper.printed import METHODS, bounds, cells, settings, shares

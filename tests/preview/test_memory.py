@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from preview.train_child import config_of, head_of, miniature_of
+from tunewise.catalog import CATALOG
 from tunewise.measures.saved_bytes import saved_for_backward
 from tunewise.methods.attachment import layer_adapters
-from tunewise.methods.catalog import CATALOG
 from tunewise.methods.chain import restart
 from tunewise.methods.fold import FoldingLayer
 from tunewise.models.head import prepare

@@ -78,8 +78,8 @@ def main(name, method, batch, length, targets):
 def train(config, head, method, batch, length, targets):
     import torch
 
+    from tunewise.catalog import CATALOG
     from tunewise.methods.attach import attach
-    from tunewise.methods.catalog import CATALOG
     from tunewise.methods.chain import restart
     from tunewise.models.head import prepare
     from tunewise.training.optimizers import optimizer

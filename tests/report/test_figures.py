@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tunewise.methods.catalog import CATALOG
+from tunewise.catalog import CATALOG
 from tunewise.report import curves, figures, palette, panels
 from tunewise.report.figures import GapBar, Point
 

@@ -10,9 +10,9 @@ import pytest
 
 from report.conftest import make
 from report.test_weight_sections import data_of
+from tunewise.catalog import get_method
 from tunewise.measures.principal_angles import by_chance
 from tunewise.measures.theorems import Facts, LayerNorms, theorems
-from tunewise.methods.catalog import get_method
 from tunewise.report import alignment_section, bounds_section, laziness_section
 from tunewise.report.along_runs import curves_of, middle
 from tunewise.report.section import Section

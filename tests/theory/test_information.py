@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from tunewise.catalog import CATALOG, Chain, Method
 from tunewise.errors import SpecError
-from tunewise.methods.catalog import CATALOG, Chain, Method
 from tunewise.theory import information_bound, trained_parameters
 
 VIT_BASE = [(768, 768)] * 24  # q and v of 12 blocks

@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from linears import Linears, adapted, jitter
 from test_run import Recorder, make_spec
 from tunewise import attach
+from tunewise.catalog import CATALOG
 from tunewise.errors import SpecError
 from tunewise.methods.attachment import attachment
-from tunewise.methods.catalog import CATALOG
 from tunewise.methods.chain import restart
 from tunewise.methods.delta import delta
 from tunewise.run import run

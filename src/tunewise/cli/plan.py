@@ -93,7 +93,7 @@ def _model(content: dict[str, Any], flag: str | None) -> Any:
 
 def _asked(content: dict[str, Any], methods: str | None, rank: int | None, targets: str | None) -> list[dict[str, Any]]:
     """The methods as a comparison would read them: short forms spread out, names checked."""
-    from tunewise.methods.catalog import CATALOG
+    from tunewise.catalog import CATALOG
     from tunewise.spec import CompareSpec, parse
 
     given = {key: content[key] for key in ("methods", "rank", "alpha", "targets") if content.get(key) is not None}

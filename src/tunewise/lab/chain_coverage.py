@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tunewise.catalog import CATALOG, Chain
 from tunewise.lab import chain_targets
 from tunewise.lab.batched import generator, normal
 from tunewise.lab.chains import (
@@ -31,7 +32,6 @@ from tunewise.lab.contract import Curve, Finding, Outcome, Plot, Settings, exact
 from tunewise.lab.fits import band, measured
 from tunewise.lab.linear_model import LinearModel
 from tunewise.lab.registry import experiment
-from tunewise.methods.catalog import CATALOG, Chain
 
 SHAPES = ((4, 48), (16, 768), (5, 48), (7, 20), (8, 8))
 """(r, m) for the exact counts; r does not divide m in two of them."""

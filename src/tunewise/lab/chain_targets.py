@@ -17,12 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tunewise.catalog import CATALOG, Chain
 from tunewise.lab.batched import batch, generator, normal, speedup
 from tunewise.lab.chains import FEATURES, LINKS, OUTPUTS, RANK, left_over, selected
 from tunewise.lab.contract import Curve, Finding, Plot, Settings, Speedup, exactly
 from tunewise.lab.fits import band, measured
 from tunewise.lab.linear_model import LinearModel, effective_weight
-from tunewise.methods.catalog import CATALOG, Chain
 from tunewise.methods.row_space import one_hot, random_factor
 
 DECAY = 1.0

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tunewise.catalog import Method, get_method
 from tunewise.errors import MeasureError, SpecError, StoreError
 from tunewise.measures.clipping import clip_range, clipped_gap, losses_of
 from tunewise.measures.finished import FinishedRun
@@ -27,7 +28,6 @@ from tunewise.measures.updates import updates_of
 from tunewise.measures.weight_curvature import largest_curvature
 from tunewise.methods.adapter_files import SIDECAR, noted
 from tunewise.methods.attachment import Attachment
-from tunewise.methods.catalog import Method, get_method
 from tunewise.tasks.contract import Split, Task
 
 NORMS = "spectral-norms"

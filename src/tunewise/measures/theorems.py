@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tunewise.catalog import Method
 from tunewise.errors import SpecError
-from tunewise.methods.catalog import Method
 from tunewise.theory import (
     Bound,
     hoeffding,

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tunewise.catalog import Chain, Method, OptimizerRule
 from tunewise.errors import StoreError, is_out_of_memory
 from tunewise.methods.attach import attach
 from tunewise.methods.attachment import Attachment, attachment
-from tunewise.methods.catalog import Chain, Method, OptimizerRule
 from tunewise.methods.fold import FoldingLayer
 from tunewise.methods.row_space import one_hot
 from tunewise.methods.sharded import recognised_by

@@ -9,9 +9,9 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
+from tunewise.catalog import ALaw, Chain, Layout, Method, get_method
 from tunewise.errors import ModelError, SpecError
 from tunewise.methods.attachment import Attachment, remember
-from tunewise.methods.catalog import ALaw, Chain, Layout, Method, get_method
 from tunewise.methods.furnish import furnish
 from tunewise.methods.inject import inject_lora
 from tunewise.methods.one_step import start_at_gradient

@@ -9,8 +9,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from tunewise.catalog import Method
 from tunewise.errors import ModelError, SpecError
-from tunewise.methods.catalog import Method
 from tunewise.methods.layer_adapter import LayerAdapter, adapters_of
 from tunewise.models.layers import Target
 

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunewise.catalog import Chain
 from tunewise.errors import SpecError, StoreError
 from tunewise.methods.attachment import attachment, layer_adapters
-from tunewise.methods.catalog import Chain
 from tunewise.methods.exact_columns import read_columns, write_columns
 from tunewise.methods.layer_adapter import LayerAdapter
 from tunewise.methods.sharded import stay_beside

@@ -22,8 +22,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
+from tunewise.catalog import Method
 from tunewise.errors import StoreError
-from tunewise.methods.catalog import Method
 from tunewise.models.layers import Target
 from tunewise.models.sharded import gathered, whole
 

@@ -17,9 +17,9 @@ from peft.utils import PeftType
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunewise.catalog import PEFT_LORA_OPTIONS
 from tunewise.errors import ModelError, SpecError, is_out_of_memory, nearest
 from tunewise.methods.attachment import Attachment, remember
-from tunewise.methods.catalog import PEFT_LORA_OPTIONS
 from tunewise.methods.inject import short_names, task_type, whole
 from tunewise.models.layers import linear_layers
 

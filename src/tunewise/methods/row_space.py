@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewise.methods.catalog import ALaw, Method
+from tunewise.catalog import ALaw, Method
 from tunewise.methods.streams import stream
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunewise.methods.catalog import get_method
+from tunewise.catalog import get_method
 from tunewise.spec import RunSpec, content_hash
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunewise.catalog import get_method
 from tunewise.errors import SpecError, nearest
-from tunewise.methods.catalog import get_method
 from tunewise.paper.presets import Pair, comparison, get_pair, method
 from tunewise.spec import DataSpec
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunewise.catalog import get_method
 from tunewise.errors import SpecError, nearest
-from tunewise.methods.catalog import get_method
 from tunewise.paper.models import MODELS, PaperModel, get_model
 from tunewise.paper.printed import Settings, cells, settings
 from tunewise.paper.sets import SETS, PaperSet, get_set

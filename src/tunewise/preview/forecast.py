@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunewise.methods.catalog import get_method
+from tunewise.catalog import get_method
 from tunewise.models.head import Head
 from tunewise.preview.step import Dtype, Step, forecast_step, plain_kin
 from tunewise.spec import MethodSpec

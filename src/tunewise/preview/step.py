@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tunewise.catalog import get_method
 from tunewise.errors import ModelError
 from tunewise.methods.attachment import attachment
-from tunewise.methods.catalog import get_method
 from tunewise.models.head import Head, prepare
 from tunewise.preview.live_memory import LiveMemory, fused_attention
 from tunewise.spec import MethodSpec

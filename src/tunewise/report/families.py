@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
-from tunewise.methods.catalog import CATALOG, Method
+from tunewise.catalog import CATALOG, Method
 from tunewise.report.palette import Mark
 from tunewise.store.records import RunRecord
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from tunewise.methods.catalog import get_method
+from tunewise.catalog import get_method
 from tunewise.report import numbers
 from tunewise.report.rows import metric_name
 from tunewise.spec import CompareSpec

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from tunewise.catalog import get_method
 from tunewise.errors import SpecError, nearest
 from tunewise.measures.catalog import default_measures, get_measure
-from tunewise.methods.catalog import get_method
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import parse
 from tunewise.spec.run import RunSpec, content_hash

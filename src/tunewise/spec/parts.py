@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tunewise.catalog import ALaw, get_method
 from tunewise.errors import SpecError
-from tunewise.methods.catalog import ALaw, get_method
 
 TaskName = Literal["text", "image", "causal", "generation", "regression", "choice"]
 """What is learned: labels of texts or text pairs, labels of images, the next token, completions that are generated to

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tunewise.methods.catalog import get_method
+from tunewise.catalog import get_method
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
 # Bumped when the same spec would give another result, so that old folders are not taken for new ones.

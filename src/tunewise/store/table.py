@@ -101,7 +101,7 @@ def as_dict(row: RunRow) -> dict[str, Any]:
 
 
 def _planned(run_id: str, status: str, spec: RunSpec) -> RunRow:
-    from tunewise.methods.catalog import get_method
+    from tunewise.catalog import get_method
 
     method = get_method(spec.method.name)
     rank = spec.method.rank if method.adapts else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tunewise.methods.catalog import get_method
+from tunewise.catalog import get_method
 from tunewise.spec import DataSpec, MethodSpec, RunSpec, TrainingSpec
 
 Value = str | int | float | bool | None

@@ -26,8 +26,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from tunewise.catalog import get_method
 from tunewise.errors import SpecError
-from tunewise.methods.catalog import get_method
 from tunewise.spec import DataSpec, Frozen, MethodSpec, ModelSpec, RunSpec, TaskName, TrainingSpec, merged, parse
 
 _HALF_POWER = re.compile(r"1e([-+]?\d+\.\d+)")

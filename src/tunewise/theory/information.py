@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from tunewise.catalog import Method, get_method
 from tunewise.errors import SpecError
-from tunewise.methods.catalog import Method, get_method
 from tunewise.theory._inputs import count, layer_shapes, number, positive
 from tunewise.theory.bound import Bound
 

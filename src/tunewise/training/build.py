@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tunewise.catalog import Chain, get_method
 from tunewise.methods.attach import attach
 from tunewise.methods.attachment import attachment, trainable_parameters
-from tunewise.methods.catalog import Chain, get_method
 from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task

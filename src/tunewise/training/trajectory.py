@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunewise.catalog import get_method
 from tunewise.errors import StoreError, is_out_of_memory
 from tunewise.methods.attachment import attachment, layer_adapters
-from tunewise.methods.catalog import get_method
 from tunewise.methods.columns import ColumnAdapter
 from tunewise.methods.fold import refold
 from tunewise.methods.layer_adapter import LayerAdapter

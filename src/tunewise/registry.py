@@ -1,0 +1,57 @@
+"""Names of tasks and measures, known before any of their modules is imported. Plain data, no torch.
+
+A built-in entry is imported when it is first used. A plug-in registers itself when its own file is imported:
+
+    from tunewise.registry import TASKS
+
+    TASKS.register("my-task", MyTask)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from tunewise.errors import SpecError, nearest
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """Entries by name. `builtin` maps each built-in name to the module that registers it when imported."""
+
+    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._modules = dict(builtin)
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str, entry: Entry) -> Entry:
+        """Add an entry, or replace the one of the same name. Returns the entry."""
+        self._entries[name] = entry
+        return entry
+
+    def unregister(self, name: str) -> None:
+        """Remove an entry that a plug-in has added."""
+        del self._entries[name]
+
+    def names(self) -> list[str]:
+        """All names: built-in ones in their order, then those of plug-ins."""
+        return list(dict.fromkeys([*self._modules, *self._entries]))
+
+    def check(self, name: str) -> str:
+        """Return the name. Raises `SpecError` with the nearest name where it is unknown; imports nothing."""
+        if name not in self._modules and name not in self._entries:
+            raise SpecError(f"unknown {self.kind} {name!r}{nearest(name, self.names())}")
+        return name
+
+    def get(self, name: str) -> Entry:
+        """The entry, its module imported if necessary. Raises `SpecError` where the name is unknown."""
+        self.check(name)
+        if name not in self._entries:
+            importlib.import_module(self._modules[name])
+        return self._entries[name]
+
+
+TASKS: Registry[Any] = Registry("task", {})
+MEASURES: Registry[Any] = Registry("measure", {})
