@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from tunewise.lab.contract import Result
+    from tunewise.papers.lab.contract import Result
 
 
 def lab(
@@ -24,7 +24,7 @@ def lab(
 
     Leaves with 1 where a theorem is refuted.
     """
-    from tunewise.lab.registry import STATEMENTS, statement
+    from tunewise.papers.lab.registry import STATEMENTS, statement
 
     if name is None:
         _list(as_json)
@@ -38,10 +38,10 @@ def lab(
 
     console = Console(stderr=as_json)
     with console.status("starting ...") as status:
-        from tunewise.lab.contract import Settings
-        from tunewise.lab.perform import perform
-        from tunewise.lab.registry import load
-        from tunewise.lab.write import as_data, make_place, write_result
+        from tunewise.papers.lab.contract import Settings
+        from tunewise.papers.lab.perform import perform
+        from tunewise.papers.lab.registry import load
+        from tunewise.papers.lab.write import as_data, make_place, write_result
 
         settings = Settings(seed=seed, scale="full" if full else "quick")
         results = []
@@ -63,7 +63,7 @@ def lab(
 
 
 def _list(as_json: bool) -> None:
-    from tunewise.lab.registry import STATEMENTS
+    from tunewise.papers.lab.registry import STATEMENTS
 
     if as_json:
         import json
@@ -84,7 +84,7 @@ def _show(result: Result, place: Path, console: object) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tunewise.lab.write import finding_row
+    from tunewise.papers.lab.write import finding_row
     from tunewise.report.numbers import seconds
 
     assert isinstance(console, Console)

@@ -11,8 +11,8 @@ from tunewise.cli import options
 from tunewise.errors import SpecError
 
 if TYPE_CHECKING:
-    from tunewise.paper.presets import Pair
-    from tunewise.paper.sheet import Sheet
+    from tunewise.papers.presets import Pair
+    from tunewise.papers.sheet import Sheet
 
 app = typer.Typer(
     help="The experiments of 'Beyond LoRA' (arXiv 2606.13767): presets, and its tables beside ours.",
@@ -34,8 +34,8 @@ def list_presets(
     from rich.console import Console
     from rich.table import Table
 
-    from tunewise.paper.presets import pairs
-    from tunewise.paper.sets import SETS
+    from tunewise.papers.presets import pairs
+    from tunewise.papers.sets import SETS
 
     console = Console()
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -97,7 +97,7 @@ def run_preset(
 ) -> None:
     """Run a preset as an ordinary comparison. What makes it smaller than the paper's is marked in every table."""
     from tunewise.cli.compare_tables import show_plan, show_result
-    from tunewise.paper.presets import SETTINGS, comparison, get_pair
+    from tunewise.papers.presets import SETTINGS, comparison, get_pair
     from tunewise.spec import CompareSpec, merged, parse
 
     if table not in SETTINGS:
@@ -120,13 +120,13 @@ def run_preset(
     from rich.console import Console
 
     from tunewise.cli.progress import LiveProgress
-    from tunewise.paper.prepare import prepare
+    from tunewise.papers.prepare import prepare
 
     console = Console()
     with console.status("reading data and model ..."):
         from tunewise import evidence
         from tunewise.comparison import compare
-        from tunewise.paper.runs import PaperRun, changes, keep_note
+        from tunewise.papers.runs import PaperRun, changes, keep_note
         from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
 
@@ -188,8 +188,8 @@ def show_table(
     from rich.console import Console
 
     from tunewise.errors import nearest
-    from tunewise.paper.render import FORMS
-    from tunewise.paper.terminal import show
+    from tunewise.papers.render import FORMS
+    from tunewise.papers.terminal import show
     from tunewise.quiet import quiet_libraries
 
     chosen = form or (out.suffix.removeprefix(".").lower() if out else None)
@@ -211,21 +211,21 @@ def show_table(
 
 
 def _sheet(number: int, runs: Path, everything: bool, preset: str, samples: int) -> Sheet:
-    from tunewise.paper.presets import SETTINGS, get_pair
+    from tunewise.papers.presets import SETTINGS, get_pair
 
     if number == 6:
-        from tunewise.paper import counts
+        from tunewise.papers import counts
 
         return counts.sheet()
     if number == 1:
-        from tunewise.paper import bounds
+        from tunewise.papers import bounds
 
         return bounds.sheet(get_pair(preset), samples)
-    from tunewise.paper.tables import TABLES, sheet_of
+    from tunewise.papers.tables import TABLES, sheet_of
 
     if number not in SETTINGS:
         raise SpecError(f"table {number}: there are {', '.join(map(str, TABLES))}")
-    from tunewise.paper.runs import found
+    from tunewise.papers.runs import found
 
     return sheet_of(number, found(runs), everything=everything)
 
@@ -251,8 +251,8 @@ def write_sweep(
     """Write an ablation as the specification of a sweep, for `tunewise sweep`."""
     import yaml
 
-    from tunewise.paper.ablations import get_ablation, pairs_of, sweep
-    from tunewise.paper.prepare import prepare
+    from tunewise.papers.ablations import get_ablation, pairs_of, sweep
+    from tunewise.papers.prepare import prepare
     from tunewise.spec import parse
     from tunewise.store.files import write_atomically
     from tunewise.sweeps.spec import SweepSpec

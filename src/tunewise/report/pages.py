@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -21,13 +21,13 @@ from tunewise.report.panels import Panel
 from tunewise.store.files import write_atomically
 
 
-def page(template: str, **values: Any) -> str:
+def page(template: str, folder: Path | None = None, **values: Any) -> str:
     """The text of a page from one of the templates that extend `base.html.jinja`, with `values` in it.
 
-    Everything is escaped unless it is `Markup`; a name that is not given is an error, not an empty place. The same
-    values give the same bytes.
+    `folder` has templates of another package. Everything is escaped unless it is `Markup`; a name that is not given
+    is an error, not an empty place. The same values give the same bytes.
     """
-    found = _templates()
+    found = _templates(folder)
     script = Markup(found.get_template("page.js.jinja").render(dark=palette.DARK))
     return found.get_template(template).render(
         style=Markup(_style_sheet()),
@@ -55,10 +55,10 @@ def script_json(text: str) -> Markup:
 
 
 @cache
-def _templates() -> Environment:
-    """Of the report and of the lab, made ready once."""
+def _templates(folder: Path | None) -> Environment:
+    """The report's templates, and those of `folder`."""
     found = Environment(
-        loader=ChoiceLoader([PackageLoader("tunewise", "report"), PackageLoader("tunewise", "lab")]),
+        loader=ChoiceLoader([PackageLoader("tunewise", "report"), FileSystemLoader(folder or [])]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

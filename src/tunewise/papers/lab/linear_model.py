@@ -1,0 +1,58 @@
+"""The linear model that LoRA-One's theorems are about, and chains are tried on: y = (W0 + D) x, squared error.
+
+W0 + dW is fitted to W0 + D, so the loss is 1/(2 N) sum ||(dW - D) x||^2 and everything follows from D (n x m) and the
+inputs' second moment M = X^T X / N (m x m): the one-step gradient is G = D M, of D's rank, and the gradient in dW is
+(dW - D) M. Here W is out x in, as everywhere in the package; 2502.01235 writes x W, so its right space (of B) is the
+output side and its left space (of A) the input side.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from tunewise.papers.lab.batched import normal
+
+
+def low_rank(
+    draw: torch.Generator, outputs: int, inputs: int, rank: int, condition: float, device: str = "cpu"
+) -> Tensor:
+    """A random n x m matrix of that rank: uniform singular spaces, values from 1 down to 1 / condition in equal
+    ratios."""
+    left = torch.linalg.qr(normal(draw, outputs, rank)).Q
+    right = torch.linalg.qr(normal(draw, inputs, rank)).Q
+    return ((left * spectrum(rank, condition)) @ right.T).to(device)
+
+
+def spectrum(rank: int, condition: float) -> Tensor:
+    """1 ... 1 / condition in equal ratios: (rank,)."""
+    return float(condition) ** -torch.linspace(0, 1, rank, dtype=torch.float64)
+
+
+def moment(inputs: Tensor) -> Tensor:
+    """M = X^T X / N of X (..., N, m)."""
+    return inputs.mT @ inputs / inputs.shape[-2]
+
+
+class LinearModel(nn.Module):
+    """The same as a module that methods are attached to: one layer `linear`, the loss where transformers have it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape
+        self.linear = nn.Linear(inputs, outputs, bias=False, dtype=weight.dtype)
+        self.linear.weight.data.copy_(weight)
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> SimpleNamespace:
+        predicted = self.linear(inputs)
+        return SimpleNamespace(loss=0.5 * (predicted - labels).square().sum(-1).mean(), logits=predicted)
+
+
+def effective_weight(model: nn.Module, inputs: int) -> Tensor:
+    """W0 + dW as the model computes it, adapters and all: its outputs on the unit vectors, (n, m)."""
+    eye = torch.eye(inputs, dtype=torch.float64)
+    with torch.no_grad():
+        found: Tensor = model(inputs=eye, labels=torch.zeros((), dtype=torch.float64)).logits.T
+    return found
