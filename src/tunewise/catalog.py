@@ -20,7 +20,7 @@ from tunewise.errors import SpecError, nearest
 
 Trained = Literal["all", "head", "AB", "B", "A", "columns", "peft"]
 Where = Literal["random", "selector", "sampled", "gradient"]
-ALaw = Literal["kaiming", "normal", "orthonormal"]
+LoraAInit = Literal["kaiming", "normal", "orthonormal"]
 Layout = Literal["permutation", "block"]
 Scaling = Literal["alpha/r", "alpha/sqrt(r)", "one"]
 
@@ -87,7 +87,7 @@ class Method:
     optimizer: OptimizerRule = OptimizerRule()
     start: Literal["zero", "gradient"] = "zero"
     scaling: Scaling = "alpha/r"
-    a_law: ALaw = "kaiming"
+    lora_a_init: LoraAInit = "kaiming"
     layout: Layout = "permutation"
     name: str = "custom"
     summary: str = ""

@@ -34,7 +34,7 @@ class LowRankAdapter(LayerAdapter):
             return
         drawn = [
             random_factor(
-                self.method.a_law,
+                self.method.lora_a_init,
                 seed=self.seed,
                 layer=self.target.name if len(self.target.parts) == 1 else f"{self.target.name}[{p}]",
                 link=self.link,
