@@ -20,7 +20,7 @@ from tunewise.errors import SpecError, nearest
 
 Trained = Literal["all", "head", "AB", "B", "A", "columns", "peft"]
 Where = Literal["random", "selector", "sampled", "gradient"]
-LoraAInit = Literal["kaiming", "normal", "orthonormal"]
+ALaw = Literal["kaiming", "normal", "orthonormal"]
 Layout = Literal["permutation", "block"]
 Scaling = Literal["alpha/r", "alpha/sqrt(r)", "one"]
 
@@ -87,7 +87,7 @@ class Method:
     optimizer: OptimizerRule = OptimizerRule()
     start: Literal["zero", "gradient"] = "zero"
     scaling: Scaling = "alpha/r"
-    lora_a_init: LoraAInit = "kaiming"
+    a_law: ALaw = "kaiming"
     layout: Layout = "permutation"
     name: str = "custom"
     summary: str = ""

@@ -119,7 +119,7 @@ OWN = {
     "columns in a chain at alpha / r": Method("columns", "sampled", chain=Chain(links=3)),
     "cla at the root of r": Method("B", "selector", scaling="alpha/sqrt(r)"),
     "a chain of lora at the root of r": Method("AB", "random", chain=Chain(links=3), scaling="alpha/sqrt(r)"),
-    "asym with orthonormal rows": Method("B", "random", lora_a_init="orthonormal"),
+    "asym with orthonormal rows": Method("B", "random", a_law="orthonormal"),
 }
 
 

@@ -257,13 +257,13 @@ def _frozen(updates: Updates, method: Method | None) -> FrozenFactor | None:
         scale=1.0,
         std=[_deviation(method, right.shape[1]) for _, right in factors],
         radius=max(float(left.norm()) for left, _ in factors),
-        gaussian=method.lora_a_init == "normal",
+        gaussian=method.a_law == "normal",
     )
 
 
 def _deviation(method: Method, features: int) -> float:
     """sA of the method's law."""
     laws = {"kaiming": 1 / math.sqrt(3 * features), "normal": 0.02, "orthonormal": 1 / math.sqrt(features)}
-    if method.lora_a_init not in laws:
-        raise SpecError(f"the law {method.lora_a_init!r} of A has no known deviation")
-    return laws[method.lora_a_init]
+    if method.a_law not in laws:
+        raise SpecError(f"the law {method.a_law!r} of A has no known deviation")
+    return laws[method.a_law]

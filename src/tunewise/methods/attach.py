@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tunewise.catalog import Chain, Layout, LoraAInit, Method, get_method
+from tunewise.catalog import ALaw, Chain, Layout, Method, get_method
 from tunewise.errors import ModelError, SpecError
 from tunewise.methods.attachment import Attachment, remember
 from tunewise.methods.furnish import furnish
@@ -32,7 +32,7 @@ def attach(
     seed: int = 0,
     chain: Chain | None = None,
     dropout: float = 0.0,
-    lora_a_init: LoraAInit | None = None,
+    a_law: ALaw | None = None,
     layout: Layout | None = None,
     fold: str = "auto",
     adapter_name: str = "default",
@@ -52,7 +52,7 @@ def attach(
         seed: of every random choice made here; the global generator is neither read nor moved.
         chain: another schedule than the catalog's, for a method with a chain.
         dropout: on the adapter's input; column methods then take the additive path.
-        lora_a_init: law of a random A: `"kaiming"` (stock PEFT's), `"normal"` (N(0, 0.02^2)), `"orthonormal"`.
+        a_law: law of a random A: `"kaiming"` (stock PEFT's), `"normal"` (N(0, 0.02^2)), `"orthonormal"`.
         layout: of sampled columns: runs of a `"permutation"`, or a contiguous random `"block"`.
         fold: `"auto"`, `"never"` (additive path), or `"always"` (also into bf16 and fp16 weights, where small
             updates are rounded away).
@@ -67,7 +67,7 @@ def attach(
         SpecError: unknown method, rank below 1, an option that the method has no use for.
         ModelError: an unknown target, a rank above a layer's size, a layer that can't be adapted.
     """
-    row = _resolve(get_method(method), chain, lora_a_init, layout)
+    row = _resolve(get_method(method), chain, a_law, layout)
     if rank < 1:
         raise SpecError(f"rank = {rank}: at least 1 is needed")
     if fold not in ("auto", "never", "always"):
@@ -102,10 +102,10 @@ def attach(
     return peft_model
 
 
-def _resolve(method: Method, chain: Chain | None, lora_a_init: LoraAInit | None, layout: Layout | None) -> Method:
+def _resolve(method: Method, chain: Chain | None, a_law: ALaw | None, layout: Layout | None) -> Method:
     if chain is not None and method.chain is None:
         raise SpecError(f"method {method.name!r} has no chain; use one that has (c3la, r-c3la, c-paca, cola, rac)")
-    changes: dict[str, Any] = {"chain": chain, "lora_a_init": lora_a_init, "layout": layout}
+    changes: dict[str, Any] = {"chain": chain, "a_law": a_law, "layout": layout}
     return replace(method, **{key: value for key, value in changes.items() if value is not None})
 
 

@@ -63,7 +63,7 @@ def _draw_stock_factors(layer: Any, target: Target, done: Attachment) -> None:
     a, b = layer.lora_A[done.adapter_name].weight, layer.lora_B[done.adapter_name].weight
     if a.is_meta:
         return
-    law, features = done.method.lora_a_init, target.in_features
+    law, features = done.method.a_law, target.in_features
     a.copy_(random_factor(law, seed=done.seed, layer=target.name, link=0, rank=done.rank, features=features))
     b.zero_()
 

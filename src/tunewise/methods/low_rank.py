@@ -34,7 +34,7 @@ class LowRankAdapter(LayerAdapter):
             return
         drawn = [
             random_factor(
-                self.method.lora_a_init,
+                self.method.a_law,
                 seed=self.seed,
                 layer=self.target.name if len(self.target.parts) == 1 else f"{self.target.name}[{p}]",
                 link=self.link,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewise.catalog import LoraAInit, Method
+from tunewise.catalog import ALaw, Method
 from tunewise.methods.streams import stream
 
 
@@ -34,7 +34,7 @@ def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: i
     return permutation[(_range(rank) + run * rank) % features]
 
 
-def random_factor(law: LoraAInit, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
+def random_factor(law: ALaw, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
     """A random A, fp32 (rank, features), drawn once per link.
 
     `kaiming`: uniform on +-1/sqrt(features), stock PEFT's law; `normal`: N(0, 0.02^2), that of 2606.13767;

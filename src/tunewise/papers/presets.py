@@ -115,7 +115,7 @@ def method(name: str, pair: Pair, setting: Setting = "main", rank: int = RANK) -
         "weight_decay": row.decay_adapter,
     }
     if known.where == "random":
-        content["lora_a_init"] = "normal"
+        content["a_law"] = "normal"
     if known.chain is not None:
         content |= restarts(pair)
     return content

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tunewise.catalog import LoraAInit, get_method
+from tunewise.catalog import ALaw, get_method
 from tunewise.errors import SpecError
 
 TaskName = Literal["text", "image", "causal", "generation", "regression", "choice"]
@@ -81,9 +81,7 @@ class MethodSpec(Frozen):
     )
     links: int | None = Field(None, ge=1, description="chains: number of links; the catalog's own unless given")
     restart_every: int | None = Field(None, ge=1, description="chains: epochs that a link lasts, instead of links")
-    lora_a_init: LoraAInit | None = Field(
-        None, description="initialisation of a random A; the method's own unless given"
-    )
+    a_law: ALaw | None = Field(None, description="law of a random A; the catalog's own unless given")
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0, description="the comparison's unless given")
     title: str | None = Field(None, description="in tables; made up where two rows have one name")
@@ -105,8 +103,8 @@ class MethodSpec(Frozen):
 
     @model_validator(mode="after")
     def _only_a_random_factor_has_a_law(self) -> MethodSpec:
-        if self.lora_a_init is not None and get_method(self.name).where != "random":
-            raise SpecError(f"method {self.name!r} has no random A, so 'lora_a_init' means nothing to it; leave it out")
+        if self.a_law is not None and get_method(self.name).where != "random":
+            raise SpecError(f"method {self.name!r} has no random A, so 'a_law' means nothing to it; leave it out")
         return self
 
     @field_validator("layers", mode="before")

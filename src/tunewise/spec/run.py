@@ -90,8 +90,8 @@ class RunSpec(Frozen):
             content["links"] = None
         else:  # runs from before there was this choice keep their names
             content.pop("restart_every")
-        if self.method.lora_a_init in (None, row.lora_a_init):
-            content.pop("lora_a_init")
+        if self.method.a_law in (None, row.a_law):
+            content.pop("a_law")
         if isinstance(content["targets"], str) and "," in content["targets"]:
             content["targets"] = [t.strip() for t in content["targets"].split(",")]
         return content

@@ -50,7 +50,7 @@ def put_on(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -
         layers=method.layers,
         seed=seed,
         chain=chain_of(method) if method.links is not None or method.restart_every is not None else None,
-        lora_a_init=method.lora_a_init,
+        a_law=method.a_law,
         **options,
     )
 

@@ -113,7 +113,7 @@ def _target(draw: torch.Generator) -> Tensor:
 
 
 def _factor(seed: int, link: int) -> Tensor:
-    return random_factor(CATALOG["rac"].lora_a_init, seed=seed, layer="layer", link=link, rank=RANK, features=FEATURES)
+    return random_factor(CATALOG["rac"].a_law, seed=seed, layer="layer", link=link, rank=RANK, features=FEATURES)
 
 
 def sweep(target: Tensor, second: Tensor, links: list[Tensor]) -> Tensor:
