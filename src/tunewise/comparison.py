@@ -20,9 +20,9 @@ from tunewise.jobs.room import check_plan
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost import probe_costs
 from tunewise.planning import Plan, make_plan, with_rates
+from tunewise.report.data import ReportData
 from tunewise.report.html import write_report
 from tunewise.report.landscape_section import FOLDER, write_files
-from tunewise.report.section import ReportData
 from tunewise.spec import CompareSpec, content_hash
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment

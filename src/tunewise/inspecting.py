@@ -29,7 +29,6 @@ from tunewise.measures.intruders import (
 )
 from tunewise.measures.layer_update import Updates
 from tunewise.measures.peft_refusals import refusal
-from tunewise.measures.quality import evaluate
 from tunewise.measures.scaled_intruders import Scaled, scaling_curve
 from tunewise.measures.spectrum import LayerSpectrum, all_spectra
 from tunewise.measures.spectrum import summary as spectrum_summary
@@ -42,6 +41,7 @@ from tunewise.store.folders import RECORD, RunStore
 from tunewise.store.records import RunRecord, Scores
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
+from tunewise.training.evaluation import evaluate
 
 Said = Callable[[str], None]
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
 from tunewise.measures.clipping import TRAIN_LOSSES
-from tunewise.measures.quality import Evaluation, evaluate
 from tunewise.methods.adapter_files import save
 from tunewise.methods.sharded import whole_for_files
 from tunewise.methods.verify import logits_of, verify
@@ -31,6 +30,7 @@ from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training import checkpoints
 from tunewise.training.build import build_model, facts_of, total_steps
+from tunewise.training.evaluation import Evaluation, evaluate
 from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunStarted
 from tunewise.training.journal import Journal
 from tunewise.training.linearised import verify_linearised

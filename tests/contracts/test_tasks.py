@@ -16,12 +16,12 @@ import torch
 from tiny import save_tiny_model, save_toy_csv
 from tiny_images import save_tiny_vit, save_toy_images
 from tiny_language import save_tiny_llama, save_toy_lines, save_toy_prompts
-from tunewise.measures.quality import evaluate
 from tunewise.models.head import head_modules
 from tunewise.models.load import meta_model
 from tunewise.spec import CompareSpec, TaskName
 from tunewise.tasks.build import KINDS, build_task, head_of, task_of
 from tunewise.tasks.contract import Task, beginning
+from tunewise.training.evaluation import evaluate
 
 PARTS = ("train", "validation", "test")
 

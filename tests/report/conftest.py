@@ -11,7 +11,7 @@ import pytest
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import TunewiseError
-from tunewise.report.section import ReportData
+from tunewise.report.data import ReportData
 from tunewise.spec import CompareSpec, RunSpec
 from tunewise.store.records import (
     Check,

@@ -7,8 +7,10 @@ import itertools
 import pytest
 
 from tunewise.catalog import CATALOG
-from tunewise.report import curves, figures, palette, panels
-from tunewise.report.figures import GapBar, Point
+from tunewise.pages import palette
+from tunewise.pages.figures import GapBar, gap_per_method
+from tunewise.report import curves, figures, panels
+from tunewise.report.figures import Point
 
 
 def marks_of(found):
@@ -173,5 +175,5 @@ def test_an_empty_class_divides_nothing_by_zero():
 
 
 def test_gap_bars_without_interval():
-    figure = figures.gap_per_method([GapBar("lora", 0.1, None, None, [(0, 0.1)])], palette.marks(["lora"]))
+    figure = gap_per_method([GapBar("lora", 0.1, None, None, [(0, 0.1)])], palette.marks(["lora"]))
     assert [t.x[0] for t in figure.data] == [0.1, 0.1]

@@ -10,10 +10,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from tunewise.pages.page import script_json
 
 from tunewise.errors import StoreError
 from tunewise.report.html import render, write_report
-from tunewise.report.pages import script_json
 
 EVIL = "</script><script>alert(1)</script>"
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tunewise.advise.items import ItemNoise
+from tunewise.report.data import ReportData
 from tunewise.report.noise_section import section
-from tunewise.report.section import ReportData
 
 
 def data_of(made: Any, **changes: Any) -> ReportData:

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from tunewise.advise.recommend import recommend
 from tunewise.advise.summary import summarise
+from tunewise.number_format import score, score_difference
 from tunewise.report import figures, provenance
 from tunewise.report import table as formats
 from tunewise.report.figures import Point
 from tunewise.report.html import render
-from tunewise.report.numbers import score, score_difference
 from tunewise.report.panels import cost_panels
 from tunewise.report.rows import build_table
 
@@ -93,7 +93,7 @@ def test_the_better_end_of_the_scale_is_up(perplexities, whole):
 
 
 def _marks(comparison):
-    from tunewise.report.palette import marks as marks_for
+    from tunewise.pages.palette import marks as marks_for
 
     return marks_for([s.label for s in comparison.summaries]).values()
 

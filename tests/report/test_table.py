@@ -10,8 +10,7 @@ from rich.console import Console
 
 from stored_runs import record_of, stored_spec
 from tunewise.advise.summary import summarise
-from tunewise.report import table as formats
-from tunewise.report.numbers import (
+from tunewise.number_format import (
     TWO_SEEDS,
     difference_end,
     memory,
@@ -23,6 +22,7 @@ from tunewise.report.numbers import (
     short_count,
     widest,
 )
+from tunewise.report import table as formats
 from tunewise.report.places import by_seed, by_size, by_step_time
 from tunewise.report.rows import build_table
 

@@ -13,9 +13,9 @@ from report.test_weight_sections import data_of
 from tunewise.catalog import get_method
 from tunewise.measures.principal_angles import by_chance
 from tunewise.measures.theorems import Facts, LayerNorms, theorems
+from tunewise.pages.section import Section
 from tunewise.report import alignment_section, bounds_section, laziness_section
 from tunewise.report.along_runs import curves_of, middle
-from tunewise.report.section import Section
 from tunewise.store.records import RunRecord
 
 METHODS = ("lora", "cla")

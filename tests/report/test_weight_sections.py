@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from report.conftest import Comparison, make
-from tunewise.report import gap_predictors_section, intruders_section, palette, spectrum_section
+from tunewise.pages import palette
+from tunewise.pages.figures import short_layers
+from tunewise.report import gap_predictors_section, intruders_section, spectrum_section
+from tunewise.report.data import ReportData
 from tunewise.report.families import family_marks, parents
-from tunewise.report.layer_names import short_layers
-from tunewise.report.section import ReportData
 from tunewise.report.sections import build_sections
 from tunewise.store.records import Measured
 

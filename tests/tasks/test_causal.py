@@ -13,11 +13,11 @@ import torch
 from command_line import invoke
 from tiny_language import save_tiny_llama, save_toy_lines, save_toy_prompts
 from tunewise.errors import DataError, ModelError
-from tunewise.measures.quality import evaluate
 from tunewise.spec import CompareSpec, DataSpec, ModelSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import task_of
 from tunewise.tasks.causal import IGNORED, CausalLanguage
+from tunewise.training.evaluation import evaluate
 from tunewise.training.selection import Selection
 
 BOS, EOS = 1, 2

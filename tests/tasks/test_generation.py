@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from tiny_language import save_tiny_llama, save_toy_prompts
-from tunewise.measures.quality import evaluate
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.generation import Generation, folded, prompt_of
+from tunewise.training.evaluation import evaluate
 
 EOS = 2
 

@@ -15,11 +15,11 @@ from command_line import invoke
 from convert import cola_csv, stsb_csv
 from tiny import save_toy_csv
 from tunewise.errors import DataError
-from tunewise.measures.quality import evaluate
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.regression import TextRegression, pearson
 from tunewise.tasks.splits import PARTS
+from tunewise.training.evaluation import evaluate
 from tunewise.training.journal import read_history
 
 

@@ -84,8 +84,8 @@ def _show(result: Result, place: Path, console: object) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tunewise.number_format import seconds
     from tunewise.papers.lab.write import finding_row
-    from tunewise.report.numbers import seconds
 
     assert isinstance(console, Console)
     colour = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow"}

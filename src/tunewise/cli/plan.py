@@ -143,8 +143,8 @@ def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tunewise.number_format import memory, short_count
     from tunewise.preview.machine import beyond_tensors
-    from tunewise.report.numbers import memory, short_count
 
     console = Console()
     with_bound = any(row["information_bound"] is not None for row in rows)

@@ -159,7 +159,7 @@ def _show(
 
     from tunewise.advise.decision import beyond
     from tunewise.advise.units import memory, seconds
-    from tunewise.report.numbers import TWO_SEEDS, widest
+    from tunewise.number_format import TWO_SEEDS, widest
 
     console = Console()
 
@@ -211,7 +211,7 @@ def _show(
 
 
 def _interval(interval: Any, scale: float, digits: int, widest: float | None = None) -> str:
-    from tunewise.report.numbers import plus_minus
+    from tunewise.number_format import plus_minus
 
     def shown(value: float) -> str:
         return f"{scale * value:.{digits}f}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.quality import evaluate
+from tunewise.training.evaluation import evaluate
 
 TRAIN_LOSSES = "train_losses"
 """Its name in a run's `predictions.npz`."""

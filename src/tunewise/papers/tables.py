@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from tunewise.advise.statistics import Interval
 from tunewise.advise.summary import MethodSummary
 from tunewise.errors import SpecError
+from tunewise.number_format import TWO_SEEDS, plus_minus, widest
 from tunewise.papers.presets import SETTINGS, Pair, pairs
 from tunewise.papers.printed import QUANTITIES, Cell, cells
 from tunewise.papers.runs import Ran
 from tunewise.papers.sheet import Column, Entry, Sheet, name
-from tunewise.report.numbers import TWO_SEEDS, plus_minus, widest
 
 WITHOUT_RUNS = (1, 6)
 TABLES = tuple(sorted({*SETTINGS, *WITHOUT_RUNS}))

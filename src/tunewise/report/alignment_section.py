@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunewise.report import figures, palette
+from tunewise.pages import figures, palette
+from tunewise.pages.section import Grid, Panel, Section
 from tunewise.report.along_runs import Found, by_method, curves_of, middle
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
+from tunewise.report.data import ReportData
 
 _SIDES = {"left": ("left (output) space", "outputs"), "right": ("right (input) space", "inputs")}
 

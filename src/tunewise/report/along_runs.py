@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tunewise.report.curves import Curve
+from tunewise.pages.figures import Curve
 from tunewise.store.records import RunRecord
 
 Found = Sequence[tuple[RunRecord, Mapping[str, Any]]]

@@ -9,12 +9,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tunewise import number_format as numbers
 from tunewise.advise.statistics import mean_interval
-from tunewise.report import drawing, numbers, palette
+from tunewise.pages import drawing, palette
+from tunewise.pages.palette import Mark
+from tunewise.pages.section import Grid, Panel, Section
 from tunewise.report.along_runs import Found, by_method
-from tunewise.report.palette import Mark
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
+from tunewise.report.data import ReportData
 
 _OTHERS = {
     "phi-dw": "Φ_dW",

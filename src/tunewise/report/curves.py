@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from tunewise.pages.figures import Curve
 
 MOST_POINTS = 60
 
 History = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One method over epochs: mean, lowest and highest over seeds at each `x`."""
-
-    x: list[float]
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-    seeds: int
 
 
 def training_curves(histories: Mapping[str, Sequence[History]]) -> dict[str, Curve]:

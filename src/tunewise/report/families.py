@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 from tunewise.catalog import CATALOG, Method
-from tunewise.report.palette import Mark
+from tunewise.pages.palette import Mark
 from tunewise.store.records import RunRecord
 
 

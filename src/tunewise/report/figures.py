@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
-from tunewise.report import palette
-from tunewise.report.curves import Curve
-from tunewise.report.drawing import band, blank_figure, plain, upright
-from tunewise.report.palette import Mark
+from tunewise.pages import palette
+from tunewise.pages.drawing import blank_figure, plain, upright
+from tunewise.pages.figures import error_bar
+from tunewise.pages.palette import Mark
 
 MOST_CLASSES = 60  # a confusion matrix of more can't be read
 _GAP = "\u2009\u200a"  # between a marker and its name
@@ -35,17 +34,6 @@ class Point:
     score_high: float | None
     efficient: bool  # in the Pareto set
     chosen: bool = False  # the one recommended
-
-
-@dataclass(frozen=True)
-class GapBar:
-    """One method's generalization gaps: mean, interval (None with one seed) and each seed's own."""
-
-    method: str
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: Sequence[tuple[int, float]]
 
 
 def accuracy_against_cost(
@@ -87,8 +75,8 @@ def accuracy_against_cost(
         figure.add_scatter(
             x=[point.cost],
             y=[lies_at],
-            error_x=_error(point.cost, point.cost_low, point.cost_high),
-            error_y=_error(point.score, point.score_low, point.score_high) if lies_at == point.score else None,
+            error_x=error_bar(point.cost, point.cost_low, point.cost_high),
+            error_y=error_bar(point.score, point.score_low, point.score_high) if lies_at == point.score else None,
             mode="markers+text",
             name=name,
             legendgroup=point.method,
@@ -136,77 +124,6 @@ def off_scale(points: Sequence[Point], share: bool = True) -> set[str]:
     )
     reach = max(4 * to_median, widest, 0.01 if share else 0.01 * abs(scores[0]))
     return {p.method for p in points if abs(p.score - scores[0]) > reach}
-
-
-def gap_per_method(
-    bars: Sequence[GapBar], marks: Mapping[str, Mark], *, axis: str = "test loss − train loss, nats", unit: str = "nats"
-) -> go.Figure:
-    """The gap of each method, or another quantity in one `unit`: mean and interval, every seed a small open dot."""
-    figure = blank_figure(height=110 + 40 * len(bars))
-    for row, bar in enumerate(bars):
-        mark = marks[bar.method]
-        figure.add_scatter(
-            x=[gap for _, gap in bar.seeds],
-            y=[row + 0.24] * len(bar.seeds),
-            mode="markers",
-            text=[f"seed {seed}" for seed, _ in bar.seeds],
-            legendgroup=bar.method,
-            name=plain(bar.method),
-            marker={"symbol": "circle-open", "size": 6, "color": mark.light, "line": {"width": 1.2}},
-            hovertemplate=f"%{{text}}: %{{x:.4f}} {unit}<extra></extra>",
-        )
-        figure.add_scatter(
-            x=[bar.mean],
-            y=[row],
-            error_x=_error(bar.mean, bar.low, bar.high),
-            mode="markers",
-            text=[plain(bar.method)],
-            legendgroup=bar.method,
-            name=plain(bar.method),
-            marker={"symbol": mark.symbol, "size": 12, "color": mark.light},
-            hovertemplate=f"%{{text}}: mean %{{x:.4f}} {unit}<extra></extra>",
-        )
-    figure.update_xaxes(title_text=axis, rangemode="tozero", zeroline=True, zerolinecolor=palette.ZERO)
-    figure.update_yaxes(
-        tickvals=list(range(len(bars))),
-        ticktext=[plain(bar.method) for bar in bars],
-        range=[len(bars) - 0.4, -0.6],
-        showgrid=False,
-        zeroline=False,
-        tickfont={"size": 13, "color": palette.INK},
-    )
-    return figure
-
-
-def learning_curves(curves: Mapping[str, Curve], marks: Mapping[str, Mark], *, what: str) -> go.Figure:
-    """One line per method, the mean over seeds; the band goes from the lowest seed to the highest."""
-    figure = blank_figure(height=340)
-    first = min((curve.x[0] for curve in curves.values()), default=0.0)
-    last = max((curve.x[-1] for curve in curves.values()), default=1.0)
-    for method, curve in curves.items():
-        mark = marks[method]
-        if curve.seeds > 1:
-            band(figure, curve.x, curve.low, curve.high, mark.light, method)
-        few = len(curve.x) <= 12
-        figure.add_scatter(
-            x=curve.x,
-            y=curve.mean,
-            mode="lines+markers" if few else "lines",
-            name=plain(method),
-            legendgroup=method,
-            line={"color": mark.light, "width": 2, "dash": mark.dash},
-            marker={"symbol": mark.symbol, "size": 8},
-            hovertemplate="%{y:.4f}",
-        )
-    room = 0.03 * last if last > first else 0.5
-    figure.update_xaxes(title_text="epoch", tickformat="~g", range=[first - room, last + room])
-    if 1 <= last <= 12:
-        figure.update_xaxes(dtick=1)
-    values = [value for curve in curves.values() for value in (*curve.low, *curve.high)]
-    flat = bool(values) and min(values) == max(values)
-    figure.update_yaxes(title_text=what, tickformat=".3~f", range=[values[0] - 0.1, values[0] + 0.1] if flat else None)
-    figure.update_layout(hovermode="x unified")
-    return figure
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figure:
@@ -271,19 +188,6 @@ def _score_range(points: Sequence[Point], share: bool) -> tuple[float, float]:
         low, high = max(low, 0.0), min(high, 1.0)
     room = 0.08 * (high - low) or 0.01
     return (low - 2 * room, high + room) if share else (high + 2 * room, low - room)
-
-
-def _error(centre: float, low: float | None, high: float | None) -> dict[str, Any]:
-    if low is None or high is None:
-        return {"visible": False}
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [max(high - centre, 0.0)],
-        "arrayminus": [max(centre - low, 0.0)],
-        "thickness": 1.5,
-        "width": 4,
-    }
 
 
 def _short(text: str, most: int) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tunewise.advise.statistics import Interval, mean_interval
-from tunewise.report import figures
-from tunewise.report.figures import GapBar
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
+from tunewise.pages import figures
+from tunewise.pages.figures import GapBar
+from tunewise.pages.section import Grid, Panel, Section
+from tunewise.report.data import ReportData
 
 _KINDS = {"masked": "masked-language loss", "causal": "next-token loss"}
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from tunewise.advise.rank_correlation import FEWEST, RankCorrelation, rank_correlation
 from tunewise.advise.statistics import holm
+from tunewise.number_format import MISSING
+from tunewise.pages.figures import Dots, dots
+from tunewise.pages.section import Grid, Panel, Section
+from tunewise.report.data import ReportData
 from tunewise.report.intruders_section import common_layers, counts
-from tunewise.report.line_figures import Dots, dots
-from tunewise.report.numbers import MISSING
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
 from tunewise.report.spectrum_section import layer_mean
 
 LEVEL = 0.05

@@ -6,10 +6,11 @@ import base64
 from pathlib import Path
 
 from tunewise.advise.recommend import Recommendation
-from tunewise.report import pages, provenance, table
+from tunewise.pages import page as pages
+from tunewise.report import provenance, table
+from tunewise.report.data import ReportData
 from tunewise.report.panels import confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import Table, build_table, metric_name
-from tunewise.report.section import ReportData
 from tunewise.report.sections import build_sections
 
 
@@ -27,8 +28,9 @@ def render(title: str, data: ReportData) -> str:
     metric = summaries[0].metric if summaries else "accuracy"
     comparison_table = build_table(summaries, recommendation, data.costs)
     confusions = confusion_panels(records, summaries, recommendation)
-    return pages.page(
+    return pages.render_page(
         "page.html.jinja",
+        Path(__file__).parent,
         title=title,
         subject=provenance.subject(data.comparison, records),
         comparison=data.comparison,

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunewise.report import numbers, pages, palette
-from tunewise.report.layer_names import short_layers
-from tunewise.report.line_figures import Line, heat, lines
-from tunewise.report.numbers import MISSING
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, Section
+from tunewise import number_format as numbers
+from tunewise.number_format import MISSING
+from tunewise.pages import page as pages
+from tunewise.pages import palette
+from tunewise.pages.figures import Line, heat, lines, short_layers
+from tunewise.pages.section import Grid, Panel, Section
 
 Found = Mapping[str, Any]
 """`Inspection.as_data()`."""
@@ -183,7 +183,7 @@ def sections(found: Found) -> list[Section]:
 
 def write_page(found: Found, path: Path) -> None:
     """The offline page, whole or not at all. Raises `StoreError` where it can't be written."""
-    page = pages.page(
+    page = pages.render_page(
         "sections.html.jinja",
         title=f"Inside {found['of']}",
         subject=f"Base model {found['base']}; {found['family']}; {len(found['spectrum']['layers'])} weights",

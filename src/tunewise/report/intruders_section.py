@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunewise.advise.statistics import mean_interval
+from tunewise.number_format import MISSING
+from tunewise.pages.figures import Line, heat, lines, short_layers
+from tunewise.pages.section import Grid, Panel, Section
+from tunewise.report.data import ReportData
 from tunewise.report.families import family_marks, has_family
-from tunewise.report.layer_names import short_layers
-from tunewise.report.line_figures import Line, heat, lines
-from tunewise.report.numbers import MISSING
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
 
 _GRID = tuple(i / 100 for i in range(1, 101))
 _SHOWN = (0.2, 0.4, 0.6, 0.8)

@@ -12,9 +12,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tunewise.report import palette
-from tunewise.report.drawing import blank_figure, plain
-from tunewise.report.palette import Mark
+from tunewise.pages import palette
+from tunewise.pages.drawing import blank_figure, plain
+from tunewise.pages.palette import Mark
 
 FLOOR = 1e-4
 """Losses below this are drawn as this: a logarithm has no zero."""

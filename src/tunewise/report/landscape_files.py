@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tunewise.report import palette
+from tunewise.pages import palette
+from tunewise.pages.palette import Mark
 from tunewise.report.landscape_figures import FLOOR, Scale, Surface
-from tunewise.report.palette import Mark
 from tunewise.store.files import write_atomically
 
 _LEVELS = 16

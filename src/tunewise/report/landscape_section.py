@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.advise.statistics import mean_interval
-from tunewise.report import figures, palette
+from tunewise.number_format import MISSING
+from tunewise.pages import figures, palette
+from tunewise.pages.figures import GapBar
+from tunewise.pages.section import Grid, Panel, Section
 from tunewise.report import landscape_figures as drawn
-from tunewise.report.figures import GapBar
+from tunewise.report.data import ReportData
 from tunewise.report.landscape_figures import Scale, Surface
 from tunewise.report.landscape_files import write_landscapes
-from tunewise.report.numbers import MISSING
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
 from tunewise.spec import CompareSpec
 from tunewise.store.records import Measured, RunRecord
 

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from tunewise.report import figures
+from tunewise.pages import figures
+from tunewise.pages.figures import GapBar
+from tunewise.pages.section import Grid, Panel, Section
 from tunewise.report.along_runs import Found, by_method, curves_of
-from tunewise.report.figures import GapBar
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
+from tunewise.report.data import ReportData
 
 LAZY, BROKEN = 0.1, 0.5
 """Below the first the linearisation explains at least nine tenths of how far the logits moved; above the second it

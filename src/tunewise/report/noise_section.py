@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tunewise import number_format as numbers
 from tunewise.advise.goals import goals_of
 from tunewise.advise.statistics import seeds_needed
 from tunewise.advise.summary import MethodSummary
-from tunewise.report import numbers
-from tunewise.report.section import Grid, ReportData, Section
+from tunewise.pages.section import Grid, Section
+from tunewise.report.data import ReportData
 
 _POINT = 0.01
 

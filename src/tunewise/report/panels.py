@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import plotly.graph_objects as go
-
+from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
-from tunewise.report import curves, figures, numbers
-from tunewise.report.figures import GapBar, Point
-from tunewise.report.palette import Mark
+from tunewise.pages.figures import GapBar, gap_per_method, learning_curves
+from tunewise.pages.palette import Mark
+from tunewise.pages.section import Panel
+from tunewise.report import curves, figures
+from tunewise.report.figures import Point
 from tunewise.report.rows import metric_name
 from tunewise.store.records import CostRecord, CostReport, RunRecord
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure with its words. `key` names it in the page; `filtered`: the buttons of methods act on it."""
-
-    key: str
-    title: str
-    caption: str
-    words: str
-    figure: go.Figure
-    filtered: bool = False
-    folded: bool = False
-
-    @property
-    def json(self) -> str:
-        return str(self.figure.to_json(engine="json"))
 
 
 def cost_panels(
@@ -135,7 +119,7 @@ def curve_panels(
     ):
         if not drawn:
             continue
-        figure = figures.learning_curves(drawn, marks, what=what)
+        figure = learning_curves(drawn, marks, what=what)
         end = "; ".join(f"{method} {curve.mean[-1]:.4f}" for method, curve in drawn.items())
         title = what.split(",")[0]
         training = key == "training-loss"
@@ -162,7 +146,7 @@ def gap_panel(summaries: Sequence[MethodSummary], marks: Mapping[str, Mark]) -> 
         "Generalization gap",
         caption,
         f"Generalization gap in nats: {words}.",
-        figures.gap_per_method(bars, marks),
+        gap_per_method(bars, marks),
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from tunewise import number_format as numbers
 from tunewise.catalog import get_method
-from tunewise.report import numbers
 from tunewise.report.rows import metric_name
 from tunewise.spec import CompareSpec
 from tunewise.store.records import CostReport, DataFacts, RunRecord, TuningReport

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.statistics import Comparison, Interval
 from tunewise.advise.summary import MethodSummary
-from tunewise.report import numbers
 from tunewise.report.places import Place, by_seed, by_size, by_step_time
 from tunewise.store.records import CostRecord, CostReport
 

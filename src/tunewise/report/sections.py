@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tunewise.pages.section import Section
 from tunewise.report import (
     alignment_section,
     bounds_section,
@@ -19,7 +20,7 @@ from tunewise.report import (
     spectrum_section,
     tuning_section,
 )
-from tunewise.report.section import ReportData, Section
+from tunewise.report.data import ReportData
 
 SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (
     noise_section.section,

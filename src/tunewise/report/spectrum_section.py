@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tunewise.advise.statistics import mean_interval
-from tunewise.report import figures
+from tunewise.number_format import MISSING
+from tunewise.pages import figures
+from tunewise.pages.figures import GapBar, Line, lines
+from tunewise.pages.section import Grid, Panel, Section
+from tunewise.report.data import ReportData
 from tunewise.report.families import family_marks, has_family
-from tunewise.report.figures import GapBar
 from tunewise.report.intruders_section import common_layers
-from tunewise.report.line_figures import Line, lines
-from tunewise.report.numbers import MISSING
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, ReportData, Section
 
 Seeds = Mapping[int, Mapping[str, Any]]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from tunewise.report import pages, palette
-from tunewise.report.drawing import blank_figure, plain
-from tunewise.report.section import Section
+from tunewise.pages import page as pages
+from tunewise.pages import palette
+from tunewise.pages.drawing import blank_figure, plain
+from tunewise.pages.section import Section
 
 _NUMBERS = 14
 """Columns up to which there is room for numbers in the cells."""
@@ -17,7 +18,9 @@ _NUMBERS = 14
 
 def write_page(path: Path, *, title: str, subject: str, sections: Sequence[Section]) -> None:
     """One file, whole or not at all; the same arguments give the same bytes. Raises `StoreError` where it can't be."""
-    pages.write_page(path, pages.page("sections.html.jinja", title=title, subject=subject, sections=sections, took=""))
+    pages.write_page(
+        path, pages.render_page("sections.html.jinja", title=title, subject=subject, sections=sections, took="")
+    )
 
 
 def heat_map(

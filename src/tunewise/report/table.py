@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
-from tunewise.report import numbers
 from tunewise.report.escaping import for_latex, for_markdown
 from tunewise.report.rows import Cell, Column, Row, Table, build_table, metric_name
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tunewise.report import numbers
+from tunewise import number_format as numbers
+from tunewise.pages.section import Grid, Section
+from tunewise.report.data import ReportData
 from tunewise.report.provenance import tuning_words
-from tunewise.report.section import Grid, ReportData, Section
 from tunewise.store.records import MethodTuning, Trial, TuningReport
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunewise.report import numbers
-from tunewise.report.panels import Panel
-from tunewise.report.section import Grid, Section
+from tunewise import number_format as numbers
+from tunewise.pages.section import Grid, Panel, Section
 from tunewise.report.sweep_page import heat_map, write_page
 from tunewise.sweeps.axes import Value, shown
 from tunewise.sweeps.planning import SweepPlan

@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from tunewise.errors import DivergedError
-from tunewise.measures.quality import evaluate
 from tunewise.methods.chain import ChainCallback
 from tunewise.methods.pass_through import RankAllocation
 from tunewise.methods.sharded import whole_for_files
@@ -30,6 +29,7 @@ from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task
 from tunewise.training.build import total_steps
 from tunewise.training.checkpoints import seal
+from tunewise.training.evaluation import evaluate
 from tunewise.training.events import EpochDone, Listener, StepDone
 from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer

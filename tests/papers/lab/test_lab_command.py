@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tunewise.cli.main import app
 from tunewise.errors import SpecError, StoreError
+from tunewise.pages import palette
 from tunewise.papers.lab import perform as performing
 from tunewise.papers.lab import registry
 from tunewise.papers.lab.contract import Curve, Experiment, Finding, Outcome, Plot, Settings, Speedup, exactly
@@ -20,7 +21,6 @@ from tunewise.papers.lab.figures import figure
 from tunewise.papers.lab.perform import perform
 from tunewise.papers.lab.registry import STATEMENTS, load, statement
 from tunewise.papers.lab.write import as_data, page, write_result
-from tunewise.report import palette
 
 NAMES = [
     "random-factor",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from tunewise.pages import palette
+from tunewise.pages.drawing import band, blank_figure, plain, upright
 from tunewise.papers.lab.contract import Curve, Plot
-from tunewise.report import palette
-from tunewise.report.drawing import band, blank_figure, plain, upright
 
 _FEW = 24  # points up to this many get a marker each
 _FEW_TICKS = 8  # values of x up to this many are the ticks of a logarithmic axis

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.errors import StoreError
+from tunewise.number_format import seconds
+from tunewise.pages import page as pages
+from tunewise.pages.section import Panel
 from tunewise.papers.lab.contract import Finding, Result
 from tunewise.papers.lab.figures import figure, in_words
-from tunewise.report import pages
-from tunewise.report.numbers import seconds
-from tunewise.report.panels import Panel
 from tunewise.store.files import write_atomically
 from tunewise.theory.bound import MARKS
 
@@ -66,7 +66,7 @@ def as_data(result: Result) -> dict[str, Any]:
 def page(result: Result) -> str:
     """The offline page: theorem, expectation, verdict, plots, table of findings."""
     drawn = zip(result.outcome.plots, in_words(result.outcome.plots))
-    return pages.page(
+    return pages.render_page(
         "experiment.html.jinja",
         Path(__file__).parent,
         title=result.statement.name,

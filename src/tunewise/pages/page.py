@@ -16,12 +16,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tunewise.errors import StoreError
-from tunewise.report import palette
-from tunewise.report.panels import Panel
+from tunewise.pages import palette
+from tunewise.pages.section import Panel
 from tunewise.store.files import write_atomically
 
 
-def page(template: str, folder: Path | None = None, **values: Any) -> str:
+def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
     """The text of a page from one of the templates that extend `base.html.jinja`, with `values` in it.
 
     `folder` has templates of another package. Everything is escaped unless it is `Markup`; a name that is not given
@@ -58,7 +58,7 @@ def script_json(text: str) -> Markup:
 def _templates(folder: Path | None) -> Environment:
     """The report's templates, and those of `folder`."""
     found = Environment(
-        loader=ChoiceLoader([PackageLoader("tunewise", "report"), FileSystemLoader(folder or [])]),
+        loader=ChoiceLoader([PackageLoader("tunewise", "pages"), FileSystemLoader(folder or [])]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,9 +9,8 @@ from typing import Any
 
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
-from tunewise.report import palette
-from tunewise.report.palette import Mark
-from tunewise.report.panels import Panel
+from tunewise.pages import palette
+from tunewise.pages.palette import Mark
 from tunewise.spec import CompareSpec
 from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
@@ -58,28 +57,3 @@ class ReportData:
                 if record.spec.method.label not in names:
                     names.append(record.spec.method.label)
         return [f"{', '.join(names)}: {reason}." for reason, names in reasons.items()]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts. The first column is the row's name; the others are numbers, set to the right."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """`key`: the anchor. `words`: paragraphs above the figures. `panels` stand two beside each other where there is
-    room (`wide`: one below the other); `folded` ones below, opened on demand."""
-
-    key: str
-    title: str
-    words: Sequence[str] = ()
-    panels: Sequence[Panel] = ()
-    grids: Sequence[Grid] = ()
-    folded: Sequence[Panel] = ()
-    folded_title: str = "More figures"
-    notes: Sequence[str] = field(default=())
-    wide: bool = False

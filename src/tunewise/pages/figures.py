@@ -1,16 +1,39 @@
-"""Figures with a line a method over a common scale, and points of all runs: for what measures find in weights."""
+"""Figures that compare methods: bars with intervals, lines, learning curves, points of runs, heat maps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
-from tunewise.report import palette
-from tunewise.report.drawing import band, blank_figure, plain, upright
-from tunewise.report.palette import Mark
+from tunewise.pages import palette
+from tunewise.pages.drawing import band, blank_figure, plain, upright
+from tunewise.pages.palette import Mark
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method over epochs: mean, lowest and highest over seeds at each `x`."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class GapBar:
+    """One method's generalization gaps: mean, interval (None with one seed) and each seed's own."""
+
+    method: str
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -190,3 +213,102 @@ def _draw_upright(figure: go.Figure, at: tuple[float, float], name: str) -> None
             fillcolor=palette.GRID,
         )
     upright(figure, high, name)
+
+
+def gap_per_method(
+    bars: Sequence[GapBar], marks: Mapping[str, Mark], *, axis: str = "test loss − train loss, nats", unit: str = "nats"
+) -> go.Figure:
+    """The gap of each method, or another quantity in one `unit`: mean and interval, every seed a small open dot."""
+    figure = blank_figure(height=110 + 40 * len(bars))
+    for row, bar in enumerate(bars):
+        mark = marks[bar.method]
+        figure.add_scatter(
+            x=[gap for _, gap in bar.seeds],
+            y=[row + 0.24] * len(bar.seeds),
+            mode="markers",
+            text=[f"seed {seed}" for seed, _ in bar.seeds],
+            legendgroup=bar.method,
+            name=plain(bar.method),
+            marker={"symbol": "circle-open", "size": 6, "color": mark.light, "line": {"width": 1.2}},
+            hovertemplate=f"%{{text}}: %{{x:.4f}} {unit}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=[bar.mean],
+            y=[row],
+            error_x=error_bar(bar.mean, bar.low, bar.high),
+            mode="markers",
+            text=[plain(bar.method)],
+            legendgroup=bar.method,
+            name=plain(bar.method),
+            marker={"symbol": mark.symbol, "size": 12, "color": mark.light},
+            hovertemplate=f"%{{text}}: mean %{{x:.4f}} {unit}<extra></extra>",
+        )
+    figure.update_xaxes(title_text=axis, rangemode="tozero", zeroline=True, zerolinecolor=palette.ZERO)
+    figure.update_yaxes(
+        tickvals=list(range(len(bars))),
+        ticktext=[plain(bar.method) for bar in bars],
+        range=[len(bars) - 0.4, -0.6],
+        showgrid=False,
+        zeroline=False,
+        tickfont={"size": 13, "color": palette.INK},
+    )
+    return figure
+
+
+def learning_curves(curves: Mapping[str, Curve], marks: Mapping[str, Mark], *, what: str) -> go.Figure:
+    """One line per method, the mean over seeds; the band goes from the lowest seed to the highest."""
+    figure = blank_figure(height=340)
+    first = min((curve.x[0] for curve in curves.values()), default=0.0)
+    last = max((curve.x[-1] for curve in curves.values()), default=1.0)
+    for method, curve in curves.items():
+        mark = marks[method]
+        if curve.seeds > 1:
+            band(figure, curve.x, curve.low, curve.high, mark.light, method)
+        few = len(curve.x) <= 12
+        figure.add_scatter(
+            x=curve.x,
+            y=curve.mean,
+            mode="lines+markers" if few else "lines",
+            name=plain(method),
+            legendgroup=method,
+            line={"color": mark.light, "width": 2, "dash": mark.dash},
+            marker={"symbol": mark.symbol, "size": 8},
+            hovertemplate="%{y:.4f}",
+        )
+    room = 0.03 * last if last > first else 0.5
+    figure.update_xaxes(title_text="epoch", tickformat="~g", range=[first - room, last + room])
+    if 1 <= last <= 12:
+        figure.update_xaxes(dtick=1)
+    values = [value for curve in curves.values() for value in (*curve.low, *curve.high)]
+    flat = bool(values) and min(values) == max(values)
+    figure.update_yaxes(title_text=what, tickformat=".3~f", range=[values[0] - 0.1, values[0] + 0.1] if flat else None)
+    figure.update_layout(hovermode="x unified")
+    return figure
+
+
+def short_layers(names: Sequence[str]) -> list[str]:
+    """Each name without the parts that all of them share: `encoder.layer.3.attention.self.query` among its like is
+    `3.query`. One name alone keeps its last part."""
+    split = [name.split(".") for name in names]
+    if len(split) < 2:
+        return [parts[-1] for parts in split]
+    if len({len(parts) for parts in split}) == 1:
+        kept = [i for i in range(len(split[0])) if len({parts[i] for parts in split}) > 1]
+        return [".".join(parts[i] for i in kept) or parts[-1] for parts in split]
+    shared = 0
+    while all(len(parts) > shared + 1 for parts in split) and len({parts[shared] for parts in split}) == 1:
+        shared += 1
+    return [".".join(parts[shared:]) for parts in split]
+
+
+def error_bar(centre: float, low: float | None, high: float | None) -> dict[str, Any]:
+    if low is None or high is None:
+        return {"visible": False}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(high - centre, 0.0)],
+        "arrayminus": [max(centre - low, 0.0)],
+        "thickness": 1.5,
+        "width": 4,
+    }
