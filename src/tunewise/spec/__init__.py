@@ -6,6 +6,7 @@ lies is left out, what is in it (the digests) is in. A `CompareSpec` is what a c
 """
 
 from tunewise.spec.comparison import CompareSpec
+from tunewise.spec.flag import Flag
 from tunewise.spec.manner import Manner, apart
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import load_yaml, merged, parse
@@ -14,6 +15,7 @@ from tunewise.spec.run import RunSpec, content_hash
 __all__ = [
     "CompareSpec",
     "DataSpec",
+    "Flag",
     "Frozen",
     "Manner",
     "MethodSpec",

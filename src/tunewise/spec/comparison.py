@@ -9,28 +9,52 @@ from pydantic import Field, field_validator, model_validator
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError, nearest
 from tunewise.measures.catalog import default_measures, get_measure
+from tunewise.spec.flag import Flag
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import parse
 from tunewise.spec.run import RunSpec, content_hash
+
+_SHARED = ("rank", "alpha", "targets", "layers", "links", "restart_every", "a_law")
+"""Fields of `MethodSpec` that may stand beside `methods`, for all of them."""
 
 
 class CompareSpec(Frozen):
     """Methods x seeds on one model and one data set: what `tunewise compare` runs."""
 
-    task: TaskName | None = Field(None, description="known from the data's form unless given; the plan fills it in")
+    task: Annotated[TaskName | None, Flag(group="Model and data")] = Field(
+        None, description="What is learned; recognised from the form of the data unless given."
+    )
     model: ModelSpec
     data: DataSpec
-    methods: Annotated[list[MethodSpec], Field(min_length=1)]
+    methods: Annotated[list[MethodSpec], Flag(group="Methods"), Field(min_length=1)] = Field(
+        description="Names of methods, separated by commas: lora,cla,paca."
+    )
     training: TrainingSpec = TrainingSpec()
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], description="a list, or how many from 0 on")
-    reference: str = Field("lora", description="the method that the others are tested against")
-    metric: str | None = Field(None, description="the main metric; the task's own unless given")
-    measures: list[str] = Field(default_factory=default_measures, description="made of every finished run")
-    measure_settings: dict[str, dict[str, Any]] = Field(default={}, description="of measures that can be set, by name")
-    tuning: TuningSpec | None = Field(None, description="a learning-rate search first; `tuning: 4` is four trials each")
-    trajectory: int = Field(0, ge=0, description="snapshots that each run keeps of its way; no part of a run's id")
-    trajectory_full: bool = Field(False, description="full fine-tuning too: a model's size for each snapshot")
-    cache_prefix: bool = Field(
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Flag(group="Training")] = Field(
+        [0, 1, 2], description="How many seeds, or a list: 0,1,2."
+    )
+    reference: Annotated[str, Flag(group="Methods")] = Field(
+        "lora", description="Method that the others are tested against."
+    )
+    metric: Annotated[str | None, Flag(group="Measurements")] = Field(
+        None, description="Main metric; the task's own unless given."
+    )
+    measures: Annotated[list[str], Flag(group="Measurements")] = Field(
+        default_factory=default_measures, description="Measures of every finished run, separated by commas, or none."
+    )
+    measure_settings: Annotated[dict[str, dict[str, Any]], Flag(group="Measurements")] = Field(
+        default={}, description="Settings of one measure: --measure-settings.landscape.grid 25."
+    )
+    tuning: TuningSpec | None = Field(
+        None, description="A learning-rate search first; a number means that many trials."
+    )
+    trajectory: Annotated[int, Flag(group="Measurements")] = Field(
+        0, ge=0, description="Snapshots of the weights that each run keeps, for measures that follow the training."
+    )
+    trajectory_full: Annotated[bool, Flag(group="Measurements")] = Field(
+        False, description="Snapshots of full fine-tuning too: the size of the model for each."
+    )
+    cache_prefix: Annotated[bool, Flag(hidden=True)] = Field(
         False, description="compute what lies below the first trained block once for each example; no part of ids"
     )
 
@@ -64,7 +88,7 @@ class CompareSpec(Frozen):
         for key in ("model", "data"):
             if isinstance(content.get(key), str):
                 content[key] = {"path": content[key]}
-        common = {key: content.pop(key) for key in ("rank", "alpha", "targets", "layers") if key in content}
+        common = {key: content.pop(key) for key in _SHARED if key in content}
         methods = cls._names_are_enough(content.get("methods"))
         if common and isinstance(methods, list):
             methods = [{**common, **m} if isinstance(m, dict) else m for m in methods]
@@ -85,6 +109,14 @@ class CompareSpec(Frozen):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_or_list(cls, seeds: Any) -> Any:
+        if isinstance(seeds, str):
+            try:
+                numbers = [int(part) for part in seeds.split(",")]
+            except ValueError:
+                raise SpecError(f"seeds {seeds!r}: give how many (3), or a list (0,1,2)") from None
+            seeds = numbers if "," in seeds else numbers[0]
+        if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds < 1:
+            raise SpecError(f"seeds {seeds}: at least one is needed")
         return list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
 
     @field_validator("tuning", mode="before")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from tunewise.spec.flag import Flag
 from tunewise.spec.parts import Frozen
 from tunewise.spec.reading import parse
 
@@ -13,14 +14,24 @@ from tunewise.spec.reading import parse
 class Manner(Frozen):
     """How a comparison is done and shown."""
 
-    out: str = Field("runs", description="the runs folder")
-    title: str = Field("Which fine-tuning method?", description="of the report")
-    costs: bool = Field(True, description="step time and memory are measured after the runs")
-    jobs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
-        None, description="processes; all in one unless given"
+    flag_group: ClassVar[str] = "Execution"
+
+    out: str = Field("runs", description="Folder for the runs and what is written about them.")
+    title: Annotated[str, Flag(group="Measurements")] = Field(
+        "Which fine-tuning method?", description="Title of the report."
     )
-    pack: Annotated[int, Field(strict=True, ge=1)] = Field(1, description="runs that are batched over one backbone")
-    track: list[str] = Field([], description="trackers to report to: names with commas, or a list")
+    costs: Annotated[bool, Flag(group="Measurements")] = Field(
+        True, description="Measure step time and memory after the runs."
+    )
+    jobs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+        None, description="Processes that run side by side, one thread each; all in this process unless given."
+    )
+    pack: Annotated[int, Field(strict=True, ge=1), Flag(hidden=True)] = Field(
+        1, description="runs that are batched over one backbone"
+    )
+    track: Annotated[list[str], Flag(group="Measurements")] = Field(
+        [], description="Trackers to report to as well, separated by commas: tensorboard, wandb, trackio."
+    )
 
     @field_validator("out")
     @classmethod

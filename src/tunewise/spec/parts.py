@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tunewise.catalog import ALaw, get_method
 from tunewise.errors import SpecError
+from tunewise.spec.flag import Flag
 
 TaskName = Literal["text", "image", "causal", "generation", "regression", "choice"]
 """What is learned: labels of texts or text pairs, labels of images, the next token, completions that are generated to
@@ -32,10 +33,16 @@ class Frozen(BaseModel):
 class ModelSpec(Frozen):
     """A pretrained model: a folder, a hub id, or `package:MODULE/inner/path` (a zip is unpacked once)."""
 
-    path: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    digest: str | None = Field(None, description="sha256 over the files of the model; filled in by the plan")
+    flag_group: ClassVar[str] = "Model and data"
+
+    path: Annotated[str, Flag("model")] = Field(
+        description="Pretrained model: a folder, a hub id, or package:MODULE/path."
+    )
+    revision: str | None = Field(None, description="Hub revision of the model to pin.")
+    trust_remote_code: bool = Field(False, description="Run the code that comes with a hub model.")
+    digest: Annotated[str | None, Flag(hidden=True)] = Field(
+        None, description="sha256 over the files of the model; the plan fills it in."
+    )
 
 
 class DataSpec(Frozen):
@@ -44,24 +51,39 @@ class DataSpec(Frozen):
     (`hub:OWNER/NAME[@REVISION]/inner/path`). Images: a folder of class folders, parquet with the images in it, or csv,
     tsv, jsonl with their paths."""
 
-    path: str
-    validation: str | None = None
-    test: str | None = None
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
-    image: str | None = Field(None, description="column of images or of their paths; found by its name unless given")
-    image_size: int | None = Field(None, ge=8, description="pixels a side; the model's own unless given")
-    choices: str | None = Field(None, description="column of lists of answers, or columns with commas: multiple choice")
-    encoding: str = Field("utf-8", description="one encoding, or several tried in turn: 'utf-8,latin-1'")
-    train_size: int | None = Field(None, ge=2, description="keep this many training examples (fixed split seed)")
-    validation_size: int | None = Field(None, ge=1)
-    test_size: int | None = Field(None, ge=1)
-    validation_fraction: float = Field(0.15, gt=0, lt=0.9, description="cut from train where no file is given")
-    test_fraction: float = Field(0.2, gt=0, lt=0.9, description="cut from train where no file is given")
-    split_seed: int = 0
-    digest: str | None = Field(None, description="sha256 over the files; filled in by the plan")
-    notes: list[str] = Field(default=[], description="how the files came to be: for records, no part of a run's id")
+    flag_group: ClassVar[str] = "Model and data"
+
+    path: Annotated[str, Flag("data")] = Field(
+        description="Training data: csv, tsv, jsonl, parquet (also .gz), a folder of class folders, or a data set of "
+        "a hub, hub:OWNER/NAME/FILE."
+    )
+    validation: str | None = Field(None, description="Validation file; cut from the training data unless given.")
+    test: str | None = Field(None, description="Test file; cut from the training data unless given.")
+    text: str = Field("text", description="Name of the text column.")
+    text_pair: str | None = Field(None, description="Name of the second text column, for pairs.")
+    label: str = Field("label", description="Name of the label column.")
+    image: str | None = Field(None, description="Column of images or of their paths; found by its name unless given.")
+    image_size: int | None = Field(None, ge=8, description="Pixels per side; the model's own unless given.")
+    choices: str | None = Field(
+        None, description="Multiple choice: a column of lists of answers, or several columns separated by commas."
+    )
+    encoding: str = Field("utf-8", description="Encoding of the files; several are tried in turn: utf-8,latin-1.")
+    train_size: int | None = Field(None, ge=2, description="Train on this many examples only (fixed split seed).")
+    validation_size: int | None = Field(None, ge=1, description="Validate on this many examples only.")
+    test_size: int | None = Field(None, ge=1, description="Test on this many examples only.")
+    validation_fraction: float = Field(
+        0.15, gt=0, lt=0.9, description="Share of the training data for validation, where no file is given."
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=0.9, description="Share of the training data for testing, where no file is given."
+    )
+    split_seed: int = Field(0, description="Seed of the split into training, validation and test data.")
+    digest: Annotated[str | None, Flag(hidden=True)] = Field(
+        None, description="sha256 over the files; the plan fills it in."
+    )
+    notes: Annotated[list[str], Flag(hidden=True)] = Field(
+        default=[], description="How the files were made; recorded, not part of a run's id."
+    )
 
     def content(self, task: str) -> dict[str, Any]:
         """What decides the examples of `task` and how they are shown to a model: what means nothing to it left out."""
@@ -72,19 +94,31 @@ class DataSpec(Frozen):
 class MethodSpec(Frozen):
     """One method of the catalog, with its rank and where it goes."""
 
-    name: str
-    rank: int = Field(8, ge=1)
-    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; 2 x rank unless given")
-    targets: str | list[str] = "qv"
-    layers: str | list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, description="blocks that targets are looked for in: 'last 2', or numbers from 0; all unless given"
+    flag_group: ClassVar[str] = "Methods"
+
+    name: Annotated[str, Flag("method")] = Field(description="Name of a method of the catalog.")
+    rank: int = Field(8, ge=1, description="Rank; for a column method the number of columns.")
+    alpha: float | None = Field(None, gt=0, description="The scale is alpha / rank; 2 x rank unless given.")
+    targets: str | list[str] = Field(
+        "qv", description="Layers to adapt: qv, attention, all-linear, or names separated by commas."
     )
-    links: int | None = Field(None, ge=1, description="chains: number of links; the catalog's own unless given")
-    restart_every: int | None = Field(None, ge=1, description="chains: epochs that a link lasts, instead of links")
-    a_law: ALaw | None = Field(None, description="law of a random A; the catalog's own unless given")
-    learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0, description="the comparison's unless given")
-    title: str | None = Field(None, description="in tables; made up where two rows have one name")
+    layers: str | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="Blocks to adapt: 'last 2', or numbers from 0 separated by commas; all unless given."
+    )
+    links: int | None = Field(None, ge=1, description="Chains: number of links; the method's own unless given.")
+    restart_every: int | None = Field(
+        None, ge=1, description="Chains: epochs per link, instead of the number of links."
+    )
+    a_law: ALaw | None = Field(None, description="Distribution of a random A; the method's own unless given.")
+    learning_rate: Annotated[float | None, Flag(hidden=True)] = Field(
+        None, gt=0, description="Learning rate of this method alone."
+    )
+    weight_decay: Annotated[float | None, Flag(hidden=True)] = Field(
+        None, ge=0, description="Weight decay of this method alone."
+    )
+    title: Annotated[str | None, Flag(hidden=True)] = Field(
+        None, description="Name in tables; made from the settings where two rows have one name."
+    )
 
     @field_validator("name")
     @classmethod
@@ -106,6 +140,13 @@ class MethodSpec(Frozen):
         if self.a_law is not None and get_method(self.name).where != "random":
             raise SpecError(f"method {self.name!r} has no random A, so 'a_law' means nothing to it; leave it out")
         return self
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names_with_commas(cls, targets: Any) -> Any:
+        if isinstance(targets, str) and "," in targets:
+            return [name.strip() for name in targets.split(",") if name.strip()]
+        return targets
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -130,28 +171,46 @@ class MethodSpec(Frozen):
 class TrainingSpec(Frozen):
     """How long and how fast. Where `learning_rate` is not given the method's own default is used."""
 
-    epochs: int = Field(3, ge=1)
-    batch_size: int = Field(16, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_ratio: float = Field(0.06, ge=0, lt=1)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    max_length: int = Field(128, ge=4)
-    max_grad_norm: float = Field(1.0, gt=0)
-    select: Literal["loss", "metric"] = Field("loss", description="the epoch kept: lowest loss or best metric")
-    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; an epoch unless given")
-    prefix_dropout: bool = Field(
+    flag_group: ClassVar[str] = "Training"
+
+    epochs: int = Field(3, ge=1, description="Passes over the training data.")
+    batch_size: int = Field(16, ge=1, description="Examples per step, over all processes.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; each method's own unless given.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate changes after the warm-up."
+    )
+    max_length: int = Field(128, ge=4, description="Tokens that a text is cut to.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    select: Literal["loss", "metric"] = Field(
+        "loss", description="Epoch that is kept: lowest validation loss or best validation metric."
+    )
+    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints; an epoch unless given.")
+    prefix_dropout: Annotated[bool, Flag(hidden=True)] = Field(
         True, description="dropout in the frozen blocks below the first trained one, too; without it they can be cached"
     )
-    linearised: bool = Field(False, description="train the network's linearisation at W0 (the NTK regime)")
+    linearised: bool = Field(False, description="Train the network's linearisation at W0 (the NTK regime).")
 
 
 class TuningSpec(Frozen):
     """A search for each method's learning rate, with one budget for all of them, decided on validation alone."""
 
-    trials: int = Field(4, ge=2, le=50, description="rates tried for each method")
-    factor: float = Field(3.0, ge=1.2, le=100, description="from one rate of the grid to the next")
-    extend: int = Field(0, ge=0, le=50, description="further trials for all, where a best rate lies on a grid's edge")
-    seed: int = Field(1000, ge=0, description="of the trials; none of the comparison's own")
-    given: bool = Field(False, description="search around rates that are given, too")
-    stop: Literal["median", "never"] = Field("median", description="whether a trial that falls behind is stopped early")
+    flag_group: ClassVar[str] = "Learning-rate search"
+
+    trials: Annotated[int, Flag("tune")] = Field(
+        4, ge=2, le=50, description="Search each method's learning rate first: number of rates to try; 0: no search."
+    )
+    factor: Annotated[float, Flag("tune_factor")] = Field(
+        3.0, ge=1.2, le=100, description="Ratio of neighbouring rates of the grid."
+    )
+    extend: Annotated[int, Flag("tune_extend")] = Field(
+        0, ge=0, le=50, description="Further trials for every method where a best rate lies at the end of a grid."
+    )
+    seed: Annotated[int, Flag("tune_seed")] = Field(
+        1000, ge=0, description="Seed of the trials; must not be one of the seeds."
+    )
+    given: Annotated[bool, Flag("tune_given")] = Field(False, description="Search around rates that are given, too.")
+    stop: Annotated[Literal["median", "never"], Flag("tune_stop")] = Field(
+        "median", description="When a trial is stopped early: below the median of the others, or never."
+    )

@@ -92,8 +92,6 @@ class RunSpec(Frozen):
             content.pop("restart_every")
         if self.method.a_law in (None, row.a_law):
             content.pop("a_law")
-        if isinstance(content["targets"], str) and "," in content["targets"]:
-            content["targets"] = [t.strip() for t in content["targets"].split(",")]
         return content
 
 
