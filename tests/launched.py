@@ -45,11 +45,11 @@ def together(*words: str, launcher: str = "torchrun") -> subprocess.Popen[str]:
     )
 
 
-def same(one: Path, two: Path, share: str | None = "of every batch") -> None:
-    """Records, histories and adapters of the one run in two stores; of the second, what two processes shared."""
+def same(one: Path, two: Path) -> None:
+    """Records, histories and adapters of one run in two stores, where two processes trained the second."""
     (first,), (second,) = RunStore(one).records(), RunStore(two).records()
     assert first.id == second.id and second.status == "done"
-    assert second.computed == ([f"trained by 2 processes, each with a share {share}"] if share else [])
+    assert second.computed == ["trained by 2 processes, each with a share of every batch"]
     for split in ("train", "validation", "test"):
         here, there = getattr(first.results, split), getattr(second.results, split)
         assert there.loss == pytest.approx(here.loss, abs=TOLERANCE)

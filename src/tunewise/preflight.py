@@ -195,25 +195,10 @@ def _needed(one: Wanted, known: _Forecasts, among: Ranks, **changes: Any) -> int
     found = known.of(one, batch=batch, **changes)
     if found is None:
         return None
-    if among.sharded:
-        return _of_shards(found, among)
     copies = found.gradient_bytes if among.world > 1 else 0  # in the buckets in which DDP averages them
     # What is a run's own in a pack: its factors of every link and its head (as saved), their gradients and moments.
     besides = (packed - 1) * (found.disk_bytes + found.gradient_bytes + found.optimizer_bytes)
     return found.memory_bytes + copies + besides
-
-
-def _of_shards(found: MethodForecast, among: Ranks) -> int:
-    """Bytes of one process under FSDP2. Assumed: every tensor is cut evenly; weights, gradients, optimizer state and
-    what earlier links left are in pieces all the time, so that the block that is whole at the moment is not counted,
-    nor the embeddings, unless blocks are kept whole from forward to backward. What a step works with is not shared out,
-    but follows from the process's own part of the batch."""
-    working = found.activation_bytes + found.temporary_bytes
-    step = max(found.activation_bytes, working - found.gradient_bytes * (among.world - 1) // among.world)
-    pieces = (found.weight_bytes + found.optimizer_bytes + found.link_bytes) // among.world
-    own = pieces + step + (found.weight_bytes if among.keep_whole else 0)
-    # On CPUs the model is loaded whole into the same memory, before it is cut.
-    return own if torch.cuda.is_available() else max(own, found.weight_bytes)
 
 
 def _on_one_memory(among: Ranks) -> int:

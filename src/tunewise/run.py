@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
 from tunewise.measures.clipping import TRAIN_LOSSES
 from tunewise.methods.adapter_files import save
-from tunewise.methods.sharded import whole_for_files
-from tunewise.methods.verify import logits_of, verify
+from tunewise.methods.verify import verify
 from tunewise.spec import RunSpec
 from tunewise.store.disk import full_disk_named
 from tunewise.store.environment import environment
@@ -76,7 +75,6 @@ def run(
         Interrupted: the listener asked for a stop.
     """
     listener = listener or Listener()
-    among.each(lambda: among.check_offered(spec))
     done = among.first(lambda: store.finished(spec.id))
     if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
         return done
@@ -215,12 +213,10 @@ def _train_and_measure(
 
 def _save_and_check(model: nn.Module, spec: RunSpec, task: Task, folder: Path, among: Ranks) -> Check:
     path, batch = folder / "adapter", task.collate(task.test[: min(16, len(task.test))])
-    with whole_for_files(model, here=among.main):
-        among.first(lambda: save(model, path) and None)
+    among.first(lambda: save(model, path) and None)
     if spec.training.linearised:
         return among.first(lambda: verify_linearised(model, path, task.load_model(spec.seed), batch))
-    expected = logits_of(model, batch)
-    return among.first(lambda: verify(model, path, task.load_model(spec.seed), batch, expected))
+    return among.first(lambda: verify(model, path, task.load_model(spec.seed), batch))
 
 
 def _keep_predictions(path: Path, test: Evaluation, train_losses: Tensor) -> None:

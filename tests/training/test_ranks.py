@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -9,10 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from command_line import invoke
 from launched import flags, same, together
-from tunewise.errors import SpecError
+from tunewise.errors import SpecError, StoreError
 from tunewise.store.folders import RunStore
 from tunewise.training.ranks import ALONE, Ranks, Shares, joined
 
@@ -64,12 +69,11 @@ def test_a_file_and_flags_are_one_run(
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1 is not supported; launch with FSDP2"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP is not supported; launch with data parallelism"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "--mixed_precision bf16: runs compute in the model's own precision"),
     ],
-    ids=["fsdp1", "offload", "deepspeed", "precision"],
+    ids=["fsdp", "deepspeed", "precision"],
 )
 def test_what_a_launcher_asks_for_and_runs_have_not_is_refused(
     told: dict[str, str], line: str, monkeypatch: pytest.MonkeyPatch
@@ -79,6 +83,60 @@ def test_what_a_launcher_asks_for_and_runs_have_not_is_refused(
         monkeypatch.setenv(key, value)
     with pytest.raises(SpecError, match=line), joined():
         pass
+
+
+def _threads() -> int:
+    """Of gloo's, how many run in this process."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            names.append((task / "comm").read_text())
+    return sum("gloo" in name for name in names)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
+@pytest.mark.parametrize("end", ["done", "error", "error from an error"])
+def test_the_group_and_its_threads_are_gone_at_the_end(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of gloo's that still holds a tensor when Python shuts down aborts the process, after all its work."""
+    before = _threads()
+
+    def join() -> Ranks:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        return ALONE
+
+    monkeypatch.setattr("tunewise.training.ranks._ranks", join)
+
+    def work() -> None:
+        model = DistributedDataParallel(nn.Linear(4, 4))
+        model(torch.ones(2, 4)).sum().backward()
+        dist.all_reduce(torch.ones(3))
+        assert _threads() > before
+        if end == "error from an error":
+            raise ValueError("of a frame that holds a model")
+        if end == "error":
+            raise StoreError("of a frame that holds a model")
+
+    with pytest.raises(StoreError) if end != "done" else contextlib.nullcontext(), joined() as those:
+        assert those is ALONE
+        try:
+            work()
+        except ValueError:
+            raise StoreError("in plain words") from None
+    assert not dist.is_initialized()
+    deadline = time.monotonic() + 10
+    while _threads() > before and time.monotonic() < deadline:  # who has been joined is listed for a moment longer
+        time.sleep(0.01)
+    assert _threads() == before
+
+
+def test_the_group_of_somebody_else_is_left_alone() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with joined() as among:
+            assert among is ALONE
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_one_process_lacks_is_said_once_and_ends_all(calm: Path, toy_csv: Path, tmp_path: Path) -> None:

@@ -65,8 +65,7 @@ def train(
     """Train one method once: an ordinary run folder with adapter, record and history.
 
     The same command again goes on, or says what came of it. On several processes, each with a copy of the model and a
-    share of every batch: torchrun --nproc-per-node 2 -m tunewise train ...; each with a shard of the model (FSDP2):
-    accelerate launch --use_fsdp --fsdp_version 2 -m tunewise train ...
+    share of every batch: torchrun --nproc-per-node 2 -m tunewise train ...
     """
     given: dict[str, Any] = {
         **options.sections(context.params),
@@ -169,8 +168,7 @@ def _run(plan: Plan, store: Any, among: Ranks) -> RunRecord:
     console = Console(quiet=not among.main)
     if among.main and not plan.done:
         facts = plan.methods[0].facts
-        what = "batches and weights shared" if among.sharded else "shared"
-        shared = f", {what} by {among.world} processes" if among.world > 1 else ""
+        shared = f", shared by {among.world} processes" if among.world > 1 else ""
         console.print(
             f"{plan.methods[0].method.label} on {plan.spec.model.path}: {facts.trainable:,} trained parameters, "
             f"{plan.steps:,} steps of {plan.spec.training.batch_size} examples{shared}",

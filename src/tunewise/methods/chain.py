@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunewise.catalog import Chain
@@ -25,8 +26,6 @@ from tunewise.errors import SpecError, StoreError
 from tunewise.methods.attachment import attachment, layer_adapters
 from tunewise.methods.exact_columns import read_columns, write_columns
 from tunewise.methods.layer_adapter import LayerAdapter
-from tunewise.methods.sharded import stay_beside
-from tunewise.models.sharded import is_shard, to_shards, whole
 
 
 def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = None) -> int:
@@ -38,12 +37,10 @@ def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = 
     adapters = _chained(model, adapter_name)
     if any(adapter.layer.merged for adapter in adapters):
         raise SpecError("the adapter is merged; call unmerge_adapter() before the next link")
-    to_shards(_unwrapped(model))
-    if any(is_shard(adapter.b) for adapter in adapters):
-        stay_beside(_unwrapped(model))
+    if any(isinstance(adapter.b, DTensor) for adapter in adapters):
+        raise SpecError("a chain can't restart on weights that FSDP2 shards; train with DDP, or a method without links")
     for adapter in adapters:
-        with whole(adapter.layer):
-            adapter.restart()
+        adapter.restart()
     if optimizer is not None:
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         for adapter in adapters:

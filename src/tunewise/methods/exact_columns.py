@@ -15,15 +15,13 @@ from torch import nn
 
 from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.columns import ColumnAdapter
-from tunewise.models.sharded import gathered, put, to_shards
 
 FILE = "columns.safetensors"
 
 
 def write_columns(model: nn.Module, checkpoint: Path, *, here: bool = True) -> None:
-    """Put the trained columns beside the adapter in a checkpoint; nothing for other methods. One of several processes
-    does it, and those that hold shards only give their pieces (`here=False`)."""
-    held = {name: gathered(adapter.b.detach()) for name, adapter in _held(model).items()}
+    """Put the trained columns beside the adapter in a checkpoint, on the process that writes (`here`)."""
+    held = {name: adapter.b.detach() for name, adapter in _held(model).items()}
     if held and here:
         save_file({name: columns.cpu().contiguous() for name, columns in held.items()}, checkpoint / FILE)
 
@@ -34,9 +32,8 @@ def read_columns(model: nn.Module, checkpoint: Path) -> None:
     file = checkpoint / FILE
     if file.exists():
         saved = load_file(file)
-        to_shards(model)
         for name, adapter in _held(model).items():
-            put(adapter.b, saved[name])
+            adapter.b.copy_(saved[name])
 
 
 def _held(model: nn.Module) -> dict[str, ColumnAdapter]:

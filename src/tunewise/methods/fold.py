@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
@@ -28,7 +29,6 @@ from tunewise.methods.folded import Folded, FoldedColumns, FoldedLinks, WriteBac
 from tunewise.methods.layer_adapter import ADAPTERS, LayerAdapter, adapters_of
 from tunewise.methods.lean import is_transformed, lean_beside, lean_output
 from tunewise.methods.low_rank import LowRankAdapter
-from tunewise.models.sharded import is_shard
 
 if TYPE_CHECKING:
     _LayerBehaviour = LoraLayer
@@ -247,10 +247,10 @@ def foldable_adapter(layer: LoraLayer) -> ColumnAdapter | LowRankAdapter | None:
 
 
 def is_plain_float(weight: Any) -> bool:
-    """Whether a weight can be added to and put back: floating-point numbers, whole or cut, and not quantized."""
+    """Whether a weight can be added to and put back: floating-point numbers, not quantized."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         return False
-    return type(weight.data) is Tensor or is_shard(weight)
+    return type(weight.data) is Tensor
 
 
 def can_fold(adapter: ColumnAdapter | LowRankAdapter) -> bool:
@@ -294,8 +294,8 @@ def _folds(adapters: Iterable[LayerAdapter]) -> list[FoldedColumns]:
     for adapter in adapters:
         fold = getattr(adapter.layer, "_fold", None)
         if isinstance(fold, FoldedColumns) and fold.adapter is adapter:
-            if is_shard(adapter.b):
-                raise SpecError("columns can't stand in weights that FSDP2 has cut: attach(..., fold='never')")
+            if isinstance(adapter.b, DTensor):
+                raise SpecError("columns can't be folded into weights that FSDP2 shards; use attach(..., fold='never')")
             found.append(fold)
     return found
 

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from tunewise.catalog import Method
 from tunewise.errors import StoreError
 from tunewise.models.layers import Target
-from tunewise.models.sharded import gathered, whole
 
 ADAPTERS: weakref.WeakSet[LayerAdapter] = weakref.WeakSet()
 """Every live adapter: the optimizer-step hook finds those whose factor an optimizer has just moved."""
@@ -241,9 +240,8 @@ def _write_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: 
     for name, adapter in adapters_of(layer).items():
         keys = _keys(prefix, name)
         if all(key in state for key in keys):
-            with whole(layer, lambda place, _: place.startswith("lora_"), write=False):
-                for key, tensor in zip(keys, adapter.saved_factors(), strict=True):
-                    state[key] = tensor.detach().contiguous()
+            for key, tensor in zip(keys, adapter.saved_factors(), strict=True):
+                state[key] = tensor.detach().contiguous()
 
 
 def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -251,16 +249,13 @@ def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, *_: Any) ->
         key_a, key_b = _keys(prefix, name)
         if key_b not in state:
             if prefix + "base_layer.weight" in state:
-                with whole(layer):
-                    adapter.rebase(state[prefix + "base_layer.weight"])
+                adapter.rebase(state[prefix + "base_layer.weight"])
             continue
         adapter.incoming_weight = state.get(prefix + "base_layer.weight")
         try:
-            with whole(layer):
-                # A state of the trained tensors alone has no A: it is the one in place.
-                a = gathered(state[key_a]) if key_a in state else adapter.saved_factors()[0]
-                b = gathered(state[key_b])  # PEFT has cut what fits a cut factor
-                adapter.take_saved(a.to(adapter.b.device), b.to(adapter.b.device))
+            # A state of the trained tensors alone has no A: it is the one in place.
+            a = state[key_a] if key_a in state else adapter.saved_factors()[0]
+            adapter.take_saved(a.to(adapter.b.device), state[key_b].to(adapter.b.device))
         finally:
             adapter.incoming_weight = None
         # What torch copies afterwards is the active link, already in place.

@@ -18,11 +18,9 @@ TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def verify(
-    model: nn.Module, path: Path, base: nn.Module, batch: Mapping[str, Tensor], expected: Tensor | None = None
-) -> Check:
+def verify(model: nn.Module, path: Path, base: nn.Module, batch: Mapping[str, Tensor]) -> Check:
     """Load `path` onto a fresh `base` by stock PEFT (or from its safetensors) and compare the logits on a batch with
-    the model's own, or with `expected`: of a sharded model all processes compute these together.
+    the model's own.
 
     Raises `StoreError` where the largest difference is above 1e-4: such a folder must not be handed to anyone.
     """
@@ -31,7 +29,7 @@ def verify(
         again, loader = PeftModel.from_pretrained(base, str(path)), "peft.PeftModel.from_pretrained"
     else:
         again, loader = load(base, path), f"tunewise.load ({CHANGED})"
-    expected = logits_of(model, batch) if expected is None else expected
+    expected = logits_of(model, batch)
     difference = float((logits_of(again.to(device), batch) - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise StoreError(

@@ -2,7 +2,7 @@
 
 Every process does the same in the same order; the first one alone writes. What it finds out or decides (which
 checkpoint, who has the run) the others are told. With one process nothing here does anything. Each process has a copy
-of the model, or a shard of it where FSDP2 is asked for.
+of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import gc
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,14 +20,10 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.data_loader import SeedableRandomSampler
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tunewise.errors import SpecError, TunewiseError
-from tunewise.methods.sharded import stay_beside
-from tunewise.models.sharded import shard
-from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import STOPPED, Interrupted, Listener
 
@@ -40,13 +36,8 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    sharded: bool = False
-    """Whether the model's weights are shared out among them (FSDP2), rather than each having a copy."""
-    keep_whole: bool = False
-    """Of sharded weights: whether a block stays whole from its forward to its backward."""
     here: int | None = None
     """How many of them are on this machine; all of them unless known."""
-    _meshes: list[DeviceMesh] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def main(self) -> bool:
@@ -98,31 +89,7 @@ class Ranks:
         """For the record: nothing of one process."""
         if self.world == 1:
             return []
-        shares = "of every batch and of the weights (FSDP2)" if self.sharded else "of every batch"
-        return [f"trained by {self.world} processes, each with a share {shares}"]
-
-    def check_offered(self, spec: RunSpec) -> None:
-        """Raises `SpecError` for a run that can't be had with shared-out weights, before anything is trained."""
-        if not self.sharded:
-            return
-        if spec.method.name.startswith("peft:"):
-            what = f"method {spec.method.name!r} keeps tensors in forms of its own"
-        elif spec.training.linearised:
-            what = "a linearised model needs its weights whole"
-        else:
-            return
-        raise SpecError(
-            f"{what}, so it can't be trained under FSDP2; launch with data parallelism (torchrun, accelerate launch "
-            "--multi_gpu), a copy of the model in each process"
-        )
-
-    def shard(self, model: nn.Module) -> None:
-        """Share out the model's weights, where that is asked for."""
-        if self.sharded:
-            stay_beside(model)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._meshes.append(init_device_mesh(device, (self.world,)))
-            shard(model, self._meshes[-1], keep_whole=self.keep_whole)
+        return [f"trained by {self.world} processes, each with a share of every batch"]
 
     def check(self, listener: Listener) -> None:
         """Raise `Interrupted` in all where one is to stop."""
@@ -144,12 +111,16 @@ class Ranks:
     def leave(self) -> None:
         """Part from the others, for good: nothing of the group is left, its threads least of all."""
         gc.collect()  # models hold the group, and themselves
-        for mesh in self._meshes:  # torch keeps meshes for ever, in what it remembers of sharded operations
-            vars(mesh).get("_pg_registry", {}).clear()
         dist.destroy_process_group()
 
 
 ALONE = Ranks()
+
+_UNSUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 
 
 @contextlib.contextmanager
@@ -198,41 +169,15 @@ def _ranks() -> Ranks:
         raise SpecError(f"--mixed_precision {precision}: runs compute in the model's own precision; launch with 'no'")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    if _asked("ACCELERATE_USE_DEEPSPEED") or _asked("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        name = "DeepSpeed" if _asked("ACCELERATE_USE_DEEPSPEED") else "a parallelism config"
-        raise SpecError(
-            f"{name} is not supported; launch with data parallelism (torchrun, accelerate launch --multi_gpu: a copy "
-            "of the model in each process) or FSDP2 (accelerate launch --use_fsdp --fsdp_version 2: a shard in each)"
-        )
-    sharded = _asked("ACCELERATE_USE_FSDP")
-    if sharded:
-        _check_fsdp()
-        # The model is sharded by us, once it carries its method and a checkpoint's weights; for accelerate this is an
-        # ordinary run of several processes, and transformers loads the weights in all of them.
-        del os.environ["ACCELERATE_USE_FSDP"]
+    for key, name in _UNSUPPORTED.items():
+        if os.environ.get(key, "false").lower() in ("1", "true"):
+            raise SpecError(
+                f"{name} is not supported; launch with data parallelism, a copy of the model in each process (torchrun "
+                "--nproc-per-node 2, or accelerate launch --multi_gpu)"
+            )
     state = PartialState(cpu=not torch.cuda.is_available())
-    keep_whole = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("0", "false")
     local = os.environ.get("LOCAL_WORLD_SIZE")
-    return Ranks(
-        state.process_index,
-        state.num_processes,
-        sharded=sharded,
-        keep_whole=sharded and keep_whole,
-        here=int(local) if local else None,
-    )
-
-
-def _asked(key: str) -> bool:
-    return os.environ.get(key, "false").lower() in ("1", "true")
-
-
-def _check_fsdp() -> None:
-    """Raises `SpecError` for what `accelerate launch` was told about FSDP and runs have not."""
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise SpecError("FSDP1 is not supported; launch with FSDP2: accelerate launch --use_fsdp --fsdp_version 2 ...")
-    for flag in ("fsdp_offload_params", "fsdp_activation_checkpointing"):
-        if _asked(flag.upper()):
-            raise SpecError(f"--{flag} true is not supported; leave it out (more processes, or a smaller batch_size)")
+    return Ranks(state.process_index, state.num_processes, here=int(local) if local else None)
 
 
 class Shares:

@@ -10,7 +10,6 @@ from torch import nn
 
 from tunewise.errors import StoreError, out_of_memory_noted
 from tunewise.methods.adapter_files import restore, save
-from tunewise.methods.sharded import whole_for_files
 from tunewise.store.files import write_atomically
 from tunewise.training.ranks import ALONE, Ranks
 
@@ -32,9 +31,8 @@ class Selection:
         rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
         if not self.among.first(lambda: self._is_best(epoch, rank)):
             return
-        where = "while the weights of an epoch were saved"
-        with whole_for_files(model, here=self.among.main), out_of_memory_noted(where):
-            if self.among.main:
+        if self.among.main:
+            with out_of_memory_noted("while the weights of an epoch were saved"):
                 save(model, self.folder)
                 write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
 

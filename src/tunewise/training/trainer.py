@@ -23,8 +23,6 @@ from transformers import (
 from tunewise.errors import DivergedError
 from tunewise.methods.chain import ChainCallback
 from tunewise.methods.pass_through import RankAllocation
-from tunewise.methods.sharded import whole_for_files
-from tunewise.models.sharded import is_sharded, own_piece
 from tunewise.spec import RunSpec
 from tunewise.tasks.contract import Task
 from tunewise.training.build import total_steps
@@ -35,16 +33,12 @@ from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
 from tunewise.training.ranks import ALONE, Ranks, ShareLoader, Shares, scaled
 from tunewise.training.selection import Selection
-from tunewise.training.sharded_state import load_in_pieces, whole_state
 from tunewise.training.trajectory import TRAJECTORY, Keep, TrajectoryCallback
 
 
 class RunTrainer(Trainer):
     """Differs from its parent in four things: the optimizer is the method's, evaluation is `measures.quality`, a loss
-    that is not finite ends the run at once, and several processes share the very batches that one would train on.
-
-    Where they share the weights too, these are cut once a checkpoint is in them and before the optimizer is made over
-    them, and are put together again for a checkpoint, which is the same in all cases."""
+    that is not finite ends the run at once, and several processes share the very batches that one would train on."""
 
     def __init__(
         self, *args: Any, spec: RunSpec, task: Task, listener: Listener, among: Ranks = ALONE, **kwargs: Any
@@ -57,8 +51,6 @@ class RunTrainer(Trainer):
         self.last_loss = math.nan
         self.stop_requested = False
         super().__init__(*args, **kwargs)
-        # In the Trainer's words: who shards the model is neither it nor accelerate, and they are to let it be.
-        self.is_distributed_loading_by_transformers = among.sharded
 
     @property
     def _network(self) -> nn.Module:
@@ -67,25 +59,12 @@ class RunTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.among.shard(self._network)
             self.optimizer = optimizer(
                 model or self._network,
                 lr=self.spec.learning_rate,
                 weight_decay=self.spec.weight_decay,
             )
-            if self.among.sharded:
-                load_in_pieces(self.optimizer)
         return self.optimizer
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if self.among.main or not self.among.sharded:
-            super().save_model(output_dir, _internal_call)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        assert self.optimizer is not None
-        here = self.among.main
-        with whole_for_files(self._network, here=here), whole_state(self.optimizer, here=here):
-            super()._save_checkpoint(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         if self.among.world == 1:
@@ -96,7 +75,7 @@ class RunTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self.among.world == 1:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        assert isinstance(model, DistributedDataParallel) or is_sharded(model)  # what averages the gradients
+        assert isinstance(model, DistributedDataParallel)  # what averages the gradients
         outputs = model(**inputs)
         units = float(self.task.weights(outputs.logits, inputs["labels"]).sum())
         return scaled(outputs.loss, units * self.shares.counts(self.state.global_step), self.among)
@@ -128,14 +107,6 @@ class RunTrainer(Trainer):
         return metrics
 
 
-class ShardedArguments(TrainingArguments):
-    """Of a model that goes to its device block by block, as it is sharded."""
-
-    @property
-    def place_model_on_device(self) -> bool:
-        return False
-
-
 class RunCallback(TrainerCallback):
     """Keeps the journal, tells the listener, selects the epoch, seals checkpoints, stops where asked."""
 
@@ -159,11 +130,9 @@ class RunCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self.trainer is not None
-        gradients = [own_piece(p.grad) for p in kwargs["model"].parameters() if p.grad is not None]
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients))
-        infinite = not bool(torch.isfinite(norms).all())
-        if self.trainer.among.any(infinite) if self.trainer.among.sharded else infinite:
+        if not bool(torch.isfinite(norms).all()):
             raise DivergedError(f"a gradient is not finite at step {state.global_step + 1}; lower the learning rate")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -220,7 +189,7 @@ def make_trainer(
     processes `among` which this one trains, the first writes."""
     training = spec.training
     steps = total_steps(spec, len(task.train))
-    arguments = (ShardedArguments if among.sharded else TrainingArguments)(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=training.epochs,
         per_device_train_batch_size=math.ceil(training.batch_size / among.world),
@@ -250,7 +219,7 @@ def make_trainer(
     callback = RunCallback(spec, task, listener, journal, selection)
     kept = (
         [TrajectoryCallback(folder / TRAJECTORY, trajectory.count, full=trajectory.full)]
-        if trajectory and (among.main or among.sharded)
+        if trajectory and among.main
         else []
     )
     _ = arguments.device  # sets the number of GPUs, of which a run takes one: DataParallel would change the batch

@@ -32,12 +32,9 @@ from tunewise.methods.fold import refold
 from tunewise.methods.layer_adapter import LayerAdapter
 from tunewise.methods.low_rank import LowRankAdapter
 from tunewise.methods.row_space import one_hot
-from tunewise.methods.sharded import whole_for_files
-from tunewise.models.sharded import is_sharded
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.records import RunRecord
 from tunewise.training.build import total_steps
-from tunewise.training.ranks import ALONE, Ranks
 
 TRAJECTORY = "trajectory"
 """The folder's name in a run's folder."""
@@ -175,9 +172,7 @@ class TrajectoryCallback(TrainerCallback):
         full: also of full fine-tuning, where each snapshot is as large as the model; nothing is kept of it otherwise.
 
     After a resume the snapshots after the checkpoint's step are made anew. Chains need their `ChainCallback` before
-    this one in the Trainer's list. Of several processes the first one writes, and it alone needs `folder`; weights
-    that `accelerate launch` had `tunewise train` shard (FSDP2) are put together for it, those sharded by others are
-    not.
+    this one in the Trainer's list. Of several processes the first one writes, and it alone needs `folder`.
     """
 
     def __init__(self, folder: str | Path, snapshots: int = COUNT, *, full: bool = False) -> None:
@@ -186,23 +181,18 @@ class TrajectoryCallback(TrainerCallback):
         self.full = full
         self._due: set[int] = set()
         self._kept: dict[str, Snapshot] = {}
-        self._writes = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._due = set()
         model = extract_model_from_parallel(kwargs["model"])
-        self._writes = state.is_world_process_zero
-        if not (self._writes or is_sharded(model)) or not (self.full or trains_a_part(model)):
+        if not state.is_world_process_zero or not (self.full or trains_a_part(model)):
             return
         self._due = set(moments(state.max_steps, self.count))
-        # The first process's folder decides for all: whoever lacked a snapshot would gather weights that nobody gives.
-        among = Ranks(args.process_index, args.world_size) if is_sharded(model) else ALONE
-        self._kept = among.first(lambda: self._whole_until(state.global_step))
-        if self._writes:
-            self._write_index()
-            self._tidy()
+        self._kept = self._whole_until(state.global_step)
+        self._write_index()
+        self._tidy()
         if state.global_step in self._due:
             self._keep(model, state.global_step)
 
@@ -229,12 +219,9 @@ class TrajectoryCallback(TrainerCallback):
         if name in self._kept:
             return
         path = self.folder / name
-        with whole_for_files(model, here=self._writes):
-            if self._writes:
-                _save_atomically(state_of(model), path, {"made_by": made_by(model)})
-        self._kept[name] = Snapshot(step, path, sha256(path) if self._writes else "")
-        if self._writes:
-            self._write_index()
+        _save_atomically(state_of(model), path, {"made_by": made_by(model)})
+        self._kept[name] = Snapshot(step, path, sha256(path))
+        self._write_index()
 
     def _write_index(self) -> None:
         files = {name: {"step": one.step, "sha256": one.checksum} for name, one in sorted(self._kept.items())}
