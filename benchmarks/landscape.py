@@ -31,11 +31,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from tunewise.measures.directions import random_direction, weights_of
-from tunewise.measures.plain_model import FixedBatches
-from tunewise.measures.plane import Plane
-from tunewise.measures.stepping import device, synchronize
-from tunewise.measures.surface import _row, fastest
+from tunewise.measures._weight_space.directions import random_direction, weights_of
+from tunewise.measures._weight_space.batches import FixedBatches
+from tunewise.measures._weight_space.plane import Plane
+from tunewise.measures.cost.stepping import device, synchronize
+from tunewise.measures.landscape.surface import _row, fastest
 from tunewise.quiet import quiet_libraries
 from tunewise.spec import CompareSpec, load_yaml, parse
 from tunewise.store.environment import environment

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from tunewise.measures.cost import median_interval
+from tunewise.measures.cost.probe import median_interval
 from tunewise.methods.attach import attach
 from tunewise.packing.carrier import Carrier, Member
 from tunewise.packing.streams import Stream

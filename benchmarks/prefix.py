@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from packed import Shape, batches_of, network, seconds, update
 
-from tunewise.measures.cost import median_interval
-from tunewise.measures.flops import Flops
+from tunewise.measures.cost.probe import median_interval
+from tunewise.measures.cost.flops import Flops
 from tunewise.methods.attach import attach
 from tunewise.quiet import quiet_libraries
 from tunewise.store.environment import environment

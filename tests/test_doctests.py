@@ -43,6 +43,6 @@ PUBLIC = [f"tunewise.{name}" for name in tunewise.__all__] + [
 def test_every_public_name_has_an_example(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     value = getattr(importlib.import_module(module), attribute)
-    is_documented = inspect.isfunction(value) or inspect.isclass(value) and not issubclass(value, Exception)
+    is_documented = inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, Exception))
     if is_documented and ">>> " not in (inspect.getdoc(value) or ""):
         pytest.xfail("no example yet")

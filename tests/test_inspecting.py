@@ -17,9 +17,9 @@ from tiny import save_tiny_model
 from tiny_language import save_tiny_llama
 from tunewise.errors import MeasureError, ModelError, SpecError, StoreError, TunewiseError
 from tunewise.inspecting import inspect
-from tunewise.measures.base_spectra import BaseSpectra
-from tunewise.measures.intruders import layer_intruders
-from tunewise.measures.updates import updates_of
+from tunewise.measures._linalg.base_spectra import BaseSpectra
+from tunewise.measures.intruders.compute import layer_intruders
+from tunewise.measures.updates.folder import updates_of
 from tunewise.methods.adapter_files import save
 from tunewise.methods.attach import attach
 from tunewise.run import run

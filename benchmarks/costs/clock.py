@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.measures.cost import median_interval
+from tunewise.measures.cost.probe import median_interval
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.measures import collect
-from tunewise.measures.bounds import bounds_of_run
+from tunewise.measures.bounds.compute import bounds_of_run
 from tunewise.measures.catalog import MEASURES
 from tunewise.measures.finished import FinishedRun
 from tunewise.quiet import quiet_libraries

@@ -18,11 +18,11 @@ from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
 from tunewise.jobs.execute import doing, execute, prefixes_of
 from tunewise.jobs.room import check_plan
 from tunewise.measures.collect import Collected, collect
-from tunewise.measures.cost import probe_costs
+from tunewise.measures.cost.probe import probe_costs
+from tunewise.measures.landscape.section import FOLDER, write_files
 from tunewise.planning import Plan, make_plan, with_rates
 from tunewise.report.data import ReportData
 from tunewise.report.html import write_report
-from tunewise.report.landscape_section import FOLDER, write_files
 from tunewise.spec import CompareSpec, content_hash
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment

@@ -17,8 +17,8 @@ from torch import nn
 
 from tunewise.errors import MeasureError, SpecError, StoreError
 from tunewise.locate import cache_folder
-from tunewise.measures.base_spectra import FOLDER, BaseSpectra
-from tunewise.measures.intruders import (
+from tunewise.measures._linalg.base_spectra import FOLDER, BaseSpectra
+from tunewise.measures.intruders.compute import (
     THRESHOLD,
     THRESHOLDS,
     TOP_K,
@@ -27,12 +27,12 @@ from tunewise.measures.intruders import (
     curve,
     summary,
 )
-from tunewise.measures.layer_update import Updates
-from tunewise.measures.peft_refusals import refusal
-from tunewise.measures.scaled_intruders import Scaled, scaling_curve
-from tunewise.measures.spectrum import LayerSpectrum, all_spectra
-from tunewise.measures.spectrum import summary as spectrum_summary
-from tunewise.measures.updates import adapter_folder, module_names, updates_between, updates_of
+from tunewise.measures.intruders.scaled import Scaled, scaling_curve
+from tunewise.measures.spectrum.compute import LayerSpectrum, all_spectra
+from tunewise.measures.spectrum.compute import summary as spectrum_summary
+from tunewise.measures.updates.folder import adapter_folder, module_names, updates_between, updates_of
+from tunewise.measures.updates.layer import Updates
+from tunewise.measures.updates.refusal import refusal
 from tunewise.methods.adapter_files import CHANGED, CONFIG, SIDECAR, load, noted
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
-from tunewise.measures.clipping import TRAIN_LOSSES
+from tunewise.measures.bounds.clipping import TRAIN_LOSSES
 from tunewise.methods.adapter_files import save
 from tunewise.methods.verify import verify
 from tunewise.spec import RunSpec

@@ -18,11 +18,11 @@ from finished_runs import finished
 from tunewise.cli.main import run as command
 from tunewise.errors import MeasureError, ModelError, StoreError, is_out_of_memory
 from tunewise.inspecting import inspect
+from tunewise.measures._weight_space.batches import FixedBatches, plain_model
 from tunewise.measures.collect import collect
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.hessian import of_parameters
-from tunewise.measures.plain_model import FixedBatches, plain_model
-from tunewise.measures.updates import updates_of
+from tunewise.measures.sharpness.hessian import of_parameters
+from tunewise.measures.updates.folder import updates_of
 from tunewise.methods.adapter_files import load
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Listener
@@ -78,7 +78,7 @@ PLACES: dict[str, tuple[str, Callable[[FinishedRun, Path], object], type[Excepti
         MeasureError,
     ),
     "an update": (
-        "tunewise.measures.peft_updates.set_peft_model_state_dict",
+        "tunewise.measures.updates.peft.set_peft_model_state_dict",
         lambda run, _: updates_of(run.adapter, run.base),
         StoreError,
     ),
@@ -150,7 +150,7 @@ def test_a_measure_that_ran_out_of_memory_says_so_and_is_made_the_next_time(
         return {name: found[name][trained.record.id] for name in found}
 
     with monkeypatch.context() as patch:
-        patch.setattr("tunewise.measures.spectrum.all_spectra", raising(OUT_OF_MEMORY[1]))
+        patch.setattr("tunewise.measures.spectrum.compute.all_spectra", raising(OUT_OF_MEMORY[1]))
         first = measured()
     assert first["spectrum"].values is None and str(first["spectrum"].error).startswith("out of memory")
     assert first["intruders"].values is not None

@@ -18,7 +18,7 @@ import torch
 from test_run import CHILD, make_spec
 from tiny import save_tiny_model
 from tunewise.errors import DivergedError
-from tunewise.measures.kept_tensors import keep_tensors, read_tensors
+from tunewise.measures._tensor_cache import keep_tensors, read_tensors
 from tunewise.methods.attach import attach
 from tunewise.run import run
 from tunewise.spec import RunSpec
@@ -140,7 +140,7 @@ import ctypes, json, resource, sys, torch
 torch.set_num_threads(1)
 torch.backends.mkldnn.set_flags(False)  # what oneDNN could not prepare once it refuses for good
 from tunewise.comparison import compare
-from tunewise.measures.peak_memory import give_back_freed_blocks
+from tunewise.measures.cost.peak_memory import give_back_freed_blocks
 from tunewise.spec import CompareSpec
 from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
 
@@ -315,7 +315,7 @@ def test_no_changed_bit_of_a_cache_of_tensors_is_believed(tmp_path: Path) -> Non
 def test_two_processes_that_keep_one_file_do_not_meet(tmp_path: Path) -> None:
     """Both write under names of their own; what stands in the end is one of them, whole, and nothing is left over."""
     code = (
-        "import sys, torch; from pathlib import Path; from tunewise.measures.kept_tensors import keep_tensors\n"
+        "import sys, torch; from pathlib import Path; from tunewise.measures._tensor_cache import keep_tensors\n"
         "for _ in range(100): keep_tensors(Path(sys.argv[1]), {'x': torch.full((50_000,), float(sys.argv[2]))})"
     )
     file = tmp_path / "kept.safetensors"

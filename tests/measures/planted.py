@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-from tunewise.measures.layer_update import LayerUpdate
+from tunewise.measures.updates.layer import LayerUpdate
 
 MIXED = 16
 """Left vectors that are mixed by a Hadamard matrix: each new one has |cos| 1/4 with each of these old ones."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.measures.plain_model import FixedBatches
+from tunewise.measures._weight_space.batches import FixedBatches
 
 
 class Quadratic(nn.Module):

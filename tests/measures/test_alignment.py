@@ -12,8 +12,8 @@ import torch
 from finished_runs import finished
 from test_run import make_spec
 from tunewise.errors import MeasureError
-from tunewise.measures import alignment as module
-from tunewise.measures.alignment import alignment
+from tunewise.measures.alignment import compute as module
+from tunewise.measures.alignment.compute import alignment
 from tunewise.measures.finished import FinishedRun
 from tunewise.methods.delta import delta
 from tunewise.run import run

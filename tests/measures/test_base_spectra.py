@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunewise.measures import base_spectra
-from tunewise.measures.base_spectra import BaseSpectra
+from tunewise.measures._linalg import base_spectra
+from tunewise.measures._linalg.base_spectra import BaseSpectra
 
 
 def weight(rows: int = 12, columns: int = 9, seed: int = 0) -> torch.Tensor:

@@ -15,11 +15,11 @@ from peft import PeftModel
 from finished_runs import finished
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError
-from tunewise.measures import bounds as module
-from tunewise.measures import spectral_norm
-from tunewise.measures.bounds import bounds, facts_of_run
-from tunewise.measures.clipping import clip_range, clipped_gap
-from tunewise.measures.theorems import Facts, FrozenFactor, LayerNorms, counted_parameters, theorems
+from tunewise.measures._linalg import spectral_norm
+from tunewise.measures.bounds import compute as module
+from tunewise.measures.bounds.clipping import clip_range, clipped_gap
+from tunewise.measures.bounds.compute import bounds, facts_of_run
+from tunewise.measures.bounds.theorems import Facts, FrozenFactor, LayerNorms, counted_parameters, theorems
 from tunewise.methods.delta import delta
 from tunewise.theory import hoeffding, information_bound, pac_bayes, perturbation, random_factor_upper
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunewise.measures.energy import Rapl, joules_a_step
+from tunewise.measures.cost.energy import Rapl, joules_a_step
 
 
 def package(root, number, micro, most=1_000_000):

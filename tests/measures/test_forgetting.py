@@ -10,8 +10,8 @@ import torch
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.measures.collect import collect
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.forgetting import backbone, drift, features, forgetting
-from tunewise.measures.held_out import documentation, held_out, masked
+from tunewise.measures.forgetting.compute import backbone, drift, features, forgetting
+from tunewise.measures.forgetting.held_out import documentation, held_out, masked
 from tunewise.models.language import language_model
 from tunewise.planning import make_plan
 from tunewise.run import run

@@ -16,9 +16,9 @@ import tunewise
 from contracts import models
 from measures import quadratic
 from tunewise.errors import MeasureError
+from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.hessian import hessian_figures, of_parameters, products
-from tunewise.measures.plain_model import FixedBatches
+from tunewise.measures.sharpness.hessian import hessian_figures, of_parameters, products
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore

@@ -15,17 +15,17 @@ from scipy.sparse import linalg as sparse
 from transformers import BertConfig, BertModel
 
 from measures.planted import COSINE, layer, orthonormal, plant, random_update
-from tunewise.measures import low_rank_change
-from tunewise.measures.base_spectra import BaseSpectra
-from tunewise.measures.intruders import (
+from tunewise.measures._linalg import merged_svd as low_rank_change
+from tunewise.measures._linalg.base_spectra import BaseSpectra
+from tunewise.measures._linalg.merged_svd import top_of_merged
+from tunewise.measures.intruders.compute import (
     curve,
     layer_intruders,
     random_baseline,
     scale_intruders,
 )
-from tunewise.measures.layer_update import LayerUpdate
-from tunewise.measures.low_rank_change import top_of_merged
-from tunewise.measures.updates import updates_of
+from tunewise.measures.updates.folder import updates_of
+from tunewise.measures.updates.layer import LayerUpdate
 
 NO_CACHE = BaseSpectra(None)
 SHAPES = [(120, 120), (200, 90), (90, 200), (300, 64)]

@@ -10,7 +10,7 @@ import pytest
 
 from command_line import invoke
 from tunewise import comparison
-from tunewise.measures import landscape as measured
+from tunewise.measures.landscape import compute as measured
 from tunewise.store.folders import RunStore
 
 

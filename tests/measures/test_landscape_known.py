@@ -16,12 +16,12 @@ from torch import nn
 from contracts import models
 from measures import quadratic
 from tunewise.errors import MeasureError
-from tunewise.measures.batch_interval import jackknife, mean_over_batches
-from tunewise.measures.curvature import epsilon_sharpness, second_differences, worst_rise
-from tunewise.measures.directions import random_direction, weights_of
-from tunewise.measures.plain_model import FixedBatches
-from tunewise.measures.plane import Plane
-from tunewise.measures.surface import Rows, losses_over
+from tunewise.measures._estimate import jackknife, mean_over_batches
+from tunewise.measures._weight_space.batches import FixedBatches
+from tunewise.measures._weight_space.directions import random_direction, weights_of
+from tunewise.measures._weight_space.plane import Plane
+from tunewise.measures.landscape.surface import Rows, losses_over
+from tunewise.measures.sharpness.worst_rise import epsilon_sharpness, second_differences, worst_rise
 
 SHAPES = [(3, 4), (2, 5)]
 AXIS = np.linspace(-2, 2, 9).tolist()

@@ -10,7 +10,7 @@ import torch
 from finished_runs import finished
 from linears import Linears, adapted, jitter
 from tunewise.catalog import CATALOG
-from tunewise.measures.laziness import change_of, distances, laziness
+from tunewise.measures.laziness.compute import change_of, distances, laziness
 from tunewise.training.linearised import linear_parts, live_change, moved_outputs
 
 

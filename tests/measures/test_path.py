@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tunewise.errors import MeasureError
-from tunewise.measures import path as measured
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.path import Path, combinations, gram, principal
+from tunewise.measures.landscape import path as measured
+from tunewise.measures.landscape.path import Path, combinations, gram, principal
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-from tunewise.measures.peak_memory import peak_memory
+from tunewise.measures.cost.peak_memory import peak_memory
 from tunewise.planning import make_plan
 from tunewise.spec import CompareSpec, parse
 from tunewise.store.folders import RunStore

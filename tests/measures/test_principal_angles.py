@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.measures.principal_angles import by_chance, principal_angles
+from tunewise.measures._linalg.angles import by_chance, principal_angles
 
 
 def subspace(generator: np.random.Generator, n: int, p: int) -> np.ndarray:

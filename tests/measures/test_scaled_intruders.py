@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from measures.planted import plant
 from tunewise.errors import MeasureError
-from tunewise.measures.base_spectra import BaseSpectra
-from tunewise.measures.scaled_intruders import scaling_curve, weights_replaced
+from tunewise.measures._linalg.base_spectra import BaseSpectra
+from tunewise.measures.intruders.scaled import scaling_curve, weights_replaced
 from tunewise.store.records import Scores
 
 NO_CACHE = BaseSpectra(None)

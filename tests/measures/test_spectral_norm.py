@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewise.errors import ModelError
-from tunewise.measures.spectral_norm import TOLERANCE, cached_spectral_norm, spectral_norm
+from tunewise.measures._linalg.spectral_norm import TOLERANCE, cached_spectral_norm, spectral_norm
 
 
 def exact(weight: torch.Tensor) -> float:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from measures.planted import layer, orthonormal, random_update
-from tunewise.measures.base_spectra import BaseSpectra
-from tunewise.measures.layer_update import LayerUpdate
-from tunewise.measures.spectrum import effective_rank, layer_spectrum, stable_rank, totals
-from tunewise.measures.top_singular import values_of_dense
+from tunewise.measures._linalg.base_spectra import BaseSpectra
+from tunewise.measures._linalg.svd import values_of_dense
+from tunewise.measures.spectrum.compute import effective_rank, layer_spectrum, stable_rank, totals
+from tunewise.measures.updates.layer import LayerUpdate
 
 NO_CACHE = BaseSpectra(None)
 

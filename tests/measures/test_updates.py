@@ -19,8 +19,8 @@ import tunewise
 from tunewise.catalog import CATALOG, PEFT_LORA_OPTIONS, PEFT_TYPES
 from tunewise.errors import StoreError
 from tunewise.exporting import export
-from tunewise.measures.layer_update import LayerUpdate, weight_of
-from tunewise.measures.updates import adapter_folder, backbone_layers, updates_between, updates_of
+from tunewise.measures.updates.folder import adapter_folder, backbone_layers, updates_between, updates_of
+from tunewise.measures.updates.layer import LayerUpdate, weight_of
 from tunewise.models.layers import linear_layers
 
 IDS = torch.randint(0, 60, (6, 9), generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finished_runs import finished
-from tunewise.measures.laziness import change_of
-from tunewise.measures.weight_curvature import EXAMPLES, largest_curvature
+from tunewise.measures.bounds.curvature import EXAMPLES, largest_curvature
+from tunewise.measures.laziness.compute import change_of
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ import torch
 
 from tiny import save_tiny_model
 from tunewise.errors import MeasureError
-from tunewise.measures.base_spectra import FOLDER
+from tunewise.measures._linalg.base_spectra import FOLDER
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.intruders import intruders
+from tunewise.measures.intruders.compute import intruders
 from tunewise.measures.settings import IntruderSettings
-from tunewise.measures.spectrum import spectrum
+from tunewise.measures.spectrum.compute import spectrum
 from tunewise.models.layers import linear_layers
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
@@ -50,7 +50,7 @@ def finished(toy_csv: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def merged_weights(of: FinishedRun) -> dict[str, torch.Tensor]:
     """The trained model's own weights, by PEFT's merge (for `fft` they are what was trained)."""
-    from tunewise.measures.plain_model import plain_model
+    from tunewise.measures._weight_space.batches import plain_model
 
     return {name: layer.weight.detach().double() for name, layer in linear_layers(plain_model(of)).items()}
 

@@ -11,7 +11,7 @@ import torch
 
 from preview.train_child import config_of, head_of, miniature_of
 from tunewise.catalog import CATALOG
-from tunewise.measures.saved_bytes import saved_for_backward
+from tunewise.measures.cost.saved_bytes import saved_for_backward
 from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.chain import restart
 from tunewise.methods.fold import FoldingLayer

@@ -63,7 +63,7 @@ def status(key):
 def main(name, method, batch, length, targets):
     import torch
 
-    from tunewise.measures.peak_memory import give_back_freed_blocks
+    from tunewise.measures.cost.peak_memory import give_back_freed_blocks
 
     give_back_freed_blocks()  # as the cost probe measures it
     torch.set_num_threads(1)

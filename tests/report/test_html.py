@@ -10,9 +10,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from tunewise.pages.page import script_json
 
 from tunewise.errors import StoreError
+from tunewise.pages.page import script_json
 from tunewise.report.html import render, write_report
 
 EVIL = "</script><script>alert(1)</script>"

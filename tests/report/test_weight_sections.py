@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from report.conftest import Comparison, make
+from tunewise.measures.families import family_marks, parents
+from tunewise.measures.intruders import section as intruders_section
+from tunewise.measures.spectrum import section as spectrum_section
 from tunewise.pages import palette
 from tunewise.pages.figures import short_layers
-from tunewise.report import gap_predictors_section, intruders_section, spectrum_section
+from tunewise.report import gap_predictors_section
 from tunewise.report.data import ReportData
-from tunewise.report.families import family_marks, parents
 from tunewise.report.sections import build_sections
 from tunewise.store.records import Measured
 

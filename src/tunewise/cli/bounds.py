@@ -78,7 +78,7 @@ def _of_run(
     input_bound: float | None,
     step_size: bool,
 ) -> dict[str, Any]:
-    from tunewise.measures.bounds import bounds_of_run
+    from tunewise.measures.bounds.compute import bounds_of_run
     from tunewise.measures.finished import FinishedRun
     from tunewise.models.load import model_folder
     from tunewise.tasks.build import build_task
@@ -101,8 +101,8 @@ def _of_adapter(
     target: Path, base: str | None, samples: int | None, classes: int | None, input_bound: float | None
 ) -> dict[str, Any]:
     from tunewise.locate import cache_folder
-    from tunewise.measures.bounds import bounds_of_adapter
-    from tunewise.measures.updates import adapter_folder
+    from tunewise.measures.bounds.compute import bounds_of_adapter
+    from tunewise.measures.updates.folder import adapter_folder
     from tunewise.models.bare import base_of_adapter, layers_of_adapter, load_bare
     from tunewise.spec import ModelSpec
 

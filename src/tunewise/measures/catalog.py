@@ -40,28 +40,28 @@ class Measure:
 
 
 _ROWS: tuple[Measure, ...] = (
-    Measure("forgetting", "forgetting", "tunewise.measures.forgetting:forgetting", default=True),
-    Measure("spectrum", "spectra", "tunewise.measures.spectrum:spectrum", default=True),
+    Measure("forgetting", "forgetting", "tunewise.measures.forgetting.compute:forgetting", default=True),
+    Measure("spectrum", "spectra", "tunewise.measures.spectrum.compute:spectrum", default=True),
     Measure(
         "intruders",
         "intruder dimensions",
-        "tunewise.measures.intruders:intruders",
+        "tunewise.measures.intruders.compute:intruders",
         default=True,
         settings="tunewise.measures.settings:IntruderSettings",
     ),
-    Measure("bounds", "bounds of the gap", "tunewise.measures.bounds:bounds", default=True),
-    Measure("alignment", "alignment with the first gradient", "tunewise.measures.alignment:alignment"),
-    Measure("laziness", "laziness", "tunewise.measures.laziness:laziness"),
+    Measure("bounds", "bounds of the gap", "tunewise.measures.bounds.compute:bounds", default=True),
+    Measure("alignment", "alignment with the first gradient", "tunewise.measures.alignment.compute:alignment"),
+    Measure("laziness", "laziness", "tunewise.measures.laziness.compute:laziness"),
     Measure(
         "sharpness",
         "sharpness",
-        "tunewise.measures.sharpness:sharpness",
+        "tunewise.measures.sharpness.compute:sharpness",
         settings="tunewise.measures.settings:SharpnessSettings",
     ),
     Measure(
         "landscape",
         "loss landscape",
-        "tunewise.measures.landscape:landscape",
+        "tunewise.measures.landscape.compute:landscape",
         settings="tunewise.measures.settings:LandscapeSettings",
         one_seed=True,
     ),

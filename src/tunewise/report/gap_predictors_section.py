@@ -8,12 +8,12 @@ from typing import Any
 
 from tunewise.advise.rank_correlation import FEWEST, RankCorrelation, rank_correlation
 from tunewise.advise.statistics import holm
+from tunewise.measures.intruders.section import common_layers, counts
+from tunewise.measures.spectrum.section import layer_mean
 from tunewise.number_format import MISSING
 from tunewise.pages.figures import Dots, dots
 from tunewise.pages.section import Grid, Panel, Section
 from tunewise.report.data import ReportData
-from tunewise.report.intruders_section import common_layers, counts
-from tunewise.report.spectrum_section import layer_mean
 
 LEVEL = 0.05
 

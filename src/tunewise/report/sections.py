@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tunewise.measures.alignment import section as alignment_section
+from tunewise.measures.bounds import section as bounds_section
+from tunewise.measures.forgetting import section as forgetting_section
+from tunewise.measures.intruders import section as intruders_section
+from tunewise.measures.landscape import section as landscape_section
+from tunewise.measures.laziness import section as laziness_section
+from tunewise.measures.spectrum import section as spectrum_section
 from tunewise.pages.section import Section
-from tunewise.report import (
-    alignment_section,
-    bounds_section,
-    forgetting_section,
-    gap_predictors_section,
-    intruders_section,
-    landscape_section,
-    laziness_section,
-    noise_section,
-    spectrum_section,
-    tuning_section,
-)
+from tunewise.report import gap_predictors_section, noise_section, tuning_section
 from tunewise.report.data import ReportData
 
 SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (

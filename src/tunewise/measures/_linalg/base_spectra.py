@@ -1,0 +1,75 @@
+"""The singular value decomposition of the base model's weights: taken once per weight, kept on disk by its content.
+
+Every method and seed on one base model asks for the same decompositions, and they are the dear part of counting
+intruders. Left vectors and values are enough: a right vector is W^T u / s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tunewise.measures._linalg.spectral_norm import content_of
+from tunewise.measures._tensor_cache import keep_tensors, read_tensors
+
+FOLDER = "base-spectra"
+DOUBLE_UP_TO = 2**22
+"""Entries of U above which fp32 is used and kept (2048 x 2048 is the last in fp64): a gigabyte or more in fp64 for
+every layer of a large model buys digits that no count depends on."""
+
+
+@dataclass(frozen=True)
+class BaseSpectrum:
+    """W0 = U diag(values) V^T, thin: `u` (n, k), `values` (k,) from the largest down, k = min(n, m); fp64, or fp32 for
+    weights above `DOUBLE_UP_TO`."""
+
+    u: Tensor
+    values: Tensor
+
+    def right(self, base: Tensor, count: int) -> Tensor:
+        """V's first `count` columns (m, count), fp64, from `base` = W0 (n, m). For the top of the spectrum only:
+        it divides by the values."""
+        return (base.double().T @ self.u[:, :count].double()) / self.values[:count].double()
+
+
+class BaseSpectra:
+    """Decompositions by content, in memory for none and on disk for all; without a folder they are made each time."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.made = 0
+        """How many were decomposed by this object, and not read."""
+
+    def of(self, base: Tensor) -> BaseSpectrum:
+        """The decomposition of W0 (n, m), made where it is not on disk (or what is there can't be read)."""
+        file = None if self.folder is None else self.folder / f"{content_of(base)}.safetensors"
+        known = None if file is None else _read(file, base)
+        if known is not None:
+            return known
+        precise = base.shape[0] * min(base.shape) <= DOUBLE_UP_TO
+        u, values, _ = torch.linalg.svd(base.double() if precise else base.float(), full_matrices=False)
+        self.made += 1
+        found = BaseSpectrum(u.contiguous(), values)
+        if file is not None:
+            keep_tensors(file, {"u": found.u, "values": found.values})
+        return found
+
+    def prepare(self, bases: dict[str, Callable[[], Tensor]], said: Callable[[int, int], None]) -> None:
+        """Make what is missing for several layers; `said` is told (done, of how many) before each."""
+        for done, make in enumerate(bases.values()):
+            said(done, len(bases))
+            self.of(make())
+
+
+def _read(file: Path, base: Tensor) -> BaseSpectrum | None:
+    tensors, side = read_tensors(file) or {}, min(base.shape)
+    if tensors.keys() != {"u", "values"}:
+        return None
+    u, values = tensors["u"], tensors["values"]
+    if tuple(u.shape) != (base.shape[0], side) or tuple(values.shape) != (side,):
+        return None
+    return BaseSpectrum(u.to(base.device), values.to(base.device))

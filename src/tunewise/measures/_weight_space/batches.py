@@ -1,0 +1,69 @@
+"""The trained model as plain weights: adapters merged, nothing of PEFT left, so that a weight is a weight whatever
+method trained it. And the batches of training examples on which all points of a landscape are evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from tunewise.errors import MeasureError
+from tunewise.measures.cost.stepping import device
+from tunewise.measures.finished import FinishedRun
+from tunewise.measures.updates.refusal import refusal
+from tunewise.methods.adapter_files import load
+from tunewise.methods.streams import stream
+
+
+def plain_model(run: FinishedRun) -> nn.Module:
+    """A model of its own with the selected epoch's weights; eval mode, nothing requires a gradient, on the device.
+
+    Raises `MeasureError` where the adapter is of a kind that can't be merged, or the base is quantized.
+    """
+    model: Any = load(run.task.load_model(run.spec.seed), run.adapter)
+    if isinstance(model, PeftModel):
+        with refusal(MeasureError, f"{run.spec.method.name} can't be merged into the weights"):
+            model = model.merge_and_unload()
+    return model.eval().requires_grad_(False).to(device())
+
+
+@dataclass(frozen=True)
+class FixedBatches:
+    """Batches of one size, the same at every point and for every method. `losses`: (outputs, labels) -> (examples,)."""
+
+    inputs: Sequence[Mapping[str, Tensor]]
+    labels: Sequence[Tensor]
+    losses: Callable[[Tensor, Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @torch.no_grad()
+    def evaluate(self, model: Callable[..., Any]) -> Tensor:
+        """Mean loss of each batch, fp64 (batches,), on the device."""
+        return torch.stack(
+            [
+                self.losses(model(**inputs).logits, labels).double().mean()
+                for inputs, labels in zip(self.inputs, self.labels, strict=True)
+            ]
+        )
+
+
+def fixed_batches(run: FinishedRun, count: int, seed: int) -> FixedBatches:
+    """`count` batches of the run's size out of its training examples, drawn by `seed` alone: runs of one data set
+    share them. Raises `MeasureError` where there are not as many examples."""
+    size = run.spec.training.batch_size
+    size = min(size, len(run.task.train) // count)
+    if size < 1:
+        raise MeasureError(f"{len(run.task.train)} training examples do not make {count} batches; ask for fewer")
+    order = torch.randperm(len(run.task.train), generator=stream(seed, "landscape", "batches")).tolist()
+    rows = [run.task.train[i] for i in order[: count * size]]
+    batches = [run.task.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+    there = [{key: value.to(device()) for key, value in batch.items()} for batch in batches]
+    labels = [batch.pop("labels") for batch in there]
+    return FixedBatches(there, labels, run.task.losses)

@@ -1,0 +1,118 @@
+"""Peak memory of a method: of a fresh process on a CPU, of the allocator on a device.
+
+A method is stepped in a process of its own, forked from one that has the libraries loaded and nothing else. On a CPU
+under glibc that process gives freed blocks back at once (`give_back_freed_blocks`), so that its peak is that of what is
+held at one moment: what the method needs, what `tunewise plan` forecasts, and the same each time. With glibc's default
+settings blocks below 32 MB stay with the process in ways that hang on the order of a step; such processes have been
+seen at up to 1.8 times this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import torch
+
+from tunewise.measures.cost.stepping import WARM_UP, probe_batch, stepper
+from tunewise.spec import CompareSpec
+from tunewise.tasks.contract import Task, beginning
+from tunewise.training.build import ONE_STEP_SAMPLES
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of `mallopt`, as malloc.h has them."""
+
+
+def peak_memory(
+    spec: CompareSpec, task: Task, labels: list[str], check: Callable[[], None] = lambda: None
+) -> dict[str, tuple[int, int]]:
+    """{label: (peak bytes while stepping, bytes before the first step)}; a method whose process died is left out.
+
+    The processes are given the task with as few examples as they need, so that no data is read again.
+    """
+    task = beginning(task, max(spec.training.batch_size, ONE_STEP_SAMPLES))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tunewise.measures.cost.quietly", "tunewise.measures.cost.peak_memory"])
+    threads = torch.get_num_threads()
+    peaks: dict[str, tuple[int, int]] = {}
+    for label in labels:
+        check()
+        receive, send = context.Pipe(duplex=False)
+        child = context.Process(
+            target=_measure_peak, args=(spec.model_dump_json(), task, label, threads, send), daemon=True
+        )
+        with _no_main():
+            child.start()
+        send.close()
+        with contextlib.suppress(EOFError):  # a child that ran out of memory: no figure rather than a wrong one
+            peaks[label] = receive.recv()
+        child.join()
+    return peaks
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Children begin by running the script that is `__main__` again, unless there is none: it is the user's, and may do
+    all its work again where it has no `if __name__ == "__main__"`."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def give_back_freed_blocks(from_bytes: int = 2**18) -> None:
+    """From now on this process returns freed blocks of this size to the system (glibc; elsewhere nothing changes). It
+    costs time, for fresh pages come zeroed, so it is for measuring memory and not for training."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none, and gives large blocks back anyway
+        mallopt(_MMAP_THRESHOLD, from_bytes)
+        mallopt(_TRIM_THRESHOLD, from_bytes)
+
+
+def _measure_peak(content: str, task: Task, label: str, threads: int, send: Any) -> None:
+    give_back_freed_blocks()
+    torch.set_num_threads(threads)
+    spec = CompareSpec.model_validate_json(content)
+    batch = probe_batch(spec, task)
+    one = stepper(label, spec, task, batch)
+    on_device = torch.cuda.is_available()
+    if on_device:
+        base = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        base = psutil.Process().memory_info().rss
+        _reset_peak()
+    for _ in range(WARM_UP):
+        one.step()
+    peak = torch.cuda.max_memory_allocated() if on_device else _peak_rss()
+    send.send((max(peak, base), base))
+    send.close()
+
+
+def _reset_peak() -> None:
+    """Linux: forget the peak of loading; elsewhere it stays in."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5", encoding="ascii")
+
+
+def _peak_rss() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
