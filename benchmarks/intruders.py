@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from tunewise.catalog import get_method
 from tunewise.measures._linalg.base_spectra import BaseSpectra
 from tunewise.measures.intruders.compute import TOP_K, layer_intruders
-from tunewise.measures.updates.layer import LayerUpdate
 from tunewise.measures.updates.folder import backbone_layers
+from tunewise.measures.updates.layer import LayerUpdate
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.quiet import quiet_libraries
 from tunewise.spec import CompareSpec, load_yaml, parse

@@ -31,8 +31,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from tunewise.measures._weight_space.directions import random_direction, weights_of
 from tunewise.measures._weight_space.batches import FixedBatches
+from tunewise.measures._weight_space.directions import random_direction, weights_of
 from tunewise.measures._weight_space.plane import Plane
 from tunewise.measures.cost.stepping import device, synchronize
 from tunewise.measures.landscape.surface import _row, fastest

@@ -1,6 +1,6 @@
 """docs/performance.md and docs/performance.svg from the benchmarks' JSON; no figure on that page is typed by hand.
 
-python benchmarks/write_performance.py STEPS.json ... [--start-up S.json] [--packed P.json] [--prefix F.json] --out docs
+python benchmarks/write_performance.py STEPS.json ... [--start-up S.json] --out docs
 """
 
 from __future__ import annotations
@@ -85,15 +85,11 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     flags.add_argument("results", type=Path, nargs="+", help="JSON files of step_cost.py")
     flags.add_argument("--start-up", type=Path, help="JSON of start_up.py")
-    flags.add_argument("--packed", type=Path, help="JSON of packed.py")
-    flags.add_argument("--prefix", type=Path, help="JSON of prefix.py")
     flags.add_argument("--out", type=Path, default=Path(), help="folder of the page; the project's own is docs")
     given = flags.parse_args()
     runs = [_read(path) for path in given.results]
     parts = [page(runs)]
     parts += [] if given.start_up is None else [whole_runs.start_up(_read(given.start_up))]
-    parts += [] if given.packed is None else [whole_runs.packed(_read(given.packed))]
-    parts += [] if given.prefix is None else [whole_runs.prefix(_read(given.prefix))]
     (given.out / "performance.md").write_text("\n".join(parts), encoding="utf-8")
     plot(runs, given.out / "performance.svg")
 

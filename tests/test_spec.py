@@ -16,32 +16,6 @@ KNOWN: dict[str, Any] = {
     "methods": "lora",
     "seeds": [0],
 }
-CHAIN: dict[str, Any] = {
-    **KNOWN,
-    "task": "image",
-    "methods": [{"name": "r-c3la", "restart_every": 2, "weight_decay": 0.1}],
-    "rank": 4,
-    "alpha": 3,
-    "targets": "query,value",
-    "layers": "last 2",
-    "metric": "f1",
-    "training": {"epochs": 5, "learning_rate": 1e-3, "prefix_dropout": False, "save_every": 7},
-}
-
-
-@pytest.mark.parametrize(
-    ("content", "ids"),
-    [
-        (PLAIN, ["dc1fe006a033e82c", "2e3ce9c9275fdc96", "523361a2891f6384"]),
-        (KNOWN, ["830c38ae89ec8615"]),
-        (CHAIN, ["9d37db8495ed7c2b"]),
-        ({**CHAIN, "methods": "fft"}, ["f8f41b1c5feafac1"]),
-    ],
-    ids=["plain", "digests", "chain", "fft"],
-)
-def test_finished_runs_keep_their_names(content: dict[str, Any], ids: list[str]) -> None:
-    """A name that moves makes every folder of an earlier release one that isn't found."""
-    assert [run.id for run in parse(CompareSpec, content).runs()] == ids
 
 
 def test_files_that_hold_the_same_name_the_same_run() -> None:
@@ -76,8 +50,8 @@ def test_a_file_says_in_which_manner_besides() -> None:
         {**PLAIN, "out": "there/", "jobs": 2, "costs": "no", "track": "wandb, trackio", "title": None}
     )
     assert content == PLAIN
-    assert (manner.out, manner.jobs, manner.pack, manner.costs) == ("there", 2, 1, False)
+    assert (manner.out, manner.jobs, manner.costs) == ("there", 2, False)
     assert (manner.track, manner.title) == (["wandb", "trackio"], "Which fine-tuning method?")
-    for wrong in ({"jobs": 0}, {"pack": "2"}, {"jobs": True}):
+    for wrong in ({"jobs": 0}, {"jobs": "2"}, {"jobs": True}):
         with pytest.raises(SpecError, match=f"file.yaml: {next(iter(wrong))} = "):
             apart(wrong, "file.yaml")

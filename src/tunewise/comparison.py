@@ -15,12 +15,12 @@ from pathlib import Path
 from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
-from tunewise.jobs.execute import doing, execute, prefixes_of
-from tunewise.jobs.room import check_plan
+from tunewise.jobs.execute import doing, execute
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost.probe import probe_costs
 from tunewise.measures.landscape.section import FOLDER, write_files
 from tunewise.planning import Plan, make_plan, with_rates
+from tunewise.preflight import check_plan
 from tunewise.report.data import ReportData
 from tunewise.report.html import write_report
 from tunewise.spec import CompareSpec, content_hash
@@ -57,34 +57,29 @@ def compare(
     costs: bool = True,
     listener: Listener | None = None,
     plan: Plan | None = None,
-    again: bool = False,
     track: Sequence[str] = (),
     force: bool = False,
     jobs: int | None = None,
-    pack: int = 1,
 ) -> Comparison:
-    """Run a comparison, or what is missing of it, and write its report under `out`. With `again`, finished runs that
-    kept no trajectory where the spec asks for one are trained anew. `track` names trackers to report to: tensorboard,
-    wandb, trackio. `force` starts it where memory or disk look too small. `jobs` does the runs in so many processes of
-    one thread each, `pack` batches up to so many over one backbone (see `jobs.execute`), trials of a search included;
-    costs and measures are made in this process, one after another.
+    """Run a comparison, or what is missing of it, and write its report under `out`. `track` names trackers to
+    report to: tensorboard, wandb, trackio. `force` starts it where memory or disk look too small. `jobs` does the runs
+    in so many processes of one thread each, trials of a search included.
 
     Raises what `run` and `make_plan` raise, `NoRoom`, and `TunewiseError` where no run came to a good end.
     """
     listener = listener or Listener()
     check_trackers(track)
     store = RunStore(out)
-    plan = plan or make_plan(spec, store, again=again)
+    plan = plan or make_plan(spec, store)
     if not force:
-        check_plan(plan, store, jobs=jobs, pack=pack, again=again)
+        check_plan(plan, store, jobs=jobs)
     tuning = None
-    prefixes = prefixes_of(plan, store, listener)
     if plan.spec.tuning is not None:
-        tuning = tune(plan, store, listener, do=doing(plan, store, listener, jobs=jobs, pack=pack, prefixes=prefixes))
-        plan = with_rates(plan, chosen_rates(tuning), store, again=again)
+        tuning = tune(plan, store, listener, do=doing(plan, store, listener, jobs=jobs))
+        plan = with_rates(plan, chosen_rates(tuning), store)
         listener.on(RunsToDo(len(plan.runs) - len(plan.done)))
     folder = evidence.begin(plan.spec, store, title, tuning)
-    records = execute(plan, store, listener, again=again, track=track, jobs=jobs, pack=pack, prefixes=prefixes)
+    records = execute(plan, store, listener, track=track, jobs=jobs)
     listener.on(Phase("writing the report"))
     known = evidence.Evidence(plan.spec, folder, records, title, tuning=tuning)
     found = conclude(known)  # hours of training are not lost to a failing measure

@@ -39,17 +39,15 @@ class Plan:
     methods: list[PlannedMethod]
     steps: int
     trajectory: Keep | None
-    without_trajectory: set[str]
-    """Finished runs that kept none although one is asked for."""
 
     @property
     def data(self) -> DataFacts:
         return self.task.facts
 
 
-def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Plan:
-    """Read config and data, check every method on the model's shapes, fill in the digests. With `again`, a finished
-    run without the trajectory that is asked for counts as not done.
+def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
+    """Read config and data, check every method on the model's shapes, fill in the digests. A finished run without
+    the snapshots that are asked for counts as not done.
 
     Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a bad file.
     """
@@ -74,8 +72,7 @@ def make_plan(spec: CompareSpec, store: RunStore, *, again: bool = False) -> Pla
         if chain is not None:
             chain.restarts(steps, steps // spec.training.epochs)  # raises where the run is too short for its links
     keep = Keep(spec.trajectory, full=spec.trajectory_full) if spec.trajectory else None
-    done, without = _survey(runs, store, keep, again)
-    return Plan(spec, task, runs, done, counted, steps, keep, without)
+    return Plan(spec, task, runs, _done(runs, store, keep), counted, steps, keep)
 
 
 def with_commits(spec: CompareSpec) -> CompareSpec:
@@ -85,24 +82,23 @@ def with_commits(spec: CompareSpec) -> CompareSpec:
     return spec.model_copy(update={"model": pinned_model(spec.model), "data": data})
 
 
-def with_rates(plan: Plan, rates: Mapping[str, float], store: RunStore, *, again: bool = False) -> Plan:
+def with_rates(plan: Plan, rates: Mapping[str, float], store: RunStore) -> Plan:
     """The plan with other learning rates, by label. Its spec says what is run, so there is nothing left to tune."""
     methods = [m.model_copy(update={"learning_rate": rates.get(m.label, m.learning_rate)}) for m in plan.spec.methods]
     spec = plan.spec.model_copy(update={"methods": methods, "tuning": None})
     runs = spec.runs()
-    done, without = _survey(runs, store, plan.trajectory, again)
+    done = _done(runs, store, plan.trajectory)
     planned = [
         replace(known, method=method, learning_rate=rates.get(method.label, known.learning_rate))
         for known, method in zip(plan.methods, methods, strict=True)
     ]
-    return replace(plan, spec=spec, runs=runs, done=done, without_trajectory=without, methods=planned)
+    return replace(plan, spec=spec, runs=runs, done=done, methods=planned)
 
 
-def _survey(runs: list[RunSpec], store: RunStore, keep: Keep | None, again: bool) -> tuple[set[str], set[str]]:
-    """Which runs are done, and which of the finished ones lack the trajectory that is asked for."""
+def _done(runs: list[RunSpec], store: RunStore, keep: Keep | None) -> set[str]:
+    """Which runs are finished, with the snapshots that are asked for."""
     finished = {run.id: record for run in runs if (record := store.finished(run.id)) is not None}
-    without = {run_id for run_id, record in finished.items() if lacks_trajectory(record, store.folder(run_id), keep)}
-    return {*finished} - (without if again else set()), without
+    return {i for i, record in finished.items() if not lacks_trajectory(record, store.folder(i), keep)}
 
 
 def _count(spec: CompareSpec, method: MethodSpec, head: Head) -> PlannedMethod:

@@ -20,10 +20,12 @@ from tunewise.preview.forecast import MethodForecast, forecast
 from tunewise.preview.step import plain_kin
 from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.files import size
+from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts
 from tunewise.tasks.build import head_of
 from tunewise.tasks.contract import longest
 from tunewise.training.ranks import ALONE, Ranks
+from tunewise.tuning.search import settled
 from tunewise.words import counted
 
 _FORECAST = ("text", "image", "causal", "regression")
@@ -46,10 +48,6 @@ class Wanted:
     """Of its way, kept in its folder."""
     longest: int | None = None
     """Tokens of its longest training example, where that is known: no batch is wider."""
-    packed: int = 1
-    """Runs trained over one backbone with it, itself included."""
-    pass_tokens: int | None = None
-    """Of a pack: tokens that go through the backbone at once, a run's batch at least; no limit unless given."""
 
     @property
     def length(self) -> int:
@@ -78,6 +76,16 @@ def wanted(run: RunSpec, data: DataFacts, steps: int, snapshots: int = 0, longes
     if head.kind == "image" and run.data.image_size is not None:
         head = replace(head, image_size=(run.data.image_size, run.data.image_size))
     return Wanted(run, head, steps, data.train, data.test, snapshots, longest)
+
+
+def check_plan(plan: Plan, store: RunStore, *, jobs: int | None) -> None:
+    """Raises `NoRoom` as `check_room` does, for the runs of a plan that are still to be done."""
+    plan = settled(plan, store)
+    wanted = wanted_of(plan)
+    at_once = jobs or 1
+    if plan.spec.tuning is None:
+        at_once = max(1, min(at_once, len(wanted)))
+    check_room(wanted, store.root, at_once=at_once)
 
 
 def check_room(
@@ -144,7 +152,7 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, among: Ra
     heaviest: dict[tuple[Any, ...], Wanted] = {}
     for one in wanted:  # of runs that differ in their rank alone the largest is enough
         method, training = one.run.method, one.run.training
-        step = training.batch_size, one.train, one.length, one.packed
+        step = training.batch_size, one.train, one.length
         key = (
             one.run.model.model_dump_json(),
             one.head.kind,
@@ -185,20 +193,13 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, among: Ra
 
 
 def _needed(one: Wanted, known: _Forecasts, among: Ranks, **changes: Any) -> int | None:
-    """Bytes that one process takes at its worst moment. `changes`: as of `_Forecasts.of`, or packed."""
-    packed = changes.pop("packed", one.packed)
+    """Bytes that one process takes at its worst moment. `changes`: as of `_Forecasts.of`."""
     batch = math.ceil(changes.pop("batch", one.batch) / among.world)
-    if packed > 1:  # runs of a pack go through the backbone together, as many as a pass takes
-        length = changes.get("length", one.length)
-        limit = None if one.head.kind == "image" else one.pass_tokens  # tokens of an image are not known here
-        batch = batch * packed if limit is None else min(batch * packed, max(batch, limit // length))
     found = known.of(one, batch=batch, **changes)
     if found is None:
         return None
     copies = found.gradient_bytes if among.world > 1 else 0  # in the buckets in which DDP averages them
-    # What is a run's own in a pack: its factors of every link and its head (as saved), their gradients and moments.
-    besides = (packed - 1) * (found.disk_bytes + found.gradient_bytes + found.optimizer_bytes)
-    return found.memory_bytes + copies + besides
+    return found.memory_bytes + copies
 
 
 def _on_one_memory(among: Ranks) -> int:
@@ -216,8 +217,6 @@ def _knobs(one: Wanted, among: Ranks) -> Iterator[tuple[str, str, list[Any]]]:
         yield "rank", "rank", list(_halves(method.rank, 1))
         if method.targets != "qv":
             yield "targets", "targets", ["qv"]
-    if one.packed > 1:
-        yield "pack", "packed", list(_halves(one.packed, 1))
     if among.world > 1 and among.here in (None, among.world):
         yield "processes", "world", list(_halves(among.world, 1))
 
@@ -240,8 +239,6 @@ def _step(one: Wanted) -> str:
     if one.head.kind != "image":
         most = training.max_length
         words.append(f"texts of up to {one.length} tokens" if one.length < most else f"max_length {most}")
-    if one.packed > 1:
-        words.append(f"{one.packed} runs in a pack")
     return ", ".join(words)
 
 

@@ -265,33 +265,6 @@ def test_ctrl_c_leaves_a_checkpoint_within_ten_seconds_and_code_130(
     assert checkpoints.latest(folder / "checkpoints") is not None
 
 
-@pytest.mark.slow
-def test_ctrl_c_pressed_twice_among_runs_side_by_side_ends_in_order(
-    tiny_model: Path, toy_csv: Path, tmp_path: Path
-) -> None:
-    """Of a pack whose jobs are still loading, each in a thread: at once, with code 130; a process that ended with a
-    thread at work in torch would be aborted (code -6)."""
-    asked = [f"--model={tiny_model}", f"--data={toy_csv}", "--methods=cla,lora", "--seeds=2", "--epochs=200"]
-    for place in range(4):
-        out = tmp_path / str(place)
-        child = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "compare", *asked, f"--out={out}", "--pack=4"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and len(list(out.glob("*/history.jsonl"))) < 1:
-            time.sleep(0.01)
-        time.sleep(0.1 * place)
-        for _ in range(2):
-            os.kill(child.pid, signal.SIGINT)
-            time.sleep(0.15)
-        output, _ = child.communicate(timeout=120)
-        assert child.returncode == 130, output[-2000:]
-
-
 def test_no_changed_bit_of_a_cache_of_tensors_is_believed(tmp_path: Path) -> None:
     """Every byte of a small file, one bit each: what is read is what was written, or nothing."""
     file = tmp_path / "kept.safetensors"

@@ -37,15 +37,15 @@ class Played:
 
     def give(self, work: Work) -> None:
         self.at_work.append(work)
-        self.given[work.runs[0].id] += 1
-        if work.runs[0].id not in self.order:
-            self.order.append(work.runs[0].id)
+        self.given[work.run.id] += 1
+        if work.run.id not in self.order:
+            self.order.append(work.run.id)
 
     def hear(self) -> Ended | Died | None:
         if not self.at_work:
             return None
         work = self.at_work.popleft()
-        (spec,) = work.runs
+        spec = work.run
         place = self.order.index(spec.id)
         if place == 0 and self.given[spec.id] == 1:
             # Through the pipe, from a holder that has let go since.

@@ -51,19 +51,6 @@ def compare(
     ] = None,
     weight_decay: options.WeightDecay = None,
     max_length: options.MaxLength = None,
-    prefix_dropout: Annotated[
-        bool | None,
-        options.training(
-            "--prefix-dropout/--no-prefix-dropout",
-            help="Dropout in the frozen blocks below the first trained one, too.",
-        ),
-    ] = None,
-    cache_prefix: Annotated[
-        bool | None,
-        options.training(
-            "--cache-prefix", help="Compute those blocks once for each example (without dropout in them)."
-        ),
-    ] = None,
     linearised: Annotated[
         bool | None, options.training("--linearised", help="Train the network's linearisation at W0 (the NTK regime).")
     ] = None,
@@ -80,9 +67,6 @@ def compare(
         bool | None,
         options.kept("--trajectory-full", help="Of full fine-tuning too: a model's size for each snapshot."),
     ] = None,
-    again: Annotated[
-        bool, options.kept("--again", help="Train finished runs that kept no trajectory once more, with one.")
-    ] = False,
     landscape_grid: Annotated[
         int | None, options.kept(help="Points a side of a loss landscape.  [default: 51]")
     ] = None,
@@ -99,7 +83,6 @@ def compare(
     spec: Annotated[Path | None, typer.Option(help="YAML file with any of these flags; flags given here win.")] = None,
     out: options.Out = None,
     jobs: options.Jobs = None,
-    pack: options.Pack = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -124,11 +107,9 @@ def compare(
         },
         "trajectory": trajectory,
         "trajectory_full": trajectory_full,
-        "cache_prefix": cache_prefix,
         "out": str(out) if out else None,
         "costs": costs,
         "jobs": jobs,
-        "pack": pack,
         "track": track,
     }
     manner, checked = _asked(given, preset, spec)
@@ -151,20 +132,17 @@ def compare(
 
         check_trackers(manner.track)
         store = RunStore(manner.out)
-        plan = make_plan(checked, store, again=again)
-        check_options(plan, jobs=manner.jobs, pack=manner.pack, track=manner.track)
-        to_do = settled(plan, store, again=again)
+        plan = make_plan(checked, store)
+        check_options(manner.jobs)
+        to_do = settled(plan, store)
     show_plan(to_do, console, manner.out)
-    show_besides(to_do, store, manner.pack, again, console)
+    show_besides(to_do, store, console)
     if dry_run:
-        from tunewise.jobs.execute import depths, prefixes_of
-        from tunewise.training.events import Listener
-
-        show_manner(manner.jobs, depths(plan, prefixes_of(plan, store, Listener())), console)
+        show_manner(manner.jobs, console)
         if not force:
-            from tunewise.jobs.room import check_plan
+            from tunewise.preflight import check_plan
 
-            check_plan(to_do, store, jobs=manner.jobs, pack=manner.pack, again=again)
+            check_plan(to_do, store, jobs=manner.jobs)
         return
     with LiveProgress(console, plan) as listener:
         found = run_compare(
@@ -174,11 +152,9 @@ def compare(
             costs=manner.costs,
             listener=listener,
             plan=plan,
-            again=again,
             track=manner.track,
             force=force,
             jobs=manner.jobs,
-            pack=manner.pack,
         )
     show_result(found, console)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,55 +64,22 @@ def _rate(planned: PlannedMethod, plan: Plan) -> str:
     return f"{min(rates):g} to {max(rates):g}"
 
 
-def show_besides(plan: Plan, store: RunStore, pack: int, again: bool, console: Any) -> None:
-    """What else the runs will be: without a trajectory, after trials, in packs."""
-    if plan.without_trajectory and not again:
-        count = len(plan.without_trajectory)
-        console.print(f"{count} finished runs kept no trajectory; --again trains them anew with one", highlight=False)
+def show_besides(plan: Plan, store: RunStore, console: Any) -> None:
+    """Trials that come before the runs."""
     if plan.spec.tuning is not None:
         from tunewise.tasks.splits import counted
         from tunewise.tuning import waiting_trials
 
         count = waiting_trials(plan, store)
         trials = counted(count, "trial") if count else "trials beyond the grids"  # none left in them, yet not settled
-        packed = ", packed too" if pack > 1 else ""
-        console.print(f"before them {trials} for the learning rates{packed}", highlight=False)
-    if pack > 1:
-        _show_packs(plan, pack, console)
+        console.print(f"before them {trials} for the learning rates", highlight=False)
 
 
-def _show_packs(plan: Plan, most: int, console: Any) -> None:
-    """Which runs go together, why others do not, and whether that saves anything here."""
-    import torch
-
-    from tunewise.jobs.execute import packs_of
-    from tunewise.packing.passes import GAINS_BELOW, tokens_of_a_step
-
-    found = packs_of(plan, most)
-    together = [pack for pack in found if len(pack.runs) > 1]
-    if together:
-        count = sum(len(pack.runs) for pack in together)
-        packs = f"{len(together)} packs, each" if len(together) > 1 else "one pack"
-        console.print(f"{count} runs in {packs} over one backbone", highlight=False)
-    for label, why in {pack.runs[0].method.label: pack.why for pack in found if pack.why is not None}.items():
-        console.print(f"  - {label} by itself: it {why}", style="dim", highlight=False, markup=False)
-    tokens = tokens_of_a_step(plan.task, plan.spec.training.batch_size) if together else None
-    if tokens is not None and tokens >= GAINS_BELOW and not torch.cuda.is_available():
-        console.print(
-            f"  - a step has {tokens:,} tokens: from {GAINS_BELOW} on packs gain a tenth at most on a CPU; try --jobs",
-            style="dim",
-            highlight=False,
-        )
-
-
-def show_manner(jobs: int | None, depths: Mapping[str, int], console: Any) -> None:
-    """Of a dry run: in how many processes runs would be done, and what of the model computed once."""
+def show_manner(jobs: int | None, console: Any) -> None:
+    """Of a dry run: in how many processes runs would be done."""
     if jobs is not None:
         processes = f"{jobs} processes of one thread each" if jobs > 1 else "a process of one thread"
         console.print(f"runs in {processes}", highlight=False)
-    for label, depth in depths.items():
-        below = f"blocks 0 to {depth - 1} computed once for each example" if depth else "nothing below to cache"
-        console.print(f"  - {label}: {below}", style="dim", highlight=False, markup=False)
 
 
 def show_result(found: Comparison, console: Any) -> None:

@@ -74,7 +74,6 @@ Force = Annotated[bool, doing("--force", help="Start where memory or disk look t
 Jobs = Annotated[
     int | None, doing(min=1, help="Processes that do runs side by side, one thread each.  [default: all in this one]")
 ]
-Pack = Annotated[int | None, doing(min=1, help="Runs that are batched over one frozen backbone.  [default: 1]")]
 DryRun = Annotated[bool, doing("--dry-run", help="Print the plan and stop.")]
 
 
@@ -99,7 +98,6 @@ _OF_TRAINING = (
     "learning_rate",
     "weight_decay",
     "max_length",
-    "prefix_dropout",
     "linearised",
     "select",
     "save_every",

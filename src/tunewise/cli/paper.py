@@ -90,7 +90,6 @@ def run_preset(
     measures: options.Measures = None,
     costs: options.Costs = True,
     jobs: options.Jobs = None,
-    pack: options.Pack = None,
     force: options.Force = False,
     out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs"),
     dry_run: options.DryRun = False,
@@ -153,7 +152,6 @@ def run_preset(
             plan=plan,
             force=force,
             jobs=jobs,
-            pack=pack or 1,
         )
     show_result(done, console)
 

@@ -23,7 +23,6 @@ def sweep(
         Literal["local", "ray"], typer.Option(help="Where the runs are done: on this machine, or as Ray tasks.")
     ] = "local",
     jobs: options.Jobs = None,
-    pack: options.Pack = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Cluster to join: auto, HOST:6379.  [default: a Ray of this machine's own]")
     ] = None,
@@ -35,13 +34,6 @@ def sweep(
     retries: Annotated[
         int, typer.Option(help="With --on ray: how often a run is done again whose worker died.", min=0)
     ] = 3,
-    home: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="With --on ray: where results come home through, if the nodes don't share --out (s3://bucket/path).",
-        ),
-    ] = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -52,13 +44,11 @@ def sweep(
     from tunewise.spec import load_yaml, parse
     from tunewise.sweeps.spec import SweepSpec
 
-    for flag, value in (("--ray-address", ray_address), ("--home", home)):
+    for flag, value in (("--ray-address", ray_address),):
         if value is not None and on != "ray":
             raise SpecError(f"{flag} means something with --on ray alone")
     if jobs is not None and on != "local":
         raise SpecError("--jobs means something with --on local alone; Ray counts by --cpus-per-run, --gpus-per-run")
-    if pack is not None and on != "local":
-        raise SpecError("--pack means something with --on local alone: a Ray task is a run")
     checked = parse(SweepSpec, load_yaml(spec), source=str(spec))
 
     from tunewise.quiet import quiet_libraries
@@ -69,34 +59,23 @@ def sweep(
     console = Console()
     with console.status("reading models and data ..."):
         from tunewise.store.folders import RunStore
-        from tunewise.sweeps.driver import check_sweep, pace_of, with_arrivals
+        from tunewise.sweeps.driver import check_sweep, pace_of
         from tunewise.sweeps.driver import sweep as do_sweep
-        from tunewise.sweeps.home import Home
         from tunewise.sweeps.planning import plan_sweep
         from tunewise.sweeps.room import RayOptions, side_by_side
-        from tunewise.sweeps.units import units
-        from tunewise.tasks.splits import counted
 
-        ray = RayOptions(ray_address, cpus_per_run, gpus_per_run, retries, home)
+        ray = RayOptions(ray_address, cpus_per_run, gpus_per_run, retries)
         store = RunStore(out)
-        at_home = None if home is None else Home(home)
         plan = plan_sweep(checked, store)
-        if at_home is not None and not dry_run:
-            plan = with_arrivals(plan, at_home, store)
         left = pace_of(plan, store).remaining(plan.todo)
-        todo = units(plan.todo, pack or 1)
-        at_once = side_by_side(on, ray, len(todo), jobs)
+        at_once = side_by_side(on, ray, len(plan.todo), jobs)
     _show_plan(plan, console, out)
-    if pack is not None and plan.todo:
-        sizes = Counter(len(unit) for unit in todo)
-        words = (f"{times} of {counted(size, 'run')}" for size, times in sorted(sizes.items(), reverse=True))
-        console.print(f"packs: {', '.join(words)}", highlight=False)
     if plan.todo:
         together = "" if at_once or not left.timed else " if they were done one after another"
         console.print(f"time: {left.words(at_once.runs if at_once else 1)}{together}", highlight=False)
     if dry_run:
         if not force:
-            check_sweep(plan, out, at_once, pack or 1)
+            check_sweep(plan, out, at_once)
         return
 
     from tunewise.cli.sweep_progress import SweepProgress
@@ -107,7 +86,6 @@ def sweep(
             out,
             on=on,
             jobs=jobs,
-            pack=pack or 1,
             ray=ray,
             listener=listener,
             plan=plan,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import tunewise.errors
 from tunewise.errors import TunewiseError
@@ -26,35 +25,30 @@ class WorkerStory(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """Runs for one worker: one run, or a pack of them. `rules`: which of them are stopped where they fall behind."""
+    """A run for a worker. `rule`: when it is stopped early."""
 
-    runs: tuple[RunSpec, ...]
+    run: RunSpec
     trajectory: Keep | None = None
-    again: bool = False
     track: tuple[str, ...] = ()
-    cache_prefix: bool = False
-    rules: Mapping[str, StopRule] = field(default_factory=dict)
+    rule: StopRule | None = None
 
     def line(self) -> str:
-        rest = {key: value for key, value in asdict(self).items() if key != "runs"}
-        return json.dumps({"runs": [run.model_dump(mode="json") for run in self.runs], **rest})
+        rest = {key: value for key, value in asdict(self).items() if key != "run"}
+        return json.dumps({"run": self.run.model_dump(mode="json"), **rest})
 
     @classmethod
     def read(cls, line: str) -> Work:
         content = json.loads(line)
-        keep = content["trajectory"]
+        keep, rule = content["trajectory"], content["rule"]
         return cls(
-            runs=tuple(RunSpec.model_validate(run) for run in content["runs"]),
+            run=RunSpec.model_validate(content["run"]),
             trajectory=None if keep is None else Keep(**keep),
-            again=content["again"],
             track=tuple(content["track"]),
-            cache_prefix=content["cache_prefix"],
-            rules={
-                run_id: StopRule(
-                    Objective(**rule["objective"]), tuple(tuple(values) for values in rule["others"]), rule["epochs"]
-                )
-                for run_id, rule in content["rules"].items()
-            },
+            rule=None
+            if rule is None
+            else StopRule(
+                Objective(**rule["objective"]), tuple(tuple(values) for values in rule["others"]), rule["epochs"]
+            ),
         )
 
 
@@ -91,8 +85,3 @@ def told(error: TunewiseError, story: str) -> TunewiseError:
     """The error with a worker's account of it as its cause: whoever writes out its traceback has both."""
     error.__cause__ = WorkerStory(f"in the worker\n{story}")
     return error
-
-
-def labels(runs: Sequence[RunSpec]) -> str:
-    """Runs in words: `lora, seed 0`."""
-    return "; ".join(f"{run.method.label}, seed {run.seed}" for run in runs)

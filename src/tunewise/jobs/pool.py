@@ -213,7 +213,8 @@ def in_processes(work: Sequence[Work], jobs: int, root: Path, listener: Listener
 
 
 def _problem(died: Died) -> TunewiseError:
-    what = messages.labels(died.work.runs)
+    run = died.work.run
+    what = f"{run.method.label}, seed {run.seed}"
     if died.signal == signal.SIGKILL:
         return NoRoom(f"the process with {what} was killed, by the system most likely; try fewer --jobs")
     return told(TunewiseError(f"the process with {what} ended with code {died.code}: {died.words}"), died.story)

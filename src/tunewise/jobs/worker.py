@@ -23,7 +23,7 @@ def main(root: str, fd: int) -> None:
 
     from tunewise.errors import TunewiseError
     from tunewise.jobs import messages
-    from tunewise.jobs.unit import do_unit
+    from tunewise.jobs.execute import do_work
     from tunewise.quiet import quiet_libraries
     from tunewise.store.folders import RunStore
     from tunewise.training.events import Event, Listener
@@ -50,7 +50,7 @@ def main(root: str, fd: int) -> None:
         while (line := waiting.get()) is not None:
             work = messages.Work.read(line)
             try:
-                do_unit(work, RunStore(Path(root)), listener)
+                do_work(work, RunStore(Path(root)), listener)
                 listener.say(messages.done())
             except TunewiseError as error:
                 listener.say(messages.failed(error))

@@ -54,9 +54,6 @@ class CompareSpec(Frozen):
     trajectory_full: Annotated[bool, Flag(group="Measurements")] = Field(
         False, description="Snapshots of full fine-tuning too: the size of the model for each."
     )
-    cache_prefix: Annotated[bool, Flag(hidden=True)] = Field(
-        False, description="compute what lies below the first trained block once for each example; no part of ids"
-    )
 
     @field_validator("measure_settings")
     @classmethod

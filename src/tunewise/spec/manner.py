@@ -26,9 +26,6 @@ class Manner(Frozen):
     jobs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
         None, description="Processes that run side by side, one thread each; all in this process unless given."
     )
-    pack: Annotated[int, Field(strict=True, ge=1), Flag(hidden=True)] = Field(
-        1, description="runs that are batched over one backbone"
-    )
     track: Annotated[list[str], Flag(group="Measurements")] = Field(
         [], description="Trackers to report to as well, separated by commas: tensorboard, wandb, trackio."
     )

@@ -187,9 +187,6 @@ class TrainingSpec(Frozen):
         "loss", description="Epoch that is kept: lowest validation loss or best validation metric."
     )
     save_every: int | None = Field(None, ge=1, description="Steps between checkpoints; an epoch unless given.")
-    prefix_dropout: Annotated[bool, Flag(hidden=True)] = Field(
-        True, description="dropout in the frozen blocks below the first trained one, too; without it they can be cached"
-    )
     linearised: bool = Field(False, description="Train the network's linearisation at W0 (the NTK regime).")
 
 

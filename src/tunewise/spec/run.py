@@ -71,8 +71,6 @@ class RunSpec(Frozen):
             content.pop("metric")
         if not self.training.linearised:  # runs from before there was this choice keep their names
             content["training"].pop("linearised")
-        if self.training.prefix_dropout:
-            content["training"].pop("prefix_dropout")
         content["protocol"] = PROTOCOL
         return content_hash(content)
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import gc
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tunewise.errors import StoreError
-from tunewise.packing.run_packed import run_packed
 from tunewise.run import run
 from tunewise.spec import RunSpec
 from tunewise.store.environment import environment
@@ -40,8 +37,6 @@ class Outcome:
     error: str | None = None
     scores: str = ""
     """The main metric on validation and test, in words."""
-    note: str = ""
-    """What the log says besides: the node, where the run went on from."""
 
 
 class Counting(Relay):
@@ -78,33 +73,6 @@ def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) ->
         record = failed(spec, store, error, started.isoformat(timespec="seconds"), time.monotonic() - clock)
         return outcome_of(record, time.monotonic() - clock, counting.steps.get(spec.id, 0))
     return outcome_of(record, time.monotonic() - clock, counting.steps.get(spec.id))
-
-
-def attempt_pack(specs: Sequence[RunSpec], store: RunStore, listener: Listener) -> list[Outcome]:
-    """The same of several runs over one backbone. Where they can't be done so, those without a record are done one
-    after another."""
-    free = [spec for spec in specs if not store.is_leased(spec.id)]
-    counting = Counting(listener)
-    made = _packed(free, store, counting) if len(free) > 1 else {}
-    gc.collect()  # of a pack that met an error, which would stand beside what comes now
-    outcomes = []
-    for spec in specs:
-        record = made.get(spec.id)
-        if record is not None:
-            outcomes.append(outcome_of(record, record.seconds, counting.steps.get(spec.id)))
-        else:
-            outcomes.append(attempt(spec, store, listener))
-    return outcomes
-
-
-def _packed(specs: Sequence[RunSpec], store: RunStore, listener: Listener) -> dict[str, RunRecord]:
-    """The records that come of a pack, by their ids."""
-    try:
-        return {record.id: record for record in run_packed(specs, store, listener=listener)}
-    except Exception as error:  # each run meets it again by itself, and then writes it down
-        if isinstance(error, Interrupted | StoreError) and not isinstance(error, LeaseHeld):
-            raise
-    return {spec.id: record for spec in specs if (record := store.finished(spec.id)) is not None}
 
 
 def outcome_of(record: RunRecord, seconds: float, steps: int | None) -> Outcome:

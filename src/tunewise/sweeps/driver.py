@@ -14,20 +14,17 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tunewise.errors import SpecError
-from tunewise.jobs.room import in_packs
 from tunewise.preflight import check_room, wanted
 from tunewise.store.environment import device_name
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.table import table
-from tunewise.sweeps.arrivals import pick_up
 from tunewise.sweeps.estimates import Pace, sizes
-from tunewise.sweeps.home import Home
 from tunewise.sweeps.in_processes import run_in_processes
 from tunewise.sweeps.local import run_local
 from tunewise.sweeps.log import Log
@@ -38,8 +35,6 @@ from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
 from tunewise.sweeps.room import RayOptions, SideBySide, side_by_side
 from tunewise.sweeps.spec import SweepSpec
-from tunewise.sweeps.units import units
-from tunewise.sweeps.ways import ByHome, Shared
 from tunewise.training.events import Interrupted
 from tunewise.words import counted
 
@@ -66,7 +61,6 @@ def sweep(
     *,
     on: Literal["local", "ray"] = "local",
     jobs: int | None = None,
-    pack: int = 1,
     ray: RayOptions | None = None,
     listener: SweepListener | None = None,
     plan: SweepPlan | None = None,
@@ -76,7 +70,7 @@ def sweep(
 
     Two drivers may work on the same runs at once: a run is done by one of them. A run that fails does not stop the
     others. With on="local" the runs are done in this process, on all of its threads, or in `jobs` processes of one
-    thread each, up to `pack` of them over one backbone; with on="ray" `ray` says where and how. `force` starts it where
+    thread each; with on="ray" `ray` says where and how. `force` starts it where
     memory or disk look too small.
 
     Raises what `plan_sweep` raises, `NoRoom`, `StoreError` on a full disk, and `Interrupted` where the listener asked
@@ -87,17 +81,10 @@ def sweep(
     listener, ray = listener or SweepListener(), ray or RayOptions()
     if jobs is not None and (on != "local" or jobs < 1):
         raise SpecError(f"jobs = {jobs}: at least 1, and of runs on this machine alone (on='local')")
-    if pack < 1 or (pack > 1 and on != "local"):
-        raise SpecError(f"pack = {pack}: at least 1, and of runs on this machine alone (on='local')")
-    if ray.home is not None and on != "ray":
-        raise SpecError("a home is for runs on nodes without this runs folder: it means something on ray alone")
-    home = None if ray.home is None else Home(ray.home)
     store = RunStore(out)
     plan = plan or plan_sweep(spec, store, listener)
-    if home is not None and plan.home != home.url:
-        plan = with_arrivals(plan, home, store)
     if not force:
-        check_sweep(plan, store.root, side_by_side(on, ray, len(units(plan.todo, pack)), jobs), pack)
+        check_sweep(plan, store.root, side_by_side(on, ray, len(plan.todo), jobs))
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
@@ -106,11 +93,11 @@ def sweep(
     )
     try:
         if on == "ray":
-            run_on_ray(monitor, store, Shared(store, folder) if home is None else ByHome(store, home), ray)
+            run_on_ray(monitor, store, folder, ray)
         elif jobs is not None:
-            run_in_processes(monitor, store, jobs, pack)
+            run_in_processes(monitor, store, jobs)
         else:
-            run_local(monitor, store, pack)
+            run_local(monitor, store)
     except BaseException as error:
         said = " ".join(str(error).split())
         by = f"by {type(error).__name__}{f': {said}' if said else ''}"
@@ -142,20 +129,12 @@ def _told_besides(first: BaseException) -> Iterator[None]:
         first.add_note(f"After that the sweep's log or tables could not be written: {second!r}")
 
 
-def with_arrivals(plan: SweepPlan, home: Home, store: RunStore) -> SweepPlan:
-    """The plan once runs that are finished at home only have been brought in. Raises `SpecError` for a home that can't
-    be used."""
-    home.check()
-    arrived = pick_up(home, [run.id for run in plan.todo], store)
-    return replace(plan, done=plan.done | {*arrived}, home=home.url)
-
-
-def check_sweep(plan: SweepPlan, out: Path, at_once: SideBySide | None = None, pack: int = 1) -> None:
+def check_sweep(plan: SweepPlan, out: Path, at_once: SideBySide | None = None) -> None:
     """Raises `NoRoom` where the runs to do will not fit memory or disk. With `at_once=None` they are for the nodes of a
     cluster, whose memory is not this machine's: disk alone is looked at."""
     at_once = at_once or SideBySide(sharing=0)
     runs = [wanted(run.spec, run.data, run.steps, longest=run.longest) for run in plan.todo]
-    check_room(in_packs(runs, pack), out, at_once=at_once.runs, sharing=at_once.sharing)
+    check_room(runs, out, at_once=at_once.runs, sharing=at_once.sharing)
 
 
 def begin(plan: SweepPlan, store: RunStore) -> Path:

@@ -1,4 +1,4 @@
-"""A sweep in several processes of this machine, a run or a pack each, on one thread each. Other than a comparison's, a
+"""A sweep in several processes of this machine, one thread each. Other than a comparison's, a
 sweep goes on where a run fails or its process dies."""
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from tunewise.sweeps.attempt import Counting, Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
-from tunewise.sweeps.units import Unit, units
 from tunewise.training.events import STOPPED, Interrupted, Phase
 from tunewise.words import counted
 
@@ -40,35 +39,15 @@ class _Runs:
         self.under_way: dict[str, _UnderWay] = {}
         self.deaths: Counter[str] = Counter()
 
-    def begin(self, unit: Unit) -> Work:
-        for run in unit:
-            self.under_way[run.id] = _UnderWay(run, time.time())
-            self.counting.steps.pop(run.id, None)  # of a process that died
-            self.monitor.begun(run.id, beside=len(unit))
-        return Work(tuple(run.spec for run in unit))
+    def begin(self, run: PlannedRun) -> Work:
+        self.under_way[run.id] = _UnderWay(run, time.time())
+        self.counting.steps.pop(run.id, None)  # of a process that died
+        self.monitor.begun(run.id)
+        return Work(run.spec)
 
-    def end(self, news: Ended | Died) -> list[Outcome]:
-        """Raises `Interrupted` and `StoreError` as `attempt` does. Of a pack that met an error, those without a record
-        are held: each meets it again by itself."""
-        unit = [self.under_way.pop(spec.id) for spec in news.work.runs]
-        if len(unit) == 1:
-            return [self._end(unit[0], news)]
-        problem = news.problem if isinstance(news, Ended) else None
-        if isinstance(problem, Interrupted | StoreError) and not isinstance(problem, LeaseHeld):
-            raise problem
-        through = isinstance(news, Ended) and problem is None
-        outcomes = []
-        for known in unit:
-            record = self.store.record(known.run.id) if through else self.store.finished(known.run.id)
-            if record is not None:
-                outcomes.append(outcome_of(record, record.seconds, self.counting.steps.get(known.run.id)))
-            elif isinstance(news, Died) and news.signal is not None:
-                outcomes.append(self._end(known, news))
-            else:
-                outcomes.append(Outcome(known.run.id, "held", 0.0, None))
-        return outcomes
-
-    def _end(self, known: _UnderWay, news: Ended | Died) -> Outcome:
+    def end(self, news: Ended | Died) -> Outcome:
+        """Raises `Interrupted` and `StoreError` as `attempt` does."""
+        known = self.under_way.pop(news.work.run.id)
         if isinstance(news, Ended):
             return self._outcome(known, news.problem)
         run = known.run
@@ -96,11 +75,11 @@ class _Runs:
         return outcome_of(record, seconds, self.counting.steps.get(run.id))
 
 
-def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1) -> None:
-    """Do all that is to do, at most `jobs` runs, or packs of up to `pack`, at a time. A run that another process has is
-    looked at again, and taken over should that one stop; one whose process was killed goes on from its last checkpoint.
-    Raises what `attempt` raises; what is under way has then stopped at a checkpoint."""
-    waiting, held = deque(units(monitor.plan.todo, pack)), list[PlannedRun]()
+def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
+    """Do all that is to do, at most `jobs` runs at a time. A run that another process has is looked at again, and taken
+    over should that one stop; one whose process was killed goes on from its last checkpoint. Raises what `attempt`
+    raises; what is under way has then stopped at a checkpoint."""
+    waiting, held = deque(monitor.plan.todo), list[PlannedRun]()
     monitor.at_once = max(1, min(jobs, len(waiting)))
     runs = _Runs(monitor, store)
     looked = time.monotonic()
@@ -109,13 +88,14 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1
             if monitor.stop_requested:
                 raise Interrupted(STOPPED)
             while waiting and pool.busy < jobs:
-                unit = waiting.popleft()
-                free = [run for run in unit if not store.is_leased(run.id)]
-                held += [run for run in unit if run not in free]
-                if free:
-                    pool.give(runs.begin(free))
+                run = waiting.popleft()
+                if store.is_leased(run.id):
+                    held.append(run)
+                else:
+                    pool.give(runs.begin(run))
             news = pool.hear()
-            for outcome in [] if news is None else runs.end(news):
+            if news is not None:
+                outcome = runs.end(news)
                 if outcome.status == "held":
                     monitor.put_back(outcome.run_id)
                     held.append(monitor.by_id[outcome.run_id])
@@ -129,4 +109,4 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int, pack: int = 1
                     monitor.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
                 free = [run for run in held if not store.is_leased(run.id)]
                 held = [run for run in held if run not in free]
-                waiting += [[run] for run in free]
+                waiting += free

@@ -30,8 +30,6 @@ class SweepListener(Listener):
 class _Running:
     run: PlannedRun
     since: float
-    beside: int = 1
-    """Runs over one backbone with it, itself included: its share of the time is that part."""
     first: int = 0
     step: int = 0
 
@@ -60,9 +58,9 @@ class Monitor(Relay):
         self.log.say(sentence)
         self.inner.swept(self, sentence)
 
-    def begun(self, run_id: str, *, note: bool = True, beside: int = 1) -> None:
-        """A run has been started, here or elsewhere, in a pack of `beside`; with `note` the log says so."""
-        self.running[run_id] = _Running(self.by_id[run_id], time.monotonic(), beside)
+    def begun(self, run_id: str, *, note: bool = True) -> None:
+        """A run has been started, here or elsewhere; with `note` the log says so."""
+        self.running[run_id] = _Running(self.by_id[run_id], time.monotonic())
         if note:
             self.log.say(f"begun {run_id} {self.name(self.by_id[run_id].spec)}")
         self.inner.swept(self, "")
@@ -90,7 +88,7 @@ class Monitor(Relay):
         if outcome.status == "done" and outcome.steps:
             self.pace.note(run, outcome.seconds, outcome.steps)
         words = "by another process" if outcome.steps is None else f"in {duration(outcome.seconds)}"
-        details = ", ".join(part for part in (words, outcome.scores, outcome.error, outcome.note) if part)
+        details = ", ".join(part for part in (words, outcome.scores, outcome.error) if part)
         self.say(f"{outcome.status} {outcome.run_id} {self.name(run.spec)}: {details}")
 
     def remaining(self) -> Remaining:
@@ -100,7 +98,7 @@ class Monitor(Relay):
         for known in self.running.values():
             done = known.step - known.first
             if done >= _ENOUGH:
-                provisional.setdefault(known.run.shape, (now - known.since) / known.beside / done)
+                provisional.setdefault(known.run.shape, (now - known.since) / done)
         seconds, timed, untimed = 0.0, 0, 0
         for run in self.plan.todo:
             if run.id in self.outcomes:
@@ -118,7 +116,7 @@ class Monitor(Relay):
             elif under_way.step:
                 seconds += whole * (1 - under_way.step / max(1, run.steps))
             else:
-                seconds += max(0.0, whole - (now - under_way.since) / under_way.beside)
+                seconds += max(0.0, whole - (now - under_way.since))
         return Remaining(seconds, timed, untimed)
 
     def counts(self) -> str:

@@ -1,7 +1,6 @@
 """A sweep as Ray tasks: on the cores and GPUs of this machine, or on a cluster.
 
-Models and data must be had under the same paths on all nodes. The runs folder is one that all nodes see, or results
-come by way of a home (see `ways`). A task whose worker or node dies is done again elsewhere, from its last checkpoint,
+Models, data and the runs folder lie under the same paths on all nodes. A task whose worker or node dies is done again elsewhere, from its last checkpoint,
 up to a fixed number of times; a driver that dies takes its tasks along, and the next one goes on.
 """
 
@@ -12,32 +11,76 @@ import datetime
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewise.errors import SpecError, StoreError
 from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
-from tunewise.sweeps.attempt import Outcome, failed, outcome_of
-from tunewise.sweeps.home import Damaged
+from tunewise.sweeps.attempt import Outcome, attempt, failed, outcome_of
+from tunewise.sweeps.log import Log
 from tunewise.sweeps.room import RayOptions, fits
-from tunewise.sweeps.ways import Place, Way
-from tunewise.training.events import Interrupted
+from tunewise.training.events import Event, Interrupted, Listener, RunStarted
 
 if TYPE_CHECKING:
     from tunewise.sweeps.monitor import Monitor
 
 LOOK = 1.0
-"""Seconds between the driver's looks at its user and at held runs."""
+"""Seconds between the driver's looks at its user and at held runs, and a run's at the stop file."""
+PATIENCE = 30.0
+"""Seconds that runs have for their last checkpoint once a stop was asked for."""
 
 
-def run_on_ray(monitor: Monitor, store: RunStore, way: Way, options: RayOptions) -> None:
+@dataclass(frozen=True)
+class Place:
+    """What a node needs to know: it sees the runs folder under the driver's path."""
+
+    root: str
+    folder: str
+    stop: str
+    cwd: str
+
+    def attempt(self, spec: RunSpec) -> Outcome:
+        node = os.uname().nodename
+        if not Path(self.folder).is_dir():
+            raise StoreError(
+                f"node {node} does not see {self.folder}; give an --out that all nodes see under one path (a shared "
+                "file system)"
+            )
+        return attempt(spec, RunStore(self.root), _Ears(Path(self.stop), Log(Path(self.folder) / "log.txt"), node))
+
+
+class _Ears(Listener):
+    """Stops its run once the stop file is there; says when the run has begun."""
+
+    def __init__(self, stop: Path, log: Log, node: str) -> None:
+        self.stop, self.log, self.node = stop, log, node
+        self._stop = False
+        self._looked = 0.0
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        if not self._stop and time.monotonic() - self._looked > LOOK:
+            self._looked = time.monotonic()
+            self._stop = self.stop.exists()
+        return self._stop
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            resumed = f" from step {event.first_step}" if event.first_step else ""
+            self.log.say(f"begun {event.run_id} {event.label} seed {event.seed}{resumed} on {self.node}, {os.getpid()}")
+
+
+def run_on_ray(monitor: Monitor, store: RunStore, folder: Path, options: RayOptions) -> None:
     """Do all that is to do. Raises `SpecError` where Ray is not installed, can't be joined or has no room for a single
-    run; `Interrupted` where the listener asked for a stop; `StoreError` where a node can't use the runs folder or the
-    home."""
+    run; `Interrupted` where the listener asked for a stop; `StoreError` where a node can't use the runs folder."""
     ray = _import_ray()
-    with _joined(ray, options), contextlib.closing(way):
+    stop = folder.absolute() / f".stop-{uuid.uuid4().hex[:12]}"
+    place = Place(str(store.root.absolute()), str(folder.absolute()), str(stop), str(Path.cwd()))
+    with _joined(ray, options):
         gpus = _gpus(ray, options)
         monitor.at_once = _room(ray, options, gpus)
         task = ray.remote(_work).options(
@@ -56,15 +99,8 @@ def run_on_ray(monitor: Monitor, store: RunStore, way: Way, options: RayOptions)
                 monitor.check()
                 while waiting and len(under_way) < monitor.at_once:
                     run = waiting.pop(0)
-                    if (known := way.take(run.spec)) is None:
-                        reference = task.remote(run.spec.model_dump_json(), way.place)
-                        under_way[reference] = run, time.time()
-                        monitor.begun(run.id, note=way.logs_begin)
-                    elif known.status == "held":
-                        held.append(run)
-                    else:
-                        way.release(run.id)
-                        monitor.ended(known)
+                    under_way[task.remote(run.spec.model_dump_json(), place)] = run, time.time()
+                    monitor.begun(run.id, note=False)
                 ready: list[Any] = []
                 if under_way:
                     ready, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK)
@@ -72,8 +108,7 @@ def run_on_ray(monitor: Monitor, store: RunStore, way: Way, options: RayOptions)
                     time.sleep(LOOK)
                 for reference in ready:
                     run, since = under_way.pop(reference)
-                    outcome = _outcome(ray, reference, run.spec, store, way, since, options)
-                    way.release(run.id)
+                    outcome = _outcome(ray, reference, run.spec, store, since, options)
                     if outcome.status == "held":
                         monitor.put_back(run.id)
                         held.append(run)
@@ -86,10 +121,11 @@ def run_on_ray(monitor: Monitor, store: RunStore, way: Way, options: RayOptions)
                     held = [run for run in held if run not in free]
                     waiting += free
         except BaseException:  # Ctrl-C and exit too: tasks on other machines must hear of it, whatever ends this one
-            with contextlib.suppress(StoreError):  # of a home that is gone; what is under way is ended all the same
-                way.stop()
-            _let_stop(ray, monitor, list(under_way), way.patience)
+            stop.touch()
+            _let_stop(ray, monitor, list(under_way))
             raise
+        finally:
+            stop.unlink(missing_ok=True)
 
 
 def _work(content: str, place: Place) -> Outcome:
@@ -102,33 +138,28 @@ def _work(content: str, place: Place) -> Outcome:
     return place.attempt(RunSpec.model_validate_json(content))
 
 
-def _outcome(
-    ray: Any, reference: Any, spec: RunSpec, store: RunStore, way: Way, since: float, options: RayOptions
-) -> Outcome:
+def _outcome(ray: Any, reference: Any, spec: RunSpec, store: RunStore, since: float, options: RayOptions) -> Outcome:
     try:
         found: Outcome = ray.get(reference)
-        return found if found.status == "held" else way.take_in(spec.id, found)
-    except Damaged as error:
-        problem: Exception = error
+        return found
     except ray.exceptions.RayTaskError as error:  # raised by the run's own process
         if isinstance(error.cause, Interrupted | StoreError):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:  # its process or node is gone for good
-        if (done := way.finished(spec.id)) is not None:  # ... but not before it had finished
+        if (done := store.finished(spec.id)) is not None:  # ... but not before it had finished
             return outcome_of(done, time.time() - since, 0)
         said = f"its worker died {options.retries + 1} times ({type(error).__name__}); see the node's memory and logs"
         problem = RuntimeError(said)
-    way.release(spec.id)  # the record is written under the run's lease
     started = datetime.datetime.fromtimestamp(since, datetime.UTC).isoformat(timespec="seconds")
     return outcome_of(failed(spec, store, problem, started, time.time() - since), time.time() - since, 0)
 
 
-def _let_stop(ray: Any, monitor: Monitor, references: list[Any], patience: float) -> None:
+def _let_stop(ray: Any, monitor: Monitor, references: list[Any]) -> None:
     """Wait for the last checkpoints of what is under way, then end what is left."""
     if not references:
         return
-    stopped, left = ray.wait(references, num_returns=len(references), timeout=patience)
+    stopped, left = ray.wait(references, num_returns=len(references), timeout=PATIENCE)
     for reference in left:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(reference, force=True)

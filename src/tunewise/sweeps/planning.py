@@ -56,8 +56,6 @@ class SweepPlan:
     done: set[str]
     asked: int
     """Points of the product and of the list; those that came to the same run are one run."""
-    home: str | None = None
-    """The home whose finished runs count as done: they have been brought in."""
 
     @property
     def id(self) -> str:

@@ -22,8 +22,6 @@ class RayOptions:
     """A part of one (0.5), or several; None: one where the cluster has any."""
     retries: int = 3
     """How often a run is done again whose worker or node died."""
-    home: str | None = None
-    """An fsspec address that all nodes and the driver reach; None where they share the runs folder."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task
 from tunewise.training.linearised import frozen_twin, linearise
-from tunewise.training.prefix import still_prefix
 
 ONE_STEP_SAMPLES = 128
 """Training examples of which LoRA-One takes its gradient."""
@@ -29,10 +28,7 @@ def build_model(spec: RunSpec, task: Task, fold: str = "auto") -> nn.Module:
         options["peft_options"] = {"total_step": total_steps(spec, len(task.train))}
     base = task.load_model(spec.seed)
     if not spec.training.linearised:
-        model = put_on(base, spec.method, seed=spec.seed, **options)
-        if not spec.training.prefix_dropout:
-            still_prefix(model)
-        return model
+        return put_on(base, spec.method, seed=spec.seed, **options)
     twin = frozen_twin(base, own_values=not get_method(spec.method.name).adapts)
     model = put_on(base, spec.method, seed=spec.seed, **{**options, "fold": "never"})
     linearise(model, twin)

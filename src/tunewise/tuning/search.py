@@ -88,7 +88,7 @@ class _Waiting(Exception):
     """A trial is still to be done."""
 
 
-def settled(plan: Plan, store: RunStore, *, again: bool = False) -> Plan:
+def settled(plan: Plan, store: RunStore) -> Plan:
     """The plan with the rates that its search has chosen, where all of its trials are there; else the plan itself.
     Nothing is run. Raises `SpecError` as `tune` does."""
     if plan.spec.tuning is None:
@@ -101,7 +101,7 @@ def settled(plan: Plan, store: RunStore, *, again: bool = False) -> Plan:
         found = tune(plan, store, Listener(), do=wait)
     except _Waiting:
         return plan
-    return with_rates(plan, chosen_rates(found), store, again=again)
+    return with_rates(plan, chosen_rates(found), store)
 
 
 def waiting_trials(plan: Plan, store: RunStore) -> int:
