@@ -10,9 +10,8 @@ import pytest
 
 from stored_runs import record_of, stored_spec
 from tunewise.errors import StoreError
-from tunewise.store import documents, migrate
+from tunewise.store import documents
 from tunewise.store.documents import read_document, write_document
-from tunewise.store.folders import RunStore
 from tunewise.store.records import SCHEMA, RunRecord
 
 
@@ -66,61 +65,13 @@ def test_every_truncation_is_noticed(written: tuple[Path, RunRecord]) -> None:
             read_document(file, RunRecord, "")
 
 
-def test_a_document_from_before_there_were_checksums_is_read(written: tuple[Path, RunRecord]) -> None:
-    file, record = written
-    file.write_text(record.model_dump_json(indent=1))
-    assert read_document(file, RunRecord, "") == record
-
-
-def test_a_made_up_schema_0_is_migrated_step_by_step(
-    written: tuple[Path, RunRecord], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Version 0 kept `minutes`, version 1 `duration`, and the present one (2 here) `seconds`."""
-    file, record = written
-    old = json.loads(record.model_dump_json())
-    old["minutes"] = old.pop("seconds") / 60
-    old["schema_version"] = 0
-    old["checksum"] = documents.checksum(old)
-    file.write_text(json.dumps(old))
-
-    def to_1(content: dict) -> dict:
-        return {**{k: v for k, v in content.items() if k != "minutes"}, "duration": content["minutes"]}
-
-    def to_2(content: dict) -> dict:
-        return {**{k: v for k, v in content.items() if k != "duration"}, "seconds": content["duration"] * 60}
-
-    monkeypatch.setattr(migrate, "SCHEMA", 2)
-    monkeypatch.setattr(migrate, "OLDEST", 0)
-    monkeypatch.setitem(migrate.STEPS, "RunRecord", {0: to_1, 1: to_2})
-    before = file.read_bytes()
-    read = RunStore(file.parent.parent).record  # the way every reader takes
-    folder = file.parent.parent / record.id
-    folder.mkdir()
-    file.rename(folder / "run.json")
-    assert read(record.id) == record.model_copy(update={"schema_version": 2})
-    assert (folder / "run.json").read_bytes() == before
-    monkeypatch.setattr(migrate, "OLDEST", 1)
-    with pytest.raises(StoreError, match="has schema 0, and this tunewise reads 1 to 2"):
-        read(record.id)
-
-
-def test_a_kind_that_did_not_change_needs_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "SCHEMA", 3)
-    assert migrate.migrated({"schema_version": 1, "x": 1}, "CostReport", Path("f")) == {"schema_version": 3, "x": 1}
-
-
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [(SCHEMA + 1, "written by a newer tunewise .*install that one"), (None, "schema_version"), ("1", "schema_version")],
-)
-def test_a_newer_schema_and_none_are_refused_in_one_line(
-    version: object, message: str, written: tuple[Path, RunRecord]
-) -> None:
+@pytest.mark.parametrize("version", [SCHEMA + 1, SCHEMA - 1, None, str(SCHEMA)])
+def test_another_schema_and_none_are_refused_in_one_line(version: object, written: tuple[Path, RunRecord]) -> None:
     file, record = written
     content = json.loads(record.model_dump_json())
     content["a_field_of_the_future"] = content["schema_version"] = version
-    file.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=message) as error:
+    file.write_text(json.dumps({**content, "checksum": documents.checksum(content)}))
+    with pytest.raises(StoreError, match=f"has schema {version}, and this tunewise reads schema {SCHEMA}") as error:
         read_document(file, RunRecord, "")
     assert "\n" not in str(error.value)
 
@@ -128,7 +79,7 @@ def test_a_newer_schema_and_none_are_refused_in_one_line(
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"null", b'{"schema_version": 1}'])
 def test_rubbish_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "f.json").write_bytes(content)
-    with pytest.raises(StoreError, match="can't be read|does not say"):
+    with pytest.raises(StoreError, match="can't be read"):
         read_document(tmp_path / "f.json", RunRecord, "")
 
 

@@ -1,7 +1,6 @@
-"""JSON documents that can be trusted: written whole, with a checksum of their own content, read at any schema version.
+"""JSON documents that can be trusted: written whole, with a checksum of their own content.
 
 `{"schema_version": 1, ..., "checksum": "sha256 of the rest"}`: a flipped digit in a result is noticed, not believed.
-A document without a checksum, as earlier versions wrote it, is read for what it says.
 """
 
 from __future__ import annotations
@@ -15,9 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from tunewise.errors import SpecError, StoreError
 from tunewise.store.files import write_atomically
-from tunewise.store.migrate import migrated
+from tunewise.store.records import SCHEMA
 
 CHECKSUM = "checksum"
+
+
+class OtherSchema(StoreError):
+    """A document of another version of tunewise."""
+
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -30,21 +34,21 @@ def write_document(path: Path, document: BaseModel) -> None:
 
 
 def read_document(path: Path, kind: type[Document], remedy: str) -> Document:
-    """Read what `write_document` wrote, or an older version did; `remedy` ends the message about damage.
+    """Read what `write_document` wrote; `remedy` ends the message about damage.
 
     Raises:
         FileNotFoundError: there is none.
-        StoreError: damaged, or written by a newer tunewise.
+        StoreError: damaged, or written by another version of tunewise.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
         written = content.pop(CHECKSUM, None)
-        if written is not None and written != checksum(content):
+        if written is not None and written != checksum(content):  # specs have none: they may be edited
             raise StoreError(f"{path} is not as it was written (its checksum differs); {remedy}")
         if "schema_version" in kind.model_fields:
-            content = migrated(content, kind.__name__, path)
+            _check_schema(content.get("schema_version"), path)
         return kind.model_validate(content)
     except FileNotFoundError:
         raise
@@ -52,9 +56,16 @@ def read_document(path: Path, kind: type[Document], remedy: str) -> Document:
         fault = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise StoreError(f"{path} can't be read ({where}: {fault['msg']}); {remedy}") from None
-    # No JSON, no UTF-8; an unknown method; nothing that a migration can make sense of.
+    # No JSON, no UTF-8, an unknown method.
     except (OSError, ValueError, RecursionError, SpecError, LookupError, TypeError) as error:
         raise StoreError(f"{path} can't be read ({error}); {remedy}") from None
+
+
+def _check_schema(version: object, path: Path) -> None:
+    if version != SCHEMA:
+        raise OtherSchema(
+            f"{path} has schema {version}, and this tunewise reads schema {SCHEMA}; remove it to make it again"
+        )
 
 
 def checksum(content: dict[str, Any]) -> str:

@@ -14,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 from tunewise.errors import StoreError
 from tunewise.spec import CompareSpec
 from tunewise.store.comparisons import comparisons
-from tunewise.store.documents import read_document
+from tunewise.store.documents import OtherSchema, read_document
 from tunewise.store.files import sha256
 from tunewise.store.folders import RunStore
-from tunewise.store.migrate import NewerSchema
 from tunewise.store.names import ASIDE, RECORD
 from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
@@ -48,7 +47,7 @@ def faults_of_run(store: RunStore, run_id: str) -> list[Fault]:
         record = store.record(run_id)
     except StoreError as error:
         said = str(error).removeprefix(f"{store.folder(run_id) / RECORD} ")
-        return [Fault(run_id, RECORD, said, None if isinstance(error, NewerSchema) else "run")]
+        return [Fault(run_id, RECORD, said, None if isinstance(error, OtherSchema) else "run")]
     if record is None:
         return []
     folder = store.folder(run_id)
