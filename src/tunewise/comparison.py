@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
-from tunewise.advise.summary import MethodSummary, summarise, with_item_noise
+from tunewise.advise.summary import MethodSummary, summarise, add_item_comparisons
 from tunewise.jobs.execute import doing, execute
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost.probe import probe_costs
@@ -96,7 +96,7 @@ def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison
     """Summaries, recommendation and report (beside the specification unless given) of finished runs; nothing is
     trained or measured."""
     summaries = summarise(known.records, known.costs, known.spec.reference)
-    summaries = with_item_noise(summaries, evidence.answers(known))
+    summaries = add_item_comparisons(summaries, evidence.answers(known))
     recommendation = recommend(summaries, tuning=known.tuning)
     report = report or known.folder / "report.html"
     root, here = known.folder.parent, report.absolute().parent

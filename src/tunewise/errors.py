@@ -26,7 +26,7 @@ class SpecError(TunewiseError):
     """A flag, a spec file or an argument is wrong."""
 
 
-class NothingFits(SpecError):
+class NoMethodWithinLimits(SpecError):
     """No method is within the limits that were set; says what would have to give."""
 
     exit_code = 5

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
-from tunewise.advise.items import Answers
+from tunewise.advise.items import Predictions
 from tunewise.errors import SpecError, StoreError, nearest
 from tunewise.spec import CompareSpec, RunSpec
 from tunewise.store.documents import read_document, write_document
@@ -136,9 +136,9 @@ def read(folder: Path, *, measures: bool = False) -> Evidence:
     )
 
 
-def answers(known: Evidence) -> dict[str, dict[int, Answers]]:
+def answers(known: Evidence) -> dict[str, dict[int, Predictions]]:
     """What the finished runs answered on the test items, by label and seed; of runs that choose among classes."""
-    found: dict[str, dict[int, Answers]] = {}
+    found: dict[str, dict[int, Predictions]] = {}
     for record in known.records:
         if record.status != "done" or record.results is None or record.results.confusion is None:
             continue
@@ -148,7 +148,7 @@ def answers(known: Evidence) -> dict[str, dict[int, Answers]]:
     return found
 
 
-def _answers(file: Path) -> Answers | None:
+def _answers(file: Path) -> Predictions | None:
     import numpy as np
 
     try:
@@ -160,7 +160,7 @@ def _answers(file: Path) -> Answers | None:
         raise StoreError(f"{file} can't be read ({error}); remove that folder to run it again") from None
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
         return None
-    return Answers(logits.argmax(axis=1), labels)
+    return Predictions(logits.argmax(axis=1), labels)
 
 
 def _unfinished(run: RunSpec, sample: RunRecord) -> RunRecord:

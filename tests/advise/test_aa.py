@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tunewise.advise import statistics
-from tunewise.advise.aa import allowed, of_own_runs, simulated
+from tunewise.advise.aa import allowed, check_by_simulation, check_by_splitting
 from tunewise.errors import SpecError
 
 SPREADS = {
@@ -33,7 +33,7 @@ def test_in_200_repeats_19_are_allowed():
 @pytest.mark.parametrize("seeds", [3, 10])
 @pytest.mark.parametrize("spread", SPREADS)
 def test_one_method_against_itself_is_called_different_at_most_19_times_in_200(records, spread, seeds):
-    for check in simulated(runs_of(records, spread), seeds):
+    for check in check_by_simulation(runs_of(records, spread), seeds):
         assert check.repeats == 200
         assert check.called <= 19, check
         assert check.holds
@@ -41,7 +41,7 @@ def test_one_method_against_itself_is_called_different_at_most_19_times_in_200(r
 
 @pytest.mark.parametrize("seeds", [3, 10])
 def test_nor_are_four_names_of_one_method_beside_the_reference_or_beside_the_best(records, seeds):
-    checks = simulated(runs_of(records, "usual"), seeds, names=4)
+    checks = check_by_simulation(runs_of(records, "usual"), seeds, names=4)
     assert {(c.of, c.against) for c in checks} == {
         (of, beside) for of in ("metric", "gap") for beside in ("the reference", "the best")
     }
@@ -50,22 +50,22 @@ def test_nor_are_four_names_of_one_method_beside_the_reference_or_beside_the_bes
 
 
 def test_a_test_that_takes_the_normal_quantile_for_3_seeds_fails_the_check(records, monkeypatch):
-    monkeypatch.setattr(statistics, "t_quantile", lambda confidence, freedom: stats.norm.ppf(0.5 + confidence / 2))
-    monkeypatch.setattr("scipy.special.stdtr", lambda freedom, t: stats.norm.cdf(t))
-    metric, gap = simulated(runs_of(records, "usual"), 3)
+    monkeypatch.setattr(statistics, "t_quantile", lambda confidence, dof: stats.norm.ppf(0.5 + confidence / 2))
+    monkeypatch.setattr("scipy.special.stdtr", lambda dof, t: stats.norm.cdf(t))
+    metric, gap = check_by_simulation(runs_of(records, "usual"), 3)
     assert not metric.holds
     assert not gap.holds
 
 
 def test_a_choice_by_score_tested_as_if_it_had_been_named_beforehand_fails_the_check(records, monkeypatch):
-    monkeypatch.setattr("tunewise.advise.goals.against_leader", statistics.against_reference)
-    checks = simulated(runs_of(records, "usual"), 10, repeats=100, names=12)
+    monkeypatch.setattr("tunewise.advise.objectives.compare_to_best", statistics.compare_to_reference)
+    checks = check_by_simulation(runs_of(records, "usual"), 10, repeats=100, names=12)
     assert {c.against for c in checks if not c.holds} == {"the best"}
 
 
 def test_the_check_comes_out_the_same_each_time(records):
     runs = runs_of(records, "usual")
-    assert simulated(runs, 3, repeats=20) == simulated(runs, 3, repeats=20)
+    assert check_by_simulation(runs, 3, repeats=20) == check_by_simulation(runs, 3, repeats=20)
 
 
 @settings(deadline=None, max_examples=50)
@@ -78,17 +78,17 @@ def test_the_interval_of_a_rate_is_scipys_exact_one(case):
 
 def test_own_runs_are_split_in_halves(records):
     scores = {seed: 0.9 + 0.01 * math.sin(7 * seed) for seed in range(10)}
-    check = of_own_runs(scores, True, 0.001, "test accuracy")
+    check = check_by_splitting(scores, True, 0.001, "test accuracy")
     assert (check.seeds, check.repeats, check.low) == (5, 200, None)
     assert check.holds
     # Two groups of seeds that really differ do so in few of the splits only, for most splits mix them.
-    assert of_own_runs({s: float(s >= 5) for s in range(10)}, True, 0.001, "x").rate < 0.2
+    assert check_by_splitting({s: float(s >= 5) for s in range(10)}, True, 0.001, "x").rate < 0.2
 
 
 def test_too_few_runs_are_refused_with_the_way_out(records):
     with pytest.raises(SpecError, match="at least 2"):
-        simulated(records({"lora": [0.9]}), 3)
+        check_by_simulation(records({"lora": [0.9]}), 3)
     with pytest.raises(SpecError, match="run more seeds"):
-        of_own_runs({0: 0.9, 1: 0.9, 2: 0.9}, True, 0.0, "x")
+        check_by_splitting({0: 0.9, 1: 0.9, 2: 0.9}, True, 0.0, "x")
     with pytest.raises(SpecError, match="1 seed, "):
-        simulated(records({"lora": [0.9, 0.91]}), 1)
+        check_by_simulation(records({"lora": [0.9, 0.91]}), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunewise.advise.goals import parse_criterion
+from tunewise.advise.objectives import parse_criterion
 from tunewise.advise.recommend import recommend
 from tunewise.errors import SpecError
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tunewise.advise.items import CLASS_METRICS, Answers, accuracy_noise, bootstrap_noise, compared_by_item
+from tunewise.advise.items import CLASS_METRICS, Predictions, bootstrap_metric, compare_accuracy, compare_by_item
 
 metrics = pytest.importorskip("sklearn.metrics")
 relaxed = settings(deadline=None)
@@ -21,7 +21,7 @@ pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6
 @given(pairs)
 def test_for_one_seed_p_is_mcnemars_exact_one_and_the_interval_agresti_and_mins(rows):
     a, b = zip(*rows)
-    noise = accuracy_noise([a], [b])
+    noise = compare_accuracy([a], [b])
     only_a, only_b = sum(x and not y for x, y in rows), sum(y and not x for x, y in rows)
     expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     assert noise.p == pytest.approx(expected)
@@ -35,7 +35,7 @@ def test_for_many_items_the_interval_over_seeds_is_that_of_a_mean_over_items():
     random = np.random.default_rng(0)
     hard = random.random(5000)
     a, b = (random.random((3, 5000)) < np.clip(hard + shift, 0, 1) for shift in (0.05, 0.0))
-    noise = accuracy_noise(a.tolist(), b.tolist())
+    noise = compare_accuracy(a.tolist(), b.tolist())
     d = (a.astype(float) - b).mean(0)
     low, high = stats.norm.interval(0.95, d.mean(), stats.sem(d))
     assert (noise.low, noise.high) == pytest.approx((low, high), abs=5e-4)
@@ -53,13 +53,13 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say(seeds):
     for _ in range(400):
         kind = random.choice(3, 80, p=share)
         a, b = (random.random((seeds, 80)) < kinds[kind, i] for i in (0, 1))
-        noise = accuracy_noise(a.tolist(), b.tolist())
+        noise = compare_accuracy(a.tolist(), b.tolist())
         held += noise.low <= truth <= noise.high
     assert 0.92 * 400 <= held <= 400
 
 
 def test_equal_answers_do_not_prove_equality():
-    noise = accuracy_noise([[True] * 20] * 3, [[True] * 20] * 3)
+    noise = compare_accuracy([[True] * 20] * 3, [[True] * 20] * 3)
     assert noise.low < -0.05 < 0.05 < noise.high
     assert noise.p == 1.0
 
@@ -67,11 +67,11 @@ def test_equal_answers_do_not_prove_equality():
 def test_the_same_items_are_needed():
     for a, b in (([[True]], [[True, False]]), ([], []), ([[]], [[]]), ([[True]], [[True], [True]])):
         with pytest.raises(ValueError, match="same items"):
-            accuracy_noise(a, b)
-    one = Answers(np.array([0, 1]), np.array([0, 1]))
-    other = Answers(np.array([0, 1]), np.array([1, 1]))
+            compare_accuracy(a, b)
+    one = Predictions(np.array([0, 1]), np.array([0, 1]))
+    other = Predictions(np.array([0, 1]), np.array([1, 1]))
     with pytest.raises(ValueError, match="same items"):
-        compared_by_item({0: one}, {0: other}, "accuracy")
+        compare_by_item({0: one}, {0: other}, "accuracy")
 
 
 @relaxed
@@ -94,8 +94,8 @@ def test_the_bootstrap_agrees_with_the_closed_form_where_there_is_one():
     labels = random.integers(0, 3, 400)
     a = [np.where(random.random(400) < 0.9, labels, (labels + 1) % 3) for _ in range(2)]
     b = [np.where(random.random(400) < 0.8, labels, (labels + 1) % 3) for _ in range(2)]
-    closed = accuracy_noise([(row == labels).tolist() for row in a], [(row == labels).tolist() for row in b])
-    drawn = bootstrap_noise(a, b, labels, "accuracy")
+    closed = compare_accuracy([(row == labels).tolist() for row in a], [(row == labels).tolist() for row in b])
+    drawn = bootstrap_metric(a, b, labels, "accuracy")
     assert drawn.difference == pytest.approx(closed.difference)
     assert (drawn.low, drawn.high) == pytest.approx((closed.low, closed.high), abs=0.006)
     assert drawn.excludes_zero
@@ -104,8 +104,8 @@ def test_the_bootstrap_agrees_with_the_closed_form_where_there_is_one():
 
 def test_other_metrics_of_classes_are_drawn_and_what_is_no_metric_of_classes_is_left_out():
     labels = np.array([0, 1] * 30)
-    right, wrong = Answers(labels, labels), Answers(1 - labels, labels)
-    noise = compared_by_item({0: right, 1: right}, {0: wrong, 1: wrong, 2: right}, "matthews")
-    assert (noise.difference, noise.seeds, noise.how) == (2.0, 2, "item bootstrap")
-    assert compared_by_item({0: right}, {0: wrong}, "perplexity") is None
-    assert compared_by_item({0: right}, {1: wrong}, "accuracy") is None
+    right, wrong = Predictions(labels, labels), Predictions(1 - labels, labels)
+    noise = compare_by_item({0: right, 1: right}, {0: wrong, 1: wrong, 2: right}, "matthews")
+    assert (noise.difference, noise.seeds, noise.test) == (2.0, 2, "item bootstrap")
+    assert compare_by_item({0: right}, {0: wrong}, "perplexity") is None
+    assert compare_by_item({0: right}, {1: wrong}, "accuracy") is None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.advise.pareto import cheaper_by, cheapest, pareto_methods, pareto_set
+from tunewise.advise.pareto import describe_saving, pareto_labels, pareto_set, select_cheapest
 
 # A shared machine may stall for a moment, and the first example imports scipy.
 relaxed = settings(deadline=None)
@@ -91,14 +91,14 @@ def test_a_low_score_with_a_small_gap_stays_in_the_set_of_methods(summaries):
         ratios={"lora": 1.2, "cla": 1.2},
         gaps={"lora": [0.3, 0.3], "cla": [0.1, 0.1]},
     )
-    assert pareto_methods(rows) == ["lora", "cla"]
+    assert pareto_labels(rows) == ["lora", "cla"]
 
 
 def test_step_time_decides_where_the_intervals_do_not_overlap(summaries):
     a, b = summaries({"lora": [0.9], "cla": [0.9]}, ratios={"lora": 1.1, "cla": 1.3})
-    assert cheapest([a, b]).label == "lora"
-    assert "15 % less time" in cheaper_by(a, b)
-    assert cheaper_by(b, a) == ""
+    assert select_cheapest([a, b]).label == "lora"
+    assert "15 % less time" in describe_saving(a, b)
+    assert describe_saving(b, a) == ""
 
 
 def test_memory_decides_between_overlapping_step_times(records, costs):
@@ -106,25 +106,25 @@ def test_memory_decides_between_overlapping_step_times(records, costs):
 
     probe = costs({"lora": 1.10, "cla": 1.11}, spread=0.02, lora=2**31, cla=2**30)
     a, b = summarise(records({"lora": [0.9], "cla": [0.9]}), probe, "lora")
-    assert cheapest([a, b]).label == "cla"
-    assert cheaper_by(b, a) == "it needs 50 % less memory"
-    assert cheaper_by(a, b) == ""
+    assert select_cheapest([a, b]).label == "cla"
+    assert describe_saving(b, a) == "it needs 50 % less memory"
+    assert describe_saving(a, b) == ""
 
 
 def test_trainable_parameters_decide_where_time_and_memory_do_not(summaries):
     a, b = summaries({"lora": [0.9], "cla": [0.9]}, ratios={"lora": 1.1, "cla": 1.1})
-    assert cheapest([a, b]).label == "cla"
-    assert cheaper_by(b, a) == "it trains 10,000 parameters instead of 20,000"
+    assert select_cheapest([a, b]).label == "cla"
+    assert describe_saving(b, a) == "it trains 10,000 parameters instead of 20,000"
 
 
 def test_costs_that_one_method_lacks_do_not_decide(summaries):
     rows = summaries({"lora": [0.9], "cla": [0.9]}, ratios={"lora": 1.0})
-    assert cheapest(rows).label == "cla"
+    assert select_cheapest(rows).label == "cla"
 
 
 def test_of_equally_cheap_methods_the_better_is_taken(summaries):
     rows = summaries({"cla": [0.90], "r-cla": [0.91]}, ratios={"cla": 1.1, "r-cla": 1.1})
-    assert cheapest(rows).label == "r-cla"
+    assert select_cheapest(rows).label == "r-cla"
 
 
 def test_importing_the_advice_loads_neither_scipy_nor_torch():

@@ -11,18 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunewise.advise.decision import Limits
-from tunewise.advise.goals import goals_of
+from tunewise.advise.objectives import objectives_for
 from tunewise.advise.recommend import recommend
 from tunewise.advise.statistics import mean_interval
 from tunewise.advise.summary import summarise
-from tunewise.errors import NothingFits, SpecError, TunewiseError
+from tunewise.errors import NoMethodWithinLimits, SpecError, TunewiseError
 from tunewise.spec import TuningSpec
 from tunewise.store.records import MethodTuning, Trial, TuningReport
 
 
 def margin(method):
-    (goal,) = goals_of("metric", method)
-    return goal.margin(method)
+    (objective,) = objectives_for("metric", method)
+    return objective.margin(method)
 
 
 RATIOS = {"head": 0.5, "cla": 1.1, "r-cla": 1.1, "lora": 1.35, "fft": 1.8}
@@ -172,16 +172,16 @@ def test_training_time_is_steps_times_the_probes_median_step(summaries):
 
 
 def test_limits_that_nothing_fits_are_refused_and_what_would_have_to_give_is_named(summaries, records, costs):
-    with pytest.raises(NothingFits, match=r"the time limit would have to be 38 s for head; compare cheaper"):
+    with pytest.raises(NoMethodWithinLimits, match=r"the time limit would have to be 38 s for head; compare cheaper"):
         recommend(summaries(LEVEL, RATIOS), Limits(max_seconds=10))
-    with pytest.raises(NothingFits, match="costs were not measured.*without --no-costs"):
+    with pytest.raises(NoMethodWithinLimits, match="costs were not measured.*without --no-costs"):
         recommend(summaries(LEVEL), Limits(max_memory_bytes=2**40))
     probe = costs(RATIOS, lora=3 * 2**30, cla=2 * 2**30, head=4 * 2**30)
     rows = summarise(records(LEVEL), probe, "lora")
-    with pytest.raises(NothingFits) as either:
+    with pytest.raises(NoMethodWithinLimits) as either:
         recommend(rows, Limits(max_memory_bytes=2**30, max_seconds=90))
     assert "the memory limit would have to be 2.00 GiB for cla" in str(either.value)
-    with pytest.raises(NothingFits, match=r"raising one alone is not enough.*lora needs 3.00 GiB of 1.00 GiB"):
+    with pytest.raises(NoMethodWithinLimits, match=r"raising one alone is not enough.*lora needs 3.00 GiB of 1.00 GiB"):
         recommend(rows, Limits(max_memory_bytes=2**30, max_seconds=1))
     assert either.value.exit_code == 5
 
@@ -300,8 +300,8 @@ def test_turning_the_sense_round_turns_no_decision_round(summaries):
 def tuned(**rows):
     """A search: `lora=4` trials, `cla=None` given, `fft=(4, "highest")` with its best on an edge."""
     methods = []
-    for name, made in rows.items():
-        trials, edge = made if isinstance(made, tuple) else (made, None)
+    for name, row in rows.items():
+        trials, edge = row if isinstance(row, tuple) else (row, None)
         methods.append(
             MethodTuning(
                 method=name,
@@ -344,11 +344,11 @@ def test_runs_that_are_not_finished_are_named(summaries):
 
 def test_the_noise_of_a_correlation_is_fishers(summaries):
     rows = [replace(row, metric="matthews") for row in summaries(LEVEL, RATIOS, items=400)]
-    (goal,) = goals_of("metric", rows[1])
+    (objective,) = objectives_for("metric", rows[1])
     random = np.random.default_rng(0)
     drawn = random.multivariate_normal([0, 0], [[1, 0.9], [0.9, 1]], (2000, 400))
     spread = np.std([np.corrcoef(pair.T)[0, 1] for pair in drawn])
-    assert goal.item_noise(replace(rows[1], metric_by_seed={0: 0.9})) == pytest.approx(spread, rel=0.1)
+    assert objective.item_error(replace(rows[1], metric_by_seed={0: 0.9})) == pytest.approx(spread, rel=0.1)
 
 
 def test_a_method_that_fell_apart_at_a_seed_is_a_doubt(summaries):

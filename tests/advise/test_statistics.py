@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tunewise.advise.statistics import (
-    against_reference,
+    compare_to_reference,
     holm,
     item_standard_error,
     mean_interval,
     paired_difference,
     paired_power,
     ratio_interval,
-    seeds_needed,
+    seeds_needed_paired,
     standard_error,
 )
 
@@ -183,7 +183,7 @@ def test_holm_refuses_what_is_no_probability():
 @given(st.lists(st.lists(st.integers(0, 50), min_size=4, max_size=4), min_size=2, max_size=5))
 def test_a_corrected_interval_excludes_zero_exactly_where_a_difference_is_called(rows):
     table = {f"m{i}": by_seed([x / 50 for x in row]) for i, row in enumerate(rows)}
-    for comparison in against_reference(table, "m0", True, resolution=1 / 50):
+    for comparison in compare_to_reference(table, "m0", True, resolution=1 / 50):
         excludes = comparison.low > 0 or comparison.high < 0
         assert excludes == (comparison.verdict in ("better", "worse"))
         assert (comparison.verdict == "better") == (comparison.low > 0)
@@ -191,19 +191,19 @@ def test_a_corrected_interval_excludes_zero_exactly_where_a_difference_is_called
 
 def test_lower_is_better_turns_the_verdict_round():
     table = {"low": by_seed([0.1, 0.11, 0.12]), "high": by_seed([0.5, 0.51, 0.53])}
-    assert against_reference(table, "high", False)[0].verdict == "better"
-    assert against_reference(table, "high", True)[0].verdict == "worse"
+    assert compare_to_reference(table, "high", False)[0].verdict == "better"
+    assert compare_to_reference(table, "high", True)[0].verdict == "worse"
 
 
 def test_more_comparisons_ask_for_more_evidence():
     reference = [0.80, 0.82, 0.81, 0.83]
     better = [0.82, 0.83, 0.84, 0.84]
     noise = [[0.80, 0.83, 0.80, 0.83], [0.81, 0.82, 0.82, 0.82], [0.79, 0.83, 0.81, 0.83]]
-    alone = against_reference({"ref": by_seed(reference), "new": by_seed(better)}, "ref", True)
+    alone = compare_to_reference({"ref": by_seed(reference), "new": by_seed(better)}, "ref", True)
     among = {"ref": by_seed(reference), "new": by_seed(better)}
     among |= {f"noise {i}": by_seed(row) for i, row in enumerate(noise)}
     assert alone[0].verdict == "better"
-    assert against_reference(among, "ref", True)[0].verdict == "no difference seen"
+    assert compare_to_reference(among, "ref", True)[0].verdict == "no difference seen"
 
 
 def test_a_method_without_two_common_seeds_is_not_tested_and_not_counted():
@@ -213,7 +213,7 @@ def test_a_method_without_two_common_seeds_is_not_tested_and_not_counted():
         "none": {9: 0.9},
         "all": {0: 0.9, 1: 0.91, 2: 0.9},
     }
-    found = {c.name: c for c in against_reference(table, "ref", True, resolution=0.01)}
+    found = {c.name: c for c in compare_to_reference(table, "ref", True, resolution=0.01)}
     assert found["one"].verdict == found["none"].verdict == "not tested"
     assert found["none"].difference is None
     assert found["one"].difference.n == 1
@@ -229,7 +229,7 @@ def test_one_method_against_itself_is_called_different_at_most_19_times_in_200(s
         hard = random.normal(0, 0.01, seeds)  # what a seed does to both
         accuracy = random.binomial(items, 0.85 + hard, (2, seeds)) / items
         table = {"once": by_seed(accuracy[0]), "twice": by_seed(accuracy[1])}
-        called += against_reference(table, "once", True, resolution=1 / items)[0].verdict != "no difference seen"
+        called += compare_to_reference(table, "once", True, resolution=1 / items)[0].verdict != "no difference seen"
     assert called <= 19
 
 
@@ -240,7 +240,7 @@ def test_six_copies_of_one_method_give_any_verdict_at_most_19_times_in_200(seeds
     for _ in range(200):
         accuracy = random.binomial(200, 0.85, (7, seeds)) / 200
         table = {f"copy {i}": by_seed(row) for i, row in enumerate(accuracy)}
-        verdicts = {c.verdict for c in against_reference(table, "copy 0", True, resolution=1 / 200)}
+        verdicts = {c.verdict for c in compare_to_reference(table, "copy 0", True, resolution=1 / 200)}
         called += verdicts != {"no difference seen"}
     assert called <= 19
 
@@ -259,7 +259,7 @@ def test_seeds_needed_is_the_least_number_with_the_power(effect):
         shift, bound = effect * math.sqrt(n), stats.t.ppf(0.975, n - 1)
         return stats.nct.sf(bound, n - 1, shift) + stats.norm.cdf(-bound - shift)
 
-    total = 4 + seeds_needed(differences, size)
+    total = 4 + seeds_needed_paired(differences, size)
     assert power(total) >= 0.8
     assert total == 4 or power(total - 1) < 0.8
 
@@ -267,18 +267,18 @@ def test_seeds_needed_is_the_least_number_with_the_power(effect):
 def test_seeds_needed_meets_the_normal_formula_for_small_effects():
     differences = [1.0, -1.0]
     size = 0.02 * np.std(differences, ddof=1)
-    total = 2 + seeds_needed(differences, size)
+    total = 2 + seeds_needed_paired(differences, size)
     assert total == pytest.approx(((1.959964 + 0.841621) / 0.02) ** 2, rel=1e-3)
 
 
 def test_no_further_seeds_are_needed_where_the_differences_do_not_vary():
-    assert seeds_needed([0.1, 0.1, 0.1], 0.01) == 0
+    assert seeds_needed_paired([0.1, 0.1, 0.1], 0.01) == 0
 
 
 @pytest.mark.parametrize(("differences", "size"), [([0.1], 0.1), ([0.1, 0.2], 0.0), ([0.1, 0.2], -1.0)])
 def test_seeds_needed_refuses_what_it_cannot_answer(differences, size):
     with pytest.raises(ValueError):
-        seeds_needed(differences, size)
+        seeds_needed_paired(differences, size)
 
 
 @relaxed
@@ -302,7 +302,7 @@ def test_after_the_further_seeds_the_difference_is_seen_four_times_in_five():
     random = np.random.default_rng(4)
     so_far = [0.010, -0.012, 0.004, 0.001]
     size = 0.01
-    total = len(so_far) + seeds_needed(so_far, size)
+    total = len(so_far) + seeds_needed_paired(so_far, size)
     drawn = random.normal(size, np.std(so_far, ddof=1), (4000, total))
     seen = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
     assert 0.78 < seen < 0.86
@@ -310,7 +310,7 @@ def test_after_the_further_seeds_the_difference_is_seen_four_times_in_five():
 
 def test_more_pairs_ask_for_more_seeds_and_items_coarser_than_the_spread_too():
     differences = [0.010, -0.012, 0.004, 0.001]
-    alone, among = (seeds_needed(differences, 0.01, confidence=1 - 0.05 / pairs) for pairs in (1, 66))
+    alone, among = (seeds_needed_paired(differences, 0.01, confidence=1 - 0.05 / pairs) for pairs in (1, 66))
     assert among > alone
-    assert seeds_needed([0.01, 0.01, 0.01], 0.01) == 0
-    assert seeds_needed([0.01, 0.01, 0.01], 0.01, resolution=0.05) > 0
+    assert seeds_needed_paired([0.01, 0.01, 0.01], 0.01) == 0
+    assert seeds_needed_paired([0.01, 0.01, 0.01], 0.01, resolution=0.05) > 0

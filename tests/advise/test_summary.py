@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from tunewise.advise.items import Answers
+from tunewise.advise.items import Predictions
 from tunewise.advise.statistics import mean_interval
-from tunewise.advise.summary import summarise, with_item_noise
+from tunewise.advise.summary import add_item_comparisons, summarise
 from tunewise.errors import SpecError, StoreError
 from tunewise.store.records import Results
 
@@ -169,14 +169,14 @@ def test_the_difference_to_the_reference_is_compared_item_by_item_where_the_answ
     rows = summarise(records(SCORES), None, "lora")
     labels = np.array([0, 1] * 20)
     answers = {
-        "lora": {s: Answers(labels, labels) for s in range(3)},
-        "cla": {s: Answers(np.where(np.arange(40) < 4, 1 - labels, labels), labels) for s in range(3)},
+        "lora": {s: Predictions(labels, labels) for s in range(3)},
+        "cla": {s: Predictions(np.where(np.arange(40) < 4, 1 - labels, labels), labels) for s in range(3)},
     }
-    lora, cla = with_item_noise(rows, answers)
-    assert lora.item_noise is None
-    assert cla.item_noise.difference == pytest.approx(-0.1)
-    assert cla.item_noise.seeds == 3
-    assert all(row.item_noise is None for row in with_item_noise(rows, {}))
-    other = {**answers, "cla": {0: Answers(labels, 1 - labels)}}
+    lora, cla = add_item_comparisons(rows, answers)
+    assert lora.item_comparison is None
+    assert cla.item_comparison.difference == pytest.approx(-0.1)
+    assert cla.item_comparison.seeds == 3
+    assert all(row.item_comparison is None for row in add_item_comparisons(rows, {}))
+    other = {**answers, "cla": {0: Predictions(labels, 1 - labels)}}
     with pytest.raises(StoreError, match=r"cla and lora.*same items"):
-        with_item_noise(rows, other)
+        add_item_comparisons(rows, other)

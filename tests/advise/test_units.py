@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewise.advise.units import memory, parse_memory, parse_seconds, parse_tolerance, seconds
+from tunewise.advise.units import format_bytes, format_seconds, parse_memory, parse_seconds, parse_tolerance
 from tunewise.errors import SpecError
 
 
@@ -63,12 +63,12 @@ def test_what_is_no_time_is_refused(text):
 
 @given(st.integers(1, 2**43))
 def test_a_size_that_is_written_is_read_back_within_what_is_shown(size):
-    assert parse_memory(memory(size)) == pytest.approx(size, rel=5e-3, abs=1)
+    assert parse_memory(format_bytes(size)) == pytest.approx(size, rel=5e-3, abs=1)
 
 
 @given(st.floats(0.1, 1e6))
 def test_a_time_that_is_written_is_read_back_within_what_is_shown(time):
-    assert parse_seconds(seconds(time)) == pytest.approx(time, rel=0.06)
+    assert parse_seconds(format_seconds(time)) == pytest.approx(time, rel=0.06)
 
 
 def test_a_tolerance_is_in_points_for_shares_and_in_its_own_unit_else():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunewise.advise.items import ItemNoise
+from tunewise.advise.items import ItemComparison
 from tunewise.report.data import ReportData
 from tunewise.report.noise_section import section
 
@@ -36,8 +36,8 @@ def test_every_method_but_the_reference_has_a_row_with_the_tables_own_interval(w
 
 
 def test_what_the_items_alone_could_explain_is_said(whole: Any) -> None:
-    wide = ItemNoise(0.01, -0.02, 0.04, 0.4, 500, 3, "paired by item")
-    summaries = [s if s.is_reference else replace(s, item_noise=wide) for s in whole.summaries]
+    wide = ItemComparison(0.01, -0.02, 0.04, 0.4, 500, 3, "paired by item")
+    summaries = [s if s.is_reference else replace(s, item_comparison=wide) for s in whole.summaries]
     told_apart = [
         s.label for s in summaries if s.metric_comparison and s.metric_comparison.verdict in ("better", "worse")
     ]
@@ -50,7 +50,7 @@ def test_what_the_items_alone_could_explain_is_said(whole: Any) -> None:
         for note in found.notes
     )
     narrow = replace(wide, low=0.005)
-    found = section(data_of(whole, summaries=[replace(s, item_noise=narrow) for s in summaries]))
+    found = section(data_of(whole, summaries=[replace(s, item_comparison=narrow) for s in summaries]))
     assert found is not None
     assert not any("but not over test items" in note for note in found.notes)
 

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from tunewise.advise.decision import Limits, decide
-from tunewise.advise.statistics import Comparison, against_reference, proportion_interval
+from tunewise.advise.statistics import Comparison, compare_to_reference, proportion_interval
 from tunewise.advise.summary import summarise
 from tunewise.errors import SpecError
 from tunewise.store.records import RunRecord
@@ -60,7 +60,7 @@ def allowed(repeats: int) -> int:
     return next(c for c in range(repeats + 1) if float(bdtr(c, repeats, _LEVEL)) >= _SURE)
 
 
-def simulated(
+def check_by_simulation(
     runs: Sequence[RunRecord], seeds: int, repeats: int = 200, names: int = 2, draw: int = 0
 ) -> list[AACheck]:
     """The check for the test metric and for the gap, on runs drawn with the mean and the spread over seeds of the
@@ -106,7 +106,7 @@ def simulated(
     ]
 
 
-def of_own_runs(
+def check_by_splitting(
     scores: Mapping[int, float], higher_is_better: bool, resolution: float, name: str, repeats: int = 200
 ) -> AACheck:
     """The check on the runs as they are: their seeds are split at random into two halves that stand for two methods,
@@ -123,7 +123,7 @@ def of_own_runs(
             "first": {i: scores[seed] for i, seed in enumerate(mixed[:half])},
             "second": {i: scores[seed] for i, seed in enumerate(mixed[half:])},
         }
-        (found,) = against_reference(halves, "first", higher_is_better, resolution=resolution)
+        (found,) = compare_to_reference(halves, "first", higher_is_better, resolution=resolution)
         called += found.verdict != "no difference seen"
     return AACheck(
         "metric", name, "each other", half, repeats, called, None, None, allowed(repeats), stdev(scores.values())

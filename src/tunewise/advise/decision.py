@@ -13,14 +13,14 @@ The rule
      score on so many test items or the standard error of its mean over seeds, whichever is larger, and at
      most 3 points;
    - it is not significantly worse than the best by more than `tolerance` (all pairs at once, since the best was
-     picked by its score, with the noise pooled over the methods: `pooled.py`).
+     picked by its score, with the noise pooled over the methods: `pooled_variance.py`).
 
    Either alone would mislead. "p > 0.05" from 3 seeds is no evidence of equality: a method 10 points below
-   the best with a wide interval would pass. The margin is therefore about means, and is made from the best's
-   own noise, so that an erratic method does not widen the door for itself; where even the best is erratic,
+   the best with a wide interval would pass. The margin is therefore about means, and is decision from the best's
+   own noise, so that an outliers method does not widen the door for itself; where even the best is outliers,
    the 3 points hold (a tenth of the value itself, where it is no share). And with many seeds a small but
    certain loss is a loss, though it lies inside the margin.
-4. *The choice* is the cheapest of these (never one that another beats on all counts): first the step time,
+4. *The choice* is the select_cheapest of these (never one that another beats on all counts): first the step time,
    where intervals of the ratio to the frozen floor don't overlap; then peak memory; then the bytes kept for
    the backward; then trainable parameters; then the higher mean. Time and memory decide only where they are
    known for all.
@@ -44,12 +44,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tunewise.advise.goals import Criterion, Goal, goals_of
-from tunewise.advise.pareto import cheapest, pareto_methods
+from tunewise.advise.objectives import Criterion, Objective, objectives_for
+from tunewise.advise.pareto import pareto_labels, select_cheapest
 from tunewise.advise.statistics import Comparison
 from tunewise.advise.summary import MethodSummary
-from tunewise.advise.units import memory, seconds
-from tunewise.errors import NothingFits, SpecError, TunewiseError
+from tunewise.advise.units import format_bytes, format_seconds
+from tunewise.errors import NoMethodWithinLimits, SpecError, TunewiseError
 
 # Two means that differ by the rounding of floats are the same.
 ROUNDING = 1e-9
@@ -92,9 +92,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Stage:
-    """One goal, asked of the methods that came so far: `standings` has all of them but the best."""
+    """One objective, asked of the methods that came so far: `standings` has all of them but the best."""
 
-    goal: Goal
+    objective: Objective
     best: MethodSummary
     standings: list[Standing]
     margin: float
@@ -106,11 +106,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule comes to, before it is put in words. The first stage has all entrants."""
+    """What the rule comes to, before it is put in words. The first stage has all candidates."""
 
     choice: MethodSummary
     runner_up: MethodSummary | None
-    entrants: list[MethodSummary]
+    candidates: list[MethodSummary]
     stages: list[Stage]
     pareto: list[str]
 
@@ -133,8 +133,8 @@ class Decision:
 def decide(summaries: Sequence[MethodSummary], limits: Limits, criterion: Criterion = "metric") -> Decision:
     """Steps 1 to 4 of the rule.
 
-    Raises `TunewiseError` where no run finished, `NothingFits` where no method fits the limits, and `SpecError` where
-    `limits.metric` is not what the summaries were made on or its tolerance makes no sense; each says the way out.
+    Raises `TunewiseError` where no run finished, `NoMethodWithinLimits` where no method fits the limits, and `SpecError` where
+    `limits.metric` is not what the summaries were decision on or its tolerance makes no sense; each says the way out.
     """
     finished = [s for s in summaries if s.test_metric is not None]
     if not finished:
@@ -143,59 +143,59 @@ def decide(summaries: Sequence[MethodSummary], limits: Limits, criterion: Criter
         raise SpecError(
             f"the summaries are on {finished[0].metric!r}; make them anew with summarise(..., metric={limits.metric!r})"
         )
-    goals = goals_of(criterion, finished[0])
-    if goals[0].percent and limits.tolerance >= 1:
+    objectives = objectives_for(criterion, finished[0])
+    if objectives[0].percent and limits.tolerance >= 1:
         raise SpecError(f"tolerance {limits.tolerance} must be a share from 0 up to 1; one point is 0.01")
-    fitting = [s for s in finished if not beyond(s, limits)]
+    fitting = [s for s in finished if not describe_broken_limits(s, limits)]
     if not fitting:
-        raise NothingFits(what_would_have_to_give(finished, limits))
-    entrants = _complete(fitting, finished)
-    first = goals[0]
-    leading = max(entrants, key=first.merit)
+        raise NoMethodWithinLimits(suggest_limits(finished, limits))
+    candidates = _complete(fitting, finished)
+    first = objectives[0]
+    leading = max(candidates, key=first.merit)
     tolerance = limits.tolerance if first.key == "metric" else 0.0
-    pareto = pareto_methods(entrants, first.margin(leading, tolerance) if first.key == "metric" else 0.0)
+    pareto = pareto_labels(candidates, first.margin(leading, tolerance) if first.key == "metric" else 0.0)
     stages: list[Stage] = []
-    field = entrants
-    for goal in goals:
-        stages.append(_stage(goal, field, pareto, limits.tolerance if goal.key == "metric" else 0.0))
+    field = candidates
+    for objective in objectives:
+        stages.append(_stage(objective, field, pareto, limits.tolerance if objective.key == "metric" else 0.0))
         field = stages[-1].running
-    choice = cheapest(field)
-    return Decision(choice, _runner_up(choice, stages, entrants), entrants, stages, pareto)
+    choice = select_cheapest(field)
+    return Decision(choice, _runner_up(choice, stages, candidates), candidates, stages, pareto)
 
 
-def _stage(goal: Goal, field: Sequence[MethodSummary], pareto: list[str], tolerance: float) -> Stage:
-    best = max((m for m in field if m.label in pareto), key=goal.merit)
-    standings = standings_to(best, field, goal, tolerance)
+def _stage(objective: Objective, field: Sequence[MethodSummary], pareto: list[str], tolerance: float) -> Stage:
+    best = max((m for m in field if m.label in pareto), key=objective.merit)
+    standings = compute_standings(best, field, objective, tolerance)
     running = [best, *(s.method for s in standings if s.as_good and s.method.label in pareto)]
-    return Stage(goal, best, standings, goal.margin(best, tolerance), running)
+    return Stage(objective, best, standings, objective.margin(best, tolerance), running)
 
 
-def _runner_up(choice: MethodSummary, stages: list[Stage], entrants: list[MethodSummary]) -> MethodSummary | None:
-    """The best by the last goal where it was not chosen; else the cheapest of those still in the running with the
-    choice; else who comes next by the first goal."""
+def _runner_up(choice: MethodSummary, stages: list[Stage], candidates: list[MethodSummary]) -> MethodSummary | None:
+    """The best by the last objective where it was not chosen; else the select_cheapest of those still in the running with the
+    choice; else who comes next by the first objective."""
     for stage in reversed(stages):
         if stage.best is not choice:
             return stage.best
         if rest := [m for m in stage.running if m is not choice]:
-            return cheapest(rest)
-    return max((m for m in entrants if m is not choice), key=stages[0].goal.merit, default=None)
+            return select_cheapest(rest)
+    return max((m for m in candidates if m is not choice), key=stages[0].objective.merit, default=None)
 
 
-def standings_to(
-    best: MethodSummary, field: Sequence[MethodSummary], goal: Goal, tolerance: float = 0.0
+def compute_standings(
+    best: MethodSummary, field: Sequence[MethodSummary], objective: Objective, tolerance: float = 0.0
 ) -> list[Standing]:
     """Each other method beside the best."""
-    compared = goal.compared(field, best)
-    allowed = {name for name, c in goal.compared(field, best, tolerance).items() if c.verdict != "worse"}
-    widest = goal.margin(best, tolerance) + ROUNDING
-    sign = 1 if goal.higher_is_better else -1
+    compared = objective.compared(field, best)
+    allowed = {name for name, c in objective.compared(field, best, tolerance).items() if c.verdict != "worse"}
+    widest = objective.margin(best, tolerance) + ROUNDING
+    sign = 1 if objective.higher_is_better else -1
     standings = []
     for method in field:
         if method is best:
             continue
         comparison = compared[method.label]
         paired = comparison.difference
-        deficit = -sign * paired.mean if paired else goal.merit(best) - goal.merit(method)
+        deficit = -sign * paired.mean if paired else objective.merit(best) - objective.merit(method)
         as_good = method.label in allowed and deficit <= widest
         standings.append(Standing(method, deficit, comparison, as_good))
     return standings
@@ -208,7 +208,7 @@ def _complete(fitting: Sequence[MethodSummary], finished: Sequence[MethodSummary
     return complete or list(fitting)
 
 
-def beyond(method: MethodSummary, limits: Limits) -> str:
+def describe_broken_limits(method: MethodSummary, limits: Limits) -> str:
     """Which limit the method breaks, in words; empty where it fits. What isn't known doesn't fit."""
     return "; ".join(_broken(method, limits).values())
 
@@ -223,17 +223,17 @@ def _broken(method: MethodSummary, limits: Limits) -> dict[_Limit, str]:
         if peak is None:
             broken["memory"] = f"the peak memory of {method.label} was not measured"
         elif peak > limits.max_memory_bytes:
-            broken["memory"] = f"{method.label} needs {memory(peak)} of {memory(limits.max_memory_bytes)}"
+            broken["memory"] = f"{method.label} needs {format_bytes(peak)} of {format_bytes(limits.max_memory_bytes)}"
     if limits.max_seconds is not None:
         time = method.training_seconds
         if time is None:
             broken["time"] = f"the training time of {method.label} is not known"
         elif time > limits.max_seconds:
-            broken["time"] = f"{method.label} trains for {seconds(time)} of {seconds(limits.max_seconds)}"
+            broken["time"] = f"{method.label} trains for {format_seconds(time)} of {format_seconds(limits.max_seconds)}"
     return broken
 
 
-def what_would_have_to_give(finished: Sequence[MethodSummary], limits: Limits) -> str:
+def suggest_limits(finished: Sequence[MethodSummary], limits: Limits) -> str:
     """Where nothing fits: the least by which one limit would have to give, or both for the method nearest to them."""
     broken = {m.label: _broken(m, limits) for m in finished}
     ways = []
@@ -241,7 +241,7 @@ def what_would_have_to_give(finished: Sequence[MethodSummary], limits: Limits) -
         alone = [(m, need) for m in finished if set(broken[m.label]) == {limit} and (need := _need(m, limit))]
         if alone:
             method, need = min(alone, key=lambda pair: pair[1])
-            amount = memory(int(need)) if limit == "memory" else seconds(need)
+            amount = format_bytes(int(need)) if limit == "memory" else format_seconds(need)
             ways.append(f"{shown} would have to be {amount} for {method.label}")
     if ways:
         return f"no method fits the limits; {', or '.join(ways)}; compare cheaper methods, or raise a limit"
@@ -265,12 +265,12 @@ def _nothing_finished(summaries: Sequence[MethodSummary]) -> str:
         "running": "wait for the runs, or go on with them by the same command",
     }
     statuses = {status for s in summaries for status in s.missing}
-    lost = "; ".join(f"{s.label}: {lost_runs(s)}" for s in summaries)
+    lost = "; ".join(f"{s.label}: {describe_missing_runs(s)}" for s in summaries)
     way = ", ".join(ways[status] for status in ways if status in statuses)
     return f"no run finished, so nothing can be recommended ({lost}); {way}"
 
 
-def lost_runs(method: MethodSummary) -> str:
+def describe_missing_runs(method: MethodSummary) -> str:
     """`1 diverged, 2 not finished`."""
     words = {"running": "not finished"}
     return ", ".join(f"{count} {words.get(status, status)}" for status, count in method.missing.items())

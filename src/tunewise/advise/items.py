@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ItemNoise:
+class ItemComparison:
     """Two methods on the same test items: difference of the metric (a - b, mean over `seeds` common seeds), its 95 %
     interval over items, the two-sided p of "no difference", and how it was found."""
 
@@ -31,7 +31,7 @@ class ItemNoise:
     p: float
     n: int
     seeds: int
-    how: str
+    test: str
 
     @property
     def excludes_zero(self) -> bool:
@@ -39,7 +39,7 @@ class ItemNoise:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What one run answered on the test items: class indices, and the right ones. Both (items,)."""
 
     predicted: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Answers:
         return self.predicted == self.labels
 
 
-def compared_by_item(a: Mapping[int, Answers], b: Mapping[int, Answers], metric: str) -> ItemNoise | None:
+def compare_by_item(a: Mapping[int, Predictions], b: Mapping[int, Predictions], metric: str) -> ItemComparison | None:
     """a - b over the seeds that both have; None where there are none, or the metric is not one of `CLASS_METRICS`.
 
     Accuracy has a closed form; other metrics get an item bootstrap. Raises `ValueError` where the items differ.
@@ -65,11 +65,11 @@ def compared_by_item(a: Mapping[int, Answers], b: Mapping[int, Answers], metric:
         if not (np.array_equal(a[seed].labels, labels) and np.array_equal(b[seed].labels, labels)):
             raise ValueError("the same items are needed, in the same order, for every run")
     if metric == "accuracy":
-        return accuracy_noise([a[s].right.tolist() for s in seeds], [b[s].right.tolist() for s in seeds])
-    return bootstrap_noise([a[s].predicted for s in seeds], [b[s].predicted for s in seeds], labels, metric)
+        return compare_accuracy([a[s].right.tolist() for s in seeds], [b[s].right.tolist() for s in seeds])
+    return bootstrap_metric([a[s].predicted for s in seeds], [b[s].predicted for s in seeds], labels, metric)
 
 
-def accuracy_noise(right_a: Sequence[Sequence[bool]], right_b: Sequence[Sequence[bool]]) -> ItemNoise:
+def compare_accuracy(right_a: Sequence[Sequence[bool]], right_b: Sequence[Sequence[bool]]) -> ItemComparison:
     """Difference of accuracies on the same items, mean over seeds; rows are seeds, columns items.
 
     With d_i the mean over seeds of (a right) - (b right) on item i, the interval is that of the mean of d_i, with two
@@ -87,12 +87,12 @@ def accuracy_noise(right_a: Sequence[Sequence[bool]], right_b: Sequence[Sequence
     error = math.sqrt(variance / (n + 2))
     half = normal_quantile(0.95) * error
     if seeds == 1:
-        p, how = _mcnemar(d.count(1.0), d.count(-1.0)), "McNemar"
+        p, test = _mcnemar(d.count(1.0), d.count(-1.0)), "McNemar"
     else:
         from scipy.special import ndtr
 
-        p, how = 2 * float(ndtr(-abs(centre) / error)), "paired by item"
-    return ItemNoise(fmean(d), centre - half, centre + half, p, n, seeds, how)
+        p, test = 2 * float(ndtr(-abs(centre) / error)), "paired by item"
+    return ItemComparison(fmean(d), centre - half, centre + half, p, n, seeds, test)
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
@@ -103,13 +103,13 @@ def _mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), split, 0.5))) if split else 1.0
 
 
-def bootstrap_noise(
+def bootstrap_metric(
     predicted_a: Sequence[NDArray[np.int64]],
     predicted_b: Sequence[NDArray[np.int64]],
     labels: NDArray[np.int64],
     metric: str,
     draws: int = 1000,
-) -> ItemNoise:
+) -> ItemComparison:
     """Difference of any metric of classes, mean over seeds, with the percentile interval of an item bootstrap: the same
     items are drawn for both methods and all seeds. p is twice the share of draws on the other side of zero."""
     import numpy as np
@@ -130,7 +130,7 @@ def bootstrap_noise(
     low, high = (float(q) for q in np.quantile(found, [0.025, 0.975]))
     below, above = sum(x <= 0 for x in found), sum(x >= 0 for x in found)
     p = min(1.0, 2 * (min(below, above) + 1) / (draws + 1))
-    return ItemNoise(difference(None), low, high, p, n, len(predicted_a), "item bootstrap")
+    return ItemComparison(difference(None), low, high, p, n, len(predicted_a), "item bootstrap")
 
 
 def _accuracy(table: NDArray[np.float64]) -> float:

@@ -55,7 +55,7 @@ def pareto_set(
     ]
 
 
-def pareto_methods(methods: Sequence[MethodSummary], metric_tolerance: float = 0.0) -> list[str]:
+def pareto_labels(methods: Sequence[MethodSummary], metric_tolerance: float = 0.0) -> list[str]:
     """Labels of the Pareto set over test metric, gap, step time, memory and trainable parameters.
 
     Memory is the probe's peak, or the bytes kept for the backward where a method lacks a peak.
@@ -74,7 +74,7 @@ def pareto_methods(methods: Sequence[MethodSummary], metric_tolerance: float = 0
     return pareto_set(points, _SENSES, {"metric": metric_tolerance})
 
 
-def cheapest(methods: Sequence[MethodSummary]) -> MethodSummary:
+def select_cheapest(methods: Sequence[MethodSummary]) -> MethodSummary:
     """By step time, peak memory, bytes for the backward, trainable parameters, in this order; then by mean.
 
     Each step keeps those that can't be told apart from the lowest: overlapping intervals of the ratio to the
@@ -93,7 +93,7 @@ def cheapest(methods: Sequence[MethodSummary]) -> MethodSummary:
     return max(left, key=lambda m: m.merit)
 
 
-def cheaper_by(method: MethodSummary, other: MethodSummary) -> str:
+def describe_saving(method: MethodSummary, other: MethodSummary) -> str:
     """What `method` saves against `other`, by the same order, in words; empty where it isn't cheaper."""
     a, b = method.cost, other.cost
     if a and b:

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 Verdict = Literal["better", "worse", "no difference seen", "not tested"]
 
-# Spreads below this share of the values themselves are the rounding of floats, not noise.
+# PooledVariance below this share of the values themselves are the rounding of floats, not noise.
 _ROUNDING = 1e-12
 
 
@@ -164,7 +164,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def against_reference(
+def compare_to_reference(
     scores: Mapping[str, Mapping[int, float]],
     reference: str,
     higher_is_better: bool,
@@ -174,7 +174,7 @@ def against_reference(
     """Every other method against `reference`, paired by seed and Holm-corrected together, in the order given.
 
     The reference is to be one that was named beforehand; for one that the scores themselves singled out see
-    `pooled.against_leader`. Fewer than two common seeds: "not tested", and not counted in the correction. `resolution`:
+    `compare_to_best`. Fewer than two common seeds: "not tested", and not counted in the correction. `resolution`:
     see `paired_difference`. Raises `KeyError` where `reference` is not in `scores`.
     """
     base = scores[reference]
@@ -255,7 +255,7 @@ def proportion_interval(hits: int, tries: int, confidence: float = 0.95) -> tupl
     return low, high
 
 
-def seeds_needed(
+def seeds_needed_paired(
     differences: Sequence[float],
     size: float,
     power: float = 0.8,
@@ -298,11 +298,11 @@ def paired_power(effect: float, seeds: int, confidence: float = 0.95) -> float:
     return seen
 
 
-def t_quantile(confidence: float, freedom: int) -> float:
+def t_quantile(confidence: float, dof: int) -> float:
     """Of Student's t, two-sided."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.5 + confidence / 2))
+    return float(stdtrit(dof, 0.5 + confidence / 2))
 
 
 def normal_quantile(confidence: float) -> float:

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tunewise.advise.items import Answers, ItemNoise, compared_by_item
+from tunewise.advise.items import ItemComparison, Predictions, compare_by_item
 from tunewise.advise.statistics import (
     Comparison,
     Interval,
-    against_reference,
+    compare_to_reference,
     mean_interval,
     ratio_interval,
 )
@@ -59,7 +59,7 @@ class MethodSummary:
     cost: CostRecord | None
     metric_comparison: Comparison | None
     gap_comparison: Comparison | None
-    item_noise: ItemNoise | None = None  # of the difference to the reference, where the answers were read
+    item_comparison: ItemComparison | None = None  # of the difference to the reference, where the answers were read
 
     @property
     def is_reference(self) -> bool:
@@ -123,8 +123,8 @@ def summarise(
     items = _test_items(runs)
     higher = _higher_is_better(runs, metric)
     resolution = 1 / items if items and higher else 0.0
-    on_metric = {c.name: c for c in against_reference(metrics, reference, higher, resolution=resolution)}
-    on_gap = {c.name: c for c in against_reference(gaps, reference, False)}
+    on_metric = {c.name: c for c in compare_to_reference(metrics, reference, higher, resolution=resolution)}
+    on_gap = {c.name: c for c in compare_to_reference(gaps, reference, False)}
     rows = {row.method: row for row in costs.rows} if costs else {}
     finished = [r for by_seed in runs.values() for r in by_seed.values()]
     chance = _chance(finished[0], metric) if finished and higher else None
@@ -165,8 +165,8 @@ def summarise(
     return summaries
 
 
-def with_item_noise(
-    summaries: Sequence[MethodSummary], answers: Mapping[str, Mapping[int, Answers]]
+def add_item_comparisons(
+    summaries: Sequence[MethodSummary], answers: Mapping[str, Mapping[int, Predictions]]
 ) -> list[MethodSummary]:
     """The summaries with their difference to the reference compared item by item, where the test answers of both are
     among `answers` (by label and seed). Raises `StoreError` where runs answered other items."""
@@ -176,10 +176,10 @@ def with_item_noise(
         noise = None
         if own and theirs and not summary.is_reference:
             try:
-                noise = compared_by_item(own, theirs, summary.metric)
+                noise = compare_by_item(own, theirs, summary.metric)
             except ValueError as error:
                 raise StoreError(f"test answers of {summary.label} and {summary.reference}: {error}") from None
-        found.append(replace(summary, item_noise=noise))
+        found.append(replace(summary, item_comparison=noise))
     return found
 
 

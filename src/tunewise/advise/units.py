@@ -65,7 +65,7 @@ def parse_tolerance(text: str, percent: bool) -> float:
     return value / 100 if percent else value
 
 
-def memory(size: int) -> str:
+def format_bytes(size: int) -> str:
     """`5.59 GiB`, `96.2 MiB`."""
     value, unit = float(size), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
@@ -75,7 +75,7 @@ def memory(size: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """`42 s`, `3.5 min`, `2.1 h`."""
     if value < 90:
         return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"

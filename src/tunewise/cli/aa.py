@@ -35,7 +35,7 @@ def aa(
     known = finished(runs)
     from dataclasses import asdict
 
-    from tunewise.advise.aa import of_own_runs, simulated
+    from tunewise.advise.aa import check_by_simulation, check_by_splitting
     from tunewise.advise.summary import summarise
 
     summaries = {s.label: s for s in summarise(known.records, known.costs, known.spec.reference)}
@@ -46,9 +46,9 @@ def aa(
     if real:
         step = 1 / taken.test_items if taken.is_share and taken.test_items else 0.0
         shown = f"test {taken.metric.replace('_', ' ')}"
-        checks = [of_own_runs(taken.metric_by_seed, taken.higher_is_better, step, shown, repeats)]
+        checks = [check_by_splitting(taken.metric_by_seed, taken.higher_is_better, step, shown, repeats)]
     else:
-        checks = [check for count in counts for check in simulated(records, count, repeats, names)]
+        checks = [check for count in counts for check in check_by_simulation(records, count, repeats, names)]
     if as_json:
         rows = [{"method": taken.label, **asdict(c), "rate": c.rate, "holds": c.holds} for c in checks]
         typer.echo(json.dumps(rows, indent=1))

@@ -43,7 +43,7 @@ def recommend(
     Exit code 5 where no method fits the limits.
     """
     from tunewise.advise.decision import Limits
-    from tunewise.advise.goals import parse_criterion
+    from tunewise.advise.objectives import parse_criterion
     from tunewise.advise.units import parse_memory, parse_seconds, parse_tolerance
     from tunewise.errors import SpecError
 
@@ -59,10 +59,10 @@ def recommend(
 
     from tunewise import evidence
     from tunewise.advise.recommend import recommend as decide
-    from tunewise.advise.summary import summarise, with_item_noise
+    from tunewise.advise.summary import add_item_comparisons, summarise
 
     summaries = summarise(known.records, known.costs, known.spec.reference, metric or named)
-    summaries = with_item_noise(summaries, evidence.answers(known))
+    summaries = add_item_comparisons(summaries, evidence.answers(known))
     share = summaries[0].is_share
     if tolerance is not None:
         limits = replace(limits, tolerance=parse_tolerance(tolerance, share))
@@ -82,16 +82,16 @@ def recommend(
 
 def _further_seeds(summaries: list[MethodSummary], advice: Recommendation, size: float) -> dict[str, int]:
     """Seeds beyond those there are, for each method beside the choice."""
-    from tunewise.advise.goals import goals_of
-    from tunewise.advise.pooled import seeds_needed
+    from tunewise.advise.objectives import objectives_for
+    from tunewise.advise.pooled_variance import seeds_needed
 
     choice = next(s for s in summaries if s.label == advice.choice)
-    (goal,) = goals_of("metric", choice)
-    scores = {s.label: goal.values(s) for s in summaries if s.seeds}
+    (objective,) = objectives_for("metric", choice)
+    scores = {s.label: objective.values(s) for s in summaries if s.seeds}
     found = {}
     for s in summaries:
         if s is not choice and len(s.metric_by_seed.keys() & choice.metric_by_seed.keys()) > 1:
-            found[s.label] = seeds_needed(scores, s.label, choice.label, size, goal.resolution(choice))
+            found[s.label] = seeds_needed(scores, s.label, choice.label, size, objective.resolution(choice))
     return found
 
 
@@ -111,7 +111,7 @@ def _content(
     """What `--json` prints."""
     from dataclasses import asdict
 
-    from tunewise.advise.decision import beyond
+    from tunewise.advise.decision import describe_broken_limits
 
     adapter = _adapter(known, advice.choice)
     methods = []
@@ -127,9 +127,9 @@ def _content(
                 "peak_memory_bytes": s.peak_bytes,
                 "trainable_parameters": s.trainable,
                 "against_reference": s.metric_comparison.verdict if s.metric_comparison else None,
-                "over_items": asdict(s.item_noise) if s.item_noise else None,
+                "over_items": asdict(s.item_comparison) if s.item_comparison else None,
                 "in_pareto_set": s.label in advice.pareto,
-                "beyond_limits": beyond(s, limits) or None,
+                "beyond_limits": describe_broken_limits(s, limits) or None,
                 "further_seeds": further.get(s.label),
             }
         )
@@ -157,8 +157,8 @@ def _show(
     from rich.console import Console
     from rich.table import Table
 
-    from tunewise.advise.decision import beyond
-    from tunewise.advise.units import memory, seconds
+    from tunewise.advise.decision import describe_broken_limits
+    from tunewise.advise.units import format_bytes, format_seconds
     from tunewise.number_format import TWO_SEEDS, widest
 
     console = Console()
@@ -176,15 +176,15 @@ def _show(
         table.add_column(title, justify="right")
     table.add_column("")
     for s in sorted(summaries, key=lambda s: s.merit, reverse=True):
-        role = names.get(s.label) or beyond(s, limits) or ("" if s.seeds else "no finished run")
+        role = names.get(s.label) or describe_broken_limits(s, limits) or ("" if s.seeds else "no finished run")
         if not role and s.label in advice.pareto:
             role = "in the Pareto set"
         table.add_row(
             s.label,
             _interval(s.test_metric, 100 if s.is_share else 1, 2, widest(s.metric, s.is_share)),
             _interval(s.gap, 1, 3),
-            seconds(s.training_seconds) if s.training_seconds else "–",
-            memory(s.peak_bytes) if s.peak_bytes else "–",
+            format_seconds(s.training_seconds) if s.training_seconds else "–",
+            format_bytes(s.peak_bytes) if s.peak_bytes else "–",
             f"{s.trainable:,}" if s.trainable else "–",
             role,
         )

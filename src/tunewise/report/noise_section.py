@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunewise import number_format as numbers
-from tunewise.advise.goals import goals_of
-from tunewise.advise.statistics import seeds_needed
+from tunewise.advise.objectives import objectives_for
+from tunewise.advise.statistics import seeds_needed_paired
 from tunewise.advise.summary import MethodSummary
 from tunewise.pages.section import Grid, Section
 from tunewise.report.data import ReportData
@@ -55,7 +55,7 @@ def section(data: ReportData) -> Section | None:
 
 
 def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: int) -> list[str]:
-    compared, items = method.metric_comparison, method.item_noise
+    compared, items = method.metric_comparison, method.item_comparison
     unit = _points if method.is_share else _plain
     widest = numbers.widest(method.metric, method.is_share)
 
@@ -68,9 +68,9 @@ def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: 
     further = numbers.MISSING
     if len(common) > 1:
         differences = [method.metric_by_seed[s] - reference.metric_by_seed[s] for s in common]
-        (goal,) = goals_of("metric", method)
+        (objective,) = objectives_for("metric", method)
         level = 1 - 0.05 / max(1, methods - 1)
-        further = str(seeds_needed(differences, size, confidence=level, resolution=goal.resolution(method)))
+        further = str(seeds_needed_paired(differences, size, confidence=level, resolution=objective.resolution(method)))
     return [
         method.label,
         unit(compared.difference.mean),
@@ -104,16 +104,16 @@ def _notes(others: list[MethodSummary], reference: MethodSummary) -> list[str]:
         f"Over seeds: paired t intervals{corrected}. “Unseen up to” is half of its width: a true difference of that "
         f"size could have gone unnoticed.",
     ]
-    with_items = [s for s in others if s.item_noise]
+    with_items = [s for s in others if s.item_comparison]
     if with_items:
-        how = dict.fromkeys(s.item_noise.how for s in with_items if s.item_noise)
+        tests = dict.fromkeys(s.item_comparison.test for s in with_items if s.item_comparison)
         words = {
             "McNemar": "McNemar's exact test and the interval of Agresti and Min",
             "paired by item": "the answers of both methods to each item, mean over seeds (adjusted Wald)",
             "item bootstrap": "an item bootstrap of 1,000 draws",
         }
         notes.append(
-            f"Over test items: {', '.join(words[h] for h in how)}, on the same {with_items[0].test_items} items; "
+            f"Over test items: {', '.join(words[t] for t in tests)}, on the same {with_items[0].test_items} items; "
             f"not corrected for the number of methods."
         )
     doubtful = [
@@ -121,8 +121,8 @@ def _notes(others: list[MethodSummary], reference: MethodSummary) -> list[str]:
         for s in with_items
         if s.metric_comparison
         and s.metric_comparison.verdict in ("better", "worse")
-        and s.item_noise
-        and not s.item_noise.excludes_zero
+        and s.item_comparison
+        and not s.item_comparison.excludes_zero
     ]
     if doubtful:
         notes.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tunewise.advise.pooled import against_leader, spreads
+from tunewise.advise.pooled_variance import compare_to_best, estimate_variances
 from tunewise.store.records import CostRecord
 
 LAST_MARKED = 3
@@ -42,18 +42,18 @@ def places(order: list[str], tied: Callable[[str, list[str]], set[str]]) -> dict
 def by_seed(
     scores: Mapping[str, Mapping[int, float]], higher_is_better: bool, resolution: float = 0.0
 ) -> dict[str, Place]:
-    """Places by mean over seeds. Tied: not shown to be worse than the leader by `pooled.against_leader` at 95 %. A
+    """Places by mean over seeds. Tied: not shown to be worse than the leader by `compare_to_best` at 95 %. A
     method that scatters far more than the others has no place unless its mean is the best: nothing would be shown of
     it, and nobody told apart from it."""
     means = {name: sum(seeds.values()) / len(seeds) for name, seeds in scores.items() if seeds}
     field = {name: scores[name] for name in means}
     order = sorted(means, key=lambda name: (-means[name] if higher_is_better else means[name], name))
-    noise = spreads(field, resolution)
-    erratic = noise.erratic if noise else ()
-    order = [name for i, name in enumerate(order) if i == 0 or name not in erratic]
+    noise = estimate_variances(field, resolution)
+    outliers = noise.outliers if noise else ()
+    order = [name for i, name in enumerate(order) if i == 0 or name not in outliers]
 
     def tied(leader: str, others: list[str]) -> set[str]:
-        found = against_leader(field, leader, higher_is_better, resolution=resolution)
+        found = compare_to_best(field, leader, higher_is_better, resolution=resolution)
         return {c.name for c in found if c.verdict != "worse"}
 
     return places(order, tied)

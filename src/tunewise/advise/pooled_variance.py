@@ -1,6 +1,6 @@
 """Who is told apart from the best, when all methods of a comparison lend each other their noise.
 
-Three seeds say little of a spread: a paired t test has two degrees of freedom, and corrected for the 136 pairs of 17
+Three seeds say little of a spread: a paired t test has two degrees of dof, and corrected for the 136 pairs of 17
 methods it sees nothing below 43 standard deviations of a difference. Yet 17 methods show the noise of training 17
 times. So the spread of a score about its method's mean and its seed's effect is pooled over the methods, and all pairs
 are judged at once by the studentized range. What is assumed is that the methods scatter alike; where the scores say
@@ -8,12 +8,12 @@ otherwise they are heeded:
 
 - methods that scatter plainly more than the rest (Cochran's C at 1 %, the largest first) lend nothing to the pool;
 - a method whose own spread is the larger by an F test at 20 %, a level chosen so that doubt counts against pooling,
-  stands on its own spread with its own few degrees of freedom, joined by Welch and Satterthwaite as in Games & Howell;
+  stands on its own spread with its own few degrees of dof, joined by Welch and Satterthwaite as in Games & Howell;
 - and no pair is told apart whose own paired t test does not see the same difference, one-sided at 95 %: one method
-  under two names is called different in at most 10 % of experiments, whatever the spreads of it and of the others.
+  under two names is called different in at most 10 % of experiments, whatever the estimate_variances of it and of the others.
 
 Simulated with 12 names of one method at 3 seeds, any name is called worse than the luckiest in 2.5 % of experiments
-with equal spreads, and in at most 8 % with one or half of them scattering 3 to 10 times as much, two of them 5
+with equal estimate_variances, and in at most 8 % with one or half of them scattering 3 to 10 times as much, two of them 5
 times, or all differently (standard deviation 0.7 of the logarithm). With two methods it is the paired t test.
 
 Sources: Tukey 1953, The problem of multiple comparisons; Cochran 1941, Ann. Eugenics 11(1); Welch 1947, Biometrika
@@ -29,51 +29,51 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from tunewise.advise.statistics import Comparison, PairedDifference, Verdict, paired_difference, paired_power
-from tunewise.advise.studentized_range import range_quantile, range_tail
+from tunewise.advise.studentized_range import studentized_range_ppf, studentized_range_sf
 
 Scores = Mapping[str, Mapping[int, float]]
 """By method, then by seed."""
 
-ERRATIC = 0.01
+OUTLIER_LEVEL = 0.01
 """Level of Cochran's test, above which a method's spread is left out of the pool."""
-IN_DOUBT = 0.2
+OWN_VARIANCE_LEVEL = 0.2
 """Level of the F test from which on a method stands on its own spread."""
 _MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Variance of one score about its method's mean and its seed's effect, and its degrees of freedom."""
+class VarianceEstimate:
+    """Variance of one score about its method's mean and its seed's effect, and its degrees of dof."""
 
     variance: float
-    freedom: float
+    dof: float
 
 
 @dataclass(frozen=True)
-class Spreads:
-    """The noise of a comparison. `own`: of the methods that scatter more than the pool, by name; `erratic`: those of
+class PooledVariance:
+    """The noise of a comparison. `own`: of the methods that scatter more than the pool, by name; `outliers`: those of
     them that lend nothing to it; `methods`: how many are compared."""
 
-    pooled: Spread
-    own: dict[str, Spread]
-    erratic: tuple[str, ...]
+    pooled: VarianceEstimate
+    own: dict[str, VarianceEstimate]
+    outliers: tuple[str, ...]
     methods: int
 
-    def of(self, name: str) -> Spread:
+    def of(self, name: str) -> VarianceEstimate:
         return self.own.get(name, self.pooled)
 
-    def of_pair(self, a: str, b: str) -> Spread:
-        """Mean of the two variances; its degrees of freedom by Satterthwaite, rounded down to a tenth, where
+    def of_pair(self, a: str, b: str) -> VarianceEstimate:
+        """Mean of the two variances; its degrees of dof by Satterthwaite, rounded down to a tenth, where
         one is a method's own."""
         if a not in self.own and b not in self.own:
             return self.pooled
         x, y = self.of(a), self.of(b)
         total = x.variance + y.variance
-        freedom = total**2 / (x.variance**2 / x.freedom + y.variance**2 / y.freedom)
-        return Spread(total / 2, math.floor(10 * freedom) / 10)
+        dof = total**2 / (x.variance**2 / x.dof + y.variance**2 / y.dof)
+        return VarianceEstimate(total / 2, math.floor(10 * dof) / 10)
 
 
-def spreads(scores: Scores, resolution: float = 0.0) -> Spreads | None:
+def estimate_variances(scores: Scores, resolution: float = 0.0) -> PooledVariance | None:
     """The noise of these scores; None where no two methods share two seeds. Methods with other seeds than most have
     are judged by the pool of the rest. A share's `resolution` (1 / items) bounds the pooled spread from below, as in
     `paired_difference`."""
@@ -82,8 +82,8 @@ def spreads(scores: Scores, resolution: float = 0.0) -> Spreads | None:
     pool = [name for name, row in field.items() if seeds and seeds <= row.keys()]
     if len(pool) < 2 or len(seeds) < 2:
         return None
-    freedom = len(seeds) - 1
-    erratic: list[str] = []
+    dof = len(seeds) - 1
+    outliers: list[str] = []
     while True:
         found = _about_seeds(field, pool, seeds)
         total = sum(found[name] for name in pool)
@@ -92,20 +92,20 @@ def spreads(scores: Scores, resolution: float = 0.0) -> Spreads | None:
             break
         # About the seeds' effects in the others: in a small pool a loud member's noise is in everybody's rest.
         apart = _about_seeds(field, [name for name in pool if name != loudest], seeds)
-        if apart[loudest] <= sum(apart[name] for name in pool) * _cochran(freedom, len(pool)):
+        if apart[loudest] <= sum(apart[name] for name in pool) * _cochran(dof, len(pool)):
             break
-        erratic.append(loudest)
+        outliers.append(loudest)
         pool.remove(loudest)
-    pooled = Spread(max(total / len(pool), resolution**2 / 8), (len(pool) - 1) * freedom)
+    pooled = VarianceEstimate(max(total / len(pool), resolution**2 / 8), (len(pool) - 1) * dof)
     own = {
-        name: Spread(found[name], len(row) - 1)
+        name: VarianceEstimate(found[name], len(row) - 1)
         for name, row in field.items()
-        if found[name] > pooled.variance * _f_quantile(IN_DOUBT, len(row) - 1, pooled.freedom)
+        if found[name] > pooled.variance * _f_quantile(OWN_VARIANCE_LEVEL, len(row) - 1, pooled.dof)
     }
-    return Spreads(pooled, own, tuple(erratic), len(field))
+    return PooledVariance(pooled, own, tuple(outliers), len(field))
 
 
-def against_leader(
+def compare_to_best(
     scores: Scores, leader: str, higher_is_better: bool, confidence: float = 0.95, resolution: float = 0.0
 ) -> list[Comparison]:
     """Every other method against one that was picked for its score, such as the best, in the order given.
@@ -114,7 +114,7 @@ def against_leader(
     been. `p` is the larger of the studentized range's and the one-sided paired t test's, and the interval the wider of
     theirs: it excludes zero exactly where the verdict is "better" or "worse". Fewer than two common seeds: not tested.
     """
-    noise = spreads(scores, resolution)
+    noise = estimate_variances(scores, resolution)
     return [
         _compared(name, leader, scores, noise, higher_is_better, confidence, resolution)
         for name in scores
@@ -123,14 +123,14 @@ def against_leader(
 
 
 def seeds_needed(scores: Scores, a: str, b: str, size: float, resolution: float = 0.0, power: float = 0.8) -> int:
-    """How many further seeds `against_leader` needs, about, to see a true difference of `size` between two of the
+    """How many further seeds `compare_to_best` needs, about, to see a true difference of `size` between two of the
     methods with this power at 95 %, where all of them get those seeds.
 
-    The spreads seen so far are taken as true, so the answer is rough; the power of each of the two tests is asked for
+    The estimate_variances seen so far are taken as true, so the answer is rough; the power of each of the two tests is asked for
     by itself. 0: there are enough. Raises `ValueError` for size <= 0, or fewer than two common seeds.
     """
     common = scores[a].keys() & scores[b].keys()
-    noise = spreads({a: scores[a], b: scores[b]} if len(common) < 2 else scores, resolution)
+    noise = estimate_variances({a: scores[a], b: scores[b]} if len(common) < 2 else scores, resolution)
     if len(common) < 2 or noise is None or not size > 0:
         raise ValueError("at least two common seeds and a size above 0 are needed")
     from scipy.special import ndtri
@@ -138,11 +138,11 @@ def seeds_needed(scores: Scores, a: str, b: str, size: float, resolution: float 
     pair = noise.of_pair(a, b)
     if not pair.variance:
         return 0
-    lent = pair.freedom / (len(common) - 1)
+    lent = pair.dof / (len(common) - 1)
 
     def sees(seeds: int) -> bool:
         error = math.sqrt(pair.variance / seeds)
-        critical = range_quantile(0.95, noise.methods, round(lent * (seeds - 1), 1)) * error
+        critical = studentized_range_ppf(0.95, noise.methods, round(lent * (seeds - 1), 1)) * error
         if size < critical + float(ndtri(power)) * math.sqrt(2) * error:
             return False
         effect = size / math.sqrt(2 * pair.variance)
@@ -158,7 +158,7 @@ def _compared(
     name: str,
     leader: str,
     scores: Scores,
-    noise: Spreads | None,
+    noise: PooledVariance | None,
     higher_is_better: bool,
     confidence: float,
     resolution: float,
@@ -172,9 +172,9 @@ def _compared(
     pair = noise.of_pair(name, leader)
     error = math.sqrt(pair.variance / plain.n)
     ratio = abs(plain.mean) / error if error else (math.inf if plain.mean else 0.0)
-    p = max(plain.p / 2, 0.0 if ratio == math.inf else range_tail(ratio, noise.methods, pair.freedom))
+    p = max(plain.p / 2, 0.0 if ratio == math.inf else studentized_range_sf(ratio, noise.methods, pair.dof))
     one_sided = paired_difference(scores[name], scores[leader], 2 * confidence - 1, resolution)
-    low, high = _wider(one_sided, range_quantile(confidence, noise.methods, pair.freedom) * error)
+    low, high = _wider(one_sided, studentized_range_ppf(confidence, noise.methods, pair.dof) * error)
     verdict: Verdict = "no difference seen"
     if p < 1 - confidence:
         verdict = "better" if (plain.mean > 0) == higher_is_better else "worse"
@@ -206,14 +206,14 @@ def _about_seeds(field: Scores, pool: Sequence[str], seeds: frozenset[int]) -> d
     return found
 
 
-def _cochran(freedom: int, count: int) -> float:
+def _cochran(dof: int, count: int) -> float:
     """The largest share of the sum of `count` variances that is still likely."""
-    f = _f_quantile(ERRATIC / count, freedom, freedom * (count - 1))
+    f = _f_quantile(OUTLIER_LEVEL / count, dof, dof * (count - 1))
     return 1 / (1 + (count - 1) / f)
 
 
-def _f_quantile(above: float, freedom: float, below: float) -> float:
+def _f_quantile(above: float, dof: float, below: float) -> float:
     """Of Fisher's F: exceeded with probability `above`."""
     from scipy.special import fdtri
 
-    return float(fdtri(freedom, below, 1 - above))
+    return float(fdtri(dof, below, 1 - above))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tunewise.advise.pooled import against_leader, seeds_needed, spreads
-from tunewise.advise.studentized_range import range_quantile, range_tail
+from tunewise.advise.pooled_variance import compare_to_best, estimate_variances, seeds_needed
+from tunewise.advise.studentized_range import studentized_range_ppf, studentized_range_sf
 
 
 def table_of(rows):
@@ -20,21 +20,21 @@ def table_of(rows):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 40), st.floats(1, 200), st.floats(0.5, 30))
-def test_the_law_of_the_range_is_scipys(count, freedom, q):
-    assert range_tail(q, count, freedom) == pytest.approx(stats.studentized_range.sf(q, count, freedom), abs=5e-5)
+def test_the_law_of_the_range_is_scipys(count, dof, q):
+    assert studentized_range_sf(q, count, dof) == pytest.approx(stats.studentized_range.sf(q, count, dof), abs=5e-5)
 
 
-@pytest.mark.parametrize(("count", "freedom"), [(2, 2), (3, 4), (12, 22), (17, 32), (17, 2.3)])
-def test_its_quantile_is_scipys(count, freedom):
-    theirs = stats.studentized_range.ppf(0.95, count, freedom)
-    assert range_quantile(0.95, count, freedom) == pytest.approx(theirs, rel=1e-5)
+@pytest.mark.parametrize(("count", "dof"), [(2, 2), (3, 4), (12, 22), (17, 32), (17, 2.3)])
+def test_its_quantile_is_scipys(count, dof):
+    theirs = stats.studentized_range.ppf(0.95, count, dof)
+    assert studentized_range_ppf(0.95, count, dof) == pytest.approx(theirs, rel=1e-5)
 
 
 def test_of_two_methods_it_is_the_paired_t_test():
     random = np.random.default_rng(0)
     for _ in range(50):
         a, b = random.normal(0, 1, (2, 4)) + random.normal(0, 3, 4)
-        (found,) = against_leader(table_of([a, b]), "m0", True)
+        (found,) = compare_to_best(table_of([a, b]), "m0", True)
         assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=5e-5)
         theirs = stats.ttest_rel(b, a).confidence_interval(0.95)
         assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-5)
@@ -47,10 +47,10 @@ def test_where_all_scatter_alike_it_is_tukeys_test_on_what_seeds_leave():
     means = np.array([0.9, 0.88, 0.87, 0.8, 0.78, 0.7])
     rows = means[:, None] + shape + np.array([0.0, 0.02, -0.03])
     error = math.sqrt((shape**2).sum() / (5 * 2) / 3)
-    noise = spreads(table_of(rows))
-    assert noise.pooled.variance == pytest.approx(3 * error**2) and noise.pooled.freedom == 10
-    assert noise.own == {} and noise.erratic == ()
-    for i, found in enumerate(against_leader(table_of(rows), "m0", True), start=1):
+    noise = estimate_variances(table_of(rows))
+    assert noise.pooled.variance == pytest.approx(3 * error**2) and noise.pooled.dof == 10
+    assert noise.own == {} and noise.outliers == ()
+    for i, found in enumerate(compare_to_best(table_of(rows), "m0", True), start=1):
         tukey = stats.studentized_range.sf((means[0] - means[i]) / error, 6, 10)
         own = stats.ttest_rel(rows[0], rows[i], alternative="greater").pvalue
         assert found.p == pytest.approx(max(tukey, own), abs=1e-6)
@@ -67,10 +67,10 @@ def test_a_method_that_falls_apart_costs_the_others_nothing():
         "head": (0.438, 0.438, 0.458),
     }
     scores = {name: dict(enumerate(row)) for name, row in {**steady, "lora": (0.916, 0.896, 0.132)}.items()}
-    noise = spreads(scores, 1 / 500)
-    assert noise.erratic == ("lora",)
+    noise = estimate_variances(scores, 1 / 500)
+    assert noise.outliers == ("lora",)
     assert noise.pooled.variance**0.5 < 0.02 < noise.of("lora").variance ** 0.5
-    verdicts = {c.name: c.verdict for c in against_leader(scores, "fft", True, resolution=1 / 500)}
+    verdicts = {c.name: c.verdict for c in compare_to_best(scores, "fft", True, resolution=1 / 500)}
     assert verdicts == {
         "lora-one": "no difference seen",
         "rac": "no difference seen",
@@ -89,16 +89,16 @@ def test_methods_with_fewer_seeds_or_others_are_judged_where_they_can_be():
         "none": {},
         "other": {8: 0.9, 9: 0.8},
     }
-    found = {c.name: c for c in against_leader(scores, "a", True, resolution=0.001)}
+    found = {c.name: c for c in compare_to_best(scores, "a", True, resolution=0.001)}
     assert found["b"].verdict == found["two"].verdict == "worse"
     assert {found[name].verdict for name in ("one", "none", "other")} == {"not tested"}
-    assert spreads({"a": {0: 0.5}, "b": {0: 0.4}}) is None
+    assert estimate_variances({"a": {0: 0.5}, "b": {0: 0.4}}) is None
 
 
 def test_identical_scores_and_constant_differences_are_not_called_from_three_seeds():
     same = table_of([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7], [0.95, 0.85, 0.75]])
-    assert {c.verdict for c in against_leader(same, "m2", True)} == {"no difference seen"}
-    assert {c.verdict for c in against_leader(same, "m2", True, resolution=0.001)} == {"worse"}
+    assert {c.verdict for c in compare_to_best(same, "m2", True)} == {"no difference seen"}
+    assert {c.verdict for c in compare_to_best(same, "m2", True, resolution=0.001)} == {"worse"}
 
 
 SPREADS = {
@@ -120,7 +120,7 @@ def called(loudness, seeds, repeats, rows=None):
             scores += np.where(np.isin(np.arange(len(loudness)), rows), 0, -50 * np.arange(len(loudness)))[:, None]
         table = table_of(scores)
         best = max(table, key=lambda name: sum(table[name].values()))
-        found = against_leader(table, best, True)
+        found = compare_to_best(table, best, True)
         count += any(c.verdict != "no difference seen" for c in found if not rows or int(c.name[1:]) in rows)
     return count
 
@@ -154,7 +154,7 @@ def test_three_seeds_of_many_methods_see_what_three_seeds_of_two_do_not():
         scores[0] += 6
         scores[2:] -= 30 * np.arange(1, 16)[:, None]
         table = table_of(scores)
-        found = {c.name: c.verdict for c in against_leader(table, "m0", True)}
+        found = {c.name: c.verdict for c in compare_to_best(table, "m0", True)}
         seen += found["m1"] == "worse"
         plain = stats.ttest_rel(scores[0], scores[1]).pvalue
         alone += plain < 0.05 / (17 * 16 / 2)
@@ -166,12 +166,12 @@ def test_seeds_needed_grow_with_the_noise_and_suffice():
     table = table_of(random.normal(0, 1, (6, 4)) * 0.01 + 0.9)
     further = [seeds_needed(table, "m0", "m1", size) for size in (0.1, 0.03, 0.015)]
     assert further[0] <= further[1] < further[2]
-    spread = spreads(table).of_pair("m0", "m1").variance ** 0.5
+    spread = estimate_variances(table).of_pair("m0", "m1").variance ** 0.5
     total, seen = 4 + further[1], 0
     for _ in range(200):
         drawn = random.normal(0, spread, (6, total))
         drawn[0] += 0.03
-        seen += {c.name: c.verdict for c in against_leader(table_of(drawn), "m0", True)}["m1"] == "worse"
+        seen += {c.name: c.verdict for c in compare_to_best(table_of(drawn), "m0", True)}["m1"] == "worse"
     assert seen >= 140  # four in five, less what a louder draw of one method costs
     with pytest.raises(ValueError):
         seeds_needed(table, "m0", "m1", 0.0)

@@ -1,4 +1,4 @@
-"""What a choice is made for: the test metric or the generalization gap, each with its sense, its noise and its unit."""
+"""What a choice is decision for: the test metric or the generalization gap, each with its sense, its noise and its unit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from tunewise.advise.pooled import against_leader
+from tunewise.advise.pooled_variance import compare_to_best
 from tunewise.advise.statistics import Comparison, item_standard_error, standard_error
 from tunewise.advise.summary import CORRELATIONS, MethodSummary
 from tunewise.errors import SpecError, nearest
@@ -22,7 +22,7 @@ _MOST_SHARE = 0.1  # of the best value itself, where it is no share (a gap, a pe
 
 
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """One thing that is wanted of a method. `percent`: the values are shares, shown as per cent and points."""
 
     key: Literal["metric", "gap"]
@@ -42,7 +42,7 @@ class Goal:
         """The mean, turned so that more is better."""
         return self.mean(method) if self.higher_is_better else -self.mean(method)
 
-    def item_noise(self, method: MethodSummary) -> float:
+    def item_error(self, method: MethodSummary) -> float:
         """Standard error from the choice of test items; 0 where it is not known from the mean alone."""
         if not self.percent or not method.test_items:
             return 0.0
@@ -56,7 +56,7 @@ class Goal:
 
     def margin(self, best: MethodSummary, tolerance: float = 0.0) -> float:
         """How far behind the best a mean may lie: the best's own noise, within bounds, or a larger `tolerance`."""
-        noise = max(self.item_noise(best), standard_error(list(self.values(best).values())) or 0.0)
+        noise = max(self.item_error(best), standard_error(list(self.values(best).values())) or 0.0)
         most = _MOST_POINTS if self.percent else _MOST_SHARE * abs(self.mean(best))
         return max(min(noise, most), tolerance)
 
@@ -68,7 +68,7 @@ class Goal:
         back = -given_away if self.higher_is_better else given_away
         scores = {m.label: self.values(m) for m in methods}
         scores[leader.label] = {seed: v + back for seed, v in self.values(leader).items()}
-        found = against_leader(scores, leader.label, self.higher_is_better, resolution=self.resolution(leader))
+        found = compare_to_best(scores, leader.label, self.higher_is_better, resolution=self.resolution(leader))
         return {c.name: c for c in found}
 
     def shown(self, method: MethodSummary) -> str:
@@ -85,12 +85,12 @@ class Goal:
         return f"{difference:.3f} nats" if self.key == "gap" else f"{difference:.3g}"
 
 
-def goals_of(criterion: Criterion, sample: MethodSummary) -> list[Goal]:
+def objectives_for(criterion: Criterion, sample: MethodSummary) -> list[Objective]:
     """What is wanted, in order: with "metric+gap", of those as good as the best in the metric the smallest gap."""
     name = f"test {sample.metric.replace('_', ' ')}"
     related = sample.metric in CORRELATIONS
-    metric = Goal("metric", name, sample.higher_is_better, sample.is_share, correlation=related)
-    gap = Goal("gap", "generalization gap", higher_is_better=False, percent=False)
+    metric = Objective("metric", name, sample.higher_is_better, sample.is_share, correlation=related)
+    gap = Objective("gap", "generalization gap", higher_is_better=False, percent=False)
     return {"metric": [metric], "gap": [gap], "metric+gap": [metric, gap]}[criterion]
 
 
