@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tunewise import evidence
 from tunewise.advise.recommend import Recommendation, recommend
-from tunewise.advise.summary import MethodSummary, summarise, add_item_comparisons
+from tunewise.advise.summary import MethodSummary, add_item_comparisons, summarise
 from tunewise.jobs.execute import doing, execute
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost.probe import probe_costs
