@@ -13,7 +13,6 @@ import pytest
 from tunewise import preflight
 from tunewise.comparison import compare
 from tunewise.errors import NoRoom
-from tunewise.models.head import Head
 from tunewise.models.load import load_config
 from tunewise.planning import make_plan
 from tunewise.preflight import Wanted, available_memory, check_room, wanted_of
@@ -24,7 +23,8 @@ from tunewise.sweeps.driver import check_sweep
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import SideBySide
 from tunewise.sweeps.spec import SweepSpec
-from tunewise.training.process_group import ProcessGroup
+from tunewise.tasks.text import TextClassification
+from tunewise.training.ranks import Ranks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -37,7 +37,7 @@ def wanted(model: Path, method: str = "lora", *, rank: int = 16, seed: int = 0, 
         training=TrainingSpec(batch_size=batch, max_length=64),
         seed=seed,
     )
-    return Wanted(run, Head("text", ("a", "b", "c")), steps=20, train=80, test=20)
+    return Wanted(run, TextClassification.make_head(("a", "b", "c")), steps=20, train=80, test=20)
 
 
 def needed(one: Wanted, **changes: int) -> int:
@@ -201,16 +201,9 @@ def test_processes_of_one_run_each_have_a_share_of_its_batch(
     )
     each = found.memory_bytes + found.gradient_bytes  # and the buckets of DDP
     said = r"in each process \(.*batch_size 31" if gpus else r"for 4 processes \(.*batch_size 31.*or processes 2"
-    _refused_below(monkeypatch, each if gpus else 4 * each, one, tmp_path, said, process_group=ProcessGroup(0, 4))
+    _refused_below(monkeypatch, each if gpus else 4 * each, one, tmp_path, said, among=Ranks(0, 4))
     if not gpus:  # two machines, two processes on each
-        _refused_below(
-            monkeypatch,
-            2 * each,
-            one,
-            tmp_path,
-            "for 2 processes",
-            process_group=ProcessGroup(0, 4, local_world_size=2),
-        )
+        _refused_below(monkeypatch, 2 * each, one, tmp_path, "for 2 processes", among=Ranks(0, 4, here=2))
 
 
 def test_no_batch_has_more_examples_than_there_are(

@@ -36,7 +36,7 @@ from tunewise.measures.updates.refusal import refusal
 from tunewise.methods.adapter_files import CHANGED, CONFIG, SIDECAR, load, noted
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest
-from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName
+from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec
 from tunewise.store.folders import RECORD, RunStore
 from tunewise.store.records import RunRecord, Scores
 from tunewise.tasks.build import build_task
@@ -108,7 +108,7 @@ def inspect(
     top_space: int | None = None,
     scale: Sequence[float] = (),
     data: DataSpec | None = None,
-    task: TaskName | None = None,
+    task: str | None = None,
     cache: str | Path | None = None,
     said: Said = lambda phase: None,
     check: Callable[[], None] = lambda: None,
@@ -262,7 +262,7 @@ def _same_digest(folder: Path, spec: ModelSpec, record: RunRecord) -> None:
 
 
 def _scoring(
-    subject: _Subject, data: DataSpec | None, task: TaskName | None, check: Callable[[], None]
+    subject: _Subject, data: DataSpec | None, task: str | None, check: Callable[[], None]
 ) -> tuple[nn.Module | None, Callable[[nn.Module], Scores] | None, str]:
     """The merged model with its head, what evaluates it, and on what; nothing where there is no data."""
     record = subject.record

@@ -13,7 +13,7 @@ from tunewise.models.load import load_model, meta_model, model_digest, pinned_mo
 from tunewise.spec import CompareSpec, MethodSpec, ModelSpec, RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
-from tunewise.tasks.build import KINDS, build_task, head_of, task_of
+from tunewise.tasks.build import build_task, detect_task, task_class
 from tunewise.tasks.contract import Task
 from tunewise.training.build import chain_of, facts_of, put_on, total_steps
 from tunewise.training.trajectory import Keep, lacks_trajectory
@@ -52,9 +52,9 @@ def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
     Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a bad file.
     """
     # Shapes first: they need the number of classes, but neither weights nor tokens, and fail in a second.
-    name = task_of(spec)
-    kind = KINDS[name]
-    head = head_of(name, kind.labels(spec.data))
+    name = spec.task or detect_task(spec.data)
+    kind = task_class(name)
+    head = kind.make_head(kind.read_labels(spec.data))
     counted = [_count(spec, method, head) for method in spec.methods]
     spec = spec.model_copy(
         update={

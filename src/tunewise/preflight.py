@@ -22,14 +22,12 @@ from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.files import size
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts
-from tunewise.tasks.build import head_of
-from tunewise.tasks.contract import longest
-from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
+from tunewise.tasks.build import task_class
+from tunewise.tasks.contract import Task
+from tunewise.training.ranks import ALONE, Ranks
 from tunewise.tuning.search import settled
 from tunewise.words import counted
 
-_FORECAST = ("text", "image", "causal", "regression")
-"""Tasks whose step can be forecast; of others nothing is said."""
 _HISTORY = 150
 """Bytes of a step's line in the history, about."""
 _LEAST_LENGTH = 16
@@ -50,6 +48,11 @@ class Wanted:
     """Tokens of its longest training example, where that is known: no batch is wider."""
 
     @property
+    def task(self) -> type[Task]:
+        """The class of its task."""
+        return task_class(self.run.task)
+
+    @property
     def length(self) -> int:
         """Tokens of its widest batch."""
         most = self.run.training.max_length
@@ -65,16 +68,13 @@ def wanted_of(plan: Plan) -> list[Wanted]:
     """The runs of a comparison that are still to be done."""
     snapshots = plan.trajectory.count if plan.trajectory else 0
     missing = [run for run in plan.runs if run.id not in plan.done]
-    texts = bool(missing) and missing[0].task != "image"
-    length = longest(plan.task) if texts else None
+    length = plan.task.longest() if missing else None
     return [wanted(run, plan.data, plan.steps, snapshots, length) for run in missing]
 
 
 def wanted(run: RunSpec, data: DataFacts, steps: int, snapshots: int = 0, longest: int | None = None) -> Wanted:
     """One run, by the facts of its data and, of texts, the tokens of the longest that it is trained on."""
-    head = head_of(run.task, data.labels)
-    if head.kind == "image" and run.data.image_size is not None:
-        head = replace(head, image_size=(run.data.image_size, run.data.image_size))
+    head = task_class(run.task).make_head(data.labels, run.data)
     return Wanted(run, head, steps, data.train, data.test, snapshots, longest)
 
 
@@ -89,20 +89,15 @@ def check_plan(plan: Plan, store: RunStore, *, jobs: int | None) -> None:
 
 
 def check_room(
-    wanted: Sequence[Wanted],
-    out: Path,
-    *,
-    at_once: int = 1,
-    sharing: int | None = None,
-    process_group: ProcessGroup = SINGLE_PROCESS,
+    wanted: Sequence[Wanted], out: Path, *, at_once: int = 1, sharing: int | None = None, among: Ranks = ALONE
 ) -> None:
     """Raises `NoRoom`, one line with what would make it fit, where these runs need more memory than there is now, or
     more disk, with `at_once` of them side by side; `sharing` of those have this memory in common (a GPU's), all unless
-    given, none where they are done on other machines. `process_group`: the processes that train each run together.
+    given, none where they are done on other machines. Each run is trained by the processes `among` which this one is.
     Says nothing where no forecast can be made."""
     known = _Forecasts()
     for problem in (
-        _memory(wanted, known, at_once if sharing is None else sharing, process_group),
+        _memory(wanted, known, at_once if sharing is None else sharing, among),
         _disk(wanted, known, out, at_once),
     ):
         if problem:
@@ -119,8 +114,6 @@ class _Forecasts:
 
     def of(self, one: Wanted, **changes: Any) -> MethodForecast | None:
         """`changes`: batch, length, rank or targets in place of the run's own."""
-        if one.head.kind not in _FORECAST:
-            return None
         spec = one.run
         changed: dict[str, Any] = {key: changes[key] for key in ("rank", "targets") if key in changes}
         method = spec.method.model_copy(update={"links": spec.links, "restart_every": None, **changed})
@@ -144,13 +137,15 @@ class _Forecasts:
             length = min(length, longest)
         device: Any = self.device
         try:
-            (found,) = forecast(config, head, [method], batch=batch, length=length, device=device)
+            (found,) = forecast(
+                config, task_class(spec.task), head, [method], batch=batch, length=length, device=device
+            )
         except ModelError:  # a model that can't be stepped without weights: nothing is known, so nothing refused
             return None
         return found
 
 
-def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, process_group: ProcessGroup) -> str:
+def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, among: Ranks) -> str:
     if not at_once:
         return ""
     there = available_memory()
@@ -160,7 +155,7 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, process_g
         step = training.batch_size, one.train, one.length
         key = (
             one.run.model.model_dump_json(),
-            one.head.kind,
+            one.run.task,
             method.name,
             str(method.targets),
             str(method.layers),
@@ -168,32 +163,24 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, process_g
         )
         if key not in heaviest or heaviest[key].run.method.rank < method.rank:
             heaviest[key] = one
-    needs = [(need, one) for one in heaviest.values() if (need := _needed(one, known, process_group)) is not None]
+    needs = [(need, one) for one in heaviest.values() if (need := _needed(one, known, among)) is not None]
     most, worst = max(needs, key=lambda need: need[0], default=(0, None))
-    times = at_once * _on_one_memory(process_group)
+    times = at_once * _on_one_memory(among)
     if worst is None or most * times <= there:
         return ""
 
     def fits(**changes: Any) -> bool:
-        processes = (
-            replace(process_group, world_size=changes["world"], local_world_size=changes["world"])
-            if "world" in changes
-            else process_group
-        )
+        processes = replace(among, world=changes["world"], here=changes["world"]) if "world" in changes else among
         least = _needed(worst, known, processes, **{key: changes[key] for key in changes if key != "world"})
         return least is not None and least * at_once * _on_one_memory(processes) <= there
 
     spec = worst.run
     several = f" for {at_once} runs at once" if at_once > 1 else ""
-    if process_group.world_size > 1:
-        several = (
-            f" for {process_group.local_world_size or process_group.world_size} processes"
-            if times > 1
-            else " in each process"
-        )
+    if among.world > 1:
+        several = f" for {among.here or among.world} processes" if times > 1 else " in each process"
     knobs = [
         f"{name} {value}"
-        for name, key, values in _knobs(worst, process_group)
+        for name, key, values in _knobs(worst, among)
         if (value := _first(values, key, fits)) is not None
     ]
     if at_once > 1 and most <= there:
@@ -205,33 +192,33 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, process_g
     )
 
 
-def _needed(one: Wanted, known: _Forecasts, process_group: ProcessGroup, **changes: Any) -> int | None:
+def _needed(one: Wanted, known: _Forecasts, among: Ranks, **changes: Any) -> int | None:
     """Bytes that one process takes at its worst moment. `changes`: as of `_Forecasts.of`."""
-    batch = math.ceil(changes.pop("batch", one.batch) / process_group.world_size)
+    batch = math.ceil(changes.pop("batch", one.batch) / among.world)
     found = known.of(one, batch=batch, **changes)
     if found is None:
         return None
-    copies = found.gradient_bytes if process_group.world_size > 1 else 0  # in the buckets in which DDP averages them
+    copies = found.gradient_bytes if among.world > 1 else 0  # in the buckets in which DDP averages them
     return found.memory_bytes + copies
 
 
-def _on_one_memory(process_group: ProcessGroup) -> int:
+def _on_one_memory(among: Ranks) -> int:
     """Processes of one run that share a memory: all of a machine's, or one on each GPU."""
-    return 1 if torch.cuda.is_available() else process_group.local_world_size or process_group.world_size
+    return 1 if torch.cuda.is_available() else among.here or among.world
 
 
-def _knobs(one: Wanted, process_group: ProcessGroup) -> Iterator[tuple[str, str, list[Any]]]:
+def _knobs(one: Wanted, among: Ranks) -> Iterator[tuple[str, str, list[Any]]]:
     """Name for the user, name for `_Forecasts.of`, and the values to try, the mildest first."""
     method = one.run.method
-    yield "batch_size", "batch", list(_halves(one.batch, process_group.world_size))
-    if one.head.kind != "image":
+    yield "batch_size", "batch", list(_halves(one.batch, among.world))
+    if one.task.has_tokens:
         yield "max_length", "length", list(_halves(one.length, _LEAST_LENGTH))
     if method.name not in ("fft", "head"):
         yield "rank", "rank", list(_halves(method.rank, 1))
         if method.targets != "qv":
             yield "targets", "targets", ["qv"]
-    if process_group.world_size > 1 and process_group.local_world_size in (None, process_group.world_size):
-        yield "processes", "world", list(_halves(process_group.world_size, 1))
+    if among.world > 1 and among.here in (None, among.world):
+        yield "processes", "world", list(_halves(among.world, 1))
 
 
 def _first(values: Sequence[Any], key: str, fits: Callable[..., bool]) -> Any:
@@ -249,7 +236,7 @@ def _step(one: Wanted) -> str:
     words = [f"batch_size {training.batch_size}"]
     if one.batch < training.batch_size:
         words[0] += f", of {one.train} training examples"
-    if one.head.kind != "image":
+    if one.task.has_tokens:
         most = training.max_length
         words.append(f"texts of up to {one.length} tokens" if one.length < most else f"max_length {most}")
     return ", ".join(words)

@@ -53,5 +53,15 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
 
-TASKS: Registry[Any] = Registry("task", {})
+TASKS: Registry[Any] = Registry(
+    "task",
+    {
+        "text": "tunewise.tasks.text",
+        "image": "tunewise.tasks.image",
+        "causal": "tunewise.tasks.causal",
+        "generation": "tunewise.tasks.generation",
+        "regression": "tunewise.tasks.regression",
+        "choice": "tunewise.tasks.choice",
+    },
+)
 MEASURES: Registry[Any] = Registry("measure", {})

@@ -13,14 +13,19 @@ from typing import Any
 import pytest
 import torch
 
+from contracts import toy_task
 from tiny import save_tiny_model, save_toy_csv
 from tiny_images import save_tiny_vit, save_toy_images
 from tiny_language import save_tiny_llama, save_toy_lines, save_toy_prompts
+from tunewise.errors import ModelError, SpecError
 from tunewise.models.head import head_modules
 from tunewise.models.load import meta_model
-from tunewise.spec import CompareSpec, TaskName
-from tunewise.tasks.build import KINDS, build_task, head_of, task_of
-from tunewise.tasks.contract import Task, beginning
+from tunewise.registry import TASKS
+from tunewise.run import run
+from tunewise.spec import CompareSpec
+from tunewise.store.folders import RunStore
+from tunewise.tasks.build import build_task, detect_task, task_class
+from tunewise.tasks.contract import Task
 from tunewise.training.evaluation import evaluate
 
 PARTS = ("train", "validation", "test")
@@ -30,7 +35,7 @@ PARTS = ("train", "validation", "test")
 class Case:
     """One task with data: the spec to build it from, and a change of the data that its digest must show."""
 
-    task: TaskName
+    task: str
     spec: CompareSpec
     change: Callable[[], None]
 
@@ -92,6 +97,13 @@ def make_choice(folder: Path) -> Case:
     return Case("choice", _spec("choice", model, path=data), lambda: _append(data))
 
 
+def make_tags(folder: Path) -> Case:
+    """The toy task of `toy_task.py`: every text of one class is tagged with a second one, too."""
+    model, data = save_tiny_model(folder / "model"), save_toy_csv(folder / "toy.tags.csv")
+    data.write_text(data.read_text(encoding="utf-8").replace(",food", ",food|animals"), encoding="utf-8")
+    return Case("tags", _spec("tags", model, path=data), lambda: _append(data))
+
+
 def make_image(folder: Path) -> Case:
     model, data = save_tiny_vit(folder / "model"), save_toy_images(folder / "toy", each=12)
     return Case("image", _spec("image", model, path=data), lambda: next(data.glob("red/*")).unlink())
@@ -106,10 +118,11 @@ MAKE: dict[str, Callable[[Path], Case]] = {
     "generation": make_generation,
     "regression": make_regression,
     "choice": make_choice,
+    "tags": make_tags,
 }
 
 
-def _spec(task: TaskName, model: Path, **data: Any) -> CompareSpec:
+def _spec(task: str, model: Path, **data: Any) -> CompareSpec:
     data = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
     return CompareSpec.model_validate(
         {"task": task, "model": str(model), "data": data, "methods": "lora", "training": {"max_length": 32}}
@@ -142,7 +155,7 @@ def test_every_kind_of_task_is_under_contract() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         made = {make(Path(folder) / name).task for name, make in MAKE.items() if (Path(folder) / name).mkdir() is None}
-    assert made == set(KINDS)
+    assert made == set(TASKS.names())
 
 
 def test_no_example_is_in_two_splits_and_the_facts_count_them(task: Task) -> None:
@@ -168,14 +181,14 @@ def test_a_batch_is_tensors_of_one_length_that_the_model_takes(task: Task, model
 def test_an_examples_output_does_not_hang_on_its_batch(task: Task, model: Any) -> None:
     rows = sorted(task.train[:8], key=task.length)
     with torch.no_grad():
-        alone, together = (_kept(task, model, batch) for batch in ([rows[0]], [rows[0], *rows[-3:]]))
+        alone, together = (_reduced(task, model, batch) for batch in ([rows[0]], [rows[0], *rows[-3:]]))
     torch.testing.assert_close(alone[0], together[0], rtol=1e-4, atol=1e-5)
 
 
-def _kept(task: Task, model: Any, rows: Any) -> torch.Tensor:
+def _reduced(task: Task, model: Any, rows: Any) -> torch.Tensor:
     batch = task.collate(rows)
     labels = batch.pop("labels")
-    return task.keep(model(**batch).logits, labels)
+    return task.reduce_outputs(model(**batch).logits, labels)
 
 
 def test_what_is_kept_of_a_batch_has_the_losses_of_its_logits(task: Task, model: Any) -> None:
@@ -183,7 +196,7 @@ def test_what_is_kept_of_a_batch_has_the_losses_of_its_logits(task: Task, model:
     labels = batch.pop("labels")
     with torch.no_grad():
         logits = model(**batch).logits
-    kept, targets = task.keep(logits, labels), task.targets(task.test[:6])
+    kept, targets = task.reduce_outputs(logits, labels), task.targets(task.test[:6])
     torch.testing.assert_close(task.losses(logits, labels), task.losses(kept, targets), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(task.weights(logits, labels), task.weights(kept, targets))
     assert len(kept) == len(targets) == 6
@@ -229,34 +242,74 @@ def test_one_seed_has_one_head_and_another_has_another(task: Task) -> None:
 
 
 def test_the_model_without_weights_has_the_same_shapes(task: Task, case: Case) -> None:
-    kind = KINDS[case.task]
-    empty = meta_model(case.spec.model, head_of(case.task, kind.labels(case.spec.data)))
+    kind = task_class(case.task)
+    empty = meta_model(case.spec.model, kind.make_head(kind.read_labels(case.spec.data)))
     real = task.load_model(0)
     assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
 
 
 def test_a_stand_in_needs_no_data_and_fits_the_model(task: Task, case: Case, model: Any) -> None:
-    found = KINDS[case.task].stand_in(case.spec.model, case.spec.data, task.labels)
+    found = task_class(case.task).stand_in(case.spec.model, case.spec.data, task.labels)
     with torch.no_grad():
         assert torch.isfinite(model(**found.inputs).logits).all()
-    assert found.head.kind == head_of(case.task, task.labels).kind
+    assert found.head == task.head
 
 
 def test_its_beginning_goes_to_another_process(task: Task) -> None:
-    small = pickle.loads(pickle.dumps(beginning(task, 4)))
+    small = pickle.loads(pickle.dumps(task.first_examples(4)))
     assert len(small.train) == 4
     ours, theirs = task.collate(task.train[:4]), small.collate(small.train)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert len(task.train) > 4
 
 
-def test_the_task_of_a_built_spec_is_the_one_asked_for(case: Case) -> None:
-    assert task_of(case.spec) == case.task
+def test_inputs_without_data_go_through_a_model_without_weights(task: Task, case: Case) -> None:
+    """Of shapes alone, as forecasts of memory take them; a task may refuse, with a reason."""
+    empty = meta_model(case.spec.model, task.head)
+    try:
+        inputs = task.sample_inputs(empty, task.head, batch=3, length=7)
+    except ModelError as error:
+        assert "can't be forecast" in str(error)
+        return
+    assert all(len(v) == 3 and v.is_meta for v in inputs.values() if isinstance(v, torch.Tensor))
+    outputs = empty(**inputs)
+    assert outputs.logits.is_meta and len(outputs.logits) == 3
+    assert outputs.loss.shape == ()
+
+
+def test_lengths_are_of_tokens_or_all_the_same(task: Task) -> None:
+    lengths = [task.length(example) for example in task.train]
+    assert task.longest() == (max(lengths) if task.has_tokens else None)
+    assert task.has_tokens or set(lengths) == {1}
+    assert task.facts.input_size
+
+
+def test_the_layout_of_the_data_shows_its_task(case: Case) -> None:
+    """Where labels are classes, numbers or completions the file doesn't show; those are named by the user."""
+    shown = {"text", "image", "tags"} if case.task != "causal" else set()
+    found = detect_task(case.spec.data)
+    assert found == case.task if case.task in shown else TASKS.check(found)
+
+
+def test_a_whole_run_of_the_toy_task(tmp_path: Path) -> None:
+    case = make_tags(tmp_path)
+    spec = case.spec.model_copy(update={"task": detect_task(case.spec.data)}).runs()[0]
+    assert toy_task.Tagging is TASKS.get(spec.task)
+    record = run(spec, RunStore(tmp_path / "runs"))
+    assert record.status == "done" and record.results is not None
+    assert record.results.metric == "micro_f1"
+    assert set(record.results.test.metrics) == {"micro_f1", "exact_match"}
+    assert record.check is not None and record.check.max_logit_difference < 1e-5
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"unknown task 'imag'; did you mean 'image'\?"):
+        _spec("imag", tmp_path, path=tmp_path)
 
 
 def test_the_digest_changes_with_the_content(case: Case) -> None:
     """Last, since it changes the data."""
-    before = KINDS[case.task].digest(case.spec.data)
-    assert KINDS[case.task].digest(case.spec.data) == before
+    before = task_class(case.task).digest(case.spec.data)
+    assert task_class(case.task).digest(case.spec.data) == before
     case.change()
-    assert KINDS[case.task].digest(case.spec.data) != before
+    assert task_class(case.task).digest(case.spec.data) != before

@@ -11,8 +11,8 @@ from pyarrow import parquet
 
 from tunewise.errors import DataError, SpecError
 from tunewise.spec import DataSpec
-from tunewise.tasks.classification import digest_of, load_classification
-from tunewise.tasks.files import read_rows
+from tunewise.tasks.files import digest_by_part, read_rows
+from tunewise.tasks.labels import load_labelled_texts
 
 COLUMNS = ["text", "label"]
 GOOD = "text,label\none,a\ntwo,b\nthree,a\nfour,b\nfive,a\nsix,b\n"
@@ -141,7 +141,7 @@ def test_an_absent_file_is_answered_with_the_nearest_names(tmp_path):
     assert "no such file or folder; did you mean 'train.csv'?" in fault_of(read_rows, tmp_path / "trian.csv", COLUMNS)
     assert "does not exist" in fault_of(read_rows, tmp_path / "nowhere" / "a.csv", COLUMNS)
     assert "name too long" in fault_of(read_rows, tmp_path / ("x" * 300), COLUMNS)
-    assert "did you mean 'train.csv'?" in fault_of(digest_of, DataSpec(path=str(tmp_path / "trian.csv")))
+    assert "did you mean 'train.csv'?" in fault_of(digest_by_part, DataSpec(path=str(tmp_path / "trian.csv")))
 
 
 def test_a_folder_without_class_folders_is_answered_with_its_files(tmp_path):
@@ -176,56 +176,56 @@ def spec_of(folder, train=GOOD, validation=None, test=None, **options):
 
 @pytest.mark.parametrize("blank", ["", "  ", '"\n"', "\u00a0"])
 def test_an_empty_text_is_named_by_its_row(tmp_path, blank):
-    message = fault_of(load_classification, spec_of(tmp_path, f"text,label\nx,a\n{blank},b\n"))
+    message = fault_of(load_labelled_texts, spec_of(tmp_path, f"text,label\nx,a\n{blank},b\n"))
     assert message == "train.csv, line 3: column 'text' is empty; fill it in or remove the row"
 
 
 def test_an_empty_label_and_an_empty_second_text_are_named_by_their_rows(tmp_path):
-    message = fault_of(load_classification, spec_of(tmp_path, GOOD, test="text,label\nx,\n"))
+    message = fault_of(load_labelled_texts, spec_of(tmp_path, GOOD, test="text,label\nx,\n"))
     assert message.startswith("test.csv, line 2: column 'label' is empty")
     pairs = spec_of(tmp_path, "text,pair,label\nx,y,a\nx,,b\n", text_pair="pair")
-    assert fault_of(load_classification, pairs).startswith("train.csv, line 3: column 'pair' is empty")
+    assert fault_of(load_labelled_texts, pairs).startswith("train.csv, line 3: column 'pair' is empty")
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_a_label_that_train_lacks_is_named_by_file_and_row(tmp_path, part):
-    message = fault_of(load_classification, spec_of(tmp_path, **{part: "text,label\nx,a\ny,B\n"}))
+    message = fault_of(load_labelled_texts, spec_of(tmp_path, **{part: "text,label\nx,a\ny,B\n"}))
     assert message.startswith(f"{part}.csv, line 3: no training example has the label 'B': correct it")
     assert "choose one of: a, b" in message
 
 
 @pytest.mark.parametrize("label", ["a", "-1"])
 def test_one_class_is_refused_and_so_are_labels_that_are_all_masked(tmp_path, label):
-    message = fault_of(load_classification, spec_of(tmp_path, f"text,label\nx,{label}\ny,{label}\n"))
+    message = fault_of(load_labelled_texts, spec_of(tmp_path, f"text,label\nx,{label}\ny,{label}\n"))
     assert f"train.csv: all 2 examples have the one label {label!r}" in message
     assert "check the column 'label' or add examples of another label" in message
 
 
 def test_a_column_that_is_no_label_is_recognised_by_its_many_values(tmp_path):
     rows = "".join(f"text {i},id{i}\n" for i in range(50))
-    message = fault_of(load_classification, spec_of(tmp_path, "text,label\n" + rows))
+    message = fault_of(load_labelled_texts, spec_of(tmp_path, "text,label\n" + rows))
     assert "50 examples of 50 labels are too few to cut a test part from" in message
     assert "name a test file, or check the column 'label'" in message
 
 
 def test_the_same_file_as_train_and_test_is_refused(tmp_path):
-    message = fault_of(load_classification, spec_of(tmp_path, test=GOOD))
+    message = fault_of(load_labelled_texts, spec_of(tmp_path, test=GOOD))
     assert "every training example of label 'a' is also in the validation or test file" in message
 
 
 def test_the_same_file_as_validation_and_test_is_refused(tmp_path):
-    message = fault_of(load_classification, spec_of(tmp_path, validation="text,label\nx,a\n", test="text,label\nx,a\n"))
+    message = fault_of(load_labelled_texts, spec_of(tmp_path, validation="text,label\nx,a\n", test="text,label\nx,a\n"))
     assert message == "validation: all of its texts are in test too; give two different files"
 
 
 def test_one_column_cannot_be_two_things(tmp_path):
     with pytest.raises(SpecError, match="column 'text' is asked for as two of text, text_pair and label"):
-        load_classification(spec_of(tmp_path, text_pair="text"))
+        load_labelled_texts(spec_of(tmp_path, text_pair="text"))
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused(tmp_path):
     with pytest.raises(SpecError, match="leave nothing to train on; together they must be below 1"):
-        load_classification(spec_of(tmp_path, validation_fraction=0.5, test_fraction=0.5))
+        load_labelled_texts(spec_of(tmp_path, validation_fraction=0.5, test_fraction=0.5))
 
 
 # --- damage at random -----------------------------------------------------------------------------

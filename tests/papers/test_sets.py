@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from labelled import load
 from tiny import save_tiny_model
 from tunewise.errors import DataError
 from tunewise.papers.prepare import halves, prepare
 from tunewise.papers.reading import Item
 from tunewise.papers.sets import SETS, get_set
 from tunewise.spec import ModelSpec
-from tunewise.tasks.build import KINDS
-from tunewise.tasks.classification import load_classification
+from tunewise.tasks.build import task_class
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_known_defects_are_mended_and_said(shared_data):
     trec = prepare(get_set("trec50"), str(shared_data / "trec"))
     assert any("0xF0" in note for note in trec.notes)
     assert len({row["label"] for row in rows(trec)}) == 50
-    read = load_classification(trec)
+    read = load(trec)
     assert any("68 exact duplicates dropped" in n or "exact duplicate" in n for n in read.notes)
     assert any("more than one label" in note for note in read.notes)
     assert any("removed, whose text test has" in note for note in read.notes)
@@ -215,12 +215,14 @@ def test_office_home_in_folders_with_one_class_spelled_in_two_ways(tmp_path):
     spec = prepare(get_set("officehome"), str(tmp_path))
     assert "24 images of 2 classes in the domains Art, Clipart, Product, Real World" in " ".join(spec.notes)
     assert "Alarm Clock, Alarm_Clock, Bike, bike" in " ".join(spec.notes)
-    assert KINDS["image"].labels(spec) == ["Alarm_Clock", "Bike"]
+    assert task_class("image").read_labels(spec) == ["Alarm_Clock", "Bike"]
     moved = tmp_path.parent / f"{tmp_path.name}-moved"
     (tmp_path / "OfficeHomeDataset").rename(moved)
     again = prepare(get_set("officehome"), str(moved))
     assert again.path != spec.path
-    assert KINDS["image"].digest(again) == KINDS["image"].digest(again.model_copy(update={"path": again.path}))
+    assert task_class("image").digest(again) == task_class("image").digest(
+        again.model_copy(update={"path": again.path})
+    )
 
 
 def test_cifar_in_shards_is_one_file_with_its_classes(tmp_path):
@@ -230,7 +232,7 @@ def test_cifar_in_shards_is_one_file_with_its_classes(tmp_path):
             table(tmp_path / f"{part}-{shard:05}-of-{shards:05}.parquet", {"label": ["airplane", "cat"]}, img=cells,
                   label=[0, 1, 0, 1])  # fmt: skip
     spec = prepare(get_set("cifar10"), str(tmp_path))
-    assert KINDS["image"].labels(spec) == ["airplane", "cat"]
+    assert task_class("image").read_labels(spec) == ["airplane", "cat"]
     assert parquet.read_table(spec.path).num_rows == 8 and spec.validation_fraction == 0.05
 
 
@@ -257,7 +259,7 @@ def test_notes_reach_the_record_and_not_the_name_of_a_run(tmp_path):
     spec = prepare(get_set("cola"), str(folder))
     model = ModelSpec(path=str(save_tiny_model(tmp_path / "model")))
     assert spec.notes and "notes" not in spec.content("text")
-    assert KINDS["text"].digest(spec) == KINDS["text"].digest(spec.model_copy(update={"notes": []}))
+    assert task_class("text").digest(spec) == task_class("text").digest(spec.model_copy(update={"notes": []}))
     from tunewise.spec import CompareSpec
     from tunewise.tasks.build import build_task
 

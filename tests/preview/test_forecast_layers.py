@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import BertConfig, LlamaConfig
 
-from tunewise.models.head import Head
 from tunewise.preview.forecast import forecast
 from tunewise.spec import MethodSpec
+from tunewise.tasks.text import TextClassification
 
 CONFIGS = {
     "bert": BertConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=50),
@@ -27,9 +27,11 @@ def test_the_last_block_alone_has_its_share_of_the_parameters_and_needs_less_mem
     """The adapter of one block of L is the L-th part of that of all, and nothing is kept below it; also where the depth
     of a model is extrapolated from shallow ones otherwise."""
     config = CONFIGS[family]
-    head = Head("text", ("a", "b"))
+    head = TextClassification.make_head(("a", "b"))
     everywhere, last = (
-        forecast(config, head, [MethodSpec(name="lora", rank=4, layers=layers)], batch=8, length=32)[0]
+        forecast(
+            config, TextClassification, head, [MethodSpec(name="lora", rank=4, layers=layers)], batch=8, length=32
+        )[0]
         for layers in (None, "last 1")
     )
     blocks = config.num_hidden_layers

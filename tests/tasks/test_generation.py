@@ -6,7 +6,7 @@ import torch
 
 from tiny_language import save_tiny_llama, save_toy_prompts
 from tunewise.spec import DataSpec, ModelSpec
-from tunewise.tasks.generation import Generation, folded, prompt_of
+from tunewise.tasks.generation import Generation, normalize_spaces, prompt_of
 from tunewise.training.evaluation import evaluate
 
 EOS = 2
@@ -38,9 +38,9 @@ def by_hand(model, task, row):
     while len(new) < 20:
         new.append(int(model.eval()(torch.tensor([ids + new])).logits[0, -1].argmax()))
         if new[-1] == EOS:
-            return folded(task.tokenizer.decode(new[:-1]))
+            return normalize_spaces(task.tokenizer.decode(new[:-1]))
     return None
 
 
-def test_white_space_is_folded():
-    assert folded("  if  x :\n\treturn y ") == "if x : return y"
+def test_white_space_is_normalized():
+    assert normalize_spaces("  if  x :\n\treturn y ") == "if x : return y"

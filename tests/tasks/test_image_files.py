@@ -14,9 +14,9 @@ from pyarrow import parquet
 
 from tiny_images import COLOURS, save_tiny_vit, save_toy_images, toy_image
 from tunewise.errors import DataError, SpecError
-from tunewise.spec import CompareSpec, DataSpec, ModelSpec
-from tunewise.tasks.build import KINDS, task_of
-from tunewise.tasks.image import ImageClassification, image_data_digest, image_labels
+from tunewise.spec import DataSpec, ModelSpec
+from tunewise.tasks.build import detect_task
+from tunewise.tasks.image import ImageClassification
 from tunewise.tasks.image_files import read_images
 from tunewise.tasks.pixels import decode
 
@@ -89,7 +89,7 @@ def test_a_folder_parquet_and_a_table_of_paths_give_the_same_images(tmp_path, im
 def test_class_numbers_without_names_are_labels_by_value(tmp_path, images):
     labels = [(0, 10, 2)[i % 3] for i in range(len(images))]
     path = write_parquet(tmp_path / "a.parquet", [i for i, _ in images], labels)
-    assert image_labels(DataSpec(path=str(path))) == ["0", "2", "10"]
+    assert ImageClassification.read_labels(DataSpec(path=str(path))) == ["0", "2", "10"]
 
 
 def test_the_task_is_known_from_the_form_of_the_data(tmp_path, images, toy_csv):
@@ -99,7 +99,7 @@ def test_the_task_is_known_from_the_form_of_the_data(tmp_path, images, toy_csv):
     parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": [0, 1]}), tmp_path / "t.parquet")
 
     def task(data, **more):
-        return task_of(CompareSpec(model="m", data={"path": str(data), **more}, methods="lora"))
+        return detect_task(DataSpec(path=str(data), **more))
 
     assert [task(p) for p in (folder, table, bare)] == ["image"] * 3
     assert [task(p) for p in (toy_csv, tmp_path / "t.parquet", tmp_path / "absent.csv")] == ["text"] * 3
@@ -220,12 +220,18 @@ def test_sizes_are_stratified_subsamples(tmp_path, vit):
 
 def test_the_digest_follows_the_images_and_not_their_place(tmp_path):
     first, second = save_toy_images(tmp_path / "one", each=3), save_toy_images(tmp_path / "two", each=3)
-    assert image_data_digest(DataSpec(path=str(first))) == image_data_digest(DataSpec(path=str(second)))
+    assert ImageClassification.digest(DataSpec(path=str(first))) == ImageClassification.digest(
+        DataSpec(path=str(second))
+    )
     (second / "red" / "notes.txt").write_text("of no concern")
-    assert image_data_digest(DataSpec(path=str(first))) == image_data_digest(DataSpec(path=str(second)))
+    assert ImageClassification.digest(DataSpec(path=str(first))) == ImageClassification.digest(
+        DataSpec(path=str(second))
+    )
     table = tmp_path / "t.csv"
     table.write_text("\n".join(["image,label", *(f"one/{c}/{i:03}.png,{c}" for c in COLOURS for i in range(3))]))
-    before = KINDS["image"].digest(DataSpec(path=str(table)))
+    before = ImageClassification.digest(DataSpec(path=str(table)))
     toy_image("red", random.Random(3)).save(first / "red" / "000.png")
-    assert image_data_digest(DataSpec(path=str(first))) != image_data_digest(DataSpec(path=str(second)))
-    assert KINDS["image"].digest(DataSpec(path=str(table))) != before
+    assert ImageClassification.digest(DataSpec(path=str(first))) != ImageClassification.digest(
+        DataSpec(path=str(second))
+    )
+    assert ImageClassification.digest(DataSpec(path=str(table))) != before

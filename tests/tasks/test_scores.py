@@ -7,10 +7,10 @@ import torch
 
 from command_line import invoke
 from tunewise.store.folders import RunStore
-from tunewise.tasks.scores import ClassificationScores
+from tunewise.tasks.text import TextClassification
 
 
-class Scores(ClassificationScores):
+class Scores(TextClassification):
     def __init__(self, classes: int) -> None:
         self.labels = [str(i) for i in range(classes)]
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tunewise.errors import SpecError
-from tunewise.models.head import Head
 from tunewise.models.load import load_model
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec, parse
 from tunewise.store.folders import RunStore
+from tunewise.tasks.text import TextClassification
 from tunewise.training.build import put_on
 
 
@@ -32,7 +32,9 @@ def test_a_methods_own_weight_decay_shrinks_its_weights(tiny_model, toy_csv, tmp
         record = run(spec_of(tiny_model, toy_csv, decay, name="fft", learning_rate=rate), RunStore(tmp_path))
         [file] = (tmp_path / record.id / "adapter").glob("*.safetensors")
         trained[decay] = load_file(file)
-    start = load_model(ModelSpec(path=str(tiny_model)), Head("text", ("a", "b", "c")), seed=0).state_dict()
+    start = load_model(
+        ModelSpec(path=str(tiny_model)), TextClassification.make_head(("a", "b", "c")), seed=0
+    ).state_dict()
     name = "bert.encoder.layer.0.attention.self.query.weight"
     found = next(key for key in trained[0.0] if key.endswith(name))
     expected = trained[0.0][found] - rate * 100.0 * start[name]
@@ -50,7 +52,7 @@ def test_the_same_decay_is_the_same_run_wherever_it_is_said(tiny_model, toy_csv)
 def test_the_law_of_a_reaches_the_adapter(tiny_model, toy_csv):
     found = {}
     for law in (None, "normal"):
-        model = load_model(ModelSpec(path=str(tiny_model)), Head("text", ("a", "b")), seed=0)
+        model = load_model(ModelSpec(path=str(tiny_model)), TextClassification.make_head(("a", "b")), seed=0)
         adapted = put_on(model, MethodSpec(name="asym", rank=8, a_law=law), seed=0)
         found[law] = torch.cat([p.flatten() for n, p in adapted.named_parameters() if ".lora_A." in n])
     assert found["normal"].std() == pytest.approx(0.02, rel=0.1)  # N(0, 0.02^2)

@@ -35,7 +35,7 @@ def export(
     from tunewise.exporting import export as write
     from tunewise.models.load import load_model
     from tunewise.store.folders import RunStore
-    from tunewise.tasks.build import KINDS
+    from tunewise.tasks.build import task_class
 
     if to not in ("lora", "merged", "columns"):
         raise SpecError(f"--to {to!r}; choose lora, merged or columns")
@@ -45,7 +45,7 @@ def export(
         if record is None:
             raise SpecError(f"{run} has no run.json, so its base model is not known; use tunewise.export in Python")
         assert record.data is not None
-        found = KINDS[record.spec.task].stand_in(record.spec.model, record.spec.data, record.data.labels)
+        found = task_class(record.spec.task).stand_in(record.spec.model, record.spec.data, record.data.labels)
         base = load_model(record.spec.model, found.head, seed=record.spec.seed, pad_token_id=found.pad_token_id)
         batch = found.inputs
     done = write(

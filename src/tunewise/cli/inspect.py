@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunewise.cli.found import RUN_OR_ADAPTER, run_or_adapter
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError
+from tunewise.registry import TASKS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tunewise.spec import DataSpec, TaskName
+    from tunewise.spec import DataSpec
 
 _DATA = "The loss at --scale"
 _OUT = "Output"
@@ -82,7 +83,7 @@ def inspect(
             threshold=threshold,
             scale=factors,
             data=columns,
-            task=_task(task),
+            task=TASKS.check(task) if task else None,
             said=lambda phase: status.update(f"{phase} ..."),
         ).as_data()
     if as_json:
@@ -114,20 +115,6 @@ def _factors(text: str | None) -> list[float]:
     if not all(0 <= factor < float("inf") for factor in found):
         raise SpecError(f"--scale {text}: factors are numbers from 0 on")
     return found
-
-
-def _task(name: str | None) -> TaskName | None:
-    from typing import get_args
-
-    from tunewise.spec import TaskName
-
-    for known in get_args(TaskName):
-        if known == name:
-            found: TaskName = known
-            return found
-    if name is not None:
-        raise SpecError(f"--task {name}: no such task{nearest(name, get_args(TaskName))}")
-    return None
 
 
 def _data(path: Path, text: str, text_pair: str | None, label: str) -> DataSpec:

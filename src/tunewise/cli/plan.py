@@ -111,32 +111,23 @@ def _forecast(model: Any, question: dict[str, Any]) -> list[dict[str, Any]]:
     from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
-    from tunewise.models.head import Head
     from tunewise.models.load import load_config
     from tunewise.preview.forecast import forecast
     from tunewise.spec import MethodSpec
+    from tunewise.tasks.build import detect_model_task, task_class
 
     config = load_config(model)
-    kind: Any = question["task"] or _kind(config)
-    if kind not in ("text", "image", "causal"):
-        raise SpecError(f"--task {kind!r}: choose one of: causal, image, text")
-    head = Head(kind, () if kind == "causal" else tuple(f"label {i}" for i in range(question["labels"])))
+    task = task_class(question["task"] or detect_model_task(config))
+    head = task.make_head([f"label {i}" for i in range(question["labels"])])
     wanted = []
     for method in question["methods"]:
-        optional = method.get("optional") and kind == "causal" and method["name"] == "head"
+        optional = method.get("optional") and head.pretrained and method["name"] == "head"
         if not optional:  # a language model has no task head to train alone
             wanted.append(MethodSpec(**{k: v for k, v in method.items() if k != "optional"}))
     settings = {key: question[key] for key in ("batch", "samples", "dtype", "device", "checkpointing")}
     longest = getattr(config, "max_position_embeddings", None)
     settings["length"] = question["length"] or min(128, longest if isinstance(longest, int) and longest > 0 else 128)
-    return [row.model_dump(mode="json") for row in forecast(config, head, wanted, **settings)]
-
-
-def _kind(config: Any) -> str:
-    made = " ".join(getattr(config, "architectures", None) or [])
-    if "ForCausalLM" in made or "LMHead" in made:
-        return "causal"
-    return "image" if hasattr(config, "num_channels") and hasattr(config, "image_size") else "text"
+    return [row.model_dump(mode="json") for row in forecast(config, task, head, wanted, **settings)]
 
 
 def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:

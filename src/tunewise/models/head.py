@@ -9,26 +9,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import transformers
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForMultipleChoice,
-    AutoModelForSequenceClassification,
-)
 
-HeadKind = Literal["text", "image", "causal", "regression", "choice"]
-
-_FAMILIES: dict[HeadKind, tuple[Any, str]] = {
-    "text": (AutoModelForSequenceClassification, "a classifier of texts"),
-    "image": (AutoModelForImageClassification, "a classifier of images"),
-    "causal": (AutoModelForCausalLM, "a causal language model"),
-    "regression": (AutoModelForSequenceClassification, "a model with one number as output"),
-    "choice": (AutoModelForMultipleChoice, "a model of multiple choice"),
-}
 # Where a model has its backbone's parts side by side with the head (CLIP, SigLIP), the head goes by its name.
 _HEAD_NAMES = ("classifier", "score", "head")
 _INTERPOLATES = "interpolate_pos_encoding"
@@ -36,36 +22,41 @@ _INTERPOLATES = "interpolate_pos_encoding"
 
 @dataclass(frozen=True)
 class Head:
-    """What a task asks of the end of a model: the kind of output and, for a classifier, its classes in order.
+    """What a task asks of the end of a model."""
 
-    `image_size` is (height, width) of the images that the model will be given, in pixels; None for text.
-    """
-
-    kind: HeadKind
+    auto_class: str
+    """The transformers class that builds the model, by name: `AutoModelForSequenceClassification`."""
+    description: str
+    """For messages: `a classifier of texts`."""
     labels: tuple[str, ...] = ()
+    """The classes in order; without them there is one output."""
+    problem_type: str | None = None
+    """Of transformers' configurations: `single_label_classification`, `regression`; None leaves the model's own."""
+    pretrained: bool = False
+    """Whether the head is the checkpoint's own and stays frozen, as that of a language model."""
     image_size: tuple[int, int] | None = None
+    """(height, width) in pixels of the images that the model will be given; None for text."""
 
     @property
-    def family(self) -> Any:
+    def model_class(self) -> Any:
         """The transformers class that builds the model."""
-        return _FAMILIES[self.kind][0]
+        return getattr(transformers, self.auto_class)
 
     @property
-    def words(self) -> str:
-        """For messages: `a classifier of texts`."""
-        return _FAMILIES[self.kind][1]
+    def outputs(self) -> int | None:
+        """Outputs of the new head; None of a pretrained one."""
+        return None if self.pretrained else len(self.labels) or 1
 
     def config(self) -> dict[str, Any]:
-        """What the model's configuration says of the head; nothing of a language model, whose head is pretrained, nor
-        of multiple choice, which has one output always."""
-        if self.kind in ("causal", "choice"):
+        """What to change in the configuration of the model."""
+        if self.problem_type is None:
             return {}
-        if self.kind == "regression":
-            return {"num_labels": 1, "problem_type": "regression"}
+        if not self.labels:
+            return {"num_labels": 1, "problem_type": self.problem_type}
         return {
             "id2label": dict(enumerate(self.labels)),  # sets num_labels too
             "label2id": {label: i for i, label in enumerate(self.labels)},
-            "problem_type": "single_label_classification",  # whatever a checkpoint for another task says
+            "problem_type": self.problem_type,  # whatever a checkpoint for another task says
         }
 
 

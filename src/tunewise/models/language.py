@@ -52,3 +52,9 @@ def language_model(spec: ModelSpec) -> tuple[LanguageKind, nn.Module] | None:
     if any(not key.startswith(f"{model.base_model_prefix}.") for key in report["missing_keys"]):
         return None
     return name, model.eval().requires_grad_(False)
+
+
+def has_causal_head(config: Any) -> bool:
+    """Whether a transformers configuration is one of a checkpoint with the head of a causal language model."""
+    names = " ".join(getattr(config, "architectures", None) or [])
+    return "ForCausalLM" in names or "LMHead" in names

@@ -115,7 +115,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = head.family.from_pretrained(
+            model = head.model_class.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -126,7 +126,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"model {spec.path!r} can't be loaded as {head.words}: {_first_line(error)}") from None
+        raise ModelError(f"model {spec.path!r} can't be loaded as {head.description}: {_first_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(level)
     if pad_token_id is not None:
@@ -142,9 +142,9 @@ def meta_model(spec: ModelSpec, head: Head) -> nn.Module:
         setattr(config, key, value)
     try:
         with torch.device("meta"):
-            model = head.family.from_config(config, trust_remote_code=spec.trust_remote_code)
+            model = head.model_class.from_config(config, trust_remote_code=spec.trust_remote_code)
     except ValueError as error:
-        raise ModelError(f"model {spec.path!r} can't be made {head.words}: {_first_line(error)}") from None
+        raise ModelError(f"model {spec.path!r} can't be made {head.description}: {_first_line(error)}") from None
     prepare(model, head)
     return model
 

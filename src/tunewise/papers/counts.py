@@ -18,6 +18,7 @@ from tunewise.papers.sheet import Column, Entry, Sheet, name
 from tunewise.planning import facts_of_method
 from tunewise.spec import MethodSpec, ModelSpec
 from tunewise.store.records import ModelFacts
+from tunewise.tasks.build import task_class
 
 _UNITS = {"M": 1e6, "B": 1e9}
 _ROUNDING = 0.00051  # of three decimals
@@ -115,13 +116,7 @@ def sheet() -> Sheet:
 
 
 def head_of(pair: Pair) -> Head:
-    data = pair.data
-    if data.task in ("causal", "generation"):
-        return Head("causal")
-    if data.task == "regression":
-        return Head("regression")
-    labels = tuple(f"class {n}" for n in range(data.classes))
-    return Head("image", labels) if data.task == "image" else Head("text", labels)
+    return task_class(pair.data.task).make_head([f"class {n}" for n in range(pair.data.classes)])
 
 
 @lru_cache(maxsize=128)

@@ -29,7 +29,7 @@ def prepare(known: PaperSet, source: str | None = None, revision: str | None = N
     Raises `SpecError` where the source can't be had, `DataError` where its files are of no known form, or damaged.
     """
     folder, origin = _source(known, source, revision)
-    if known.task == "image":
+    if not known.of_texts:
         return image_sets.spec_of(known, folder, origin)
     parts = next((found for form in known.forms if (found := form(folder)) is not None), None)
     if parts is None:

@@ -92,7 +92,7 @@ def comparison(pair: Pair, setting: Setting = "main", methods: list[str] | None 
             "schedule": row.schedule,
             "max_grad_norm": row.clip or NOT_CLIPPED,
             "select": pair.data.select,
-            **({} if pair.data.task == "image" else {"max_length": row.size}),
+            **({"max_length": row.size} if pair.data.of_texts else {}),
         },
         "seeds": list(_PACA_SEEDS if paca else row.seeds),
         "reference": "lora" if "lora" in (methods or ran) else (methods or ran)[0],

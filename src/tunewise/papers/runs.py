@@ -85,7 +85,7 @@ def changes(pair: Pair, setting: Setting, spec: CompareSpec, notes: Sequence[str
     departures += [note for note in notes if "not the paper's" in note]
     for key in type(spec.training).model_fields:
         mine, theirs = getattr(spec.training, key), getattr(wanted.training, key)
-        if mine != theirs and key != "save_every" and not (key == "max_length" and spec.task == "image"):
+        if mine != theirs and key != "save_every" and (key != "max_length" or pair.data.of_texts):
             departures.append(f"{key} {mine} instead of {theirs}")
     if list(spec.seeds) != list(wanted.seeds):
         departures.append(f"seeds {', '.join(map(str, spec.seeds))} instead of {', '.join(map(str, wanted.seeds))}")

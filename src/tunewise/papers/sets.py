@@ -8,7 +8,6 @@ from typing import Literal
 from tunewise.errors import SpecError, nearest
 from tunewise.papers import language_sets, text_sets
 from tunewise.papers.reading import Form
-from tunewise.spec import TaskName
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class PaperSet:
 
     key: str
     printed: str
-    task: TaskName
+    task: str
     metric: str
     hub: str
     """Repository, and after it the files that are wanted: `nyu-mll/glue/mrpc/*`; a revision after @."""
@@ -34,6 +33,11 @@ class PaperSet:
     """Of a classifier; for counting."""
     caveat: str = ""
     """What a reader of scores should know of the set itself; stands among its notes."""
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether the inputs are texts, which are read in one of `forms`; else they are images."""
+        return bool(self.forms)
 
 
 _PARQUET = "@refs%2Fconvert%2Fparquet"

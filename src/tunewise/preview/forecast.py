@@ -11,6 +11,7 @@ from tunewise.catalog import get_method
 from tunewise.models.head import Head
 from tunewise.preview.step import Dtype, Step, forecast_step, plain_kin
 from tunewise.spec import MethodSpec
+from tunewise.tasks.contract import Task
 from tunewise.theory import (
     information_bound,
     rank_for_existence,
@@ -57,6 +58,7 @@ class MethodForecast(BaseModel):
 
 def forecast(
     config: Any,
+    task: type[Task],
     head: Head,
     methods: Sequence[MethodSpec],
     *,
@@ -77,6 +79,7 @@ def forecast(
         if key not in steps:
             steps[key] = forecast_step(
                 config,
+                task,
                 head,
                 kin,
                 batch=batch,
@@ -95,11 +98,11 @@ def _of(method: MethodSpec, step: Step, head: Head, samples: int | None, dtype: 
     links_kept = _kept_of_links(method, step, dtype)
     total = step.weights + optimizer + links_kept + step.working
     stored = _stored(method, step)
-    outputs = len(head.labels) or 1
+    outputs = head.outputs or 1
     by_table = row.adapts and not row.passed_through  # else as counted
     bounded = trained_parameters(method.name, step.shapes, method.rank, method.links) if by_table else step.adapter
     shape = max(step.shapes, default=(1, 1))
-    thresholds = samples is not None and row.adapts and head.kind != "causal"
+    thresholds = samples is not None and row.adapts and head.outputs is not None
     return MethodForecast(
         method=method.label,
         rank=method.rank if row.adapts else None,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ from tunewise.methods.attachment import attachment
 from tunewise.models.head import Head, prepare
 from tunewise.preview.live_memory import LiveMemory, fused_attention
 from tunewise.spec import MethodSpec
+from tunewise.tasks.contract import Task
 from tunewise.training.build import facts_of, put_on
 
 Dtype = Literal["fp32", "bf16"]
@@ -53,6 +52,7 @@ class Step:
 
 def forecast_step(
     config: Any,
+    task: type[Task],
     head: Head,
     method: MethodSpec,
     *,
@@ -68,7 +68,7 @@ def forecast_step(
     """
 
     def at(depth: int | None) -> Step:
-        return _simulate(_shallow(config, depth), head, method, batch, length, dtype, device, checkpointing)
+        return _simulate(_shallow(config, depth), task, head, method, batch, length, dtype, device, checkpointing)
 
     depth = getattr(config, "num_hidden_layers", None)
     if not isinstance(depth, int) or depth < DEEP or method.layers is not None:
@@ -93,13 +93,22 @@ def _shallow(config: Any, depth: int | None) -> Any:
 
 
 def _simulate(
-    config: Any, head: Head, method: MethodSpec, batch: int, length: int, dtype: Dtype, device: str, checkpointing: bool
+    config: Any,
+    task: type[Task],
+    head: Head,
+    method: MethodSpec,
+    batch: int,
+    length: int,
+    dtype: Dtype,
+    device: str,
+    checkpointing: bool,
 ) -> Step:
     schedule = {"peft_options": {"total_step": 1000}} if method.name == "peft:adalora" else {}  # it changes no size
-    model = put_on(_meta(config, head, _DTYPES[dtype]), method, seed=0, **schedule)
+    base = _meta(config, head, _DTYPES[dtype])
+    inputs = task.sample_inputs(base, head, batch, length)
+    model = put_on(base, method, seed=0, **schedule)
     done = attachment(model)
     facts = facts_of(model)
-    inputs = _inputs(model, head, config, batch, length)
     if checkpointing:
         network: Any = model
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -137,9 +146,11 @@ def _meta(config: Any, head: Head, dtype: torch.dtype) -> nn.Module:
         config.pad_token_id = 0
     try:
         with torch.device("meta"):
-            model: nn.Module = head.family.from_config(config, dtype=dtype)
+            model: nn.Module = head.model_class.from_config(config, dtype=dtype)
     except ValueError as error:
-        raise ModelError(f"{type(config).__name__} can't be made {head.words}: {str(error).splitlines()[0]}") from None
+        raise ModelError(
+            f"{type(config).__name__} can't be made {head.description}: {str(error).splitlines()[0]}"
+        ) from None
     prepare(model, head)
     return model
 
@@ -152,33 +163,3 @@ def plain_kin(method: MethodSpec) -> MethodSpec:
     if row.trained == "B":
         kin = "asym" if row.where == "random" else "cla"
     return MethodSpec(name=kin, rank=method.rank, targets=method.targets, layers=method.layers)
-
-
-def _inputs(model: nn.Module, head: Head, config: Any, batch: int, length: int) -> dict[str, Any]:
-    meta: Callable[..., Tensor] = lambda *shape, **kw: torch.zeros(*shape, device="meta", **kw)  # noqa: E731
-    if head.kind == "image":
-        side = getattr(config, "image_size", 224)
-        height, width = head.image_size or (side if isinstance(side, (tuple, list)) else (side, side))
-        channels = getattr(config, "num_channels", 3)
-        dtype = next(model.parameters()).dtype
-        return {"pixel_values": meta(batch, channels, height, width, dtype=dtype), "labels": _labels(batch)}
-    ids = meta(batch, length, dtype=torch.long)
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and 0 < longest < length:
-        raise ModelError(f"--length {length} is above this model's {longest} positions")
-    # A mask of four dimensions goes through as it is; from any other the model would look for padding in the values.
-    mask = meta(batch, 1, length, length, dtype=next(model.parameters()).dtype)
-    given: dict[str, Any] = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": ids if head.kind == "causal" else _labels(batch),
-    }
-    network: Any = model
-    inner = network.get_base_model() if hasattr(network, "get_base_model") else network
-    if "use_cache" in inspect.signature(inner.forward).parameters:
-        given["use_cache"] = False
-    return given
-
-
-def _labels(batch: int) -> Tensor:
-    return torch.zeros(batch, dtype=torch.long, device="meta")

@@ -109,7 +109,7 @@ def facts(
         ),
         Fact("Notes on the data", list(dict.fromkeys(n for r in records if r.data for n in r.data.notes)), True),
         Fact("Methods", _methods(comparison, records), True),
-        Fact("Training", [_training(comparison)]),
+        Fact("Training", [_training(comparison, records)]),
         Fact("Computation", _computation(records)),
         Fact("Learning rates", [*_rates(records), *tuning_words(tuning)]),
         Fact("Selection", _selection(finished)),
@@ -173,7 +173,7 @@ def _methods(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]
     return said
 
 
-def _training(comparison: CompareSpec) -> str:
+def _training(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
     t = comparison.training
     linearised = (
         " What was trained and scored is the network's linearisation at the pretrained weights (the NTK regime), "
@@ -184,7 +184,7 @@ def _training(comparison: CompareSpec) -> str:
     return (
         f"{t.epochs} epochs, batch size {t.batch_size}, AdamW with weight decay {_decays(comparison)}, {t.schedule} "
         f"schedule after {100 * t.warmup_ratio:g} % warm-up, gradients clipped at {t.max_grad_norm:g}"
-        f"{_shown(comparison)}.{linearised}"
+        f"{_input_size(records)}.{linearised}"
     )
 
 
@@ -193,11 +193,9 @@ def _decays(comparison: CompareSpec) -> str:
     return f"{comparison.training.weight_decay:g}" + (f" ({', '.join(own)})" if own else "")
 
 
-def _shown(comparison: CompareSpec) -> str:
-    if comparison.task != "image":
-        return f", at most {comparison.training.max_length} tokens"
-    size = comparison.data.image_size
-    return f", images of {size} x {size} pixels" if size else ""
+def _input_size(records: Sequence[RunRecord]) -> str:
+    sizes = [record.data.input_size for record in records if record.data]
+    return f", {sizes[0]}" if sizes and sizes[0] else ""
 
 
 def _rates(records: Sequence[RunRecord]) -> list[str]:

@@ -5,23 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tunewise.catalog import ALaw, get_method
 from tunewise.errors import SpecError
+from tunewise.registry import TASKS
 from tunewise.spec.flag import Flag
 
-TaskName = Literal["text", "image", "causal", "generation", "regression", "choice"]
-"""What is learned: labels of texts or text pairs, labels of images, the next token, completions that are generated to
-be scored, numbers, the right answer."""
-
-# Keys of `DataSpec` that mean nothing to a task, and so don't enter a run's hash.
-_UNUSED: dict[str, tuple[str, ...]] = {
-    "image": ("text", "text_pair", "choices"),
-    "causal": ("text_pair", "image", "image_size", "choices"),
-    "generation": ("text_pair", "image", "image_size", "choices"),
-    "choice": ("text_pair", "image", "image_size"),
-}
+TaskName = Annotated[str, AfterValidator(TASKS.check)]
+"""A name of the task registry."""
 
 
 class Frozen(BaseModel):
@@ -84,11 +76,6 @@ class DataSpec(Frozen):
     notes: Annotated[list[str], Flag(hidden=True)] = Field(
         default=[], description="How the files were made; recorded, not part of a run's id."
     )
-
-    def content(self, task: str) -> dict[str, Any]:
-        """What decides the examples of `task` and how they are shown to a model: what means nothing to it left out."""
-        unused = _UNUSED.get(task, ("image", "image_size", "choices"))
-        return self.model_dump(mode="json", exclude={*unused, "notes"})
 
 
 class MethodSpec(Frozen):

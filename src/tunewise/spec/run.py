@@ -52,9 +52,7 @@ class RunSpec(Frozen):
     def id(self) -> str:
         """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
         content = self.model_dump(mode="json")
-        content["data"] = self.data.content(self.task)
-        if self.task == "image":
-            content["training"].pop("max_length")
+        content["data"].pop("notes")
         for part in ("model", "data"):
             if content[part]["digest"] is not None:
                 for key in ("path", "validation", "test"):

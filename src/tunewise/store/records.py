@@ -64,6 +64,7 @@ class DataFacts(_Record):
     validation: int
     test: int
     labels: list[str]
+    input_size: str = Field("", description="in words: 'at most 128 tokens'")
     notes: list[str] = Field(default=[], description="sentences: duplicates dropped, splits cut, labels unseen")
 
 

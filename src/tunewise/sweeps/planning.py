@@ -9,13 +9,12 @@ from typing import Any
 from tunewise.models.head import Head
 from tunewise.models.load import model_digest
 from tunewise.planning import facts_of_method, with_commits
-from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TaskName, content_hash
+from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, content_hash
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.sweeps.shapes import shape_of
 from tunewise.sweeps.spec import SweepSpec
-from tunewise.tasks.build import KINDS, build_task, head_of, task_of
-from tunewise.tasks.contract import longest
+from tunewise.tasks.build import build_task, detect_task, task_class
 from tunewise.training.build import chain_of, total_steps
 from tunewise.training.events import Listener, Phase
 
@@ -95,7 +94,7 @@ def plan_sweep(spec: SweepSpec, store: RunStore, listener: Listener | None = Non
             built = build_task(run)
             data = built.facts
             if run.training.max_length not in lengths:
-                lengths[run.training.max_length] = None if head.kind == "image" else longest(built)
+                lengths[run.training.max_length] = built.longest()
             steps = total_steps(run, data.train)
             chain = chain_of(run.method)
             if chain is not None:
@@ -107,11 +106,11 @@ def plan_sweep(spec: SweepSpec, store: RunStore, listener: Listener | None = Non
     return SweepPlan(spec, list(planned.values()), done, len(asked))
 
 
-def _on_shapes(spec: SweepSpec, group: list[RunSpec]) -> tuple[TaskName, Head, dict[str, ModelFacts], list[RunSpec]]:
+def _on_shapes(spec: SweepSpec, group: list[RunSpec]) -> tuple[str, Head, dict[str, ModelFacts], list[RunSpec]]:
     model, data = group[0].model, group[0].data
     whole = with_commits(CompareSpec(task=spec.task, model=model, data=data, methods=[group[0].method]))
-    model, data, task = whole.model, whole.data, task_of(whole)
-    head = head_of(task, KINDS[task].labels(data))
+    model, data, task = whole.model, whole.data, spec.task or detect_task(whole.data)
+    head = task_class(task).make_head(task_class(task).read_labels(data))
     facts: dict[str, ModelFacts] = {}
     for run in group:
         if (key := _shape(run.method)) not in facts:
@@ -119,10 +118,10 @@ def _on_shapes(spec: SweepSpec, group: list[RunSpec]) -> tuple[TaskName, Head, d
     return task, head, facts, [run.model_copy(update={"model": model, "data": data}) for run in group]
 
 
-def _with_digests(model: ModelSpec, data: DataSpec, task: TaskName) -> dict[str, ModelSpec | DataSpec]:
+def _with_digests(model: ModelSpec, data: DataSpec, task: str) -> dict[str, ModelSpec | DataSpec]:
     return {
         "model": model.model_copy(update={"digest": model_digest(model)}),
-        "data": data.model_copy(update={"digest": KINDS[task].digest(data)}),
+        "data": data.model_copy(update={"digest": task_class(task).digest(data)}),
     }
 
 

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError
-from tunewise.spec import DataSpec, Frozen, MethodSpec, ModelSpec, RunSpec, TaskName, TrainingSpec, merged, parse
+from tunewise.spec import DataSpec, Frozen, MethodSpec, ModelSpec, RunSpec, TrainingSpec, merged, parse
 
 _HALF_POWER = re.compile(r"1e([-+]?\d+\.\d+)")
 _IN_RANKS = re.compile(r"(?P<times>\d+(?:\.\d+)?)?\s*\*?\s*r\s*(?:/\s*(?P<over>\d+(?:\.\d+)?))?")
@@ -51,7 +51,7 @@ class SweepSpec(Frozen):
     """Axes. A single value may stand for a list of one; an empty list leaves the key to its default."""
 
     title: str = "Sweep"
-    task: TaskName | None = Field(None, description="known from the data's form unless given")
+    task: str | None = Field(None, description="known from the data's form unless given")
     metric: str | None = Field(None, description="the main metric; the task's own unless given")
     model: list[ModelSpec] = Field(min_length=1)
     data: list[DataSpec] = Field(min_length=1, description="any of its keys may be a list")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,19 +14,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from tunewise.errors import DataError, ModelError
 from tunewise.locate import resolve
 from tunewise.models.head import Head
-from tunewise.models.load import load_config, load_model, load_tokenizer
+from tunewise.models.language import has_causal_head
+from tunewise.models.load import load_config
+from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
-from tunewise.store.records import DataFacts
-from tunewise.tasks.classification import check_columns, refuse_blank
-from tunewise.tasks.contract import Encoded, Split, StandIn
+from tunewise.tasks.contract import Encoded, Split
 from tunewise.tasks.files import read_rows, table_columns
-from tunewise.tasks.splits import PARTS, Record, check_fractions, make_splits
+from tunewise.tasks.labels import check_columns, refuse_blank
+from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
+from tunewise.tasks.text_inputs import TextTask
 
-IGNORED = -100  # the label of a token that is no target, as transformers has it
+IGNORED = -100  # the label of a token that is no target, as in transformers
 _LARGEST_EXPONENT = 700.0  # e to more than this is infinite in double precision
 
 
-class CausalLanguage:
+class CausalLanguage(TextTask):
     """Texts whose every token but the first is a target, or prompts with completions, whose tokens are the targets.
 
     An example has its token ids and, as labels, the ids of its targets in their places. A completion ends in the
@@ -38,38 +40,69 @@ class CausalLanguage:
     lower_is_better: Sequence[str] = ("perplexity",)
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
-        self.model_spec = model
         _refuse_bidirectional(model)
-        self.tokenizer = load_tokenizer(model)
-        self.positions = int(min(self.tokenizer.model_max_length, _positions(model)))
-        self.max_length = min(max_length, self.positions)
-        self.labels: list[str] = []
         self._cut = {"prompts": 0, "texts": 0, "completions": 0}
-        parts, notes = _load(data)
-        self.train, self.validation, self.test = (self._encode(parts[part]) for part in PARTS)
-        self.facts = DataFacts(
-            train=len(self.train),
-            validation=len(self.validation),
-            test=len(self.test),
-            labels=[],
-            notes=[*notes, *self._notes()],
-        )
+        super().__init__(model, data, max_length)
 
-    def _encode(self, records: Sequence[Record]) -> Split:
-        prompts: list[str | None] = [record.content[0] for record in records]
-        texts: list[str] = [record.content[1] for record in records]
-        whole = prompts[0] is None
-        starts = [] if whole else self.tokenizer([p or "" for p in prompts], verbose=False)["input_ids"]
-        bodies = self.tokenizer(texts, add_special_tokens=whole, verbose=False)["input_ids"]
+    @classmethod
+    def recognises(cls, data: DataSpec) -> bool:
+        return data.choices is None and data.path.lower().removesuffix(".gz").endswith(".txt")
+
+    @classmethod
+    def recognises_model(cls, config: Any) -> bool:
+        return has_causal_head(config)
+
+    @classmethod
+    def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
+        return Head("AutoModelForCausalLM", "a causal language model", pretrained=True)
+
+    @classmethod
+    def stand_in_inputs(cls, tokenizer: Any, labels: list[str]) -> dict[str, Tensor]:
+        tokenizer.padding_side = "right"
+        inputs = super().stand_in_inputs(tokenizer, labels)
+        inputs.pop("token_type_ids", None)
+        return inputs
+
+    @classmethod
+    def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
+        return ids
+
+    @classmethod
+    def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
+        """A record's content is (prompt, completion), or (None, text)."""
+        prompted = _has_completions(data)
+        if prompted:
+            check_columns({"text": data.text, "label": data.label})
+        columns = [data.text, data.label] if prompted else [data.text]
+        records = read_parts(data, lambda path: _records(data, path, columns))
+        splits = make_splits(data, records, noun="prompt" if prompted else "text", many_targets=prompted)
+        kind = (
+            f"Completions (column {data.label!r}) of prompts (column {data.text!r}), of which only the completions' "
+            "tokens are learned and scored."
+            if prompted
+            else f"Texts (column {data.text!r}) of which every token but the first is learned and scored."
+        )
+        return [], Splits(splits.parts, [kind, *splits.notes])
+
+    def token_limit(self) -> int:
+        positions = getattr(load_config(self.model_spec), "max_position_embeddings", None)
+        return min(super().token_limit(), int(positions or 10**9))
+
+    def encode(self, records: Sequence[Record]) -> Split:
+        prompts = [record.content[0] for record in records]
+        texts = [record.content[1] for record in records]
+        prompted = prompts[0] is not None
+        starts = self.tokenizer(prompts, verbose=False)["input_ids"] if prompted else []
+        bodies = self.tokenizer(texts, add_special_tokens=not prompted, verbose=False)["input_ids"]
         rows: list[dict[str, Any]] = []
         for place, (record, body) in enumerate(zip(records, bodies, strict=True)):
-            row = self._whole(body) if whole else self._completion(self._without_end(starts[place]), body)
+            row = self._completion(self._without_end(starts[place]), body) if prompted else self._text(body)
             if all(label == IGNORED for label in row["labels"][1:]):
                 raise DataError(f"{record.where}: no token is left to predict; remove the row, or check the tokenizer")
             rows.append(row)
         return rows
 
-    def _whole(self, body: list[int]) -> dict[str, Any]:
+    def _text(self, body: list[int]) -> dict[str, Any]:
         self._cut["texts"] += len(body) > self.max_length
         body = body[: self.max_length]
         return {"input_ids": body, "labels": [IGNORED, *body[1:]]}
@@ -93,8 +126,8 @@ class CausalLanguage:
         ends = len(start) > 1 and start[-1] == self.tokenizer.eos_token_id
         return start[:-1] if ends else start
 
-    def _notes(self) -> list[str]:
-        total = len(self.train) + len(self.validation) + len(self.test)
+    def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
+        total = sum(map(len, parts.values()))
         where = {
             "texts": "are longer than {} tokens and were cut there",
             "prompts": "lost their beginning, so that prompt and completion fit into {} tokens",
@@ -105,21 +138,8 @@ class CausalLanguage:
             for what, count in self._cut.items()
             if count
         ]
-        tokens = {part: int(self.targets(getattr(self, part)).sum()) for part in PARTS}
-        said = ", ".join(f"{part} {count:,}" for part, count in tokens.items())
-        return [*notes, f"Target tokens: {said}; loss, gap and perplexity are means over them."]
-
-    @property
-    def head(self) -> Head:
-        """What the model ends in."""
-        return Head("causal")
-
-    def describe(self, batch: dict[str, Tensor]) -> str:
-        count, longest = batch["input_ids"].shape
-        return f"{count} texts ({count * longest:,} tokens with padding, at most {self.max_length} each)"
-
-    def length(self, example: Encoded) -> int:
-        return len(example["input_ids"])
+        tokens = ", ".join(f"{part} {int(self.targets(split).sum()):,}" for part, split in parts.items())
+        return [*notes, f"Target tokens: {tokens}; loss, gap and perplexity are means over them."]
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """Padded on the right, whatever the tokenizer does when it generates."""
@@ -132,16 +152,16 @@ class CausalLanguage:
         }
 
     def load_model(self, seed: int) -> nn.Module:
-        model: Any = load_model(self.model_spec, self.head, seed=seed, pad_token_id=self.tokenizer.pad_token_id)
+        model: Any = super().load_model(seed)
         model.config.use_cache = False  # of keys and values, for generating
         return model
 
-    def keep(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def reduce_outputs(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each example: summed loss of its targets in nats, how many were predicted right, how many there are."""
         rows = []
-        for one, row in zip(logits, labels, strict=True):  # one by one: in double precision a batch is large
-            losses, targets = _token_losses(one[None].double(), row[None]), row[1:]
-            right = (one[:-1].argmax(-1) == targets) & (targets != IGNORED)
+        for scores, row in zip(logits, labels, strict=True):  # example by example: in double precision a batch is large
+            losses, targets = _token_losses(scores[None].double(), row[None]), row[1:]
+            right = (scores[:-1].argmax(-1) == targets) & (targets != IGNORED)
             rows.append(torch.stack([losses.sum(), right.sum(), (targets != IGNORED).sum()]))
         return torch.stack(rows).double()
 
@@ -161,32 +181,16 @@ class CausalLanguage:
             return (labels[:, 1:] != IGNORED).sum(1).double()
         return outputs[:, 2].double()
 
-    def score(self, kept: Tensor, targets: Tensor) -> dict[str, float]:
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Perplexity, e to the mean loss over all target tokens of the split, and the share of them that is right."""
-        loss, right, count = (float(column) for column in kept.double().sum(0))
+        loss, right, count = (float(column) for column in outputs.double().sum(0))
         perplexity = math.exp(min(loss / count, _LARGEST_EXPONENT))
         return {"perplexity": perplexity, "token_accuracy": right / count}
-
-    def confusion(self, kept: Tensor, targets: Tensor) -> None:
-        return None
-
-
-def causal_stand_in(model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-    """Two sentences for any language model."""
-    tokenizer = load_tokenizer(model)
-    tokenizer.padding_side = "right"
-    probe = ["The same text, for both.", "A second and rather longer one, so that there is padding too."]
-    inputs = dict(tokenizer(probe, padding=True, return_tensors="pt", return_token_type_ids=False))
-    return StandIn(Head("causal"), inputs, tokenizer, tokenizer.pad_token_id)
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """(batch, length - 1) nats: each position against the token after it; 0 where that is no target."""
     return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORED)
-
-
-def _positions(model: ModelSpec) -> int:
-    return int(getattr(load_config(model), "max_position_embeddings", None) or 10**9)
 
 
 def _refuse_bidirectional(model: ModelSpec) -> None:
@@ -198,33 +202,12 @@ def _refuse_bidirectional(model: ModelSpec) -> None:
         )
 
 
-def _load(spec: DataSpec) -> tuple[dict[str, list[Record]], list[str]]:
-    """The three parts; a record's content is (prompt, completion), or (None, text)."""
-    check_fractions(spec)
-    path = resolve(spec.path)
-    prompted = not path.is_dir() and _has_completions(spec)
-    if prompted:
-        check_columns({"text": spec.text, "label": spec.label})
-    columns = [spec.text, spec.label] if prompted else [spec.text]
-    paths = {"train": spec.path, "validation": spec.validation, "test": spec.test}
-    read = {part: _records(spec, one, columns) for part, one in paths.items() if one is not None}
-    noun = "prompt" if prompted else "text"
-    splits = make_splits(spec, read.pop("train"), read, noun=noun, many_targets=prompted)
-    kind = (
-        f"Completions (column {spec.label!r}) of prompts (column {spec.text!r}), of which only the completions' tokens "
-        "are learned and scored."
-        if prompted
-        else f"Texts (column {spec.text!r}) of which every token but the first is learned and scored."
-    )
-    return {part: getattr(splits, part) for part in PARTS}, [kind, *splits.notes]
-
-
 def _has_completions(spec: DataSpec) -> bool:
     """Whether there is a column of completions: the label column, which is optional under its usual name alone."""
-    if not spec.label:
+    path = resolve(spec.path)
+    if path.is_dir() or not spec.label:
         return False
-    columns = table_columns(resolve(spec.path), spec.encoding)
-    return spec.label in columns or spec.label != DataSpec.model_fields["label"].default
+    return spec.label in table_columns(path, spec.encoding) or spec.label != DataSpec.model_fields["label"].default
 
 
 def _records(spec: DataSpec, path: str, columns: Sequence[str]) -> list[Record]:
@@ -235,3 +218,6 @@ def _records(spec: DataSpec, path: str, columns: Sequence[str]) -> list[Record]:
         prompt, body = (text, row.values[columns[1]]) if len(columns) > 1 else (None, text)
         records.append(Record(text, body if prompt else "", "", row.where, (prompt, body)))
     return records
+
+
+TASKS.register("causal", CausalLanguage)

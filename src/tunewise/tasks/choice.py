@@ -6,60 +6,71 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tunewise.errors import DataError, SpecError
+from tunewise.errors import DataError, ModelError, SpecError
 from tunewise.locate import resolve
 from tunewise.models.head import Head
-from tunewise.models.load import load_tokenizer
-from tunewise.spec import DataSpec, ModelSpec
-from tunewise.store.records import DataFacts
-from tunewise.tasks.classification import check_columns
-from tunewise.tasks.contract import Encoded, Split, StandIn
+from tunewise.registry import TASKS
+from tunewise.spec import DataSpec
+from tunewise.tasks.contract import Encoded, Split
 from tunewise.tasks.files import as_text, read_objects, read_rows
+from tunewise.tasks.labels import check_columns
 from tunewise.tasks.scores import ClassificationScores
-from tunewise.tasks.splits import PARTS, Record, check_fractions, make_splits
-from tunewise.tasks.text_inputs import TextInputs
+from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
+from tunewise.tasks.text_inputs import TextTask
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class MultipleChoice(TextInputs, ClassificationScores):
-    """Questions with the same number of answers each. A model reads question and answer as a pair, once an answer, and
-    its one output says how well they go together; the softmax is over the answers.
+class MultipleChoice(TextTask, ClassificationScores):
+    """Questions with the same number of answers each. A model reads question and answer as a pair, once for each
+    answer, and its one output says how well they fit; the softmax is over the answers.
 
-    Classes are the answers' places, A, B, ...: of the metrics of classification only accuracy means something here.
+    Classes are the places of the answers, A, B, ...: of the metrics of classification only accuracy is meaningful.
     """
 
-    head = Head("choice")
+    @classmethod
+    def recognises(cls, data: DataSpec) -> bool:
+        return data.choices is not None
 
-    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
-        super().__init__(model, max_length)
-        parts, notes = _load(data)
-        self.labels = list(LETTERS[: len(parts["train"][0].content[1])])
-        self.train, self.validation, self.test = (self._encode(parts[part]) for part in PARTS)
-        cut = self.cut_notes(self.train, self.validation, self.test)
-        self.facts = DataFacts(
-            train=len(self.train),
-            validation=len(self.validation),
-            test=len(self.test),
-            labels=self.labels,
-            notes=[*notes, *cut],
-        )
+    @classmethod
+    def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
+        return Head("AutoModelForMultipleChoice", "a model of multiple choice")  # it has one output always
+
+    @classmethod
+    def stand_in_inputs(cls, tokenizer: Any, labels: list[str]) -> dict[str, Tensor]:
+        answers = [f"Answer {letter}." for letter in labels]
+        batch = tokenizer(["Which one is it?"] * len(answers), answers, padding=True, return_tensors="pt")
+        return {key: value.unsqueeze(0) for key, value in batch.items()}
+
+    @classmethod
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+        raise ModelError("a step of multiple choice can't be forecast: the number of answers is not known")
+
+    @classmethod
+    def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
+        """A record's content is (question, answers, index of the right one)."""
+        records = read_parts(data, lambda path: _read(data, path))
+        first = records["train"][0]
+        count = len(first.content[1])
+        for record in (r for part in records.values() for r in part):
+            if len(record.content[1]) != count:
+                raise DataError(
+                    f"{record.where}: {len(record.content[1])} answers, where {first.where} has {count}; "
+                    "all questions need the same number"
+                )
+        return list(LETTERS[:count]), make_splits(data, records, noun="question")
 
     @property
     def metrics(self) -> Sequence[str]:
         return ("accuracy",)
 
-    def score(self, kept: Tensor, targets: Tensor) -> dict[str, float]:
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """The share of questions whose right answer has the highest score."""
-        return {"accuracy": super().score(kept, targets)["accuracy"]}
+        return {"accuracy": super().score(outputs, targets)["accuracy"]}
 
-    def confusion(self, kept: Tensor, targets: Tensor) -> list[list[int]]:
-        """By the answers' places."""
-        return super().confusion(kept, targets)
-
-    def _encode(self, records: Sequence[Record]) -> Split:
+    def encode(self, records: Sequence[Record]) -> Split:
         """An example: for each answer the token ids of (question, answer); of a pair that is too long the question
         loses its beginning."""
         rows: list[dict[str, Any]] = []
@@ -100,34 +111,6 @@ class MultipleChoice(TextInputs, ClassificationScores):
     def describe(self, batch: dict[str, Tensor]) -> str:
         count, answers, width = batch["input_ids"].shape
         return f"{count} questions of {answers} answers ({count * answers * width:,} tokens with padding)"
-
-
-def choice_stand_in(model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-    """One question for any model of multiple choice."""
-    tokenizer = load_tokenizer(model)
-    answers = [f"Answer {letter}." for letter in labels]
-    batch = tokenizer(["Which one is it?"] * len(answers), answers, padding=True, return_tensors="pt")
-    inputs = {key: value.unsqueeze(0) for key, value in batch.items()}
-    return StandIn(Head("choice"), inputs, tokenizer, tokenizer.pad_token_id)
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def _load(spec: DataSpec) -> tuple[dict[str, list[Record]], list[str]]:
-    """The three parts; a record's content is (question, answers, index of the right one)."""
-    check_fractions(spec)
-    paths = {"train": spec.path, "validation": spec.validation, "test": spec.test}
-    read = {part: _read(spec, path) for part, path in paths.items() if path is not None}
-    first = read["train"][0]
-    for record in (r for records in read.values() for r in records):
-        if len(record.content[1]) != len(first.content[1]):
-            raise DataError(
-                f"{record.where}: {len(record.content[1])} answers, where {first.where} has {len(first.content[1])}; "
-                "all questions need the same number"
-            )
-    splits = make_splits(spec, read.pop("train"), read, noun="question")
-    return {part: getattr(splits, part) for part in PARTS}, splits.notes
 
 
 def _read(spec: DataSpec, path: str) -> list[Record]:
@@ -213,3 +196,6 @@ def _inside(row: Mapping[str, Any], name: str, where: str) -> Any:
             raise DataError(f"{where}: no column {name!r}; it has {', '.join(map(str, row))}")
         value = value[part]
     return value
+
+
+TASKS.register("choice", MultipleChoice)

@@ -1,26 +1,32 @@
-"""What a task is: data, a model with the right head, a collator, scores. A new kind of task is one file with these."""
+"""The contract of a task. A new kind of task is one file: a subclass of `Task` that registers itself."""
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
+from tunewise.errors import ModelError
 from tunewise.models.head import Head
+from tunewise.models.load import load_model
+from tunewise.spec import DataSpec, ModelSpec
 from tunewise.store.records import DataFacts
+from tunewise.tasks.files import digest_by_part
 
 Encoded = Mapping[str, Any]
-"""One example, ready for `collate`: token ids not yet padded, or an image not yet decoded; `labels` among its keys."""
+"""One example, ready for `collate`: token ids without padding, or an image that is not decoded yet, and `labels`."""
 
 Split = Sequence[Encoded]
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """What is known of a task without its data: the model's end, inputs to try a model on, and what makes inputs."""
+    """A head, a processor and example inputs for a model, made without the data set."""
 
     head: Head
     inputs: dict[str, Tensor]
@@ -29,86 +35,182 @@ class StandIn:
     pad_token_id: int | None
 
 
-class Task(Protocol):
-    """A data set, ready for a model."""
+class Task(ABC):
+    """A data set, read, split and encoded for one model, with its loss and metrics.
+
+    The class methods describe the kind of task and need no encoded data, so that a plan fails within a second. The
+    other methods belong to one data set. `TASKS.register(name, MyTask)` at the end of the file makes the task known
+    to every command. `tunewise.tasks.text_inputs.TextTask` and `tunewise.tasks.scores.ClassificationScores` implement
+    most methods for texts and for classifiers.
+
+    Args:
+        model: The pretrained model.
+        data: The files and columns of the data set.
+        max_length: Longest text in tokens; longer ones are truncated.
+
+    Raises:
+        DataError: A file or a row can't be used.
+        ModelError: The model can't be used for this task.
+
+    Attributes:
+        metric: Key of the main metric in the result of `score`.
+        lower_is_better: Metrics for which a lower value is better.
+        has_tokens: Whether inputs are sequences of tokens, so that `max_length` applies.
+        labels: The classes in order; empty where there are none.
+        train: Encoded training examples; `validation` and `test` likewise.
+        facts: Sizes, labels and notes, for the record of a run.
+        head: The head that the model gets.
+
+    Example:
+        Text classification that is scored by whether the right label is one of the two most likely:
+
+        >>> from tunewise.registry import TASKS
+        >>> from tunewise.tasks.text import TextClassification
+        >>> class TopTwo(TextClassification):
+        ...     metric = "top2"
+        ...     metrics = ("top2",)
+        ...
+        ...     def score(self, outputs, targets):
+        ...         likely = outputs.topk(2).indices == targets[:, None]
+        ...         return {"top2": float(likely.any(1).double().mean())}
+        >>> _ = TASKS.register("top2", TopTwo)
+        >>> TASKS.check("top2")
+        'top2'
+        >>> TASKS.unregister("top2")
+    """
 
     metric: str
-    """The main metric's key in `score`'s result; one may set another of `metrics`."""
-    lower_is_better: Sequence[str]
-    """Metrics of which less is better."""
+    lower_is_better: Sequence[str] = ()
+    has_tokens: ClassVar[bool] = True
+    model_spec: ModelSpec
     labels: list[str]
-    """The classes; none where there are none."""
     train: Split
     validation: Split
     test: Split
     facts: DataFacts
-    """Sizes, labels and notes, for the record."""
+    head: Head
+
+    @abstractmethod
+    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None: ...
+
+    # --- the kind of task -------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, data: DataSpec) -> bool:
+        """Whether the layout of the data shows that it is for this task, where a spec names no task."""
+        return False
+
+    @classmethod
+    def recognises_model(cls, config: Any) -> bool:
+        """Whether a transformers configuration is one of a model for this task, where a plan names no task."""
+        return False
+
+    @classmethod
+    def read_labels(cls, data: DataSpec) -> list[str]:
+        """The classes in order; empty where there are none. Raises `DataError`."""
+        return []
+
+    @classmethod
+    def digest(cls, data: DataSpec) -> str:
+        """sha256 (64 hex digits) over the content of all files of the data. Raises `DataError`."""
+        return digest_by_part(data)
+
+    @classmethod
+    @abstractmethod
+    def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
+        """The head for these classes and, where given, this data."""
+
+    @classmethod
+    @abstractmethod
+    def stand_in(cls, model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
+        """Example inputs where the data set is not available; `labels` come from the record of a run."""
+
+    @classmethod
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+        """Inputs with labels for forecasts of memory and cost: shapes only, on the meta device.
+
+        Args:
+            model: A transformers model on the meta device with `head`.
+            head: What `make_head` returned.
+            batch: Number of examples.
+            length: Tokens of each example; ignored where `has_tokens` is false.
+
+        Raises:
+            ModelError: No forecast can be made, or `length` is above the limit of the model.
+        """
+        raise ModelError("a step of this task can't be forecast")
+
+    # --- one data set -----------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def metrics(self) -> Sequence[str]:
-        """All keys of `score`'s result, the task's usual main metric first."""
-        ...
+        """All keys of the result of `score`, the usual main metric first."""
 
+    @abstractmethod
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
-        """A padded batch with labels."""
-        ...
+        """A padded batch with `labels`; the first dimension of each tensor is the example."""
 
+    @abstractmethod
     def describe(self, batch: dict[str, Tensor]) -> str:
         """A batch in words: `16 texts (1,024 tokens with padding)`."""
-        ...
 
     def length(self, example: Encoded) -> int:
-        """Tokens, for batches of like lengths in evaluation; 1 where all examples are of one size."""
-        ...
+        """Tokens of an example, to batch examples of similar length; 1 where all have the same size."""
+        return 1
+
+    def longest(self) -> int | None:
+        """Tokens of the longest training example; None where inputs are not tokens."""
+        return max(map(self.length, self.train)) if self.has_tokens else None
 
     def load_model(self, seed: int) -> nn.Module:
-        """A fresh base model with an untrained head; the same one for one seed."""
-        ...
+        """The pretrained model with a new head, which depends on `seed` alone."""
+        pad_token_id = getattr(getattr(self, "tokenizer", None), "pad_token_id", None)
+        return load_model(self.model_spec, self.head, seed=seed, pad_token_id=pad_token_id)
 
-    def keep(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What is kept of a batch's outputs to score the split by, (batch, numbers): the logits of classes, or sums
-        over tokens, whose logits would fill the memory."""
-        ...
+    def reduce_outputs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What to store of a batch of outputs in order to score the split, (batch, numbers): the logits of classes, or
+        sums over tokens where the logits of a split would not fit into memory."""
+        return logits.float()
 
     def targets(self, split: Split) -> Tensor:
-        """What the kept outputs of a split are scored against, (examples,)."""
-        ...
+        """What the reduced outputs of a split are scored against; the first dimension is the example."""
+        return torch.tensor([example["labels"] for example in split])
 
+    @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each example, fp64, in nats: (examples,). Takes a batch's logits with its labels, or what `keep`
-        made of them with `targets`."""
-        ...
+        """Loss of each example, fp64, in nats, (examples,).
+
+        Args:
+            outputs: The logits of a batch, or what `reduce_outputs` made of them.
+            labels: The labels of the batch, or the result of `targets`.
+        """
 
     def weights(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """How much each example counts in a split's mean loss, fp64: 1, or its number of target tokens."""
-        ...
+        """Weight of each example in the mean loss of a split, fp64: 1, or its number of target tokens."""
+        return torch.ones(len(labels), dtype=torch.float64)
 
-    def score(self, kept: Tensor, targets: Tensor) -> dict[str, float]:
-        """Metrics of a whole split."""
-        ...
+    def generate(self, model: nn.Module, examples: Split) -> Tensor | None:
+        """Scores of generated answers, (examples, numbers), as further columns after those of `reduce_outputs`; None
+        where nothing is generated. Called for validation and test, not for train."""
+        return None
 
-    def confusion(self, kept: Tensor, targets: Tensor) -> list[list[int]] | None:
-        """Rows true class, columns predicted; None where there are no classes."""
-        ...
+    @abstractmethod
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Metrics of a split, from its reduced outputs and `targets`."""
 
+    def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
+        """Confusion matrix: rows are true classes, columns are predictions; None where there are no classes."""
+        return None
 
-@runtime_checkable
-class Generating(Protocol):
-    """A task whose validation and test are scored by what the model generates, too."""
+    def set_parts(self, parts: Mapping[str, Split], input_size: str, notes: Sequence[str]) -> None:
+        """Store the encoded parts and fill in `facts`; for use in `__init__`. `input_size`: `at most 128 tokens`."""
+        self.train, self.validation, self.test = parts["train"], parts["validation"], parts["test"]
+        sizes = {part: len(split) for part, split in parts.items()}
+        self.facts = DataFacts(**sizes, labels=self.labels, input_size=input_size, notes=list(notes))
 
-    def generated(self, model: nn.Module, examples: Split) -> Tensor:
-        """What is kept of it, (examples, numbers): columns after those of `Task.keep`."""
-        ...
-
-
-def longest(task: Task) -> int:
-    """Tokens of the longest training example: what the largest batch is padded to."""
-    return max(task.length(example) for example in task.train)
-
-
-def beginning(task: Task, examples: int) -> Task:
-    """The task with no more than its first `examples` training examples, and nothing to evaluate on: small enough to
-    be handed to another process."""
-    small = copy.copy(task)
-    small.train, small.validation, small.test = task.train[:examples], [], []
-    return small
+    def first_examples(self, count: int) -> Self:
+        """A copy with the first `count` training examples and nothing to evaluate on, small enough to pickle."""
+        small = copy.copy(self)
+        small.train, small.validation, small.test = self.train[:count], [], []
+        return small

@@ -7,15 +7,18 @@ Lines are counted as an editor shows them; a record over several lines is named 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunewise.errors import DataError, nearest
+from tunewise.locate import digest, resolve
+from tunewise.spec import DataSpec
 from tunewise.tasks.decoding import codecs_of, content_of, decoded
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "txt"}
@@ -76,6 +79,23 @@ def data_files(path: Path) -> list[Path]:
     except OSError as error:  # not allowed to look, a name too long
         raise DataError(f"{path}: {error.strerror}; check the path and its permissions") from None
     return [path]
+
+
+def part_paths(spec: DataSpec) -> dict[str, str]:
+    """The paths that a spec names, by part: train, and validation and test where they have a file."""
+    paths = {"train": spec.path, "validation": spec.validation, "test": spec.test}
+    return {part: path for part, path in paths.items() if path is not None}
+
+
+def text_digest(path: Path) -> str:
+    """sha256 over a file, or the files of a folder of class folders. Raises `DataError` where there is none."""
+    return digest(data_files(path), root=path if path.is_dir() else None)
+
+
+def digest_by_part(spec: DataSpec, digest_of: Callable[[Path], str] = text_digest) -> str:
+    """sha256 (64 hex digits) over the files that `spec` names, with their parts."""
+    content = {part: digest_of(resolve(path)) for part, path in part_paths(spec).items()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _neighbours(path: Path) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from tunewise.errors import DataError, ModelError
+from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.causal import IGNORED, CausalLanguage
 from tunewise.tasks.contract import Encoded, Split
@@ -20,7 +21,7 @@ _SLACK = 16  # tokens more than the longest reference of a batch: other tokens m
 
 class Generation(CausalLanguage):
     """As `CausalLanguage`, and validation and test are generated too: `exact_match` is the share of examples whose
-    generated completion is the reference, but for white space.
+    generated completion is the reference, white space aside.
 
     The training split is not generated, which would take longer than the training; its loss is exact all the same.
     """
@@ -36,16 +37,21 @@ class Generation(CausalLanguage):
                 "completion ends; score perplexity (--task causal)"
             )
 
-    def _encode(self, records: Sequence[Record]) -> Split:
+    @classmethod
+    def recognises(cls, data: DataSpec) -> bool:
+        return False
+
+    def encode(self, records: Sequence[Record]) -> Split:
         if records and records[0].content[0] is None:
             raise DataError(
                 f"{records[0].where}: generation needs prompts and completions; name the column of the completions "
                 "as --label"
             )
-        rows = super()._encode(records)
-        return [{**row, "reference": folded(record.content[1])} for row, record in zip(rows, records, strict=True)]
+        rows = super().encode(records)
+        references = [normalize_spaces(record.content[1]) for record in records]
+        return [{**row, "reference": text} for row, text in zip(rows, references, strict=True)]
 
-    def generated(self, model: nn.Module, examples: Sequence[Encoded]) -> Tensor:
+    def generate(self, model: nn.Module, examples: Sequence[Encoded]) -> Tensor:
         """(examples, 1): 1 where the model's greedy completion of the prompt is the reference, else 0."""
         prompts = [prompt_of(example) for example in examples]
         width = max(map(len, prompts))
@@ -55,37 +61,35 @@ class Generation(CausalLanguage):
         ids = torch.tensor([[padding] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         generator: Any = model
-        produced = generator.generate(
+        output = generator.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(
                 do_sample=False,
-                max_new_tokens=max(1, min(longest + _SLACK, self.positions - width)),
+                max_new_tokens=max(1, min(longest + _SLACK, self.token_limit() - width)),
                 pad_token_id=padding,
                 eos_token_id=self.tokenizer.eos_token_id,
                 use_cache=True,
             ),
         )
-        right = [
-            self._completion_text(row) == example["reference"]
-            for row, example in zip(produced[:, width:].tolist(), examples, strict=True)
-        ]
+        completions = map(self._completion_text, output[:, width:].tolist())
+        right = [text == example["reference"] for text, example in zip(completions, examples, strict=True)]
         return torch.tensor(right, dtype=torch.float64)[:, None]
 
     def _completion_text(self, ids: list[int]) -> str | None:
-        """What was generated up to the end-of-text token, folded; None where there is none."""
+        """The text up to the end-of-text token; None where that is missing."""
         end = self.tokenizer.eos_token_id
         if end not in ids:
             return None
-        return folded(self.tokenizer.decode(ids[: ids.index(end)], skip_special_tokens=True))
+        return normalize_spaces(self.tokenizer.decode(ids[: ids.index(end)], skip_special_tokens=True))
 
-    def score(self, kept: Tensor, targets: Tensor) -> dict[str, float]:
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Perplexity and token accuracy, and the share of exact matches where the split was generated."""
-        scores = super().score(kept[:, :3], targets)
-        return {"exact_match": float(kept[:, 3].mean()), **scores} if kept.shape[1] > 3 else scores
+        scores = super().score(outputs[:, :3], targets)
+        return {"exact_match": float(outputs[:, 3].mean()), **scores} if outputs.shape[1] > 3 else scores
 
 
-def folded(text: str) -> str:
+def normalize_spaces(text: str) -> str:
     """The text with every run of white space as one blank and none at its ends."""
     return " ".join(text.split())
 
@@ -94,3 +98,6 @@ def prompt_of(example: Encoded) -> list[int]:
     """The token ids before the first target."""
     first = next(place for place, label in enumerate(example["labels"]) if label != IGNORED)
     return list(example["input_ids"][:first])
+
+
+TASKS.register("generation", Generation)

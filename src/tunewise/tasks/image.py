@@ -1,10 +1,11 @@
-"""Classification of images: read, decoded once to find what is damaged or there twice, shown at one size, scored."""
+"""Classification of images: read, decoded once to find damage and repeats, shown to the model at one size."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,20 @@ from torch import Tensor, nn
 from tunewise.errors import ModelError
 from tunewise.locate import resolve
 from tunewise.models.head import Head, needs_interpolation
-from tunewise.models.load import load_model, meta_model
+from tunewise.models.language import has_causal_head
+from tunewise.models.load import meta_model
+from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
-from tunewise.store.records import DataFacts
-from tunewise.tasks.classification import absent_labels, labels_of, refuse_unseen
 from tunewise.tasks.contract import Encoded, Split, StandIn
-from tunewise.tasks.digests import digest_by_role
-from tunewise.tasks.image_files import ImageRow, image_digest, read_images
+from tunewise.tasks.files import digest_by_part
+from tunewise.tasks.image_files import ImageRow, image_digest, looks_like_images, read_images
+from tunewise.tasks.labels import labels_of, load_labelled
 from tunewise.tasks.pixels import Pixels, decode
 from tunewise.tasks.scores import ClassificationScores
-from tunewise.tasks.splits import PARTS, Record, check_fractions, make_splits
+from tunewise.tasks.splits import Record
 from tunewise.words import counted
 
-_MOST_KEPT = 2 * 2**30  # bytes of decoded images kept in memory; never more than a quarter of what is free
+_MOST_CACHED = 2 * 2**30  # bytes of decoded images in memory; never more than a quarter of what is free
 
 
 class Picture:
@@ -49,36 +51,76 @@ class ImageClassification(ClassificationScores):
     losses can be compared.
     """
 
-    def __init__(self, model: ModelSpec, data: DataSpec) -> None:
+    has_tokens = False
+
+    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int = 0) -> None:
         self.model_spec = model
         self.pixels = Pixels(model, data.image_size)
-        labels, splits, notes = _load(data, self.pixels.mode)
-        self.labels = labels
-        self.train = self._examples(splits["train"])
-        self.validation = self._examples(splits["validation"])
-        self.test = self._examples(splits["test"])
-        self.facts = DataFacts(
-            train=len(self.train),
-            validation=len(self.validation),
-            test=len(self.test),
-            labels=labels,
-            notes=[*notes, *self.pixels.notes, *self._check_size()],
-        )
-        count = sum(map(len, splits.values()))
+        changes: Counter[str] = Counter()
+        self.labels, splits = load_labelled(data, lambda path: _records(data, path, self.pixels.mode, changes), "image")
+        self.head = replace(self.make_head(self.labels), image_size=self.pixels.size[1:])
+        parts = {part: self._examples(records) for part, records in splits.parts.items()}
+        converted = [f"{counted(count, 'image')}: {change}." for change, count in sorted(changes.items())]
+        notes = [*converted, *splits.notes, *self.pixels.notes, *self._check_size()]
+        height, width = self.pixels.size[1:]
+        self.set_parts(parts, f"images of {height} x {width} pixels", [*data.notes, *notes])
         size = int(np.prod(self.pixels.size)) * (1 if self.pixels.compact else 4)
-        self.keep_pixels = count * size <= min(_MOST_KEPT, psutil.virtual_memory().available // 4)
+        count = sum(map(len, parts.values()))
+        self.cache_pixels = count * size <= min(_MOST_CACHED, psutil.virtual_memory().available // 4)
 
-    @property
-    def head(self) -> Head:
-        """What the model ends in."""
-        return Head("image", tuple(self.labels), self.pixels.size[1:])
+    @classmethod
+    def recognises(cls, data: DataSpec) -> bool:
+        return data.image is not None or data.image_size is not None or looks_like_images(resolve(data.path))
+
+    @classmethod
+    def recognises_model(cls, config: Any) -> bool:
+        return hasattr(config, "num_channels") and hasattr(config, "image_size") and not has_causal_head(config)
+
+    @classmethod
+    def read_labels(cls, data: DataSpec) -> list[str]:
+        """The classes of the training data, sorted; nothing is decoded."""
+        rows = read_images(resolve(data.path), data.image, data.label, encoding=data.encoding)
+        return labels_of([Record(None, row.label, row.label, row.where) for row in rows], data)
+
+    @classmethod
+    def digest(cls, data: DataSpec) -> str:
+        """sha256 over the images and tables that `data` names."""
+        return digest_by_part(data, lambda path: image_digest(path, data.image, data.label, data.encoding))
+
+    @classmethod
+    def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
+        return Head(
+            "AutoModelForImageClassification",
+            "a classifier of images",
+            labels=tuple(labels),
+            problem_type="single_label_classification",
+            image_size=(data.image_size, data.image_size) if data and data.image_size else None,
+        )
+
+    @classmethod
+    def stand_in(cls, model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
+        pixels = Pixels(model, data.image_size)
+        noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+        shown = pixels.batch([pixels.prepare(Image.fromarray(image).convert(pixels.mode)) for image in noise])
+        head = replace(cls.make_head(labels), image_size=pixels.size[1:])
+        return StandIn(head, {"pixel_values": shown}, pixels.processor, None)
+
+    @classmethod
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+        side = getattr(model.config, "image_size", 224)
+        height, width = head.image_size or (side if isinstance(side, (tuple, list)) else (side, side))
+        shape = (batch, getattr(model.config, "num_channels", 3), height, width)
+        return {
+            "pixel_values": torch.zeros(*shape, dtype=next(model.parameters()).dtype, device="meta"),
+            "labels": torch.zeros(batch, dtype=torch.long, device="meta"),
+        }
 
     def _examples(self, records: Sequence[Record]) -> Split:
         index = {label: i for i, label in enumerate(self.labels)}
         return [{"image": Picture(record.content), "labels": index[record.label]} for record in records]
 
     def _check_size(self) -> list[str]:
-        """One image of no content through a model of no weights. Raises `ModelError` where it does not fit."""
+        """A blank image through a model without weights. Raises `ModelError` where it does not fit."""
         model = meta_model(self.model_spec, self.head).eval()
         channels, height, width = self.pixels.size
         try:
@@ -97,9 +139,6 @@ class ImageClassification(ClassificationScores):
             ]
         return []
 
-    def length(self, example: Encoded) -> int:
-        return 1  # all images have one size
-
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         shown = self.pixels.batch([self._shown(example["image"]) for example in examples])
         return {"pixel_values": shown, "labels": torch.tensor([example["labels"] for example in examples])}
@@ -108,66 +147,29 @@ class ImageClassification(ClassificationScores):
         count, _, height, width = batch["pixel_values"].shape
         return f"{count} images of {height} x {width} pixels"
 
-    def load_model(self, seed: int) -> nn.Module:
-        return load_model(self.model_spec, self.head, seed=seed)
-
     def _shown(self, picture: Picture) -> NDArray[Any]:
         if picture.pixels is not None:
             return picture.pixels
         pixels = self.pixels.prepare(decode(picture.row, self.pixels.mode).image)
-        if self.keep_pixels:
+        if self.cache_pixels:
             picture.pixels = pixels
         return pixels
 
 
-def image_stand_in(model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-    """Two images of noise, for any model of images."""
-    pixels = Pixels(model, data.image_size)
-    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    shown = pixels.batch([pixels.prepare(Image.fromarray(one).convert(pixels.mode)) for one in noise])
-    head = Head("image", tuple(labels), pixels.size[1:])
-    return StandIn(head, {"pixel_values": shown}, pixels.processor, None)
-
-
-def image_labels(spec: DataSpec) -> list[str]:
-    """The classes of the training data, sorted; nothing is decoded."""
-    rows = read_images(resolve(spec.path), spec.image, spec.label, encoding=spec.encoding)
-    return labels_of([Record(None, row.label, row.label, row.where) for row in rows], spec)
-
-
-def image_data_digest(spec: DataSpec) -> str:
-    """sha256 over the images and tables that `spec` names, with their roles."""
-    return digest_by_role(spec, lambda path: image_digest(path, spec.image, spec.label, spec.encoding))
-
-
-def _load(spec: DataSpec, mode: str) -> tuple[list[str], dict[str, list[Record]], list[str]]:
-    """Labels, the three parts, and notes on what was converted, dropped or cut."""
-    check_fractions(spec)
-    changes: Counter[str] = Counter()
-    paths = {"train": spec.path, "validation": spec.validation, "test": spec.test}
-    read = {
-        part: list(_records(read_images(resolve(path), spec.image, spec.label, encoding=spec.encoding), mode, changes))
-        for part, path in paths.items()
-        if path is not None
-    }
-    train = read.pop("train")
-    labels = labels_of(train, spec)
-    for records in read.values():
-        refuse_unseen(records, labels)
-    splits = make_splits(spec, train, read, noun="image")
-    converted = [f"{counted(count, 'image')}: {change}." for change, count in sorted(changes.items())]
-    notes = [*converted, *splits.notes, *absent_labels(splits, labels)]
-    return labels, {part: getattr(splits, part) for part in PARTS}, notes
-
-
-def _records(rows: Sequence[ImageRow], mode: str, changes: Counter[str]) -> Iterator[Record]:
-    """Every image decoded once, for the damaged ones and the repeats; Pillow decodes outside Python's lock."""
+def _records(data: DataSpec, path: str, mode: str, changes: Counter[str]) -> list[Record]:
+    """Every image decoded once, to find damaged ones and repeats; Pillow decodes outside of Python's lock."""
+    rows = read_images(resolve(path), data.image, data.label, encoding=data.encoding)
 
     def look(row: ImageRow) -> tuple[str, tuple[str, ...]]:
         decoded = decode(row, mode)
         return decoded.key(), decoded.changes
 
+    records = []
     with ThreadPoolExecutor() as pool:
         for row, (key, changed) in zip(rows, pool.map(look, rows), strict=True):
             changes.update(changed)
-            yield Record(key, row.label, row.label, row.where, row)
+            records.append(Record(key, row.label, row.label, row.where, row))
+    return records
+
+
+TASKS.register("image", ImageClassification)

@@ -9,41 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunewise.tasks.contract import Split
+from tunewise.tasks.contract import Task
 
 
-class ClassificationScores:
-    """The scoring half of a `Task` whose examples have one label each: logits (examples, classes), labels (examples,)
+class ClassificationScores(Task):
+    """The scoring half of a task whose examples have one label each: logits (examples, classes), labels (examples,)
     of class indices."""
 
     metric = "accuracy"
-    lower_is_better: Sequence[str] = ()
-    labels: list[str]
 
     @property
     def metrics(self) -> Sequence[str]:
         """Accuracy, macro F1, Matthews correlation, and with two classes the F1 of the second."""
         return ("accuracy", "macro_f1", "matthews", *(("f1",) if len(self.labels) == 2 else ()))
 
-    def keep(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The logits as they are, in fp32."""
-        return logits.float()
-
-    def targets(self, split: Split) -> Tensor:
-        """Class indices."""
-        return torch.tensor([example["labels"] for example in split])
-
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each example, fp64, in nats."""
         return F.cross_entropy(outputs.double(), labels, reduction="none")
 
-    def weights(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """One example, one vote."""
-        return torch.ones(len(labels), dtype=torch.float64)
-
-    def score(self, kept: Tensor, targets: Tensor) -> dict[str, float]:
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """The metrics, all in [0, 1] but Matthews correlation, which is in [-1, 1]."""
-        table = torch.tensor(self.confusion(kept, targets), dtype=torch.float64)
+        table = torch.tensor(self.confusion(outputs, targets), dtype=torch.float64)
         right = table.diagonal()
         support, predicted = table.sum(1), table.sum(0)
         # Classes that occur neither in the labels nor in the predictions say nothing about either.
@@ -56,10 +42,10 @@ class ClassificationScores:
         }
         return scores if len(self.labels) != 2 else {**scores, "f1": float(f1[1])}
 
-    def confusion(self, kept: Tensor, targets: Tensor) -> list[list[int]]:
+    def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]]:
         """Rows true class, columns predicted."""
         count = len(self.labels)
-        flat = torch.bincount(targets * count + kept.argmax(dim=-1), minlength=count * count)
+        flat = torch.bincount(targets * count + outputs.argmax(dim=-1), minlength=count * count)
         return flat.reshape(count, count).tolist()
 
 

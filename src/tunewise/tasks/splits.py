@@ -14,12 +14,13 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunewise.errors import DataError, SpecError
 from tunewise.spec import DataSpec
+from tunewise.tasks.files import part_paths
 from tunewise.words import counted, listed
 
 PARTS = ("train", "validation", "test")
@@ -43,23 +44,23 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Three disjoint parts (no key is in two), each in the order of its file, and sentences on what was done."""
+    """Disjoint train, validation and test (no key is in two), each in the order of its file, and sentences on what was
+    done."""
 
-    train: list[Record]
-    validation: list[Record]
-    test: list[Record]
+    parts: dict[str, list[Record]]
     notes: list[str]
 
 
+def read_parts(spec: DataSpec, read: Callable[[str], list[Record]]) -> dict[str, list[Record]]:
+    """The records of each part that has a file, train first."""
+    check_fractions(spec)
+    return {part: read(path) for part, path in part_paths(spec).items()}
+
+
 def make_splits(
-    spec: DataSpec,
-    train: list[Record],
-    evaluation: Mapping[str, list[Record]],
-    *,
-    noun: str = "text",
-    many_targets: bool = False,
+    spec: DataSpec, records: Mapping[str, list[Record]], *, noun: str = "text", many_targets: bool = False
 ) -> Splits:
-    """The three parts of a data set; `evaluation` has those of validation and test that have a file of their own.
+    """The three parts of a data set; `records` has train, and those of validation and test that have a file.
 
     Of train, exact repeats are dropped (one input with two labels stays), and so is every input that validation
     or test has too; an input in validation and test stays in test alone. Parts without a file are then cut from
@@ -72,8 +73,8 @@ def make_splits(
     Raises `DataError` where too few examples are left to cut a part from, or a stratum is gone from train;
     `SpecError` where the cut fractions leave nothing to train on.
     """
-    check_fractions(spec)
     notes: list[str] = []
+    train, evaluation = records["train"], {part: records[part] for part in records if part != "train"}
     strata = {record.stratum for record in train}
     train = _drop_repeats(train, notes)
     ambiguous = set() if many_targets else _inputs_with_two_labels(train, noun, notes)
@@ -86,8 +87,7 @@ def make_splits(
     else:
         train, cut = _cut_missing_parts(train, spec, ambiguous, notes)
     parts = {"train": train, **evaluation, **cut}
-    parts = {part: subsample(parts[part], part, spec, notes) for part in PARTS}
-    return Splits(parts["train"], parts["validation"], parts["test"], notes)
+    return Splits({part: _subsample(parts[part], part, spec, notes) for part in PARTS}, notes)
 
 
 def check_fractions(spec: DataSpec) -> None:
@@ -257,7 +257,7 @@ def _report_single_examples(train: Iterable[Record], notes: list[str]) -> None:
         notes.append(f"train: the only example of {counted(len(single), 'label')} stays here: {listed(single)}.")
 
 
-def subsample(records: list[Record], part: str, spec: DataSpec, notes: list[str]) -> list[Record]:
+def _subsample(records: list[Record], part: str, spec: DataSpec, notes: list[str]) -> list[Record]:
     """As many examples as `spec` asks of this part, stratified; every stratum once in train where that fits."""
     size = getattr(spec, f"{part}_size")
     if size is None:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tunewise.models.head import Head
-from tunewise.spec import DataSpec, ModelSpec
-from tunewise.store.records import DataFacts
-from tunewise.tasks.classification import load_classification
-from tunewise.tasks.contract import StandIn
+from tunewise.registry import TASKS
+from tunewise.spec import DataSpec
+from tunewise.tasks.labels import load_labelled_texts
 from tunewise.tasks.scores import ClassificationScores
-from tunewise.tasks.text_inputs import TextInputs, two_sentences
+from tunewise.tasks.splits import Record, Splits
+from tunewise.tasks.text_inputs import TextTask
 
 
-class TextClassification(TextInputs, ClassificationScores):
+class TextClassification(TextTask, ClassificationScores):
     """Texts or text pairs with one label each, for an encoder or a decoder with a classification head."""
 
-    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
-        super().__init__(model, max_length)
-        read = load_classification(data)
-        self.labels = read.labels
-        self.head = Head("text", tuple(read.labels))
-        self.train, self.validation, self.test = map(self.encode, (read.train, read.validation, read.test))
-        self.facts = DataFacts(
-            train=len(self.train),
-            validation=len(self.validation),
-            test=len(self.test),
-            labels=self.labels,
-            notes=[*read.notes, *self.cut_notes(self.train, self.validation, self.test)],
+    @classmethod
+    def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
+        return Head(
+            "AutoModelForSequenceClassification",
+            "a classifier of texts",
+            labels=tuple(labels),
+            problem_type="single_label_classification",
         )
 
+    @classmethod
+    def read_labels(cls, data: DataSpec) -> list[str]:
+        return cls.read(data)[0]
 
-def text_stand_in(model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-    """Two sentences for any classifier of texts."""
-    return two_sentences(model, Head("text", tuple(labels)))
+    @classmethod
+    def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
+        return load_labelled_texts(data)
+
+    def target(self, record: Record) -> int:
+        return self.labels.index(record.label)
+
+
+TASKS.register("text", TextClassification)

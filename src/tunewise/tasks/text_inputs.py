@@ -1,79 +1,111 @@
-"""Texts and text pairs as a model takes them: tokenised once, padded a batch at a time."""
+"""What all tasks on texts share: reading, tokenising once, padding a batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import DataError
+from tunewise.errors import DataError, ModelError
 from tunewise.models.head import Head
-from tunewise.models.load import load_model, load_tokenizer
-from tunewise.spec import ModelSpec
-from tunewise.tasks.classification import Example
-from tunewise.tasks.contract import Encoded, Split, StandIn
+from tunewise.models.load import load_tokenizer
+from tunewise.spec import DataSpec, ModelSpec
+from tunewise.tasks.contract import Encoded, Split, StandIn, Task
+from tunewise.tasks.splits import Record, Splits
+
+_STAND_INS = ("The same text, for both.", "A second and rather longer one, so that there is padding too.")
 
 
-class TextInputs:
-    """The input half of a `Task` on texts or pairs with one target each; `truncated` counts the texts that were cut."""
+class TextTask(Task):
+    """A task on texts, or pairs of texts, with one target each. A subclass reads the data and says what a target is."""
 
-    head: Head
-
-    def __init__(self, model: ModelSpec, max_length: int) -> None:
+    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
         self.model_spec = model
         self.tokenizer = load_tokenizer(model)
-        self.max_length = min(max_length, longest(self.tokenizer))
+        self.max_length = min(max_length, self.token_limit())
         self.truncated = 0
+        self.labels, splits = self.read(data)
+        self.head = self.make_head(self.labels, data)
+        parts = {part: self.encode(records) for part, records in splits.parts.items()}
+        self.set_parts(
+            parts, f"at most {self.max_length} tokens", [*data.notes, *splits.notes, *self.encoding_notes(parts)]
+        )
 
-    def encode(self, examples: Sequence[Example]) -> Split:
-        """Token ids and what goes with them, not padded."""
-        texts = [e.text for e in examples]
-        pairs = [e.text_pair or "" for e in examples] if examples[0].text_pair is not None else None
+    @classmethod
+    @abstractmethod
+    def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
+        """The labels and the split records. `encode` expects (text, second text or None, ...) as their content."""
+
+    @classmethod
+    def stand_in(cls, model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
+        tokenizer = load_tokenizer(model)
+        inputs = cls.stand_in_inputs(tokenizer, labels)
+        return StandIn(cls.make_head(labels, data), inputs, tokenizer, tokenizer.pad_token_id)
+
+    @classmethod
+    def stand_in_inputs(cls, tokenizer: Any, labels: list[str]) -> dict[str, Tensor]:
+        return dict(tokenizer(list(_STAND_INS), padding=True, return_tensors="pt"))
+
+    @classmethod
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if isinstance(positions, int) and 0 < positions < length:
+            raise ModelError(f"--length {length} is above this model's {positions} positions")
+        # A mask of four dimensions is used as it is; for any other the model would look for padding in its values.
+        dtype = next(model.parameters()).dtype
+        ids = torch.zeros(batch, length, dtype=torch.long, device="meta")
+        mask = torch.zeros(batch, 1, length, length, dtype=dtype, device="meta")
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": cls.sample_labels(ids, head)}
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            return {**inputs, "use_cache": False}
+        return inputs
+
+    @classmethod
+    def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
+        """Labels for `sample_inputs`, like `ids` on the meta device."""
+        return torch.zeros(len(ids), dtype=torch.long, device="meta")
+
+    def token_limit(self) -> int:
+        """The tokenizer's own limit; some say 10^30 for none."""
+        return int(min(self.tokenizer.model_max_length, 1_000_000))
+
+    def target(self, record: Record) -> Any:
+        """The target of an example: a number, or a list of numbers."""
+        raise NotImplementedError
+
+    def encode(self, records: Sequence[Record]) -> Split:
+        """Token ids and what goes with them, not padded, and the target."""
+        texts = [record.content[0] for record in records]
+        pairs = [record.content[1] for record in records] if records[0].content[1] is not None else None
         full = self.tokenizer(texts, pairs, truncation=False, verbose=False)["input_ids"]
         self.truncated += sum(len(ids) > self.max_length for ids in full)
         encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
-        keys = [k for k in encoded if k != "attention_mask"]
-        rows: list[dict[str, Any]] = []
-        for i, example in enumerate(examples):
-            row = {key: encoded[key][i] for key in keys}
+        keys = [key for key in encoded if key != "attention_mask"]
+        rows = [{key: encoded[key][i] for key in keys} for i in range(len(records))]
+        for row, text in zip(rows, texts, strict=True):
             if not row["input_ids"]:
-                raise DataError(f"the text {example.text[:40]!r} has no tokens; remove it, or check the tokenizer")
-            rows.append({**row, "labels": example.label})
-        return rows
+                raise DataError(f"the text {text[:40]!r} has no tokens; remove it, or check the tokenizer")
+        return [{**row, "labels": self.target(record)} for row, record in zip(rows, records, strict=True)]
 
-    def cut_notes(self, *splits: Split) -> list[str]:
-        """A sentence on the texts that were cut, where there are any."""
+    def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
+        """Sentences on what the encoding changed."""
         if not self.truncated:
             return []
-        total = sum(map(len, splits))
+        total = sum(map(len, parts.values()))
         return [f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."]
 
     def length(self, example: Encoded) -> int:
         return len(example["input_ids"])
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
-        features = [{k: v for k, v in e.items() if k != "labels"} for e in examples]
+        features = [{key: value for key, value in e.items() if key != "labels"} for e in examples]
         batch = self.tokenizer.pad(features, return_tensors="pt", return_attention_mask=True)
         return {**batch, "labels": torch.tensor([e["labels"] for e in examples])}
 
     def describe(self, batch: dict[str, Tensor]) -> str:
         count, width = batch["input_ids"].shape
         return f"{count} texts ({count * width:,} tokens with padding, at most {self.max_length} each)"
-
-    def load_model(self, seed: int) -> nn.Module:
-        return load_model(self.model_spec, self.head, seed=seed, pad_token_id=self.tokenizer.pad_token_id)
-
-
-def two_sentences(model: ModelSpec, head: Head) -> StandIn:
-    """Inputs for any model of texts."""
-    tokenizer = load_tokenizer(model)
-    probe = ["The same text, for both.", "A second and rather longer one, so that there is padding too."]
-    inputs = dict(tokenizer(probe, padding=True, return_tensors="pt"))
-    return StandIn(head, inputs, tokenizer, tokenizer.pad_token_id)
-
-
-def longest(tokenizer: Any) -> int:
-    """The tokenizer's own limit; some say 10^30 for 'none'."""
-    return int(min(tokenizer.model_max_length, 1_000_000))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import DivergedError, out_of_memory_noted
 from tunewise.store.records import Scores
-from tunewise.tasks.contract import Generating, Split, Task
+from tunewise.tasks.contract import Split, Task
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,9 @@ def evaluate(
                 batch = task.collate(rows)
                 batch = {key: value.to(device) for key, value in batch.items()}
                 labels = batch.pop("labels")
-                kept = task.keep(model(**batch).logits, labels).cpu()
-                if isinstance(task, Generating) and split is not task.train:
-                    kept = torch.cat([kept, task.generated(model, rows).to(kept)], dim=1)
-                pieces.append(kept)
+                outputs = task.reduce_outputs(model(**batch).logits, labels).cpu()
+                generated = None if split is task.train else task.generate(model, rows)
+                pieces.append(outputs if generated is None else torch.cat([outputs, generated.to(outputs)], dim=1))
     finally:
         model.train(training)
     logits = torch.empty_like(torch.cat(pieces))

@@ -23,7 +23,7 @@ import torch
 
 from tunewise.measures.cost.stepping import WARM_UP, probe_batch, stepper
 from tunewise.spec import CompareSpec
-from tunewise.tasks.contract import Task, beginning
+from tunewise.tasks.contract import Task
 from tunewise.training.build import ONE_STEP_SAMPLES
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -37,7 +37,7 @@ def peak_memory(
 
     The processes are given the task with as few examples as they need, so that no data is read again.
     """
-    task = beginning(task, max(spec.training.batch_size, ONE_STEP_SAMPLES))
+    task = task.first_examples(max(spec.training.batch_size, ONE_STEP_SAMPLES))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tunewise.measures.cost.quietly", "tunewise.measures.cost.peak_memory"])
     threads = torch.get_num_threads()

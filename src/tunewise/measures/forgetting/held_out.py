@@ -38,7 +38,7 @@ class HeldOut:
 def held_out(run: FinishedRun) -> HeldOut:
     """For text, passages of the Python language's own documentation, which is on every machine that runs this and
     in no fine-tuning set of news, questions or reviews; else the task's own test inputs."""
-    if run.spec.task == "image":
+    if not run.task.has_tokens:
         return _test_inputs(run)
     tokenizer = load_tokenizer(run.spec.model)
     limit = min(TOKENS, int(min(tokenizer.model_max_length, 1_000_000)))
