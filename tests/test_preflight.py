@@ -24,7 +24,7 @@ from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import SideBySide
 from tunewise.sweeps.spec import SweepSpec
 from tunewise.tasks.text import TextClassification
-from tunewise.training.ranks import Ranks
+from tunewise.training.process_group import ProcessGroup
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -201,9 +201,16 @@ def test_processes_of_one_run_each_have_a_share_of_its_batch(
     )
     each = found.memory_bytes + found.gradient_bytes  # and the buckets of DDP
     said = r"in each process \(.*batch_size 31" if gpus else r"for 4 processes \(.*batch_size 31.*or processes 2"
-    _refused_below(monkeypatch, each if gpus else 4 * each, one, tmp_path, said, among=Ranks(0, 4))
+    _refused_below(monkeypatch, each if gpus else 4 * each, one, tmp_path, said, process_group=ProcessGroup(0, 4))
     if not gpus:  # two machines, two processes on each
-        _refused_below(monkeypatch, 2 * each, one, tmp_path, "for 2 processes", among=Ranks(0, 4, here=2))
+        _refused_below(
+            monkeypatch,
+            2 * each,
+            one,
+            tmp_path,
+            "for 2 processes",
+            process_group=ProcessGroup(0, 4, local_world_size=2),
+        )
 
 
 def test_no_batch_has_more_examples_than_there_are(

@@ -24,7 +24,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts
 from tunewise.tasks.build import task_class
 from tunewise.tasks.contract import Task
-from tunewise.training.ranks import ALONE, Ranks
+from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.tuning.search import settled
 from tunewise.words import counted
 
@@ -89,15 +89,20 @@ def check_plan(plan: Plan, store: RunStore, *, jobs: int | None) -> None:
 
 
 def check_room(
-    wanted: Sequence[Wanted], out: Path, *, at_once: int = 1, sharing: int | None = None, among: Ranks = ALONE
+    wanted: Sequence[Wanted],
+    out: Path,
+    *,
+    at_once: int = 1,
+    sharing: int | None = None,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
     """Raises `NoRoom`, one line with what would make it fit, where these runs need more memory than there is now, or
     more disk, with `at_once` of them side by side; `sharing` of those have this memory in common (a GPU's), all unless
-    given, none where they are done on other machines. Each run is trained by the processes `among` which this one is.
+    given, none where they are done on other machines. `process_group`: the processes that train each run together.
     Says nothing where no forecast can be made."""
     known = _Forecasts()
     for problem in (
-        _memory(wanted, known, at_once if sharing is None else sharing, among),
+        _memory(wanted, known, at_once if sharing is None else sharing, process_group),
         _disk(wanted, known, out, at_once),
     ):
         if problem:
@@ -145,7 +150,7 @@ class _Forecasts:
         return found
 
 
-def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, among: Ranks) -> str:
+def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, process_group: ProcessGroup) -> str:
     if not at_once:
         return ""
     there = available_memory()
@@ -163,24 +168,32 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, among: Ra
         )
         if key not in heaviest or heaviest[key].run.method.rank < method.rank:
             heaviest[key] = one
-    needs = [(need, one) for one in heaviest.values() if (need := _needed(one, known, among)) is not None]
+    needs = [(need, one) for one in heaviest.values() if (need := _needed(one, known, process_group)) is not None]
     most, worst = max(needs, key=lambda need: need[0], default=(0, None))
-    times = at_once * _on_one_memory(among)
+    times = at_once * _on_one_memory(process_group)
     if worst is None or most * times <= there:
         return ""
 
     def fits(**changes: Any) -> bool:
-        processes = replace(among, world=changes["world"], here=changes["world"]) if "world" in changes else among
+        processes = (
+            replace(process_group, world_size=changes["world"], local_world_size=changes["world"])
+            if "world" in changes
+            else process_group
+        )
         least = _needed(worst, known, processes, **{key: changes[key] for key in changes if key != "world"})
         return least is not None and least * at_once * _on_one_memory(processes) <= there
 
     spec = worst.run
     several = f" for {at_once} runs at once" if at_once > 1 else ""
-    if among.world > 1:
-        several = f" for {among.here or among.world} processes" if times > 1 else " in each process"
+    if process_group.world_size > 1:
+        several = (
+            f" for {process_group.local_world_size or process_group.world_size} processes"
+            if times > 1
+            else " in each process"
+        )
     knobs = [
         f"{name} {value}"
-        for name, key, values in _knobs(worst, among)
+        for name, key, values in _knobs(worst, process_group)
         if (value := _first(values, key, fits)) is not None
     ]
     if at_once > 1 and most <= there:
@@ -192,33 +205,33 @@ def _memory(wanted: Sequence[Wanted], known: _Forecasts, at_once: int, among: Ra
     )
 
 
-def _needed(one: Wanted, known: _Forecasts, among: Ranks, **changes: Any) -> int | None:
+def _needed(one: Wanted, known: _Forecasts, process_group: ProcessGroup, **changes: Any) -> int | None:
     """Bytes that one process takes at its worst moment. `changes`: as of `_Forecasts.of`."""
-    batch = math.ceil(changes.pop("batch", one.batch) / among.world)
+    batch = math.ceil(changes.pop("batch", one.batch) / process_group.world_size)
     found = known.of(one, batch=batch, **changes)
     if found is None:
         return None
-    copies = found.gradient_bytes if among.world > 1 else 0  # in the buckets in which DDP averages them
+    copies = found.gradient_bytes if process_group.world_size > 1 else 0  # in the buckets in which DDP averages them
     return found.memory_bytes + copies
 
 
-def _on_one_memory(among: Ranks) -> int:
+def _on_one_memory(process_group: ProcessGroup) -> int:
     """Processes of one run that share a memory: all of a machine's, or one on each GPU."""
-    return 1 if torch.cuda.is_available() else among.here or among.world
+    return 1 if torch.cuda.is_available() else process_group.local_world_size or process_group.world_size
 
 
-def _knobs(one: Wanted, among: Ranks) -> Iterator[tuple[str, str, list[Any]]]:
+def _knobs(one: Wanted, process_group: ProcessGroup) -> Iterator[tuple[str, str, list[Any]]]:
     """Name for the user, name for `_Forecasts.of`, and the values to try, the mildest first."""
     method = one.run.method
-    yield "batch_size", "batch", list(_halves(one.batch, among.world))
+    yield "batch_size", "batch", list(_halves(one.batch, process_group.world_size))
     if one.task.has_tokens:
         yield "max_length", "length", list(_halves(one.length, _LEAST_LENGTH))
     if method.name not in ("fft", "head"):
         yield "rank", "rank", list(_halves(method.rank, 1))
         if method.targets != "qv":
             yield "targets", "targets", ["qv"]
-    if among.world > 1 and among.here in (None, among.world):
-        yield "processes", "world", list(_halves(among.world, 1))
+    if process_group.world_size > 1 and process_group.local_world_size in (None, process_group.world_size):
+        yield "processes", "world", list(_halves(process_group.world_size, 1))
 
 
 def _first(values: Sequence[Any], key: str, fits: Callable[..., bool]) -> Any:

@@ -33,7 +33,7 @@ from tunewise.training.evaluation import Evaluation, evaluate
 from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunStarted
 from tunewise.training.journal import Journal
 from tunewise.training.linearised import verify_linearised
-from tunewise.training.ranks import ALONE, Ranks
+from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.training.selection import Selection
 from tunewise.training.tracking import tracked
 from tunewise.training.trainer import make_trainer
@@ -44,7 +44,7 @@ def run(
     spec: RunSpec,
     store: RunStore,
     *,
-    among: Ranks = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
     task: Task | None = None,
     listener: Listener | None = None,
     trajectory: Keep | None = None,
@@ -61,7 +61,7 @@ def run(
     finished run that kept none is trained anew for them only with `again`. `track` names trackers of
     `training.tracking` that the Trainer reports to. `build` makes the model in another way than `build_model`, and
     `computed` says for the record, in words, what was not computed as in a run by itself; `clock` counts the seconds
-    that are its own. `among`: the processes that train this model together, each of which calls this with the same
+    that are its own. `process_group`: the processes that train this model together, each of which calls this with the same
     arguments; the first one has the lease and writes.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
@@ -75,7 +75,7 @@ def run(
         Interrupted: the listener asked for a stop.
     """
     listener = listener or Listener()
-    done = among.first(lambda: store.finished(spec.id))
+    done = process_group.on_rank_zero(lambda: store.finished(spec.id))
     if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
         return done
     started, since = datetime.datetime.now(datetime.UTC), clock()
@@ -86,22 +86,28 @@ def run(
     results: Results | None = None
     check: Check | None = None
     problem: str | None = None
-    with among.lease(store, spec.id) as folder, full_disk_named(folder):
-        meanwhile = among.first(lambda: store.finished(spec.id))  # by another, between the first look and the lease
+    with process_group.lock_run(store, spec.id) as folder, full_disk_named(folder):
+        meanwhile = process_group.on_rank_zero(
+            lambda: store.finished(spec.id)
+        )  # by another, between the first look and the lease
         if meanwhile is not None and done is None:
             return meanwhile
-        among.first(lambda: store.begin(spec))
-        ways = among.first(lambda: checkpoints.ways(folder / "checkpoints", [*computed, *among.words]))
+        process_group.on_rank_zero(lambda: store.begin(spec))
+        ways = process_group.on_rank_zero(
+            lambda: checkpoints.ways(folder / "checkpoints", [*computed, *process_group.describe()])
+        )
         try:
-            model = among.each(lambda: build(spec, task))
+            model = process_group.on_every_rank(lambda: build(spec, task))
             model_facts = facts_of(model)
-            results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track, among)
+            results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track, process_group)
         except DivergedError as error:
             status, problem = "diverged", str(error)
         except Pruned as error:
             status, problem = "pruned", str(error)
         except Exception as error:
-            if not is_out_of_memory(error) or among.world > 1:  # of several one alone: their launcher ends the others
+            if (
+                not is_out_of_memory(error) or process_group.world_size > 1
+            ):  # of several one alone: their launcher ends the others
                 raise
             status, results = "oom", None
             where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
@@ -122,10 +128,12 @@ def run(
             check=check,
             error=problem,
             computed=ways,
-            files={} if status == "oom" else among.first(lambda: store.checksums(spec.id)),  # that one may go on
+            files={}
+            if status == "oom"
+            else process_group.on_rank_zero(lambda: store.checksums(spec.id)),  # that one may go on
         )
-        among.first(lambda: store.write(record))
-        among.first(lambda: store.tidy(spec.id, going_on=status == "oom"))
+        process_group.on_rank_zero(lambda: store.write(record))
+        process_group.on_rank_zero(lambda: store.tidy(spec.id, going_on=status == "oom"))
     listener.on(RunFinished(spec.id, spec.method.label, spec.seed, record.status, record.seconds))
     return record
 
@@ -160,14 +168,14 @@ def _train_and_measure(
     listener: Listener,
     trajectory: Keep | None,
     track: Sequence[str],
-    among: Ranks,
+    process_group: ProcessGroup,
 ) -> tuple[Results, Check]:
-    journal = Journal(folder / "history.jsonl", writes=among.main)
-    selection = Selection(folder / "selected", by=spec.training.select, among=among)
+    journal = Journal(folder / "history.jsonl", writes=process_group.is_rank_zero)
+    selection = Selection(folder / "selected", by=spec.training.select, process_group=process_group)
     steps = total_steps(spec, len(task.train))
-    checkpoint = among.first(lambda: _beginning(spec, folder, steps, trajectory, selection))
+    checkpoint = process_group.on_rank_zero(lambda: _beginning(spec, folder, steps, trajectory, selection))
     first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    among.first(lambda: journal.rewind(first_step))
+    process_group.on_rank_zero(lambda: journal.rewind(first_step))
     listener.on(RunStarted(spec.id, spec.method.label, spec.seed, steps, first_step))
 
     with tracked(track, spec, folder) as name:
@@ -182,16 +190,16 @@ def _train_and_measure(
             trajectory=trajectory,
             track=track,
             name=name,
-            among=among,
+            process_group=process_group,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    among.check(listener)
+    process_group.raise_if_stopped(listener)
 
     listener.on(Phase("measuring", run_id=spec.id))
     epoch = selection.take(model)
     size = 4 * spec.training.batch_size
     scored = {
-        name: evaluate(model, task, split, batch_size=size, on_batch=among.own_check(listener))
+        name: evaluate(model, task, split, batch_size=size, on_batch=process_group.batch_check(listener))
         for name, split in (("train", task.train), ("validation", task.validation), ("test", task.test))
     }
     results = Results(
@@ -207,16 +215,16 @@ def _train_and_measure(
     train_losses = task.losses(scored["train"].logits, scored["train"].labels)
     listener.on(Phase("saving and checking", run_id=spec.id))
     with out_of_memory_noted("while predictions and adapter were saved and checked"):
-        among.first(lambda: _keep_predictions(folder / "predictions.npz", scored["test"], train_losses))
-        return results, _save_and_check(model, spec, task, folder, among)
+        process_group.on_rank_zero(lambda: _keep_predictions(folder / "predictions.npz", scored["test"], train_losses))
+        return results, _save_and_check(model, spec, task, folder, process_group)
 
 
-def _save_and_check(model: nn.Module, spec: RunSpec, task: Task, folder: Path, among: Ranks) -> Check:
+def _save_and_check(model: nn.Module, spec: RunSpec, task: Task, folder: Path, process_group: ProcessGroup) -> Check:
     path, batch = folder / "adapter", task.collate(task.test[: min(16, len(task.test))])
-    among.first(lambda: save(model, path) and None)
+    process_group.on_rank_zero(lambda: save(model, path) and None)
     if spec.training.linearised:
-        return among.first(lambda: verify_linearised(model, path, task.load_model(spec.seed), batch))
-    return among.first(lambda: verify(model, path, task.load_model(spec.seed), batch))
+        return process_group.on_rank_zero(lambda: verify_linearised(model, path, task.load_model(spec.seed), batch))
+    return process_group.on_rank_zero(lambda: verify(model, path, task.load_model(spec.seed), batch))
 
 
 def _keep_predictions(path: Path, test: Evaluation, train_losses: Tensor) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunewise.planning import Plan
     from tunewise.spec import CompareSpec, Manner
     from tunewise.store.records import RunRecord
-    from tunewise.training.ranks import Ranks
+    from tunewise.training.process_group import ProcessGroup
 
 
 _FIRST_WORD = 3.0
@@ -118,16 +118,16 @@ def _plan_and_run(spec: Path | None, given: dict[str, Any], own: dict[str, Any],
         from tunewise.planning import make_plan
         from tunewise.preflight import check_room, wanted_of
         from tunewise.store.folders import RunStore
-        from tunewise.training.ranks import joined
+        from tunewise.training.process_group import join_process_group
 
-        with joined() as among:
+        with join_process_group() as process_group:
             together = True
-            among.each(lambda: _check_batch(checked, among))
+            process_group.on_every_rank(lambda: _check_batch(checked, process_group))
             store = RunStore(manner.out)
-            plan = among.each(lambda: make_plan(checked, store))
+            plan = process_group.on_every_rank(lambda: make_plan(checked, store))
             if not force:
-                among.first(lambda: check_room(wanted_of(plan), store.root, among=among))
-            record = _run(plan, store, among)
+                process_group.on_rank_zero(lambda: check_room(wanted_of(plan), store.root, process_group=process_group))
+            record = _run(plan, store, process_group)
     except TunewiseError as error:
         if not rank:
             raise
@@ -136,10 +136,10 @@ def _plan_and_run(spec: Path | None, given: dict[str, Any], own: dict[str, Any],
         else:
             time.sleep(_FIRST_WORD)
         raise typer.Exit(error.exit_code) from None
-    if among.main:
+    if process_group.is_rank_zero:
         _show(record, store.folder(record.id))
     if record.status != "done":
-        if not among.main:
+        if not process_group.is_rank_zero:
             time.sleep(_FIRST_WORD)
         raise typer.Exit(4 if record.status == "diverged" else 1)
 
@@ -154,28 +154,30 @@ def _checked(content: dict[str, Any]) -> tuple[Manner, CompareSpec]:
     return manner, checked
 
 
-def _check_batch(spec: CompareSpec, among: Ranks) -> None:
-    if spec.training.batch_size < among.world:
-        raise SpecError(f"batch_size {spec.training.batch_size} can't be shared by {among.world} processes")
+def _check_batch(spec: CompareSpec, process_group: ProcessGroup) -> None:
+    if spec.training.batch_size < process_group.world_size:
+        raise SpecError(
+            f"batch_size {spec.training.batch_size} can't be shared by {process_group.world_size} processes"
+        )
 
 
-def _run(plan: Plan, store: Any, among: Ranks) -> RunRecord:
+def _run(plan: Plan, store: Any, process_group: ProcessGroup) -> RunRecord:
     from rich.console import Console
 
     from tunewise.cli.progress import LiveProgress
     from tunewise.run import run
 
-    console = Console(quiet=not among.main)
-    if among.main and not plan.done:
+    console = Console(quiet=not process_group.is_rank_zero)
+    if process_group.is_rank_zero and not plan.done:
         facts = plan.methods[0].facts
-        shared = f", shared by {among.world} processes" if among.world > 1 else ""
+        shared = f", shared by {process_group.world_size} processes" if process_group.world_size > 1 else ""
         console.print(
             f"{plan.methods[0].method.label} on {plan.spec.model.path}: {facts.trainable:,} trained parameters, "
             f"{plan.steps:,} steps of {plan.spec.training.batch_size} examples{shared}",
             highlight=False,
         )
     with LiveProgress(console, plan) as listener:
-        return run(plan.runs[0], store, task=plan.task, listener=listener, among=among)
+        return run(plan.runs[0], store, task=plan.task, listener=listener, process_group=process_group)
 
 
 def _show(record: RunRecord, folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from tunewise.errors import StoreError, out_of_memory_noted
 from tunewise.methods.adapter_files import restore, save
 from tunewise.store.files import write_atomically
-from tunewise.training.ranks import ALONE, Ranks
+from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 class Selection:
@@ -20,18 +20,20 @@ class Selection:
     Offering an epoch again (after a resume) has the same outcome as the first time.
     """
 
-    def __init__(self, folder: Path, by: Literal["loss", "metric"], among: Ranks = ALONE) -> None:
+    def __init__(
+        self, folder: Path, by: Literal["loss", "metric"], process_group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
         self.folder = folder
-        self.among = among
+        self.process_group = process_group
         self.by = by
         self.note = folder.with_suffix(".json")
 
     def offer(self, model: nn.Module, epoch: int, loss: float, metric: float, lower_is_better: bool = False) -> None:
         """Keep the model's trained tensors if this epoch is the best so far."""
         rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
-        if not self.among.first(lambda: self._is_best(epoch, rank)):
+        if not self.process_group.on_rank_zero(lambda: self._is_best(epoch, rank)):
             return
-        if self.among.main:
+        if self.process_group.is_rank_zero:
             with out_of_memory_noted("while the weights of an epoch were saved"):
                 save(model, self.folder)
                 write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))

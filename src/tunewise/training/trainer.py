@@ -31,7 +31,7 @@ from tunewise.training.evaluation import evaluate
 from tunewise.training.events import EpochDone, Listener, StepDone
 from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
-from tunewise.training.ranks import ALONE, Ranks, ShareLoader, Shares, scaled
+from tunewise.training.process_group import SINGLE_PROCESS, BatchShares, ProcessGroup, SharedBatchLoader, scale_to_batch
 from tunewise.training.selection import Selection
 from tunewise.training.trajectory import TRAJECTORY, Keep, TrajectoryCallback
 
@@ -41,13 +41,19 @@ class RunTrainer(Trainer):
     that is not finite ends the run at once, and several processes share the very batches that one would train on."""
 
     def __init__(
-        self, *args: Any, spec: RunSpec, task: Task, listener: Listener, among: Ranks = ALONE, **kwargs: Any
+        self,
+        *args: Any,
+        spec: RunSpec,
+        task: Task,
+        listener: Listener,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+        **kwargs: Any,
     ) -> None:
         self.spec = spec
         self.task = task
         self.listener = listener
-        self.among = among
-        self.shares = Shares(len(task.train), spec.training.batch_size, spec.seed, among)
+        self.process_group = process_group
+        self.shares = BatchShares(len(task.train), spec.training.batch_size, spec.seed, process_group)
         self.last_loss = math.nan
         self.stop_requested = False
         super().__init__(*args, **kwargs)
@@ -67,23 +73,23 @@ class RunTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        if self.among.world == 1:
+        if self.process_group.world_size == 1:
             return super().get_train_dataloader()
         examples: Any = self.task.train
-        return ShareLoader(examples, batch_sampler=self.shares, collate_fn=self.task.collate)
+        return SharedBatchLoader(examples, batch_sampler=self.shares, collate_fn=self.task.collate)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if self.among.world == 1:
+        if self.process_group.world_size == 1:
             return super().compute_loss(model, inputs, *args, **kwargs)
         assert isinstance(model, DistributedDataParallel)  # what averages the gradients
         outputs = model(**inputs)
         units = float(self.task.weights(outputs.logits, inputs["labels"]).sum())
-        return scaled(outputs.loss, units * self.shares.counts(self.state.global_step), self.among)
+        return scale_to_batch(outputs.loss, units * self.shares.counts(self.state.global_step), self.process_group)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        total, stops = self.among.sums(float(loss), float(self.listener.stop_requested))
-        self.last_loss = total / self.among.world
+        total, stops = self.process_group.sum(float(loss), float(self.listener.stop_requested))
+        self.last_loss = total / self.process_group.world_size
         self.stop_requested = stops > 0
         if not math.isfinite(self.last_loss):
             raise DivergedError(
@@ -98,7 +104,7 @@ class RunTrainer(Trainer):
             self.task,
             self.task.validation,
             batch_size=4 * self.spec.training.batch_size,
-            on_batch=self.among.own_check(self.listener),
+            on_batch=self.process_group.batch_check(self.listener),
         ).scores
         metrics = {"eval_loss": scored.loss, **{f"eval_{k}": v for k, v in scored.metrics.items()}}
         if self.args.report_to:
@@ -124,7 +130,7 @@ class RunCallback(TrainerCallback):
         # A checkpoint on an epoch's last step may be older than that epoch's evaluation, which is made up for here.
         assert self.trainer is not None
         epoch, rest = divmod(state.global_step * self.spec.training.epochs, state.max_steps)
-        if epoch and not rest and not self.trainer.among.first(lambda: self.journal.has_epoch(epoch)):
+        if epoch and not rest and not self.trainer.process_group.on_rank_zero(lambda: self.journal.has_epoch(epoch)):
             self.trainer.evaluate()
 
     def on_pre_optimizer_step(
@@ -142,7 +148,7 @@ class RunCallback(TrainerCallback):
         rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
         self.journal.write(kind="step", step=state.global_step, epoch=epoch, loss=loss, learning_rate=rate)
         self.listener.on(StepDone(self.spec.id, state.global_step, state.max_steps, epoch, loss))
-        if self.trainer.stop_requested or (self.trainer.among.world == 1 and self.listener.stop_requested):
+        if self.trainer.stop_requested or (self.trainer.process_group.world_size == 1 and self.listener.stop_requested):
             control.should_save = True
             control.should_training_stop = True
 
@@ -166,8 +172,8 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.trainer is not None
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        self.trainer.among.any(False)  # all have put their part into it
-        self.trainer.among.first(lambda: seal(folder))
+        self.trainer.process_group.any(False)  # all have put their part into it
+        self.trainer.process_group.on_rank_zero(lambda: seal(folder))
 
 
 def make_trainer(
@@ -182,18 +188,19 @@ def make_trainer(
     trajectory: Keep | None = None,
     track: Sequence[str] = (),
     name: str | None = None,
-    among: Ranks = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunTrainer:
     """A Trainer that leaves sealed checkpoints in `folder/checkpoints`, the selected weights in `selection` and, where
     it is asked for, the path there in `folder/trajectory`. It reports to the trackers `track` under `name`. Of the
-    processes `among` which this one trains, the first writes."""
+    processes of `process_group`, rank 0 writes."""
     training = spec.training
     steps = total_steps(spec, len(task.train))
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=training.epochs,
-        per_device_train_batch_size=math.ceil(training.batch_size / among.world),
-        use_cpu=among.world > 1 and not torch.cuda.is_available(),  # else several processes without GPUs stay apart
+        per_device_train_batch_size=math.ceil(training.batch_size / process_group.world_size),
+        use_cpu=process_group.world_size > 1
+        and not torch.cuda.is_available(),  # else several processes without GPUs stay apart
         learning_rate=spec.learning_rate,
         weight_decay=spec.weight_decay,
         warmup_steps=training.warmup_ratio,
@@ -219,7 +226,7 @@ def make_trainer(
     callback = RunCallback(spec, task, listener, journal, selection)
     kept = (
         [TrajectoryCallback(folder / TRAJECTORY, trajectory.count, full=trajectory.full)]
-        if trajectory and among.main
+        if trajectory and process_group.is_rank_zero
         else []
     )
     _ = arguments.device  # sets the number of GPUs, of which a run takes one: DataParallel would change the batch
@@ -234,7 +241,7 @@ def make_trainer(
         spec=spec,
         task=task,
         listener=listener,
-        among=among,
+        process_group=process_group,
     )
     callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)

@@ -27,53 +27,53 @@ from tunewise.errors import SpecError, TunewiseError
 from tunewise.store.folders import RunStore
 from tunewise.training.events import STOPPED, Interrupted, Listener
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process's place among all."""
 
     rank: int = 0
-    world: int = 1
-    here: int | None = None
+    world_size: int = 1
+    local_world_size: int | None = None
     """How many of them are on this machine; all of them unless known."""
 
     @property
-    def main(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
-    def first(self, work: Callable[[], _Found]) -> _Found:
+    def on_rank_zero(self, work: Callable[[], _Result]) -> _Result:
         """What the first process finds, for all; a `TunewiseError` of its own is raised by all."""
-        if self.world == 1:
+        if self.world_size == 1:
             return work()
         told: list[Any] = [None, None]
-        if self.main:
+        if self.is_rank_zero:
             told = list(_tried(work))
         dist.broadcast_object_list(told, src=0)
         found, error = told
         if error is not None:
             raise _of_all(error)
-        return cast(_Found, found)
+        return cast(_Result, found)
 
-    def each(self, work: Callable[[], _Found]) -> _Found:
+    def on_every_rank(self, work: Callable[[], _Result]) -> _Result:
         """What each process finds, for itself; a `TunewiseError` of any is raised by all."""
-        if self.world == 1:
+        if self.world_size == 1:
             return work()
         found, own = _tried(work)
-        errors: list[Any] = [None] * self.world
+        errors: list[Any] = [None] * self.world_size
         dist.all_gather_object(errors, own)
         for rank, error in enumerate(errors):
             if error is not None:
                 if rank and isinstance(error, TunewiseError):
                     error.args = (f"process {rank}: {error}",)
                 raise _of_all(error)
-        return cast(_Found, found)
+        return cast(_Result, found)
 
-    def sums(self, *values: float) -> list[float]:
+    def sum(self, *values: float) -> list[float]:
         """The sum of each value over all processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -82,31 +82,30 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether it holds anywhere."""
-        return self.sums(float(flag))[0] > 0
+        return self.sum(float(flag))[0] > 0
 
-    @property
-    def words(self) -> list[str]:
+    def describe(self) -> list[str]:
         """For the record: nothing of one process."""
-        if self.world == 1:
+        if self.world_size == 1:
             return []
-        return [f"trained by {self.world} processes, each with a share of every batch"]
+        return [f"trained by {self.world_size} processes, each with a share of every batch"]
 
-    def check(self, listener: Listener) -> None:
+    def raise_if_stopped(self, listener: Listener) -> None:
         """Raise `Interrupted` in all where one is to stop."""
         if self.any(listener.stop_requested):
             raise _of_all(Interrupted(STOPPED))
 
-    def own_check(self, listener: Listener) -> Callable[[], None]:
+    def batch_check(self, listener: Listener) -> Callable[[], None]:
         """The listener's own check where it is the only one; one of several may not stop by itself."""
-        return listener.check if self.world == 1 else lambda: None
+        return listener.check if self.world_size == 1 else lambda: None
 
     @contextlib.contextmanager
-    def lease(self, store: RunStore, run_id: str) -> Iterator[Path]:
+    def lock_run(self, store: RunStore, run_id: str) -> Iterator[Path]:
         """The run's lease, held by the first process for all. Raises `LeaseHeld` in all."""
         with contextlib.ExitStack() as held:
-            self.first(lambda: held.enter_context(store.lease(run_id)) and None)
+            self.on_rank_zero(lambda: held.enter_context(store.lease(run_id)) and None)
             yield store.folder(run_id)
-            self.first(lambda: None)  # nobody leaves before the first has written
+            self.on_rank_zero(lambda: None)  # nobody leaves before the first has written
 
     def leave(self) -> None:
         """Part from the others, for good: nothing of the group is left, its threads least of all."""
@@ -114,7 +113,7 @@ class Ranks:
         dist.destroy_process_group()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 _UNSUPPORTED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -124,7 +123,7 @@ _UNSUPPORTED = {
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def join_process_group() -> Iterator[ProcessGroup]:
     """This process among those that it was started with, for as long as they work together. Raises `SpecError` for a
     way of sharing that runs have not.
 
@@ -133,10 +132,10 @@ def joined() -> Iterator[Ranks]:
     has no such threads, and waits for all: there, and after other errors, who met an error just ends.
     """
     others = dist.is_initialized()
-    among = _ranks()
+    process_group = _connect()
     ours = dist.is_initialized() and not others
     try:
-        yield among
+        yield process_group
     except (TunewiseError, OSError) as error:
         if ours and dist.get_backend() == "gloo":
             met: BaseException | None = error
@@ -144,13 +143,13 @@ def joined() -> Iterator[Ranks]:
                 traceback.clear_frames(met.__traceback__)
                 met = met.__context__
             with contextlib.suppress(RuntimeError):  # the error is what is to be heard of
-                among.leave()
+                process_group.leave()
         raise
     if ours:
-        among.leave()
+        process_group.leave()
 
 
-def _tried(work: Callable[[], _Found]) -> tuple[_Found | None, Exception | None]:
+def _tried(work: Callable[[], _Result]) -> tuple[_Result | None, Exception | None]:
     try:
         return work(), None
     except (TunewiseError, OSError) as error:  # the others would wait for it
@@ -163,12 +162,12 @@ def _of_all(error: Exception) -> Exception:
     return error
 
 
-def _ranks() -> Ranks:
+def _connect() -> ProcessGroup:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision != "no":
         raise SpecError(f"--mixed_precision {precision}: runs compute in the model's own precision; launch with 'no'")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     for key, name in _UNSUPPORTED.items():
         if os.environ.get(key, "false").lower() in ("1", "true"):
             raise SpecError(
@@ -177,15 +176,15 @@ def _ranks() -> Ranks:
             )
     state = PartialState(cpu=not torch.cuda.is_available())
     local = os.environ.get("LOCAL_WORLD_SIZE")
-    return Ranks(state.process_index, state.num_processes, here=int(local) if local else None)
+    return ProcessGroup(state.process_index, state.num_processes, local_world_size=int(local) if local else None)
 
 
-class Shares:
+class BatchShares:
     """Batches of indexes: of every batch that one process would train on, this process's share, every `world`-th
     example. The batches are those of one process, in its order, to the last and smaller one."""
 
-    def __init__(self, examples: int, batch_size: int, seed: int, among: Ranks) -> None:
-        self.examples, self.batch_size, self.among = examples, batch_size, among
+    def __init__(self, examples: int, batch_size: int, seed: int, process_group: ProcessGroup) -> None:
+        self.examples, self.batch_size, self.process_group = examples, batch_size, process_group
         self.sampler = SeedableRandomSampler(range(examples), generator=torch.Generator(), data_seed=seed)
 
     def __len__(self) -> int:
@@ -196,7 +195,7 @@ class Shares:
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             # Who has no share of a last batch computes on an example that does not count.
-            yield batch[self.among.rank :: self.among.world] or batch[:1]
+            yield batch[self.process_group.rank :: self.process_group.world_size] or batch[:1]
 
     def set_epoch(self, epoch: int) -> None:
         """Whose order is to come next."""
@@ -205,18 +204,18 @@ class Shares:
     def counts(self, step: int) -> bool:
         """Whether this process has a share of the batch of optimizer step `step` (from 0) at all."""
         start = (step % len(self)) * self.batch_size
-        return min(self.batch_size, self.examples - start) > self.among.rank
+        return min(self.batch_size, self.examples - start) > self.process_group.rank
 
 
-class ShareLoader(DataLoader[Any]):
+class SharedBatchLoader(DataLoader[Any]):
     """A loader whose order of an epoch can be set, as the Trainer does."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def scaled(loss: Tensor, units: float, among: Ranks) -> Tensor:
+def scale_to_batch(loss: Tensor, units: float, process_group: ProcessGroup) -> Tensor:
     """A share's mean loss, scaled so that the mean over processes (what their gradients are averaged to) is the mean
     over the whole batch. `units`: examples or target tokens of the share."""
-    (total,) = among.sums(units)
-    return loss * (units * among.world / total)
+    (total,) = process_group.sum(units)
+    return loss * (units * process_group.world_size / total)

@@ -19,13 +19,13 @@ from command_line import invoke
 from launched import flags, same, together
 from tunewise.errors import SpecError, StoreError
 from tunewise.store.folders import RunStore
-from tunewise.training.ranks import ALONE, Ranks, Shares, joined
+from tunewise.training.process_group import SINGLE_PROCESS, BatchShares, ProcessGroup, join_process_group
 
 
 def test_shares_are_one_process_batches_cut_in_pieces() -> None:
     """Also the last and smaller batch, of which not everybody has a share."""
-    whole = Shares(22, 7, 3, ALONE)
-    parts = [Shares(22, 7, 3, Ranks(rank, 3)) for rank in range(3)]
+    whole = BatchShares(22, 7, 3, SINGLE_PROCESS)
+    parts = [BatchShares(22, 7, 3, ProcessGroup(rank, 3)) for rank in range(3)]
     for epoch in range(2):
         for shares in (whole, *parts):
             shares.set_epoch(epoch)
@@ -35,7 +35,7 @@ def test_shares_are_one_process_batches_cut_in_pieces() -> None:
             assert sorted(i for piece in pieces for i in piece) == sorted(batch)
         assert len(batch) == 1 and [shares.counts(3) for shares in parts] == [True, False, False]
         assert all(len(pieces) == len(whole) == 4 for pieces in cut)
-    assert next(iter(whole)) != next(iter(Shares(22, 7, 4, ALONE)))
+    assert next(iter(whole)) != next(iter(BatchShares(22, 7, 4, SINGLE_PROCESS)))
 
 
 def test_one_method_and_one_seed_are_asked_for(
@@ -81,7 +81,7 @@ def test_what_a_launcher_asks_for_and_runs_have_not_is_refused(
     """Before any process joins another."""
     for key, value in {"WORLD_SIZE": "2", **told}.items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(SpecError, match=line), joined():
+    with pytest.raises(SpecError, match=line), join_process_group():
         pass
 
 
@@ -100,11 +100,11 @@ def test_the_group_and_its_threads_are_gone_at_the_end(end: str, monkeypatch: py
     """A thread of gloo's that still holds a tensor when Python shuts down aborts the process, after all its work."""
     before = _threads()
 
-    def join() -> Ranks:
+    def join() -> ProcessGroup:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        return ALONE
+        return SINGLE_PROCESS
 
-    monkeypatch.setattr("tunewise.training.ranks._ranks", join)
+    monkeypatch.setattr("tunewise.training.process_group._connect", join)
 
     def work() -> None:
         model = DistributedDataParallel(nn.Linear(4, 4))
@@ -116,8 +116,8 @@ def test_the_group_and_its_threads_are_gone_at_the_end(end: str, monkeypatch: py
         if end == "error":
             raise StoreError("of a frame that holds a model")
 
-    with pytest.raises(StoreError) if end != "done" else contextlib.nullcontext(), joined() as those:
-        assert those is ALONE
+    with pytest.raises(StoreError) if end != "done" else contextlib.nullcontext(), join_process_group() as those:
+        assert those is SINGLE_PROCESS
         try:
             work()
         except ValueError:
@@ -132,8 +132,8 @@ def test_the_group_and_its_threads_are_gone_at_the_end(end: str, monkeypatch: py
 def test_the_group_of_somebody_else_is_left_alone() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        with joined() as among:
-            assert among is ALONE
+        with join_process_group() as process_group:
+            assert process_group is SINGLE_PROCESS
         assert dist.is_initialized()
     finally:
         dist.destroy_process_group()
