@@ -119,7 +119,7 @@ def test_a_finished_run_is_not_run_again(tiny_model: Path, toy_csv: Path, tmp_pa
 def test_a_run_that_another_process_has_just_finished_is_not_run_again(
     tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends there between this process's first look and its lease."""
+    """It ends there between this process's first look and its lock."""
     spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
     first = run(spec, store)
     look, looks = store.finished, []
@@ -257,7 +257,7 @@ def test_events_tell_the_whole_story(tiny_model: Path, toy_csv: Path, tmp_path: 
 
 def test_a_run_that_another_process_holds_is_refused(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
-    with store.lease(spec.id), pytest.raises(StoreError, match="being run by process"):
+    with store.lock(spec.id), pytest.raises(StoreError, match="being run by process"):
         run(spec, store)
 
 

@@ -62,7 +62,7 @@ def run(
     `training.tracking` that the Trainer reports to. `build` makes the model in another way than `build_model`, and
     `computed` says for the record, in words, what was not computed as in a run by itself; `clock` counts the seconds
     that are its own. `process_group`: the processes that train this model together, each of which calls this with the same
-    arguments; the first one has the lease and writes.
+    arguments; the first one has the lock and writes.
 
     A stop (`Interrupted`), a kill or a crash leaves checkpoints; the same call goes on from the last one. A loss or
     gradient that is not finite ends the run as `diverged`, running out of memory as `oom`, a listener that finds it
@@ -89,7 +89,7 @@ def run(
     with process_group.lock_run(store, spec.id) as folder, full_disk_named(folder):
         meanwhile = process_group.on_rank_zero(
             lambda: store.finished(spec.id)
-        )  # by another, between the first look and the lease
+        )  # by another, between the first look and the lock
         if meanwhile is not None and done is None:
             return meanwhile
         process_group.on_rank_zero(lambda: store.begin(spec))

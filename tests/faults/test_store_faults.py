@@ -39,7 +39,7 @@ def _work(root: Path, wanted: dict[str, RunRecord], order: int, start: object) -
         if (store.folder(run_id) / "run.json").exists():
             continue
         try:
-            with store.lease(run_id):
+            with store.lock(run_id):
                 if store.record(run_id) is None:
                     os.write(log, f"{run_id} {os.getpid()}\n".encode())
                     store.write(wanted[run_id].model_copy(update={"seconds": float(os.getpid())}))
@@ -104,9 +104,9 @@ def test_a_really_full_disk_loses_no_record_and_can_be_cleaned(
         store = RunStore(root)
         record = write_run(root, stored_spec())
         stopped = write_unfinished(root, stored_spec(seed=1), checkpoint=True)
-        (root / ".leases").mkdir()
+        (root / ".locks").mkdir()
         for run_id in (record.id, stopped.name):
-            (root / ".leases" / run_id).touch()
+            (root / ".locks" / run_id).touch()
         fill(root)
         with pytest.raises(
             StoreError, match=r"no room to write .*run\.json: \d\.\d kB needed, 0 B free in .*; make room"
@@ -115,8 +115,8 @@ def test_a_really_full_disk_loses_no_record_and_can_be_cleaned(
         assert store.finished(record.id) == record
         assert faults_of_run(store, record.id) == []
         assert not list(root.glob("*/.run.json.*"))
-        with store.lease(record.id):  # held, though there is no room to say by whom
-            assert store.is_leased(record.id)
+        with store.lock(record.id):  # held, though there is no room to say by whom
+            assert store.is_locked(record.id)
         assert [row.status for row in table(root)] == ["done", "unfinished"]
         assert table_index.read(root) == {}
         monkeypatch.setattr(sys, "argv", ["tunewise", "runs", "ls", str(root)])

@@ -19,7 +19,7 @@ from tunewise.jobs.pool import in_processes
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
-from tunewise.store.leases import LeaseHeld
+from tunewise.store.locks import RunLocked
 from tunewise.training.events import Event, Interrupted, Listener, RunFinished, RunStarted, StepDone
 from tunewise.training.trajectory import Keep
 from tunewise.tuning.stopping import Objective, StopRule
@@ -76,7 +76,7 @@ def test_a_stop_reaches_all_workers_and_their_runs_go_on_later(tiny_model: Path,
     begun = [spec for spec in specs if (tmp_path / spec.id).is_dir()]
     assert begun
     for spec in begun:
-        assert not store.is_leased(spec.id)
+        assert not store.is_locked(spec.id)
         assert store.record(spec.id) is None
     assert any(tmp_path.glob("*/checkpoints/checkpoint-*/checksums.json"))
 
@@ -86,13 +86,13 @@ def test_errors_come_back_as_what_they_are(tiny_model: Path, toy_csv: Path, tmp_
     """A run that another process has; a worker that is killed."""
     specs = make_specs(tiny_model, toy_csv, epochs=200)
     store = RunStore(tmp_path)
-    with store.lease(specs[0].id), pytest.raises(StoreError, match="being run by process"):
+    with store.lock(specs[0].id), pytest.raises(StoreError, match="being run by process"):
         in_processes([Work(specs[0])], 1, tmp_path, Listener())
 
     class Kills(Listener):
         def on(self, event: Event) -> None:
             if isinstance(event, StepDone) and event.step == 3:
-                holder = (tmp_path / ".leases" / event.run_id).read_text()
+                holder = (tmp_path / ".locks" / event.run_id).read_text()
                 os.kill(int(holder.split()[1]), signal.SIGKILL)
 
     with pytest.raises(NoRoom, match="fewer --jobs"):
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_the_command_with_130_and_no_process_stays(tiny_model: Path,
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/history.jsonl")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    holders = [int(f.read_text().split()[1]) for f in tmp_path.glob(".leases/*")]
+    holders = [int(f.read_text().split()[1]) for f in tmp_path.glob(".locks/*")]
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=90)
     assert child.returncode == 130, errors
@@ -130,7 +130,7 @@ def test_messages_survive_the_way(tiny_model: Path, toy_csv: Path) -> None:
     assert isinstance(error, SpecError)
     assert str(error) == "no"
     assert isinstance(messages.heard(messages.failed(Interrupted("stopped"))), Interrupted)
-    assert type(messages.heard(messages.failed(LeaseHeld("another")))) is LeaseHeld
+    assert type(messages.heard(messages.failed(RunLocked("another")))) is RunLocked
     try:
         raise SpecError("no") from ZeroDivisionError("of nothing")
     except SpecError as raised:

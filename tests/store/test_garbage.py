@@ -68,7 +68,7 @@ def test_leftovers_of_stopped_processes_go_and_finished_runs_stay_byte_for_byte(
     bare = write_unfinished(tmp_path, stored_spec(seed=1), checkpoint=False)
     old(plant(tmp_path / "costs" / ".0.json.abcdefgh"))
     plant(tmp_path / "costs" / ".1.json.abcdefgh")  # young: a process may be writing it
-    plant(tmp_path / ".leases" / record.id)
+    plant(tmp_path / ".locks" / record.id)
     found = leftovers(RunStore(tmp_path))
     assert {str(one.path.relative_to(tmp_path)) for one in found} == {
         f"{record.id}/.run.json.abcd1234",
@@ -80,7 +80,7 @@ def test_leftovers_of_stopped_processes_go_and_finished_runs_stay_byte_for_byte(
         f"{record.id}/selected.json",
         bare.name,
         "costs/.0.json.abcdefgh",
-        f".leases/{record.id}",
+        f".locks/{record.id}",
     }
     before = sum(len(data) for data in content(tmp_path).values())
     freed, stayed = remove(RunStore(tmp_path), found)
@@ -134,12 +134,12 @@ def test_nothing_of_a_leased_run_goes_not_even_if_the_lease_came_after_the_look(
     folder = write_unfinished(tmp_path, spec, checkpoint=False)
     plant(folder / ".history.jsonl.abcdefgh")
     store = RunStore(tmp_path)
-    with store.lease(spec.id):
+    with store.lock(spec.id):
         assert leftovers(store, Wanted(unfinished=True)) == []
     found = leftovers(store)
     assert folder in {one.path for one in found}
     before = content(tmp_path)
-    with store.lease(spec.id):
+    with store.lock(spec.id):
         freed, stayed = remove(store, found)
         assert freed == 0 and len(stayed) == len(found)
         assert any("being run by process" in line for line in stayed)
@@ -165,10 +165,10 @@ def test_a_run_that_was_on_its_way_here_goes_unless_its_driver_is_at_work(tmp_pa
         plant(tmp_path / f".{run}.x1y2z3a_" / run / "run.json")
         old(tmp_path / f".{run}.x1y2z3a_")
     plant(tmp_path / f".{'c' * 16}.x1y2z3a_" / "run.json")  # of now
-    with store.lease(here):
+    with store.lock(here):
         assert names(tmp_path) == {f".{away}.x1y2z3a_"}
     found = [one for one in leftovers(store) if one.path.name.startswith(".")]
-    with store.lease(here):
+    with store.lock(here):
         assert len(remove(store, found)[1]) == 1
     assert (tmp_path / f".{here}.x1y2z3a_").exists() and not (tmp_path / f".{away}.x1y2z3a_").exists()
 

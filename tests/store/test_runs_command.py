@@ -113,7 +113,7 @@ def test_show_of_runs_without_a_record(runs: Path, call: Call) -> None:
     unfinished = stored_spec("paca", 3).id
     assert f"run {unfinished}: unfinished" in (out := call("show", unfinished, runs)[1])
     assert "after step 5" in out
-    with RunStore(runs).lease(unfinished):
+    with RunStore(runs).lock(unfinished):
         out = call("show", unfinished, runs)[1]
         assert f"run {unfinished}: running" in out and "held_by     process " in out
 
@@ -192,7 +192,7 @@ def test_verify_ends_with_3_until_it_is_mended(runs: Path, call: Call) -> None:
 def test_verify_leaves_running_runs_out(runs: Path, call: Call) -> None:
     spec = stored_spec("lora", 0)
     (runs / spec.id / "predictions.npz").write_bytes(b"")
-    with RunStore(runs).lease(spec.id):
+    with RunStore(runs).lock(spec.id):
         assert call("verify", runs)[:2] == (0, "3 runs checked: all as written; 1 being run now were left out\n")
 
 

@@ -128,7 +128,7 @@ def test_runs_in_every_state_are_listed(runs: Path) -> None:
     (runs / "notes").mkdir()
     (runs / ("e" * 16)).write_text("a file")
     for _ in range(2):  # without the index, then with it
-        with RunStore(runs).lease(held.id):
+        with RunStore(runs).lock(held.id):
             rows = {row.id: row for row in table(runs)}
         assert len(rows) == 9 + 5
         assert rows[stored_spec("c3la").id].status == "diverged"
@@ -141,7 +141,7 @@ def test_runs_in_every_state_are_listed(runs: Path) -> None:
 
 def test_a_finished_run_that_is_done_anew_is_running(runs: Path) -> None:
     first = table(runs)[0]
-    with RunStore(runs).lease(first.id):
+    with RunStore(runs).lock(first.id):
         assert next(row for row in table(runs) if row.id == first.id).status == "running"
     assert table(runs)[0] == first
 
@@ -175,7 +175,7 @@ def _write_many(root: Path, seeds: range, turns: Semaphore) -> None:
         if seed % 20 == 0:
             turns.acquire()
         spec = stored_spec("lora", seed)
-        with RunStore(root).lease(spec.id):
+        with RunStore(root).lock(spec.id):
             write_document(root / spec.id / "run.json", record_of(spec))
 
 
@@ -219,10 +219,10 @@ def spent_on(root: Path, count: int) -> float:
 def test_five_thousand_runs_open_in_a_second_of_processor_time(tmp_path: Path) -> None:
     """The whole command, from the index, counted in processor time so that a busy machine does not change it."""
     text = record_of(stored_spec()).model_dump_json(indent=1)
-    (tmp_path / ".leases").mkdir()
+    (tmp_path / ".locks").mkdir()
     for seed in range(5000):
         spec = stored_spec("lora", seed)
-        (tmp_path / ".leases" / spec.id).write_text("process 1 on host")
+        (tmp_path / ".locks" / spec.id).write_text("process 1 on host")
         (tmp_path / spec.id).mkdir()
         (tmp_path / spec.id / "run.json").write_text(
             text.replace(stored_spec().id, spec.id).replace('"seed": 0', f'"seed": {seed}')

@@ -153,7 +153,7 @@ def test_mending_leaves_a_run_alone_that_a_process_has(run: tuple[RunStore, RunR
     store, record, folder = run
     (folder / "history.jsonl").write_text("")
     faults = faults_of_run(store, record.id)
-    with store.lease(record.id):
+    with store.lock(record.id):
         (line,) = mend(store, faults)
     assert "left as it is: run" in line and (folder / "run.json").exists()
 

@@ -13,7 +13,7 @@ from stored_runs import write_run
 from tunewise.jobs import messages
 from tunewise.jobs.messages import Work
 from tunewise.jobs.pool import Died, Ended
-from tunewise.store.leases import LeaseHeld
+from tunewise.store.locks import RunLocked
 from tunewise.sweeps import in_processes
 from tunewise.sweeps.driver import sweep
 from tunewise.sweeps.spec import SweepSpec
@@ -49,7 +49,7 @@ class Played:
         place = self.order.index(spec.id)
         if place == 0 and self.given[spec.id] == 1:
             # Through the pipe, from a holder that has let go since.
-            error = messages.heard(messages.failed(LeaseHeld("run x is being run by process 1")))
+            error = messages.heard(messages.failed(RunLocked("run x is being run by process 1")))
             return Ended(work, error)  # type: ignore[arg-type]
         if place == 2:
             return Died(work, 1, "Traceback (most recent call last):\n  in its depths\nZeroDivisionError: of nothing")

@@ -17,7 +17,7 @@ import yaml
 
 from tunewise.errors import SpecError
 from tunewise.spec import parse
-from tunewise.store import leases
+from tunewise.store import locks
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.driver import sweep
 from tunewise.sweeps.room import RayOptions
@@ -61,12 +61,12 @@ def _done(out: Path) -> dict[str, int]:
 
 
 def _processes(out: Path) -> dict[str, int]:
-    """The process that has each run now, by the lease's own words."""
+    """The process that has each run now, by the lock's own words."""
     store = RunStore(out)
     return {
-        i: int(leases.holder(store.lease_file(i)).split()[1])
+        i: int(locks.holder(store.lock_file(i)).split()[1])
         for i in store.ids()
-        if store.is_leased(i) and leases.holder(store.lease_file(i)).startswith("process")
+        if store.is_locked(i) and locks.holder(store.lock_file(i)).startswith("process")
     }
 
 

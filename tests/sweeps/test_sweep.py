@@ -37,13 +37,13 @@ from tunewise.training.events import Interrupted, StepDone
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs without training: real leases, folders and records. The list has the ids, in order."""
+    """Runs without training: real locks, folders and records. The list has the ids, in order."""
     made: list[str] = []
 
     def run(spec: RunSpec, store: RunStore, listener: Any) -> RunRecord:
         if (done := store.finished(spec.id)) is not None:
             return done
-        with store.lease(spec.id):
+        with store.lock(spec.id):
             made.append(spec.id)
             store.begin(spec)
             return write_run(store.root, spec, accuracy=0.5 + spec.learning_rate * spec.method.rank + 0.01 * spec.seed)
@@ -188,7 +188,7 @@ def test_a_stop_is_a_stop(spec: SweepSpec, tmp_path: Path, quick: list[str]) -> 
 
 
 def _hold(root: Path, run_id: str, ready: Any, enough: Any) -> None:
-    with RunStore(root).lease(run_id):
+    with RunStore(root).lock(run_id):
         ready.set()
         enough.wait(60)
 
@@ -219,7 +219,7 @@ def _drive(root: Path, spec: SweepSpec, made: Any) -> None:
     def run(spec: RunSpec, store: RunStore, listener: Any) -> RunRecord:
         if (done := store.finished(spec.id)) is not None:
             return done
-        with store.lease(spec.id):
+        with store.lock(spec.id):
             if (done := store.finished(spec.id)) is not None:
                 return done
             made.put((os.getpid(), spec.id))
@@ -339,7 +339,7 @@ def test_runs_side_by_side_whose_processes_are_killed(content: dict[str, Any], t
                 event.run_id == always and event.step % 13 == 0
             ):
                 killed.append(event.run_id)
-                os.kill(int((out / ".leases" / event.run_id).read_text().split()[1]), signal.SIGKILL)
+                os.kill(int((out / ".locks" / event.run_id).read_text().split()[1]), signal.SIGKILL)
 
     found = sweep(spec, out, jobs=2, listener=Kills(), plan=plan)
     statuses = {row.run: row.status for row in found.rows}

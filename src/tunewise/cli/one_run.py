@@ -7,7 +7,7 @@ from typing import Any
 
 from tunewise.cli.run_tables import aligned, value
 from tunewise.errors import StoreError
-from tunewise.store import leases
+from tunewise.store import locks
 from tunewise.store.comparisons import comparisons, cost_of_run
 from tunewise.store.documents import read_document
 from tunewise.store.files import size
@@ -24,13 +24,13 @@ _SPLITS = ("train", "validation", "test")
 def facts(store: RunStore, run_id: str) -> dict[str, Any]:
     """What there is to know, as plain data."""
     folder = store.folder(run_id)
-    leased = store.is_leased(run_id)
+    locked = store.is_locked(run_id)
     status: str
     try:
         record = store.record(run_id)
-        status = "running" if leased else record.status if record else "unfinished"
+        status = "running" if locked else record.status if record else "unfinished"
     except StoreError:
-        record, status = None, "running" if leased else "unreadable"
+        record, status = None, "running" if locked else "unreadable"
     spec = record.spec if record else _planned(store.root, run_id)
     found = cost_of_run(store.root, run_id)
     costs = {"device": found[0].device, **found[1].model_dump(mode="json")} if found else None
@@ -39,7 +39,7 @@ def facts(store: RunStore, run_id: str) -> dict[str, Any]:
         "id": run_id,
         "status": status,
         "folder": str(folder),
-        "held_by": leases.holder(store.lease_file(run_id)) if leased else None,
+        "held_by": locks.holder(store.lock_file(run_id)) if locked else None,
         "checkpoint": _checkpoint(folder),
         "started": content.get("started"),
         "seconds": content.get("seconds"),
@@ -55,7 +55,7 @@ def facts(store: RunStore, run_id: str) -> dict[str, Any]:
         "measures": _measures(folder),
         "files": {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()},
         "environment": content.get("environment"),
-        "problems": [] if leased else [f"{f.file}: {f.what}" for f in faults_of_run(store, run_id)],
+        "problems": [] if locked else [f"{f.file}: {f.what}" for f in faults_of_run(store, run_id)],
     }
 
 

@@ -114,7 +114,7 @@ def gc(
     ] = False,
 ) -> None:
     """Remove what nobody needs: temporary files of stopped processes, leftovers of runs without a checkpoint, caches
-    and costs that no run here is about, leases that nobody holds. Never a finished run, nor one that is being run."""
+    and costs that no run here is about, locks that nobody holds. Never a finished run, nor one that is being run."""
     from tunewise.cli.run_tables import aligned
     from tunewise.store.files import size
     from tunewise.store.folders import RunStore
@@ -154,10 +154,10 @@ def verify(
     from tunewise.tasks.splits import counted
 
     _check_folder(runs)
-    store, found, checked, leased = RunStore(runs), [], 0, 0
+    store, found, checked, locked = RunStore(runs), [], 0, 0
     for run_id in store.ids():
-        if store.is_leased(run_id):
-            leased += 1
+        if store.is_locked(run_id):
+            locked += 1
             continue
         faults = faults_of_run(store, run_id)
         checked += 1
@@ -169,7 +169,7 @@ def verify(
         typer.echo(str(fault))
     found += beside
     damaged = len({fault.run for fault in found})
-    skipped = f"; {leased} being run now were left out" if leased else ""
+    skipped = f"; {locked} being run now were left out" if locked else ""
     said = f"{counted(len(found), 'fault')} in {counted(damaged, 'folder')}" if found else "all as written"
     typer.echo(f"{counted(checked, 'run')} checked: {said}{skipped}")
     if found:

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 import tunewise.errors
 from tunewise.errors import TunewiseError
 from tunewise.spec import RunSpec
-from tunewise.store.leases import LeaseHeld
+from tunewise.store.locks import RunLocked
 from tunewise.training import events
 from tunewise.training.events import Event, Interrupted
 from tunewise.training.trajectory import Keep
 from tunewise.tuning.stopping import Objective, StopRule
 
-_OTHERS = {kind.__name__: kind for kind in (Interrupted, LeaseHeld)}
+_OTHERS = {kind.__name__: kind for kind in (Interrupted, RunLocked)}
 """Errors that are told from others and stand in modules of their own."""
 
 

@@ -1,6 +1,6 @@
 """Runs in processes of their own, each on one thread: as many at a time as there are workers.
 
-A worker has each of its runs' leases, so no run is done twice, here or by another comparison. A stop closes the
+A worker has each of its runs' locks, so no run is done twice, here or by another comparison. A stop closes the
 workers' inputs: each writes a checkpoint at its next step and leaves. A worker whose parent is gone does the same.
 """
 
@@ -24,7 +24,7 @@ from typing import IO
 from tunewise.errors import NoRoom, TunewiseError
 from tunewise.jobs import messages
 from tunewise.jobs.messages import Work, told
-from tunewise.training.events import STOPPED, Event, Interrupted, Listener
+from tunewise.training.events import INTERRUPTED_MESSAGE, Event, Interrupted, Listener
 
 PATIENCE = 60.0
 """Seconds for a worker to end once it has said its last."""
@@ -200,7 +200,7 @@ def in_processes(work: Sequence[Work], jobs: int, root: Path, listener: Listener
     with Pool(root, listener.on) as pool:
         while waiting or pool.busy:
             if listener.stop_requested:
-                raise Interrupted(STOPPED)
+                raise Interrupted(INTERRUPTED_MESSAGE)
             while waiting and pool.busy < jobs:
                 pool.give(waiting.popleft())
             news = pool.hear()

@@ -7,7 +7,7 @@ runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
 runs/<run id>/predictions.npz   test logits and labels, training losses
 runs/<run id>/trajectory/       what was trained at evenly spaced steps, where that was asked for
 runs/<run id>/checkpoints/      while it is running, for going on after a stop
-runs/.leases/<run id>           locked by the process that has the run
+runs/.locks/<run id>           locked by the process that has the run
 runs/.table.parquet             a shortcut for listing them (see `table`); may be deleted at any time
 """
 
@@ -21,10 +21,10 @@ from pathlib import Path
 
 from tunewise.errors import SpecError, StoreError
 from tunewise.spec import RunSpec
-from tunewise.store import leases
+from tunewise.store import locks
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import sha256, write_atomically
-from tunewise.store.names import LEASES, RECORD, RUN_ID, SPEC, TRACEBACK
+from tunewise.store.names import LOCKS, RECORD, RUN_ID, SPEC, TRACEBACK
 from tunewise.store.records import RunRecord
 
 
@@ -107,28 +107,28 @@ class RunStore:
             (folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def lease(self, run_id: str) -> Iterator[Path]:
+    def lock(self, run_id: str) -> Iterator[Path]:
         """The run's folder, for this process alone, until the end of the block or of the process, however it ends.
 
-        Raises `LeaseHeld` (a `StoreError`) where another process has it.
+        Raises `RunLocked` (a `StoreError`) where another process has it.
         """
         folder = self.folder(run_id)
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(leases.taken(self.lease_file(run_id)))
-            except leases.LeaseHeld as error:
-                raise leases.LeaseHeld(f"run {run_id} is being run by {error}; wait for it, or stop it") from None
+                held.enter_context(locks.taken(self.lock_file(run_id)))
+            except locks.RunLocked as error:
+                raise locks.RunLocked(f"run {run_id} is being run by {error}; wait for it, or stop it") from None
             folder.mkdir(exist_ok=True)  # it may have been cleared away in between
             yield folder
 
-    def lease_file(self, run_id: str) -> Path:
-        """The file whose lock is the run's lease; absent for a run that was never begun here."""
-        return self.root / LEASES / run_id
+    def lock_file(self, run_id: str) -> Path:
+        """The file whose lock is the run's lock; absent for a run that was never begun here."""
+        return self.root / LOCKS / run_id
 
-    def is_leased(self, run_id: str) -> bool:
+    def is_locked(self, run_id: str) -> bool:
         """Whether a process has the run now. Looking disturbs nobody."""
-        return leases.is_held(self.lease_file(run_id))
+        return locks.is_held(self.lock_file(run_id))
 
     def ids(self) -> list[str]:
         """The run folders there are, finished or not, in order."""

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewise.errors import StoreError
-from tunewise.store import leases
+from tunewise.store import locks
 from tunewise.store.comparisons import comparisons, costs, tuning
 from tunewise.store.files import is_disk_full
 from tunewise.store.folders import RunStore
-from tunewise.store.names import ASIDE, LEASES, RECORD, RUN_ID
+from tunewise.store.names import ASIDE, LOCKS, RECORD, RUN_ID
 from tunewise.store.records import RunRecord
 
 TRASH = ".trash"
 STALE = 3600.0
-"""Seconds after which a temporary file is nobody's any more, where no lease says so."""
+"""Seconds after which a temporary file is nobody's any more, where no lock says so."""
 
 # `.NAME.xxxxxxxx`, as tempfile makes them beside what they become; and `NAME.123.part` of the caches.
 _SCRATCH = re.compile(r"\..+\.[a-z0-9_]{8}|.+\.part")
@@ -42,7 +42,7 @@ class Leftover:
     why: str
     bytes: int
     run: str | None = None
-    """The run whose lease is needed for its removal."""
+    """The run whose lock is needed for its removal."""
     adapter_of: RunRecord | None = None
     """A tuning trial that is to stay without its adapter: its record no longer names those files."""
 
@@ -60,13 +60,13 @@ class Wanted:
 
 
 def leftovers(store: RunStore, wanted: Wanted | None = None) -> list[Leftover]:
-    """What may go, in the order of its place. Nothing of a run that is leased now is among it."""
+    """What may go, in the order of its place. Nothing of a run that is locked now is among it."""
     wanted = wanted or Wanted()
     found: dict[Path, Leftover] = {}
     records: dict[str, RunRecord] = {}
     known = True
     for run_id in store.ids():
-        if store.is_leased(run_id):
+        if store.is_locked(run_id):
             known = False
             continue
         try:
@@ -95,23 +95,21 @@ def remove(store: RunStore, what: Iterable[Leftover]) -> tuple[int, list[str]]:
     """Remove leftovers. Returns the bytes that are free now, and a sentence for each that had to stay: a run that has
     been started since, a file without permission."""
     freed, stayed = 0, []
-    for one in sorted(
-        what, key=lambda one: one.path.parent.name == LEASES
-    ):  # last: removing from a run takes its lease
+    for one in sorted(what, key=lambda one: one.path.parent.name == LOCKS):  # last: removing from a run takes its lock
         try:
             with contextlib.ExitStack() as held:
                 if one.run is not None:
-                    held.enter_context(store.lease(one.run))
+                    held.enter_context(store.lock(one.run))
                     _check_unchanged(store, one)
-                if one.path.parent.name == LEASES:
-                    if not leases.remove(one.path):
+                if one.path.parent.name == LOCKS:
+                    if not locks.remove(one.path):
                         raise StoreError("a process has it now")
                 else:
                     if one.adapter_of is not None:
                         _forget_adapter(store, one.adapter_of)
                     _discard(store, one.path)
             if one.run is not None:
-                leases.remove(store.lease_file(one.run))
+                locks.remove(store.lock_file(one.run))
             freed += one.bytes
         except (OSError, StoreError) as error:
             said = error.strerror if isinstance(error, OSError) else error
@@ -198,7 +196,7 @@ def _scratch_beside(store: RunStore) -> Iterator[Leftover]:
         run = path.name[1:17]
         if path.is_file():
             yield Leftover(path, "a temporary file of a process that was stopped", _size(path))
-        elif RUN_ID.fullmatch(run) and not store.is_leased(run):
+        elif RUN_ID.fullmatch(run) and not store.is_locked(run):
             yield Leftover(path, "a run that was on its way here when its process was stopped", _size(path), run)
     for folder in folders:
         yield from _scratch(folder, None)
@@ -253,9 +251,9 @@ def _adapters_of_trials(store: RunStore, records: dict[str, RunRecord]) -> Itera
 
 
 def _leases(store: RunStore) -> Iterator[Leftover]:
-    for file in sorted((store.root / LEASES).glob("*")):
-        if not leases.is_held(file):
-            yield Leftover(file, "a lease that nobody holds", _size(file))
+    for file in sorted((store.root / LOCKS).glob("*")):
+        if not locks.is_held(file):
+            yield Leftover(file, "a lock that nobody holds", _size(file))
 
 
 def _is_stale(path: Path) -> bool:

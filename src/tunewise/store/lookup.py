@@ -37,6 +37,6 @@ def record_of(store: RunStore, run_id: str) -> RunRecord:
     """Its record. Raises `StoreError` where it has none, or one that can't be read."""
     record = store.record(run_id)
     if record is None:
-        state = "is being run" if store.is_leased(run_id) else "did not come to its end"
+        state = "is being run" if store.is_locked(run_id) else "did not come to its end"
         raise StoreError(f"run {run_id} {state}, so there is no record yet; the command that began it goes on with it")
     return record

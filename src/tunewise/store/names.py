@@ -9,7 +9,7 @@ SPEC = "spec.json"
 """What a run is that has no record yet."""
 ASIDE = "run.damaged.json"
 """A record that was moved aside, so that its run is done again."""
-LEASES = ".leases"
+LOCKS = ".locks"
 TRACEBACK = "error.txt"
 """Why a run failed, in full."""
 RUN_ID = re.compile(r"[0-9a-f]{16}")

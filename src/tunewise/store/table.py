@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewise.errors import StoreError
-from tunewise.store import leases, table_index
-from tunewise.store.names import LEASES, RECORD, RUN_ID
+from tunewise.store import locks, table_index
+from tunewise.store.names import LOCKS, RECORD, RUN_ID
 from tunewise.store.table_index import Stamp
 
 if TYPE_CHECKING:
@@ -158,13 +158,13 @@ def _read(root: Path, run_id: str) -> RunRow:
 def _with_leases(root: Path, rows: dict[str, RunRow]) -> dict[str, RunRow]:
     """Runs that a process has now are running, whatever an earlier record says."""
     try:
-        with os.scandir(root / LEASES) as entries:
-            leased = [entry.name for entry in entries if entry.name in rows]
+        with os.scandir(root / LOCKS) as entries:
+            locked = [entry.name for entry in entries if entry.name in rows]
     except OSError:
         return rows
-    for run_id in leased:
+    for run_id in locked:
         with contextlib.suppress(OSError, StoreError):
-            if leases.is_held(root / LEASES / run_id):
+            if locks.is_held(root / LOCKS / run_id):
                 rows[run_id] = replace(rows[run_id], status="running")
     return rows
 

@@ -80,7 +80,7 @@ def mend(store: RunStore, faults: Iterable[Fault]) -> list[str]:
     broken = {fault.run for fault in faults if fault.mends == "run"}
     for run_id in sorted(broken):
         try:
-            with store.lease(run_id) as folder:
+            with store.lock(run_id) as folder:
                 (folder / RECORD).replace(folder / ASIDE)
         except (StoreError, OSError) as error:
             done.append(f"{run_id} is left as it is: {error}")

@@ -15,10 +15,10 @@ from tunewise.spec import RunSpec
 from tunewise.store.environment import environment
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
-from tunewise.store.leases import LeaseHeld
+from tunewise.store.locks import RunLocked
 from tunewise.store.names import TRACEBACK
 from tunewise.store.records import RunRecord, Status
-from tunewise.training.events import Event, Interrupted, Listener, Relay, RunStarted
+from tunewise.training.events import Event, ForwardingListener, Interrupted, Listener, RunStarted
 
 Fate = Status | Literal["held"]
 """What a run came to; `held`: another process has it now."""
@@ -39,7 +39,7 @@ class Outcome:
     """The main metric on validation and test, in words."""
 
 
-class Counting(Relay):
+class Counting(ForwardingListener):
     """Passes everything on, and counts the runs' steps."""
 
     def __init__(self, inner: Listener) -> None:
@@ -62,10 +62,10 @@ def attempt(spec: RunSpec, store: RunStore, listener: Listener | None = None) ->
     counting = Counting(listener or Listener())
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     try:
-        if store.is_leased(spec.id):
+        if store.is_locked(spec.id):
             return Outcome(spec.id, "held", 0.0, None)
         record = run(spec, store, listener=counting)
-    except LeaseHeld:
+    except RunLocked:
         return Outcome(spec.id, "held", 0.0, None)
     except (Interrupted, StoreError):
         raise
@@ -92,7 +92,7 @@ def failed(spec: RunSpec, store: RunStore, error: BaseException, started: str, s
         seconds=seconds,
         error=said if len(said) <= 300 else said[:299] + "…",
     )
-    with contextlib.suppress(LeaseHeld), store.lease(spec.id) as folder:
+    with contextlib.suppress(RunLocked), store.lock(spec.id) as folder:
         write_atomically(folder / TRACEBACK, "".join(traceback.format_exception(error)))
         store.write(record)
     return record

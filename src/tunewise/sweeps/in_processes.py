@@ -12,12 +12,12 @@ from tunewise.errors import StoreError, TunewiseError
 from tunewise.jobs.messages import Work, told
 from tunewise.jobs.pool import Died, Ended, Pool
 from tunewise.store.folders import RunStore
-from tunewise.store.leases import LeaseHeld
+from tunewise.store.locks import RunLocked
 from tunewise.sweeps.attempt import Counting, Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
-from tunewise.training.events import STOPPED, Interrupted, Phase
+from tunewise.training.events import INTERRUPTED_MESSAGE, Interrupted, Phase
 from tunewise.words import counted
 
 RETRIES = 3
@@ -62,7 +62,7 @@ class _Runs:
 
     def _outcome(self, known: _UnderWay, problem: TunewiseError | None) -> Outcome:
         run, seconds = known.run, time.time() - known.since
-        if isinstance(problem, LeaseHeld):  # which may be over by now: it is looked at again
+        if isinstance(problem, RunLocked):  # which may be over by now: it is looked at again
             return Outcome(run.id, "held", 0.0, None)
         if isinstance(problem, Interrupted | StoreError):
             raise problem
@@ -86,10 +86,10 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
     with Pool(store.root, runs.counting.on) as pool:
         while waiting or held or pool.busy:
             if monitor.stop_requested:
-                raise Interrupted(STOPPED)
+                raise Interrupted(INTERRUPTED_MESSAGE)
             while waiting and pool.busy < jobs:
                 run = waiting.popleft()
-                if store.is_leased(run.id):
+                if store.is_locked(run.id):
                     held.append(run)
                 else:
                     pool.give(runs.begin(run))
@@ -107,6 +107,6 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
                 looked = time.monotonic()
                 if not waiting and not pool.busy:
                     monitor.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
-                free = [run for run in held if not store.is_leased(run.id)]
+                free = [run for run in held if not store.is_locked(run.id)]
                 held = [run for run in held if run not in free]
                 waiting += free

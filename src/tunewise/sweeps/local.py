@@ -22,7 +22,7 @@ def run_local(monitor: Monitor, store: RunStore) -> None:
         held = []
         for run in waiting:
             monitor.check()
-            if not store.is_leased(run.id):
+            if not store.is_locked(run.id):
                 monitor.begun(run.id)
             outcome = attempt(run.spec, store, monitor)
             if outcome.status == "held":

@@ -12,7 +12,7 @@ from tunewise.sweeps.axes import name_of, varying
 from tunewise.sweeps.estimates import Pace, Remaining
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
-from tunewise.training.events import Event, Listener, Relay, RunStarted, StepDone
+from tunewise.training.events import Event, ForwardingListener, Listener, RunStarted, StepDone
 from tunewise.words import duration
 
 _ENOUGH = 5
@@ -34,7 +34,7 @@ class _Running:
     step: int = 0
 
 
-class Monitor(Relay):
+class Monitor(ForwardingListener):
     """Counts, times and names; `at_once` runs are done side by side."""
 
     inner: SweepListener

@@ -117,7 +117,7 @@ def run_on_ray(monitor: Monitor, store: RunStore, folder: Path, options: RayOpti
                 if time.monotonic() - looked > LOOK:  # nodes come and go; other drivers finish, or stop
                     looked = time.monotonic()
                     monitor.at_once = max(1, _room(ray, options, gpus, lost=True))
-                    free = [run for run in held if not store.is_leased(run.id)]
+                    free = [run for run in held if not store.is_locked(run.id)]
                     held = [run for run in held if run not in free]
                     waiting += free
         except BaseException:  # Ctrl-C and exit too: tasks on other machines must hear of it, whatever ends this one

@@ -143,7 +143,7 @@ def _row(run: PlannedRun, store: RunStore, axes: Sequence[str]) -> SweepRow:
     except StoreError as error:
         return SweepRow(run.id, "unreadable", at, error=str(error))
     if record is None:
-        held = store.is_leased(run.id)
+        held = store.is_locked(run.id)
         begun = store.folder(run.id).is_dir()
         return SweepRow(run.id, "running" if held else "unfinished" if begun else "to do", at)
     return _of_record(record, at)

@@ -81,7 +81,7 @@ class Listener:
     def check(self) -> None:
         """Raise `Interrupted` where a stop has been asked for."""
         if self.stop_requested:
-            raise Interrupted(STOPPED)
+            raise Interrupted(INTERRUPTED_MESSAGE)
 
 
 class Interrupted(TunewiseError):
@@ -94,7 +94,7 @@ class Pruned(TunewiseError):
     """A listener ends this run for good, because it has fallen behind others; its record says so."""
 
 
-class Relay(Listener):
+class ForwardingListener(Listener):
     """Passes everything on, and the stop that is asked of the other; what a subclass hears besides is its affair."""
 
     def __init__(self, inner: Listener) -> None:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from tunewise.errors import SpecError, TunewiseError
 from tunewise.store.folders import RunStore
-from tunewise.training.events import STOPPED, Interrupted, Listener
+from tunewise.training.events import INTERRUPTED_MESSAGE, Interrupted, Listener
 
 _Result = TypeVar("_Result")
 
@@ -93,7 +93,7 @@ class ProcessGroup:
     def raise_if_stopped(self, listener: Listener) -> None:
         """Raise `Interrupted` in all where one is to stop."""
         if self.any(listener.stop_requested):
-            raise _of_all(Interrupted(STOPPED))
+            raise _of_all(Interrupted(INTERRUPTED_MESSAGE))
 
     def batch_check(self, listener: Listener) -> Callable[[], None]:
         """The listener's own check where it is the only one; one of several may not stop by itself."""
@@ -101,9 +101,9 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def lock_run(self, store: RunStore, run_id: str) -> Iterator[Path]:
-        """The run's lease, held by the first process for all. Raises `LeaseHeld` in all."""
+        """The run's lock, held by the first process for all. Raises `RunLocked` in all."""
         with contextlib.ExitStack() as held:
-            self.on_rank_zero(lambda: held.enter_context(store.lease(run_id)) and None)
+            self.on_rank_zero(lambda: held.enter_context(store.lock(run_id)) and None)
             yield store.folder(run_id)
             self.on_rank_zero(lambda: None)  # nobody leaves before the first has written
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tunewise.errors import SpecError
 from tunewise.store.folders import RunStore
-from tunewise.training.events import EpochDone, Event, Listener, Pruned, Relay
+from tunewise.training.events import EpochDone, Event, ForwardingListener, Listener, Pruned
 from tunewise.training.journal import read_history
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class StopRule:
         )
 
 
-class Watch(Relay):
+class Watch(ForwardingListener):
     """Passes everything on, and ends those of the runs under `rules` that have fallen behind."""
 
     def __init__(self, inner: Listener, rules: Mapping[str, StopRule], store: RunStore) -> None:

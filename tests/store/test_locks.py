@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, however often others look, and whoever removes files of leases."""
+"""Locks: one holder at a time, however often others look, and whoever removes files of locks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tunewise.errors import StoreError
-from tunewise.store import leases
+from tunewise.store import locks
 from tunewise.store.folders import RunStore
 
 RUN = "0123456789abcdef"
@@ -22,7 +22,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from typing import Any
-from tunewise.store.leases import taken
+from tunewise.store.locks import taken
 with taken(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -30,46 +30,46 @@ with taken(Path(sys.argv[1])):
 
 
 def test_a_lease_is_held_until_its_process_ends_even_by_sigkill(tmp_path: Path) -> None:
-    file = tmp_path / "leases" / RUN
-    assert not leases.is_held(file)
+    file = tmp_path / "locks" / RUN
+    assert not locks.is_held(file)
     child = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None and child.stdout.readline() == "held\n"
-        assert leases.is_held(file)
-        assert leases.holder(file).startswith(f"process {child.pid} on ")
-        with pytest.raises(leases.LeaseHeld, match=f"process {child.pid} on "), leases.taken(file):
+        assert locks.is_held(file)
+        assert locks.holder(file).startswith(f"process {child.pid} on ")
+        with pytest.raises(locks.RunLocked, match=f"process {child.pid} on "), locks.taken(file):
             pass
-        assert not leases.remove(file)
+        assert not locks.remove(file)
     finally:
         child.kill()
         child.wait()
-    assert not leases.is_held(file)
-    with leases.taken(file):
-        assert leases.is_held(file)
+    assert not locks.is_held(file)
+    with locks.taken(file):
+        assert locks.is_held(file)
 
 
 def test_looking_never_makes_a_run_fail(tmp_path: Path) -> None:
-    """Somebody looks, and is slow about it: the lease is had as soon as that is over."""
+    """Somebody looks, and is slow about it: the lock is had as soon as that is over."""
     file = tmp_path / RUN
     file.touch()
     looking = file.open("rb")
-    assert leases._try(looking, fcntl.LOCK_SH)
-    assert not leases.is_held(file)  # two may look at once
+    assert locks._try(looking, fcntl.LOCK_SH)
+    assert not locks.is_held(file)  # two may look at once
     threading.Timer(0.2, looking.close).start()
     begun = time.monotonic()
-    with leases.taken(file):
+    with locks.taken(file):
         assert time.monotonic() - begun > 0.1
-        with pytest.raises(leases.LeaseHeld), leases.taken(file):
+        with pytest.raises(locks.RunLocked), locks.taken(file):
             pass
-    assert not leases.is_held(file)
+    assert not locks.is_held(file)
 
 
 def test_a_look_that_never_ends_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "PATIENCE", 0.05)
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
     (tmp_path / RUN).touch()
     with (tmp_path / RUN).open("rb") as looking:
-        assert leases._try(looking, fcntl.LOCK_SH)
-        with pytest.raises(leases.LeaseHeld), leases.taken(tmp_path / RUN):
+        assert locks._try(looking, fcntl.LOCK_SH)
+        with pytest.raises(locks.RunLocked), locks.taken(tmp_path / RUN):
             pass
 
 
@@ -83,7 +83,7 @@ def test_two_never_hold_one_lease_while_its_file_is_removed_again_and_again(tmp_
 
     def work() -> None:
         while going_on():
-            with contextlib.suppress(leases.LeaseHeld), leases.taken(file):
+            with contextlib.suppress(locks.RunLocked), locks.taken(file):
                 inside[0] += 1
                 worst[0] = max(worst[0], inside[0])
                 held[0] += 1
@@ -93,7 +93,7 @@ def test_two_never_hold_one_lease_while_its_file_is_removed_again_and_again(tmp_
 
     def clean() -> None:
         while going_on():
-            removed[0] += file.exists() and leases.remove(file)
+            removed[0] += file.exists() and locks.remove(file)
             time.sleep(0.0003)
 
     threads = [threading.Thread(target=what) for what in (work, work, work, clean, clean)]
@@ -110,39 +110,39 @@ def test_a_lease_whose_file_is_removed_between_opening_and_locking_still_keeps_o
 ) -> None:
     """A lock on a file that has no name any more would keep nobody out."""
     file = tmp_path / RUN
-    real, removals = leases._try, []
+    real, removals = locks._try, []
 
     def late(handle: Any, kind: int) -> bool:
         if not removals and handle.mode == "ab+":  # the first attempt of whoever takes it
-            removals.append(leases.remove(file))
+            removals.append(locks.remove(file))
         return real(handle, kind)
 
-    monkeypatch.setattr(leases, "_try", late)
-    with leases.taken(file):
+    monkeypatch.setattr(locks, "_try", late)
+    with locks.taken(file):
         assert removals == [True]
         assert file.exists()
-        with pytest.raises(leases.LeaseHeld), leases.taken(file):
+        with pytest.raises(locks.RunLocked), locks.taken(file):
             pass
-        assert not leases.remove(file)
+        assert not locks.remove(file)
 
 
 def test_a_run_says_who_has_it(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
-    with store.lease(RUN):
-        assert store.is_leased(RUN)
+    with store.lock(RUN):
+        assert store.is_locked(RUN)
         with (
             pytest.raises(StoreError, match=f"run {RUN} is being run by process .* on .*; wait for it"),
-            store.lease(RUN),
+            store.lock(RUN),
         ):
             pass
-    assert not store.is_leased(RUN)
+    assert not store.is_locked(RUN)
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(leases.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     message = r"can't be locked \(No locks available\); put the runs on"
-    with pytest.raises(StoreError, match=message), leases.taken(tmp_path / RUN):
+    with pytest.raises(StoreError, match=message), locks.taken(tmp_path / RUN):
         pass

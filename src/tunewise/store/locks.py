@@ -1,6 +1,6 @@
-"""Leases: one process at a time has a run. A lock on a small file, which ends with the process however that ends.
+"""Locks: one process at a time has a run. A lock on a small file, which ends with the process however that ends.
 
-Whoever only wants to know whether a lease is held takes a shared lock for an instant; whoever wants the lease tells
+Whoever only wants to know whether a lock is held takes a shared lock for an instant; whoever wants the lock tells
 such a look from a holder and tries again, so that looking never makes a run fail. The locks are `flock`'s, which a
 network file system keeps between machines, too.
 """
@@ -24,24 +24,24 @@ PATIENCE = 5.0
 """Seconds of waiting for others to have looked."""
 
 
-class LeaseHeld(StoreError):
+class RunLocked(StoreError):
     """Another process has it; `str(error)` says which."""
 
 
 @contextlib.contextmanager
 def taken(file: Path) -> Iterator[None]:
-    """Hold the lease until the end of the block. Raises `LeaseHeld` where another has it, and `StoreError` on a file
+    """Hold the lock until the end of the block. Raises `RunLocked` where another has it, and `StoreError` on a file
     system without locks."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with _locked(file) as handle:
-        with contextlib.suppress(OSError):  # on a full disk the lease is held all the same, only without a name
+        with contextlib.suppress(OSError):  # on a full disk the lock is held all the same, only without a name
             os.truncate(handle.fileno(), 0)
             os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
 def is_held(file: Path) -> bool:
-    """Whether a process has this lease now."""
+    """Whether a process has this lock now."""
     try:
         with file.open("rb") as handle:
             return not _try(handle, fcntl.LOCK_SH)
@@ -58,7 +58,7 @@ def holder(file: Path) -> str:
 
 
 def remove(file: Path) -> bool:
-    """Remove the file of a lease that nobody holds; False where somebody does. Whoever opened it before and locks it
+    """Remove the file of a lock that nobody holds; False where somebody does. Whoever opened it before and locks it
     later sees that it is gone, and starts over with a new one."""
     try:
         with file.open("rb+") as handle:
@@ -79,7 +79,7 @@ def _locked(file: Path) -> IO[bytes]:
                 return handle
         elif not _try(handle, fcntl.LOCK_SH) or time.monotonic() > deadline:
             handle.close()
-            raise LeaseHeld(holder(file))
+            raise RunLocked(holder(file))
         handle.close()
         time.sleep(random.uniform(0.0005, 0.003))  # two that look at once must not stay in step
 
