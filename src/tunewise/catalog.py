@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 Trained = Literal["all", "head", "AB", "B", "A", "columns", "peft"]
 Where = Literal["random", "selector", "sampled", "gradient"]
@@ -255,9 +255,9 @@ def get_method(method: str | Method) -> Method:
         name = method.removeprefix("peft:")
         if name not in (*PEFT_LORA_OPTIONS, *PEFT_TYPES):
             raise SpecError(
-                f"unknown method {method!r}{nearest(name, (*PEFT_LORA_OPTIONS, *PEFT_TYPES))} (after 'peft:')"
+                f"unknown method {method!r}{suggest_nearest(name, (*PEFT_LORA_OPTIONS, *PEFT_TYPES))} (after 'peft:')"
             )
         return Method("peft", name=method, summary="PEFT's own", source="the PEFT library")
     if method in CATALOG:
         return CATALOG[method]
-    raise SpecError(f"unknown method {method!r}{nearest(method, CATALOG)}")
+    raise SpecError(f"unknown method {method!r}{suggest_nearest(method, CATALOG)}")

@@ -95,7 +95,7 @@ def out_of_memory_noted(where: str) -> Iterator[None]:
         raise
 
 
-def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
+def suggest_nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """A hint for a mistyped name: `; did you mean 'cla'?`, or the list of choices when nothing is near."""
     known = sorted(set(choices))
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.55)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel
 
 from tunewise.advise.items import Predictions
-from tunewise.errors import SpecError, StoreError, nearest
+from tunewise.errors import SpecError, StoreError, suggest_nearest
 from tunewise.spec import CompareSpec, RunSpec
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import write_atomically
@@ -87,7 +87,9 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
         return path, []
     if not path.is_dir():
         beside = [f.name for f in comparisons(path.parent)] if path.parent.is_dir() else []
-        hint = nearest(path.name, beside) if beside else "; give the folder that `tunewise compare --out` wrote to"
+        hint = (
+            suggest_nearest(path.name, beside) if beside else "; give the folder that `tunewise compare --out` wrote to"
+        )
         raise SpecError(f"{path} is no folder{hint}")
     found = comparisons(path)
     if not found:

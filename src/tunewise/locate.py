@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.hub import HUB_PREFIX, hub_file
 
 PACKAGE_PREFIX = "package:"
@@ -81,7 +81,7 @@ def _names_beside(missing: Path, root: Path) -> str:
     folder = root
     for part in missing.resolve().relative_to(root).parts:
         if not (folder / part).is_dir():
-            return nearest(part, [p.name for p in folder.iterdir() if not _is_clutter(p.name)])
+            return suggest_nearest(part, [p.name for p in folder.iterdir() if not _is_clutter(p.name)])
         folder = folder / part
     return ""
 

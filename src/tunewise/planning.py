@@ -15,8 +15,8 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.tasks.build import build_task, detect_task, task_class
 from tunewise.tasks.contract import Task
-from tunewise.training.build import chain_of, facts_of, put_on, total_steps
-from tunewise.training.trajectory import Keep, lacks_trajectory
+from tunewise.training.build import attach_method, chain_of, count_parameters, total_steps
+from tunewise.training.trajectory import SnapshotOptions, lacks_snapshots
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     done: set[str]
     methods: list[PlannedMethod]
     steps: int
-    trajectory: Keep | None
+    trajectory: SnapshotOptions | None
 
     @property
     def data(self) -> DataFacts:
@@ -71,7 +71,7 @@ def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
         chain = chain_of(run.method)
         if chain is not None:
             chain.restarts(steps, steps // spec.training.epochs)  # raises where the run is too short for its links
-    keep = Keep(spec.trajectory, full=spec.trajectory_full) if spec.trajectory else None
+    keep = SnapshotOptions(spec.trajectory, full=spec.trajectory_full) if spec.trajectory else None
     return Plan(spec, task, runs, _done(runs, store, keep), counted, steps, keep)
 
 
@@ -95,10 +95,10 @@ def with_rates(plan: Plan, rates: Mapping[str, float], store: RunStore) -> Plan:
     return replace(plan, spec=spec, runs=runs, done=done, methods=planned)
 
 
-def _done(runs: list[RunSpec], store: RunStore, keep: Keep | None) -> set[str]:
+def _done(runs: list[RunSpec], store: RunStore, keep: SnapshotOptions | None) -> set[str]:
     """Which runs are finished, with the snapshots that are asked for."""
     finished = {run.id: record for run in runs if (record := store.finished(run.id)) is not None}
-    return {i for i, record in finished.items() if not lacks_trajectory(record, store.folder(i), keep)}
+    return {i for i, record in finished.items() if not lacks_snapshots(record, store.folder(i), keep)}
 
 
 def _count(spec: CompareSpec, method: MethodSpec, head: Head) -> PlannedMethod:
@@ -114,10 +114,10 @@ def facts_of_method(model_spec: ModelSpec, method: MethodSpec, head: Head) -> Mo
     if method.name in ("peft:pissa", "peft:olora"):  # LoRA's factors again; their start needs the weights
         stand_in = method.model_copy(update={"name": "peft:lora"})
     try:
-        model = put_on(meta_model(model_spec, head), stand_in, seed=0, **options)
+        model = attach_method(meta_model(model_spec, head), stand_in, seed=0, **options)
     except ModelError:
         if not get_method(method.name).passed_through:
             raise
         # Some of PEFT's methods can't be put on a model without weights; a real fault comes again here.
-        model = put_on(load_model(model_spec, head, seed=0), stand_in, seed=0, **options)
-    return facts_of(model)
+        model = attach_method(load_model(model_spec, head, seed=0), stand_in, seed=0, **options)
+    return count_parameters(model)

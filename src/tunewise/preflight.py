@@ -24,9 +24,9 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts
 from tunewise.tasks.build import task_class
 from tunewise.tasks.contract import Task
+from tunewise.text_format import pluralize
 from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.tuning.search import settled
-from tunewise.words import counted
 
 _HISTORY = 150
 """Bytes of a step's line in the history, about."""
@@ -283,10 +283,10 @@ def _disk(wanted: Sequence[Wanted], known: _Forecasts, out: Path, at_once: int) 
         left -= stays
         count += left >= 0
     return (
-        f"not enough disk: about {size(needed)} is needed for {counted(len(needs), 'run')}, checkpoints included, and "
+        f"not enough disk: about {size(needed)} is needed for {pluralize(len(needs), 'run')}, checkpoints included, and "
         f"{size(free)} is free "
         f"in {place}; {', or '.join([*knobs, 'make room (`tunewise runs gc`)', 'choose another --out'])}"
-        + (f" (there is room for {counted(count, 'run')})" if count else "")
+        + (f" (there is room for {pluralize(count, 'run')})" if count else "")
     )
 
 

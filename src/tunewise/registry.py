@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 Entry = TypeVar("Entry")
 
@@ -42,7 +42,7 @@ class Registry(Generic[Entry]):
     def check(self, name: str) -> str:
         """Return the name. Raises `SpecError` with the nearest name where it is unknown; imports nothing."""
         if name not in self._modules and name not in self._entries:
-            raise SpecError(f"unknown {self.kind} {name!r}{nearest(name, self.names())}")
+            raise SpecError(f"unknown {self.kind} {name!r}{suggest_nearest(name, self.names())}")
         return name
 
     def get(self, name: str) -> Entry:

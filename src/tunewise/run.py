@@ -28,7 +28,7 @@ from tunewise.store.records import Check, ModelFacts, Results, RunRecord
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training import checkpoints
-from tunewise.training.build import build_model, facts_of, total_steps
+from tunewise.training.build import build_model, count_parameters, total_steps
 from tunewise.training.evaluation import Evaluation, evaluate
 from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunStarted
 from tunewise.training.journal import Journal
@@ -37,7 +37,7 @@ from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.training.selection import Selection
 from tunewise.training.tracking import tracked
 from tunewise.training.trainer import make_trainer
-from tunewise.training.trajectory import TRAJECTORY, Keep, is_whole, lacks_trajectory
+from tunewise.training.trajectory import TRAJECTORY, SnapshotOptions, is_whole, lacks_snapshots
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
     process_group: ProcessGroup = SINGLE_PROCESS,
     task: Task | None = None,
     listener: Listener | None = None,
-    trajectory: Keep | None = None,
+    trajectory: SnapshotOptions | None = None,
     again: bool = False,
     track: Sequence[str] = (),
     build: Callable[[RunSpec, Task], nn.Module] = build_model,
@@ -76,7 +76,7 @@ def run(
     """
     listener = listener or Listener()
     done = process_group.on_rank_zero(lambda: store.finished(spec.id))
-    if done is not None and not (again and lacks_trajectory(done, store.folder(spec.id), trajectory)):
+    if done is not None and not (again and lacks_snapshots(done, store.folder(spec.id), trajectory)):
         return done
     started, since = datetime.datetime.now(datetime.UTC), clock()
     task = task or build_task(spec)
@@ -98,7 +98,7 @@ def run(
         )
         try:
             model = process_group.on_every_rank(lambda: build(spec, task))
-            model_facts = facts_of(model)
+            model_facts = count_parameters(model)
             results, check = _train_and_measure(model, spec, task, folder, listener, trajectory, track, process_group)
         except DivergedError as error:
             status, problem = "diverged", str(error)
@@ -138,14 +138,18 @@ def run(
     return record
 
 
-def _has_no_beginning(spec: RunSpec, folder: Path, steps: int, checkpoint: Path, wanted: Keep | None) -> bool:
+def _has_no_beginning(
+    spec: RunSpec, folder: Path, steps: int, checkpoint: Path, wanted: SnapshotOptions | None
+) -> bool:
     """Whether a run was begun without the trajectory that is wanted now, so that going on would leave it with holes."""
     if wanted is None or not wanted.applies_to(spec.method.name):
         return False
     return not is_whole(folder / TRAJECTORY, wanted.count, steps, until=checkpoints.step_of(checkpoint))
 
 
-def _beginning(spec: RunSpec, folder: Path, steps: int, trajectory: Keep | None, selection: Selection) -> Path | None:
+def _beginning(
+    spec: RunSpec, folder: Path, steps: int, trajectory: SnapshotOptions | None, selection: Selection
+) -> Path | None:
     """The checkpoint to go on from; None for the start, where nothing is left that could be taken for this run's."""
     if spec.method.name == "peft:adalora":  # its ranks change, and PEFT can't load such a checkpoint into a fresh model
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -166,7 +170,7 @@ def _train_and_measure(
     task: Task,
     folder: Path,
     listener: Listener,
-    trajectory: Keep | None,
+    trajectory: SnapshotOptions | None,
     track: Sequence[str],
     process_group: ProcessGroup,
 ) -> tuple[Results, Check]:

@@ -21,7 +21,7 @@ from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.locks import RunLocked
 from tunewise.training.events import Event, Interrupted, Listener, RunFinished, RunStarted, StepDone
-from tunewise.training.trajectory import Keep
+from tunewise.training.trajectory import SnapshotOptions
 from tunewise.tuning.stopping import Objective, StopRule
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -121,7 +121,7 @@ def test_ctrl_c_ends_the_command_with_130_and_no_process_stays(tiny_model: Path,
 def test_messages_survive_the_way(tiny_model: Path, toy_csv: Path) -> None:
     specs = make_specs(tiny_model, toy_csv)
     rule = StopRule(Objective("accuracy", -1.0), ((0.5, 0.25), (1.0, 0.0)), 4)
-    work = Work(specs[0], Keep(5, full=True), track=("wandb",), rule=rule)
+    work = Work(specs[0], SnapshotOptions(5, full=True), track=("wandb",), rule=rule)
     assert Work.read(work.line()) == work
     event = StepDone("r", 3, 10, 0.3, 1.25)
     assert messages.heard(messages.said(event)) == event

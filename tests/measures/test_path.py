@@ -18,7 +18,7 @@ from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 from tunewise.training.build import build_model
-from tunewise.training.trajectory import Keep
+from tunewise.training.trajectory import SnapshotOptions
 
 
 def finished(method: str, model: File, data: File, out: File, count: int = 5) -> FinishedRun:
@@ -29,7 +29,7 @@ def finished(method: str, model: File, data: File, out: File, count: int = 5) ->
         training=TrainingSpec(epochs=2, batch_size=16, learning_rate=1e-2, max_length=16),
     )
     store, task = RunStore(out), build_task(spec)
-    record = run(spec, store, task=task, trajectory=Keep(count, full=True) if count else None)
+    record = run(spec, store, task=task, trajectory=SnapshotOptions(count, full=True) if count else None)
     return FinishedRun(record, store.folder(record.id), task, out / "cache")
 
 

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import tunewise
 from tunewise.catalog import PEFT_LORA_OPTIONS, PEFT_TYPES, get_method
 from tunewise.errors import SpecError
-from tunewise.training.build import facts_of
+from tunewise.training.build import count_parameters
 
 # Those whose defaults (block sizes of 64 and more) don't fit a width of 32.
 TOO_NARROW = {"c3a", "road", "vblora", "waveft"}
@@ -52,7 +52,7 @@ def test_every_name_is_one_that_peft_has() -> None:
 def test_trains_counts_saves_and_loads(name: str, base, tmp_path) -> None:
     model = attach(base, name)
     assert tunewise.attachment(model).method.name == f"peft:{name}"
-    facts = facts_of(model)
+    facts = count_parameters(model)
     assert facts.parameters == pytest.approx(sum(p.numel() for p in base.parameters()), abs=2 * 2)
     assert facts.head == 32 * 3 + 3
     assert 0 < facts.adapter < facts.parameters

@@ -20,7 +20,7 @@ from tunewise.preview.forecast import forecast
 from tunewise.preview.live_memory import LiveMemory
 from tunewise.spec import MethodSpec
 from tunewise.theory import information_bound
-from tunewise.training.build import facts_of, put_on
+from tunewise.training.build import attach_method, count_parameters
 
 CASES = [
     ("minilm", "lora", 32, 128, "all-linear"),
@@ -83,7 +83,7 @@ def test_what_is_kept_for_the_backward_is_what_a_real_step_keeps(name, method):
     config.pad_token_id = 0
     model = head.family.from_config(config)
     prepare(model, head)
-    model = put_on(model, MethodSpec(name=method, targets="all-linear"), seed=0).train()
+    model = attach_method(model, MethodSpec(name=method, targets="all-linear"), seed=0).train()
     ids = torch.randint(5, 500, (2, 32))
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
@@ -103,7 +103,7 @@ def test_what_a_chain_keeps_of_its_links_is_what_its_last_link_really_keeps(meth
         setattr(config, key, value)
     model = head.family.from_config(config, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
     prepare(model, head)
-    model = put_on(model, spec, seed=0).train()
+    model = attach_method(model, spec, seed=0).train()
     ids = torch.randint(5, 500, (2, 8))
     found = []
     for link in range(4 if CATALOG[method].chain else 1):
@@ -176,7 +176,7 @@ def test_counts_are_those_of_the_model_really_attached(name, method):
     with torch.device("meta"):
         model = head.family.from_config(config)
     prepare(model, head)
-    facts = facts_of(put_on(model, spec, seed=0))
+    facts = count_parameters(attach_method(model, spec, seed=0))
     assert found.trainable_parameters == facts.trainable
     assert found.adapter_parameters == facts.adapter
     assert found.trainable_share == pytest.approx(facts.trainable / facts.parameters)

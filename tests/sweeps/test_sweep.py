@@ -153,21 +153,21 @@ def test_the_first_error_is_told_where_the_tables_cannot_be_written_either(
 
 
 def test_what_runs_side_by_side_is_counted_by_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    def counted(devices: int, cores: int = 16, runs: int = 100, on: str = "ray", **options: Any) -> Any:
+    def pluralize(devices: int, cores: int = 16, runs: int = 100, on: str = "ray", **options: Any) -> Any:
         monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
         monkeypatch.setattr("os.cpu_count", lambda: cores)
         return side_by_side(on, RayOptions(**options), runs)
 
-    assert counted(0, on="local") == SideBySide(1, 1)
-    assert counted(0) == SideBySide(16, 16) and counted(0, cpus=3.0) == SideBySide(5, 5)
-    assert counted(0, runs=4) == SideBySide(4, 4)
-    assert counted(2) == SideBySide(2, 1)  # a GPU each
-    assert counted(2, gpus=0.4) == SideBySide(4, 2)  # two to a GPU: 0.8 of each
-    assert counted(2, gpus=1 / 3) == SideBySide(6, 3)
-    assert counted(2, gpus=0.5, cpus=8.0) == SideBySide(2, 2)  # cores for two, and they may come to one GPU
-    assert counted(4, gpus=2.0) == SideBySide(2, 1)
-    assert counted(1, gpus=0.0) == SideBySide(16, 16)  # all on the one there is
-    assert counted(8, address="auto") is None
+    assert pluralize(0, on="local") == SideBySide(1, 1)
+    assert pluralize(0) == SideBySide(16, 16) and pluralize(0, cpus=3.0) == SideBySide(5, 5)
+    assert pluralize(0, runs=4) == SideBySide(4, 4)
+    assert pluralize(2) == SideBySide(2, 1)  # a GPU each
+    assert pluralize(2, gpus=0.4) == SideBySide(4, 2)  # two to a GPU: 0.8 of each
+    assert pluralize(2, gpus=1 / 3) == SideBySide(6, 3)
+    assert pluralize(2, gpus=0.5, cpus=8.0) == SideBySide(2, 2)  # cores for two, and they may come to one GPU
+    assert pluralize(4, gpus=2.0) == SideBySide(2, 1)
+    assert pluralize(1, gpus=0.0) == SideBySide(16, 16)  # all on the one there is
+    assert pluralize(8, address="auto") is None
     assert fits(3, 0, 0.5, 0.0) == 6 and fits(3, 1, 1.0, 2.0) == 0
 
 

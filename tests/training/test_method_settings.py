@@ -11,7 +11,7 @@ from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec, parse
 from tunewise.store.folders import RunStore
 from tunewise.tasks.text import TextClassification
-from tunewise.training.build import put_on
+from tunewise.training.build import attach_method
 
 
 def spec_of(model, data, decay=None, common=0.0, **method):
@@ -53,7 +53,7 @@ def test_the_law_of_a_reaches_the_adapter(tiny_model, toy_csv):
     found = {}
     for law in (None, "normal"):
         model = load_model(ModelSpec(path=str(tiny_model)), TextClassification.make_head(("a", "b")), seed=0)
-        adapted = put_on(model, MethodSpec(name="asym", rank=8, a_law=law), seed=0)
+        adapted = attach_method(model, MethodSpec(name="asym", rank=8, a_law=law), seed=0)
         found[law] = torch.cat([p.flatten() for n, p in adapted.named_parameters() if ".lora_A." in n])
     assert found["normal"].std() == pytest.approx(0.02, rel=0.1)  # N(0, 0.02^2)
     assert float(found[None].abs().max()) <= 32**-0.5  # Kaiming's uniform law, of 32 inputs

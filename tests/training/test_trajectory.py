@@ -19,7 +19,7 @@ from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Interrupted, Listener, StepDone
-from tunewise.training.trajectory import TRAJECTORY, Keep, moments, no_trajectory, snapshots
+from tunewise.training.trajectory import TRAJECTORY, SnapshotOptions, moments, no_trajectory, snapshots
 
 STEPS = 9
 METHODS = [*CATALOG, "peft:dora"]
@@ -201,7 +201,7 @@ def test_runs_with_and_without_and_stopped_are_the_same_bit_for_bit(
     spec = spec_of(tiny_model, toy_csv, method)
     without = run(spec, RunStore(tmp_path / "without"))
     store = RunStore(tmp_path / "with")
-    kept = run(spec, store, trajectory=Keep(6))
+    kept = run(spec, store, trajectory=SnapshotOptions(6))
     assert kept.results == without.results
     assert kept.files == without.files
     steps = [one.step for one in snapshots(store.folder(spec.id) / TRAJECTORY)]
@@ -210,11 +210,11 @@ def test_runs_with_and_without_and_stopped_are_the_same_bit_for_bit(
 
     parts = RunStore(tmp_path / "parts")
     with pytest.raises(Interrupted):
-        run(spec, parts, trajectory=Keep(6), listener=StopAt(13))
+        run(spec, parts, trajectory=SnapshotOptions(6), listener=StopAt(13))
     folder = parts.folder(spec.id)
     assert [one.step for one in snapshots(folder / TRAJECTORY)][-1] == 13  # where it stopped; not one of the moments
     (folder / TRAJECTORY / ".step-000015.safetensors.x").write_bytes(b"half")
-    resumed = run(spec, parts, trajectory=Keep(6))
+    resumed = run(spec, parts, trajectory=SnapshotOptions(6))
     assert resumed.results == without.results
     assert files(folder) == files(store.folder(spec.id))
 
@@ -223,25 +223,25 @@ def test_snapshots_after_the_checkpoint_are_made_anew(tiny_model: Path, toy_csv:
     """A kill between a snapshot and the next checkpoint: what is on disk is of a future that did not happen yet."""
     spec = spec_of(tiny_model, toy_csv, "r-c3la")
     whole, store = RunStore(tmp_path / "whole"), RunStore(tmp_path / "killed")
-    run(spec, whole, trajectory=Keep(6))
+    run(spec, whole, trajectory=SnapshotOptions(6))
     with pytest.raises(Interrupted):
-        run(spec, store, trajectory=Keep(6), listener=StopAt(10))
+        run(spec, store, trajectory=SnapshotOptions(6), listener=StopAt(10))
     folder = store.folder(spec.id)
     future = json.loads((folder / TRAJECTORY / "trajectory.json").read_text())
     future["snapshots"]["step-000012.safetensors"] = {"step": 12, "sha256": "of a file cut short"}
     (folder / TRAJECTORY / "trajectory.json").write_text(json.dumps(future))
     (folder / TRAJECTORY / "step-000012.safetensors").write_bytes(b"cut short")
-    run(spec, store, trajectory=Keep(6))
+    run(spec, store, trajectory=SnapshotOptions(6))
     assert files(folder) == files(whole.folder(spec.id))
 
 
 def test_a_run_begun_without_a_trajectory_begins_anew_for_one(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     spec = spec_of(tiny_model, toy_csv, "lora")
     whole, store = RunStore(tmp_path / "whole"), RunStore(tmp_path / "begun")
-    run(spec, whole, trajectory=Keep(3))
+    run(spec, whole, trajectory=SnapshotOptions(3))
     with pytest.raises(Interrupted):
         run(spec, store, listener=StopAt(10))
-    run(spec, store, trajectory=Keep(3))
+    run(spec, store, trajectory=SnapshotOptions(3))
     assert files(store.folder(spec.id)) == files(whole.folder(spec.id))
 
 
@@ -250,10 +250,10 @@ def test_a_finished_run_without_one_is_trained_again_only_when_told_so(
 ) -> None:
     spec, store = spec_of(tiny_model, toy_csv, "cla"), RunStore(tmp_path)
     first = run(spec, store)
-    assert run(spec, store, trajectory=Keep(3)) == first
+    assert run(spec, store, trajectory=SnapshotOptions(3)) == first
     assert not (store.folder(spec.id) / TRAJECTORY).exists()
-    second = run(spec, store, trajectory=Keep(3), again=True)
+    second = run(spec, store, trajectory=SnapshotOptions(3), again=True)
     assert (second.results, second.files) == (first.results, first.files)
     assert len(snapshots(store.folder(spec.id) / TRAJECTORY)) == 4
-    third = run(spec, store, trajectory=Keep(3), again=True)
+    third = run(spec, store, trajectory=SnapshotOptions(3), again=True)
     assert third == second  # it has one now

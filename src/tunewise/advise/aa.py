@@ -18,7 +18,7 @@ from tunewise.advise.statistics import Comparison, compare_to_reference, proport
 from tunewise.advise.summary import summarise
 from tunewise.errors import SpecError
 from tunewise.store.records import RunRecord
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 _LEVEL = 0.05
 _SURE = 0.997
@@ -74,9 +74,9 @@ def check_by_simulation(
     """
     done = [r for r in runs if r.status == "done" and r.results is not None]
     if len(done) < 2:
-        raise SpecError(f"{counted(len(done), 'finished run')} have no spread; at least 2 are needed")
+        raise SpecError(f"{pluralize(len(done), 'finished run')} have no spread; at least 2 are needed")
     if seeds < 2 or names < 2 or repeats < 1:
-        asked = f"{counted(seeds, 'seed')}, {counted(names, 'name')}, {counted(repeats, 'repeat')}"
+        asked = f"{pluralize(seeds, 'seed')}, {pluralize(names, 'name')}, {pluralize(repeats, 'repeat')}"
         raise SpecError(f"{asked}: at least 2, 2 and 1 are needed")
     sample = done[0]
     assert sample.results is not None

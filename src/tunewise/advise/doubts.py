@@ -10,7 +10,7 @@ from tunewise.advise.pooled_variance import estimate_variances
 from tunewise.advise.statistics import compare_to_reference, item_standard_error
 from tunewise.advise.summary import MethodSummary
 from tunewise.store.records import TuningReport
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 
 def find_doubts(decision: Decision, summaries: Sequence[MethodSummary], tuning: TuningReport | None) -> list[str]:
@@ -28,7 +28,7 @@ def _too_little(decision: Decision, summaries: Sequence[MethodSummary]) -> list[
     found = []
     seeds = min(len(decision.choice.seeds), len(decision.best.seeds))
     if seeds < 3:
-        found.append(f"{counted(seeds, 'seed')} finished, and 3 are the least")
+        found.append(f"{pluralize(seeds, 'seed')} finished, and 3 are the least")
     if lost := [f"{s.label}: {describe_missing_runs(s)}" for s in summaries if s.missing]:
         found.append(f"runs are missing ({', '.join(lost)})")
     if not decision.standings:

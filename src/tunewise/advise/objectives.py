@@ -11,7 +11,7 @@ from typing import Literal
 from tunewise.advise.pooled_variance import compare_to_best
 from tunewise.advise.statistics import Comparison, item_standard_error, standard_error
 from tunewise.advise.summary import CORRELATIONS, MethodSummary
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 Criterion = Literal["metric", "gap", "metric+gap"]
 CRITERIA: tuple[Criterion, ...] = ("metric", "gap", "metric+gap")
@@ -104,5 +104,5 @@ def parse_criterion(text: str) -> tuple[Criterion, str | None]:
         return "gap", None
     metric, *rest = parts
     if not metric or metric == "gap" or rest not in ([], ["gap"]):
-        raise SpecError(f"criterion {text!r}{nearest(text, [*CRITERIA, 'accuracy', 'accuracy+gap'])}")
+        raise SpecError(f"criterion {text!r}{suggest_nearest(text, [*CRITERIA, 'accuracy', 'accuracy+gap'])}")
     return ("metric+gap" if rest else "metric"), None if metric == "metric" else metric

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tunewise.advise.summary import MethodSummary
-from tunewise.errors import nearest
+from tunewise.errors import suggest_nearest
 
 Sense = Literal["max", "min"]
 
@@ -44,7 +44,7 @@ def pareto_set(
     slack = dict.fromkeys(senses, 0.0) | dict(tolerance or {})
     for axis, width in slack.items():
         if axis not in senses:
-            raise ValueError(f"a tolerance is given for {axis!r}, which is no axis{nearest(axis, senses)}")
+            raise ValueError(f"a tolerance is given for {axis!r}, which is no axis{suggest_nearest(axis, senses)}")
         if not width >= 0:
             raise ValueError(f"the tolerance of {axis!r} is {width}; it can't be below 0")
     gains = {name: {axis: _gain(point.get(axis), senses[axis]) for axis in senses} for name, point in points.items()}

@@ -18,7 +18,7 @@ from tunewise.advise.statistics import (
     mean_interval,
     ratio_interval,
 )
-from tunewise.errors import SpecError, StoreError, nearest
+from tunewise.errors import SpecError, StoreError, suggest_nearest
 from tunewise.store.records import CostRecord, CostReport, Results, RunRecord
 
 CORRELATIONS = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman")
@@ -246,7 +246,9 @@ def _metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
     metric = metric or results[0].metric
     for result in results:
         if metric not in result.test.metrics:
-            raise SpecError(f"the runs have no test metric {metric!r}{nearest(metric, result.test.metrics.keys())}")
+            raise SpecError(
+                f"the runs have no test metric {metric!r}{suggest_nearest(metric, result.test.metrics.keys())}"
+            )
     return metric
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tunewise.cli.found import RUNS_HELP, finished
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 
 def aa(
@@ -40,7 +40,7 @@ def aa(
 
     summaries = {s.label: s for s in summarise(known.records, known.costs, known.spec.reference)}
     if method is not None and method not in summaries:
-        raise SpecError(f"method {method!r}{nearest(method, summaries)}")
+        raise SpecError(f"method {method!r}{suggest_nearest(method, summaries)}")
     taken = summaries[method] if method else max(summaries.values(), key=lambda s: len(s.seeds))
     records = [r for r in known.records if r.spec.method.label == taken.label]
     if real:

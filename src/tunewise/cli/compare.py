@@ -9,7 +9,7 @@ import typer
 
 from tunewise.cli import options
 from tunewise.cli.compare_tables import show_besides, show_manner, show_plan, show_result
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 if TYPE_CHECKING:
     from tunewise.spec import CompareSpec, Manner
@@ -190,5 +190,5 @@ def _preset(name: str) -> Path:
     folder = Path(__file__).parent.parent / "presets"
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if name not in known:
-        raise SpecError(f"unknown preset {name!r}{nearest(name, known)}")
+        raise SpecError(f"unknown preset {name!r}{suggest_nearest(name, known)}")
     return folder / f"{name}.yaml"

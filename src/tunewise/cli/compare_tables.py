@@ -14,15 +14,15 @@ def show_plan(plan: Plan, console: Any, folder: str) -> None:
     """Sizes of the data, what each method trains and at which rate, how many runs are left."""
     from rich.table import Table
 
-    from tunewise.tasks.splits import counted
+    from tunewise.tasks.splits import pluralize
 
     data = plan.data
     todo = len(plan.runs) - len(plan.done)
-    size = f"{counted(len(plan.methods), 'method')} x {counted(len(plan.spec.seeds), 'seed')}"
+    size = f"{pluralize(len(plan.methods), 'method')} x {pluralize(len(plan.spec.seeds), 'seed')}"
     console.print(
         f"[bold]{size}[/bold] on {plan.spec.model.path}: "
         f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples"
-        f"{f', {len(data.labels)} classes' if data.labels else ''}; {counted(plan.steps, 'step')} a run",
+        f"{f', {len(data.labels)} classes' if data.labels else ''}; {pluralize(plan.steps, 'step')} a run",
         highlight=False,
     )
     for note in data.notes:
@@ -49,7 +49,7 @@ def show_plan(plan: Plan, console: Any, folder: str) -> None:
         )
     console.print(table)
     ready = f", {len(plan.done)} done already" if plan.done else ""
-    console.print(f"{counted(todo, 'run')} to do{ready}; everything goes to {folder}", highlight=False)
+    console.print(f"{pluralize(todo, 'run')} to do{ready}; everything goes to {folder}", highlight=False)
 
 
 def _rate(planned: PlannedMethod, plan: Plan) -> str:
@@ -67,11 +67,11 @@ def _rate(planned: PlannedMethod, plan: Plan) -> str:
 def show_besides(plan: Plan, store: RunStore, console: Any) -> None:
     """Trials that come before the runs."""
     if plan.spec.tuning is not None:
-        from tunewise.tasks.splits import counted
+        from tunewise.tasks.splits import pluralize
         from tunewise.tuning import waiting_trials
 
         count = waiting_trials(plan, store)
-        trials = counted(count, "trial") if count else "trials beyond the grids"  # none left in them, yet not settled
+        trials = pluralize(count, "trial") if count else "trials beyond the grids"  # none left in them, yet not settled
         console.print(f"before them {trials} for the learning rates", highlight=False)
 
 

@@ -185,14 +185,14 @@ def show_table(
     """Our numbers beside the printed ones, with differences and intervals."""
     from rich.console import Console
 
-    from tunewise.errors import nearest
+    from tunewise.errors import suggest_nearest
     from tunewise.papers.render import FORMS
     from tunewise.papers.terminal import show
     from tunewise.quiet import quiet_libraries
 
     chosen = form or (out.suffix.removeprefix(".").lower() if out else None)
     if chosen is not None and chosen not in FORMS:
-        raise SpecError(f"form {chosen!r}{nearest(chosen, FORMS)}")
+        raise SpecError(f"form {chosen!r}{suggest_nearest(chosen, FORMS)}")
     quiet_libraries()
     sheet = _sheet(number, runs, everything, preset, samples)
     if chosen is None:

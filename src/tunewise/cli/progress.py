@@ -10,6 +10,7 @@ from rich.console import Console
 from tunewise.cli.display import Display
 from tunewise.cli.live_curves import LiveCurves
 from tunewise.planning import Plan
+from tunewise.text_format import format_duration
 from tunewise.training.events import (
     EpochDone,
     Event,
@@ -19,7 +20,6 @@ from tunewise.training.events import (
     RunsToDo,
     StepDone,
 )
-from tunewise.words import duration
 
 
 @dataclass
@@ -95,7 +95,7 @@ class LiveProgress(Display):
         besides stepping included."""
         left = ""
         if self.steps_done >= 5 and (steps := self.steps_left()):
-            left = f"about {duration((time.monotonic() - self.begun) / self.steps_done * steps)} left"
+            left = f"about {format_duration((time.monotonic() - self.begun) / self.steps_done * steps)} left"
         self.progress.update(self.all, completed=len(self.finished), total=self.todo, note=left)
         return left
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tunewise.cli.found import RUNS_HELP, finished
-from tunewise.errors import SpecError, TunewiseError, nearest
+from tunewise.errors import SpecError, TunewiseError, suggest_nearest
 
 _FORMATS = {"html": "html", "csv": "csv", "md": "md", "markdown": "md", "latex": "latex", "tex": "latex"}
 
@@ -59,5 +59,5 @@ def _kind(asked: str | None, out: Path | None) -> str:
         if asked not in _FORMATS:
             raise SpecError(f"--out {out}: no format has the ending .{asked}; give --format html, csv, md or latex")
     if asked not in _FORMATS:
-        raise SpecError(f"--format {asked!r}{nearest(asked, ['html', 'csv', 'md', 'latex'])}")
+        raise SpecError(f"--format {asked!r}{suggest_nearest(asked, ['html', 'csv', 'md', 'latex'])}")
     return _FORMATS[asked]

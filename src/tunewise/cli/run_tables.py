@@ -12,7 +12,7 @@ from typing import Any
 from tunewise.cli.narrow import narrowed, wrapped
 from tunewise.store.filters import COLUMNS
 from tunewise.store.table import RunRow
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 _HEAD = (
     "id",
@@ -80,8 +80,8 @@ def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:
     counts = Counter(row.status for row in rows)
     total = sum(counts.values())
     if not total:
-        return f"no runs in {place}" if not of else f"none of the {counted(of, 'run')} in {place} fits"
-    shown = f"{total:,} of {counted(of, 'run')}" if total < of else counted(total, "run")
+        return f"no runs in {place}" if not of else f"none of the {pluralize(of, 'run')} in {place} fits"
+    shown = f"{total:,} of {pluralize(of, 'run')}" if total < of else pluralize(total, "run")
     return f"{shown}: {', '.join(f'{count:,} {status}' for status, count in counts.most_common())}"
 
 

@@ -151,7 +151,7 @@ def verify(
     trajectories. One line a fault; exit code 3 where there is any."""
     from tunewise.store.folders import RunStore
     from tunewise.store.verification import faults_beside, faults_of_run, mend
-    from tunewise.tasks.splits import counted
+    from tunewise.tasks.splits import pluralize
 
     _check_folder(runs)
     store, found, checked, locked = RunStore(runs), [], 0, 0
@@ -170,8 +170,8 @@ def verify(
     found += beside
     damaged = len({fault.run for fault in found})
     skipped = f"; {locked} being run now were left out" if locked else ""
-    said = f"{counted(len(found), 'fault')} in {counted(damaged, 'folder')}" if found else "all as written"
-    typer.echo(f"{counted(checked, 'run')} checked: {said}{skipped}")
+    said = f"{pluralize(len(found), 'fault')} in {pluralize(damaged, 'folder')}" if found else "all as written"
+    typer.echo(f"{pluralize(checked, 'run')} checked: {said}{skipped}")
     if found:
         if fix:
             for line in mend(store, found):

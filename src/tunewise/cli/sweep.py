@@ -98,11 +98,11 @@ def sweep(
 
 def _show_plan(plan: SweepPlan, console: Any, out: Path) -> None:
     from tunewise.sweeps.axes import AXES, shown, varying
-    from tunewise.tasks.splits import counted
+    from tunewise.tasks.splits import pluralize
 
     specs = [run.spec for run in plan.runs]
     axes = varying(specs)
-    console.print(f"[bold]{plan.spec.title}[/bold]: {counted(len(specs), 'run')}", highlight=False)
+    console.print(f"[bold]{plan.spec.title}[/bold]: {pluralize(len(specs), 'run')}", highlight=False)
     for axis in axes:
         counts = Counter(shown(value) for spec in specs if (value := AXES[axis](spec)) is not None)
         names = list(counts)
@@ -119,7 +119,7 @@ def _show_plan(plan: SweepPlan, console: Any, out: Path) -> None:
     ready = f", {len(plan.done)} done already" if plan.done else ""
     steps = sum(run.steps for run in plan.todo)
     console.print(
-        f"{counted(len(plan.todo), 'run')} to do, {counted(steps, 'step')}{ready}; everything goes to {out}",
+        f"{pluralize(len(plan.todo), 'run')} to do, {pluralize(steps, 'step')}{ready}; everything goes to {out}",
         highlight=False,
         soft_wrap=True,
     )

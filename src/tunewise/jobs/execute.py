@@ -14,7 +14,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.tasks.contract import Task
 from tunewise.training.events import Listener
-from tunewise.training.trajectory import Keep
+from tunewise.training.trajectory import SnapshotOptions
 from tunewise.tuning.search import Doing
 from tunewise.tuning.stopping import StopRule, Watch
 
@@ -41,7 +41,7 @@ def do_runs(
     task: Task,
     *,
     jobs: int | None = None,
-    trajectory: Keep | None = None,
+    trajectory: SnapshotOptions | None = None,
     track: Sequence[str] = (),
     rules: Mapping[str, StopRule] | None = None,
 ) -> dict[str, RunRecord]:

@@ -12,7 +12,7 @@ from tunewise.spec import RunSpec
 from tunewise.store.locks import RunLocked
 from tunewise.training import events
 from tunewise.training.events import Event, Interrupted
-from tunewise.training.trajectory import Keep
+from tunewise.training.trajectory import SnapshotOptions
 from tunewise.tuning.stopping import Objective, StopRule
 
 _OTHERS = {kind.__name__: kind for kind in (Interrupted, RunLocked)}
@@ -28,7 +28,7 @@ class Work:
     """A run for a worker. `rule`: when it is stopped early."""
 
     run: RunSpec
-    trajectory: Keep | None = None
+    trajectory: SnapshotOptions | None = None
     track: tuple[str, ...] = ()
     rule: StopRule | None = None
 
@@ -42,7 +42,7 @@ class Work:
         keep, rule = content["trajectory"], content["rule"]
         return cls(
             run=RunSpec.model_validate(content["run"]),
-            trajectory=None if keep is None else Keep(**keep),
+            trajectory=None if keep is None else SnapshotOptions(**keep),
             track=tuple(content["track"]),
             rule=None
             if rule is None

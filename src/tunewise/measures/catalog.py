@@ -7,7 +7,7 @@ from importlib import import_module
 
 from pydantic import BaseModel
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ assert len(MEASURES) == len(_ROWS)
 def get_measure(name: str) -> Measure:
     """Raises `SpecError` with the nearest name."""
     if name not in MEASURES:
-        raise SpecError(f"unknown measure {name!r}{nearest(name, MEASURES)}")
+        raise SpecError(f"unknown measure {name!r}{suggest_nearest(name, MEASURES)}")
     return MEASURES[name]
 
 

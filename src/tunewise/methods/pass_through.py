@@ -18,7 +18,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunewise.catalog import PEFT_LORA_OPTIONS
-from tunewise.errors import ModelError, SpecError, is_out_of_memory, nearest
+from tunewise.errors import ModelError, SpecError, is_out_of_memory, suggest_nearest
 from tunewise.methods.attachment import Attachment, remember
 from tunewise.methods.inject import short_names, task_type, whole
 from tunewise.models.layers import linear_layers
@@ -68,7 +68,7 @@ def peft_config(
     }
     unknown = set(options) - fields
     if unknown:
-        raise SpecError(f"peft:{name} has no option {min(unknown)!r}{nearest(min(unknown), fields)}")
+        raise SpecError(f"peft:{name} has no option {min(unknown)!r}{suggest_nearest(min(unknown), fields)}")
     chosen = {key: value for key, value in words.items() if key in fields}
     if name == "oft":  # its rank and its block size exclude each other, and the block size has a default
         chosen["oft_block_size"] = 0

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.errors import ModelError, nearest
+from tunewise.errors import ModelError, suggest_nearest
 from tunewise.models.blocks import Layers, find_blocks
 
 # Leaf names by role, over BERT, RoBERTa, ViT, DINOv2, Llama, Mistral, Qwen, DeBERTa, DistilBERT, T5, OPT, ...
@@ -129,7 +129,9 @@ def _in_blocks(model: nn.Module, found: list[Target], layers: Layers) -> list[Ta
 def _known(model: nn.Module, linears: dict[str, nn.Module], targets: list[Target]) -> list[Target]:
     for target in targets:
         if target.name not in linears:
-            raise ModelError(f"{type(model).__name__} has no layer {target.name}{nearest(target.name, linears)}")
+            raise ModelError(
+                f"{type(model).__name__} has no layer {target.name}{suggest_nearest(target.name, linears)}"
+            )
         found = shape_of(linears[target.name])
         if found != (target.out_features, target.in_features):
             raise ModelError(
@@ -177,7 +179,7 @@ def _by_names(linears: dict[str, nn.Module], names: list[str], model_name: str) 
             hits = _by_roles([n for n in linears if _IN_BLOCK.search(n)], {wanted})
         if not hits:
             choices = {*_leaves(linears), *_WORDS}
-            raise ModelError(f"no layer of {model_name} is called {wanted!r}{nearest(wanted, choices)}")
+            raise ModelError(f"no layer of {model_name} is called {wanted!r}{suggest_nearest(wanted, choices)}")
         for name, slices in hits.items():
             # asked once as a whole and once in slices: the whole
             found[name] = set() if name in found and not (found[name] and slices) else found.get(name, set()) | slices

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunewise.catalog import get_method
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.papers.presets import Pair, comparison, get_pair, method
 from tunewise.spec import DataSpec
 
@@ -81,7 +81,7 @@ ABLATIONS: dict[str, Ablation] = {
 def get_ablation(key: str) -> Ablation:
     """Raises `SpecError` for another table."""
     if key not in ABLATIONS:
-        raise SpecError(f"no ablation {key!r}{nearest(key, ABLATIONS)}")
+        raise SpecError(f"no ablation {key!r}{suggest_nearest(key, ABLATIONS)}")
     return ABLATIONS[key]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 DATA = Path(__file__).parent / "data"
 
@@ -49,5 +49,5 @@ MODELS: dict[str, PaperModel] = {row.key: row for row in _ROWS}
 def get_model(key: str) -> PaperModel:
     """Raises `SpecError` for a name that is none of the ten."""
     if key not in MODELS:
-        raise SpecError(f"the paper has no model {key!r}{nearest(key, MODELS)}")
+        raise SpecError(f"the paper has no model {key!r}{suggest_nearest(key, MODELS)}")
     return MODELS[key]

@@ -17,7 +17,7 @@ from tunewise.papers.reading import Item, Parts
 from tunewise.papers.sets import PaperSet
 from tunewise.spec import DataSpec
 from tunewise.store.files import write_atomically
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 
 def prepare(known: PaperSet, source: str | None = None, revision: str | None = None) -> DataSpec:
@@ -84,7 +84,7 @@ def _part_same(parts: Parts) -> None:
             kept = [item for item in mine if theirs.get(item.same, item.text) == item.text]
             if len(kept) < len(mine):
                 parts.items[part] = kept
-                count = counted(len(mine) - len(kept), "question")
+                count = pluralize(len(mine) - len(kept), "question")
                 parts.notes.append(f"{part}: {count} removed, which {other} has with the answers in another order.")
 
 
@@ -97,7 +97,7 @@ def _complete(parts: Parts) -> None:
         if part == "train":
             raise DataError(f"{unlabelled[0].where}: a training example without a label; add it or remove the row")
         labelled = [item for item in parts.items[part] if item.label is not None]
-        parts.notes.append(f"{part}: {counted(len(unlabelled), 'example')} without a published label left out.")
+        parts.notes.append(f"{part}: {pluralize(len(unlabelled), 'example')} without a published label left out.")
         if labelled:
             parts.items[part] = labelled
         else:

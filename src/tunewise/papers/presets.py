@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunewise.catalog import get_method
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.papers.models import MODELS, PaperModel, get_model
 from tunewise.papers.printed import Settings, cells, settings
 from tunewise.papers.sets import SETS, PaperSet, get_set
@@ -65,7 +65,7 @@ def get_pair(key: str) -> Pair:
     get_set(data)
     found = {pair.key: pair for pair in pairs()}
     if key not in found:
-        raise SpecError(f"the paper has no {key!r}{nearest(key, found)}")
+        raise SpecError(f"the paper has no {key!r}{suggest_nearest(key, found)}")
     return found[key]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.papers import language_sets, text_sets
 from tunewise.papers.reading import Form
 
@@ -105,5 +105,5 @@ SETS: dict[str, PaperSet] = {row.key: row for row in _ROWS}
 def get_set(key: str) -> PaperSet:
     """Raises `SpecError` for a name that is none of the fourteen."""
     if key not in SETS:
-        raise SpecError(f"the paper has no data set {key!r}{nearest(key, SETS)}")
+        raise SpecError(f"the paper has no data set {key!r}{suggest_nearest(key, SETS)}")
     return SETS[key]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunewise.errors import DataError
 from tunewise.papers.reading import Item, Parts, by_name, class_names, columns, fields, find, lines, said, table
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 _LABELS = ("label", "Quality", "score", "gold_label")
 PAIRS = columns(("sentence1", "#1 String"), _LABELS, ("sentence2", "#2 String"))
@@ -96,7 +96,7 @@ def trec_raw(folder: Path) -> Parts | None:
     parts = by_name(read, **_QUESTIONS)(folder)
     if parts is not None and strange:
         parts.notes.append(
-            f"{counted(strange, 'question')} with the byte 0xF0 (the files are latin-1), which is read as a blank."
+            f"{pluralize(strange, 'question')} with the byte 0xF0 (the files are latin-1), which is read as a blank."
         )
     return parts
 

@@ -17,7 +17,7 @@ from tunewise.models.head import Head, prepare
 from tunewise.preview.live_memory import LiveMemory, fused_attention
 from tunewise.spec import MethodSpec
 from tunewise.tasks.contract import Task
-from tunewise.training.build import facts_of, put_on
+from tunewise.training.build import attach_method, count_parameters
 
 Dtype = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -106,9 +106,9 @@ def _simulate(
     schedule = {"peft_options": {"total_step": 1000}} if method.name == "peft:adalora" else {}  # it changes no size
     base = _meta(config, head, _DTYPES[dtype])
     inputs = task.sample_inputs(base, head, batch, length)
-    model = put_on(base, method, seed=0, **schedule)
+    model = attach_method(base, method, seed=0, **schedule)
     done = attachment(model)
-    facts = facts_of(model)
+    facts = count_parameters(model)
     if checkpointing:
         network: Any = model
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -100,7 +100,7 @@ def curve_panels(
     marks: Mapping[str, Mark],
 ) -> list[Panel]:
     """Validation loss, validation metric and training loss of the runs that entered the means."""
-    finished = [r for r in counted(records, summaries) if histories.get(r.id)]
+    finished = [r for r in pluralize(records, summaries) if histories.get(r.id)]
     by_method: dict[str, list[curves.History]] = {}
     for record in finished:
         by_method.setdefault(record.spec.method.label, []).append(histories[record.id])
@@ -158,7 +158,7 @@ def confusion_panels(
     if recommendation:
         role[recommendation.choice] = " (recommended)"
     by_method: dict[str, list[RunRecord]] = {}
-    for record in counted(records, summaries):
+    for record in pluralize(records, summaries):
         if record.results and record.results.confusion:
             by_method.setdefault(record.spec.method.label, []).append(record)
     found = []
@@ -185,7 +185,7 @@ def confusion_panels(
     return sorted(found, key=lambda panel: (panel.folded, not panel.title.endswith("(recommended)")))
 
 
-def counted(records: Sequence[RunRecord], summaries: Sequence[MethodSummary]) -> list[RunRecord]:
+def pluralize(records: Sequence[RunRecord], summaries: Sequence[MethodSummary]) -> list[RunRecord]:
     """The runs whose results are in the summaries."""
     seeds = {s.label: s.seeds for s in summaries}
     return [

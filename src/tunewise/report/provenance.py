@@ -12,7 +12,7 @@ from tunewise.catalog import get_method
 from tunewise.report.rows import metric_name
 from tunewise.spec import CompareSpec
 from tunewise.store.records import CostReport, DataFacts, RunRecord, TuningReport
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
             f" ({data.train:,} training, {data.validation:,} validation and {data.test:,} test items{_classes(data)})"
         )
     return (
-        f"{counted(methods, 'method')} × {counted(seeds, 'seed')} on "
+        f"{pluralize(methods, 'method')} × {pluralize(seeds, 'seed')} on "
         f"{_last(comparison.model.path)} with {_last(comparison.data.path)}{sizes}, "
-        f"{counted(comparison.training.epochs, 'epoch')} each"
+        f"{pluralize(comparison.training.epochs, 'epoch')} each"
         f"{', of the network linearised at its pretrained weights' if comparison.training.linearised else ''}."
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from tunewise.catalog import get_method
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.measures.catalog import default_measures, get_measure
 from tunewise.spec.flag import Flag
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
@@ -145,7 +145,9 @@ class CompareSpec(Frozen):
             raise SpecError(f"method {twice!r} is listed twice; each row of a comparison must be its own")
         # Its default stands for "the first method" where there is no lora among them.
         if self.reference not in labels and self.reference != "lora":
-            raise SpecError(f"reference {self.reference!r} is not among the methods{nearest(self.reference, labels)}")
+            raise SpecError(
+                f"reference {self.reference!r} is not among the methods{suggest_nearest(self.reference, labels)}"
+            )
         return self
 
     def runs(self) -> list[RunSpec]:

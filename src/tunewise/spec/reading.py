@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -31,7 +31,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], source: str = "") ->
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
         fields = _fields_at(kind, fault["loc"][:-1])
-        return f"{prefix}unknown key {where!r}{nearest(str(fault['loc'][-1]), fields)}{more}"
+        return f"{prefix}unknown key {where!r}{suggest_nearest(str(fault['loc'][-1]), fields)}{more}"
     if fault["type"] == "missing":
         return f"{prefix}{where!r} is missing{more}"
     if fault["type"] == "value_error":

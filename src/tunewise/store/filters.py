@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.store.table import LIVE, RunRow, as_dict
 
 COLUMNS = tuple(name for name in RunRow.__slots__ if name != "spec")
@@ -35,13 +35,13 @@ def selected(
         wanted = _names(method)
         present = {row.method for row in kept if row.method}
         if kept and not any(name in present for name in wanted):
-            raise SpecError(f"no run of method {method!r} here{nearest(wanted[0], present)}")
+            raise SpecError(f"no run of method {method!r} here{suggest_nearest(wanted[0], present)}")
         kept = [row for row in kept if row.method in wanted]
     if status:
         wanted = _names(status)
         for name in wanted:
             if name not in (known := _statuses()):
-                raise SpecError(f"unknown status {name!r}{nearest(name, known)}")
+                raise SpecError(f"unknown status {name!r}{suggest_nearest(name, known)}")
         kept = [row for row in kept if row.status in wanted]
     if model:
         kept = [row for row in kept if row.model and model.lower() in row.model.lower()]
@@ -55,7 +55,7 @@ def ordered(rows: Iterable[RunRow], by: str) -> list[RunRow]:
     `SpecError` for an unknown column."""
     name = by.removeprefix("-")
     if name not in COLUMNS:
-        raise SpecError(f"can't sort by {name!r}{nearest(name, COLUMNS)}")
+        raise SpecError(f"can't sort by {name!r}{suggest_nearest(name, COLUMNS)}")
     rows = list(rows)
     known = [row for row in rows if getattr(row, name) is not None]
     known.sort(key=lambda row: getattr(row, name), reverse=by.startswith("-"))
@@ -90,7 +90,7 @@ def _where(rows: list[RunRow], condition: str) -> list[RunRow]:
     found = [name for name in keys if name == key] or [name for name in keys if name.endswith(f".{key}")]
     if not found and rows:
         known = [*COLUMNS, *keys, *(name.rpartition(".")[2] for name in keys)]
-        raise SpecError(f"--where {condition!r}: runs have no {key!r}{nearest(key, known)}")
+        raise SpecError(f"--where {condition!r}: runs have no {key!r}{suggest_nearest(key, known)}")
     if len(found) > 1:
         raise SpecError(f"--where {condition!r}: {key!r} may be {' or '.join(found)}; write it out")
     return [row for row, spec in zip(rows, specs, strict=True) if spec and _fits(spec.get(found[0]), value)]

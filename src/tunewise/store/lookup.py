@@ -8,7 +8,7 @@ from pathlib import Path
 from tunewise.errors import SpecError, StoreError
 from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 
 def find_run(text: str, root: Path) -> tuple[RunStore, str]:
@@ -25,7 +25,7 @@ def find_run(text: str, root: Path) -> tuple[RunStore, str]:
     ids = store.ids()
     found = [run_id for run_id in ids if run_id.startswith(text)]
     if not found:
-        where = counted(len(ids), "run") if root.is_dir() else "there is no such folder"
+        where = pluralize(len(ids), "run") if root.is_dir() else "there is no such folder"
         raise SpecError(f"no run in {root} begins with {text!r} ({where}); `tunewise runs ls {root}` lists them")
     if len(found) > 1:
         shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")

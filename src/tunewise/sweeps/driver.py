@@ -35,8 +35,8 @@ from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
 from tunewise.sweeps.room import RayOptions, SideBySide, side_by_side
 from tunewise.sweeps.spec import SweepSpec
+from tunewise.text_format import pluralize
 from tunewise.training.events import Interrupted
-from tunewise.words import counted
 
 PREFIX = "sweep-"
 SPEC = "sweep.json"
@@ -88,7 +88,7 @@ def sweep(
     folder = begin(plan, store)
     monitor = Monitor(plan, pace_of(plan, store), Log(folder / LOG), listener)
     monitor.log.say(
-        f"start: {counted(len(plan.runs), 'run')}, {len(plan.done)} of them done already, on {on}, by process "
+        f"start: {pluralize(len(plan.runs), 'run')}, {len(plan.done)} of them done already, on {on}, by process "
         f"{os.getpid()} on {socket.gethostname()}; time: {monitor.remaining().words()}"
     )
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tunewise.store.table import RunRow
 from tunewise.sweeps.planning import PlannedRun
 from tunewise.sweeps.shapes import any_rank, data_of, shape_of
-from tunewise.words import counted, duration
+from tunewise.text_format import format_duration, pluralize
 
 _RECENT = 8
 """Latest runs of a shape that count: a machine is not always equally busy."""
@@ -29,9 +29,9 @@ class Remaining:
         """'about 2.1 h', with what is not known said; `at_once` runs side by side."""
         if not self.timed:
             return f"not known: no finished run of {'this shape' if self.untimed == 1 else 'these shapes'} to go by"
-        said = f"about {duration(self.seconds / max(1, at_once))}"
+        said = f"about {format_duration(self.seconds / max(1, at_once))}"
         return said + (
-            f" for {counted(self.timed, 'run')}, and {self.untimed} of shapes not timed yet" if self.untimed else ""
+            f" for {pluralize(self.timed, 'run')}, and {self.untimed} of shapes not timed yet" if self.untimed else ""
         )
 
 

@@ -17,8 +17,8 @@ from tunewise.sweeps.attempt import Counting, Outcome, failed, outcome_of
 from tunewise.sweeps.local import POLL
 from tunewise.sweeps.monitor import Monitor
 from tunewise.sweeps.planning import PlannedRun
+from tunewise.text_format import pluralize
 from tunewise.training.events import INTERRUPTED_MESSAGE, Interrupted, Phase
-from tunewise.words import counted
 
 RETRIES = 3
 """How often a run is gone on with whose process was killed."""
@@ -106,7 +106,7 @@ def run_in_processes(monitor: Monitor, store: RunStore, jobs: int) -> None:
             if held and time.monotonic() - looked > POLL:
                 looked = time.monotonic()
                 if not waiting and not pool.busy:
-                    monitor.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
+                    monitor.on(Phase("waiting for other processes", f"they have {pluralize(len(held), 'run')}"))
                 free = [run for run in held if not store.is_locked(run.id)]
                 held = [run for run in held if run not in free]
                 waiting += free

@@ -7,8 +7,8 @@ import time
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.attempt import attempt
 from tunewise.sweeps.monitor import Monitor
+from tunewise.text_format import pluralize
 from tunewise.training.events import Phase
-from tunewise.words import counted
 
 POLL = 1.0
 """Seconds between looks at runs that other processes have."""
@@ -31,6 +31,6 @@ def run_local(monitor: Monitor, store: RunStore) -> None:
             else:
                 monitor.ended(outcome)
         if len(held) == len(waiting):
-            monitor.on(Phase("waiting for other processes", f"they have {counted(len(held), 'run')}"))
+            monitor.on(Phase("waiting for other processes", f"they have {pluralize(len(held), 'run')}"))
             time.sleep(POLL)
         waiting = held

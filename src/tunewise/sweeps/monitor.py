@@ -12,8 +12,8 @@ from tunewise.sweeps.axes import name_of, varying
 from tunewise.sweeps.estimates import Pace, Remaining
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
+from tunewise.text_format import format_duration
 from tunewise.training.events import Event, ForwardingListener, Listener, RunStarted, StepDone
-from tunewise.words import duration
 
 _ENOUGH = 5
 """Steps of a running run from which on its own pace counts, where no run of its shape has finished."""
@@ -87,7 +87,7 @@ class Monitor(ForwardingListener):
         run = self.by_id[outcome.run_id]
         if outcome.status == "done" and outcome.steps:
             self.pace.note(run, outcome.seconds, outcome.steps)
-        words = "by another process" if outcome.steps is None else f"in {duration(outcome.seconds)}"
+        words = "by another process" if outcome.steps is None else f"in {format_duration(outcome.seconds)}"
         details = ", ".join(part for part in (words, outcome.scores, outcome.error) if part)
         self.say(f"{outcome.status} {outcome.run_id} {self.name(run.spec)}: {details}")
 

@@ -17,7 +17,7 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.sweeps.axes import AXES, Value, varying
 from tunewise.sweeps.planning import PlannedRun, SweepPlan
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 FIXED = ("model", "data", "method", "rank", "alpha", "links", "learning_rate", "seed")
 """Axes that every table has, whether the runs differ on them or not."""
@@ -76,7 +76,7 @@ class Cell:
         for row in self.rows:
             if row.status != "done":
                 others[row.status] = others.get(row.status, 0) + 1
-        seeds = counted(of, "seed")
+        seeds = pluralize(of, "seed")
         return ", ".join([seeds if done == of else f"{done} of {seeds}", *(f"{n} {s}" for s, n in others.items())])
 
 
@@ -114,7 +114,7 @@ def best(among: Sequence[Cell]) -> Cell | None:
 def as_good(among: Sequence[Cell], chosen: Cell) -> str:
     """How many other settings have the best one's mean on validation: '1 more setting'; empty for none."""
     ties = sum(cell.mean("validation") == chosen.mean("validation") for cell in _in_question(among)) - 1
-    return counted(ties, "more setting") if ties else ""
+    return pluralize(ties, "more setting") if ties else ""
 
 
 def _in_question(among: Sequence[Cell]) -> list[Cell]:

@@ -6,7 +6,7 @@ import copy
 from functools import lru_cache
 from typing import Any
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.registry import TASKS
 from tunewise.spec import CompareSpec, DataSpec, ModelSpec, RunSpec
 from tunewise.tasks.contract import Task
@@ -36,7 +36,9 @@ def build_task(spec: RunSpec | CompareSpec) -> Task:
     if spec.metric is None:
         return task
     if spec.metric not in task.metrics:
-        raise SpecError(f"metric {spec.metric!r} is none of the {name} task{nearest(spec.metric, task.metrics)}")
+        raise SpecError(
+            f"metric {spec.metric!r} is none of the {name} task{suggest_nearest(spec.metric, task.metrics)}"
+        )
     task = copy.copy(task)  # shares the data
     task.metric = spec.metric
     return task

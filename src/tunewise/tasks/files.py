@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewise.errors import DataError, nearest
+from tunewise.errors import DataError, suggest_nearest
 from tunewise.locate import digest, resolve
 from tunewise.spec import DataSpec
 from tunewise.tasks.decoding import codecs_of, content_of, decoded
@@ -102,7 +102,7 @@ def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; the folder {str(path.parent)!r} does not exist"
     names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
-    return nearest(path.name, names) if names else f"; the folder {str(path.parent)!r} is empty"
+    return suggest_nearest(path.name, names) if names else f"; the folder {str(path.parent)!r} is empty"
 
 
 def format_of(path: Path) -> str:
@@ -153,7 +153,7 @@ def _column_hint(column: str, names: Sequence[str]) -> str:
             if separator in names[0]:
                 return f"; the fields seem to be parted by {called}: save it with commas, or with tabs as .tsv"
     # A file without a header line has whole texts where names should be.
-    return nearest(column, [name if len(name) <= 40 else name[:37] + "..." for name in names])
+    return suggest_nearest(column, [name if len(name) <= 40 else name[:37] + "..." for name in names])
 
 
 def read_objects(path: Path, encoding: str = "utf-8") -> Iterator[tuple[dict[str, Any], str]]:

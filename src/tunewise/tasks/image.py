@@ -29,7 +29,7 @@ from tunewise.tasks.labels import labels_of, load_labelled
 from tunewise.tasks.pixels import Pixels, decode
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import Record
-from tunewise.words import counted
+from tunewise.text_format import pluralize
 
 _MOST_CACHED = 2 * 2**30  # bytes of decoded images in memory; never more than a quarter of what is free
 
@@ -60,7 +60,7 @@ class ImageClassification(ClassificationScores):
         self.labels, splits = load_labelled(data, lambda path: _records(data, path, self.pixels.mode, changes), "image")
         self.head = replace(self.make_head(self.labels), image_size=self.pixels.size[1:])
         parts = {part: self._examples(records) for part, records in splits.parts.items()}
-        converted = [f"{counted(count, 'image')}: {change}." for change, count in sorted(changes.items())]
+        converted = [f"{pluralize(count, 'image')}: {change}." for change, count in sorted(changes.items())]
         notes = [*converted, *splits.notes, *self.pixels.notes, *self._check_size()]
         height, width = self.pixels.size[1:]
         self.set_parts(parts, f"images of {height} x {width} pixels", [*data.notes, *notes])

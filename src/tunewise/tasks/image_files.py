@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewise.errors import DataError, SpecError, nearest
+from tunewise.errors import DataError, SpecError, suggest_nearest
 from tunewise.locate import digest
 from tunewise.tasks.files import column_positions, data_files, format_of, parquet_file, read_rows, table_columns
 
@@ -205,5 +205,5 @@ def _by_name(columns: Sequence[str], known: Sequence[str], path: Path) -> str:
         if name in columns:
             return name
     raise DataError(
-        f"{path.name}: which column has the images? Say --image NAME{nearest('image', columns) if columns else ''}"
+        f"{path.name}: which column has the images? Say --image NAME{suggest_nearest('image', columns) if columns else ''}"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tunewise.errors import DataError, SpecError, nearest
+from tunewise.errors import DataError, SpecError, suggest_nearest
 from tunewise.locate import resolve
 from tunewise.spec import DataSpec
 from tunewise.tasks.files import Row, read_rows
 from tunewise.tasks.splits import Record, Splits, make_splits, number_aware, read_parts
-from tunewise.words import listed
+from tunewise.text_format import join_names
 
 
 def load_labelled_texts(spec: DataSpec) -> tuple[list[str], Splits]:
@@ -61,7 +61,7 @@ def _refuse_unseen(records: Iterable[Record], labels: set[str]) -> None:
         if record.label not in labels:
             raise DataError(
                 f"{record.where}: no training example has the label {record.label!r}: correct it, remove the "
-                f"row or add such examples to train{nearest(record.label, labels)}"
+                f"row or add such examples to train{suggest_nearest(record.label, labels)}"
             )
 
 
@@ -71,7 +71,7 @@ def _absent_labels(splits: Splits, labels: Sequence[str]) -> list[str]:
         present = {record.label for record in records}
         absent = [label for label in labels if label not in present]
         if absent:
-            notes.append(f"{part}: no example of {len(absent)} of {len(labels)} labels: {listed(absent)}.")
+            notes.append(f"{part}: no example of {len(absent)} of {len(labels)} labels: {join_names(absent)}.")
     return notes
 
 

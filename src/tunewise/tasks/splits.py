@@ -21,7 +21,7 @@ from typing import Any
 from tunewise.errors import DataError, SpecError
 from tunewise.spec import DataSpec
 from tunewise.tasks.files import part_paths
-from tunewise.words import counted, listed
+from tunewise.text_format import join_names, pluralize
 
 PARTS = ("train", "validation", "test")
 
@@ -117,7 +117,7 @@ def _drop_repeats(train: Sequence[Record], notes: list[str]) -> list[Record]:
     for record in train:
         first.setdefault((record.key, record.label), record)
     if len(first) < len(train):
-        notes.append(f"train: {counted(len(train) - len(first), 'exact duplicate')} dropped.")
+        notes.append(f"train: {pluralize(len(train) - len(first), 'exact duplicate')} dropped.")
     return list(first.values())
 
 
@@ -130,7 +130,7 @@ def _inputs_with_two_labels(train: Iterable[Record], noun: str, notes: list[str]
             ambiguous.setdefault(record.key, f"{first[record.key].where} and {record.where}")
     if ambiguous:
         example = next(iter(ambiguous.values()))
-        notes.append(f"train: {counted(len(ambiguous), noun)} with more than one label kept ({example}).")
+        notes.append(f"train: {pluralize(len(ambiguous), noun)} with more than one label kept ({example}).")
     return set(ambiguous)
 
 
@@ -138,7 +138,7 @@ def _report_repeats(evaluation: Mapping[str, Sequence[Record]], noun: str, notes
     for part, records in evaluation.items():
         repeats = len(records) - len({record.key for record in records})
         if repeats:
-            notes.append(f"{part}: {counted(repeats, f'repeated {noun}')} kept, so that the file is scored whole.")
+            notes.append(f"{part}: {pluralize(repeats, f'repeated {noun}')} kept, so that the file is scored whole.")
 
 
 def _drop_overlaps(
@@ -162,7 +162,7 @@ def _without(
     theirs = {record.key for record in others}
     kept = [record for record in records if record.key not in theirs]
     if len(kept) < len(records):
-        notes.append(f"{part}: {counted(len(records) - len(kept), 'example')} removed, whose {noun} {other} has.")
+        notes.append(f"{part}: {pluralize(len(records) - len(kept), 'example')} removed, whose {noun} {other} has.")
     return kept
 
 
@@ -197,10 +197,10 @@ def _cut_missing_parts(
         quotas = _allot(size, _counts(train), most=_spare(train, ambiguous))
         cut[part], train = _draw(train, quotas, f"{spec.split_seed}|split|{part}", kept_back=ambiguous)
         if not cut[part]:
-            of = f" of {counted(len(quotas), 'label')}" if by_label else ""
+            of = f" of {pluralize(len(quotas), 'label')}" if by_label else ""
             check = f", or check the column {spec.label!r}" if by_label else ""
             raise DataError(
-                f"{spec.path}: {counted(whole, 'example')}{of} are too few to "
+                f"{spec.path}: {pluralize(whole, 'example')}{of} are too few to "
                 f"cut a {part} part from; name a {part} file{check}"
             )
         notes.append(
@@ -235,7 +235,7 @@ def _cut_whole_inputs(
         train = [record for record in train if record.key not in taken]
         notes.append(
             f"{part}: no file given; {len(cut[part]):,} of {whole:,} examples cut from train, "
-            f"{counted(len(taken), noun)} with all of their targets (split seed {spec.split_seed})."
+            f"{pluralize(len(taken), noun)} with all of their targets (split seed {spec.split_seed})."
         )
     return train, cut
 
@@ -254,7 +254,7 @@ def _spare(train: Sequence[Record], ambiguous: set[Hashable]) -> dict[str, int]:
 def _report_single_examples(train: Iterable[Record], notes: list[str]) -> None:
     single = [label for label, count in _counts(train).items() if count == 1]
     if single:
-        notes.append(f"train: the only example of {counted(len(single), 'label')} stays here: {listed(single)}.")
+        notes.append(f"train: the only example of {pluralize(len(single), 'label')} stays here: {join_names(single)}.")
 
 
 def _subsample(records: list[Record], part: str, spec: DataSpec, notes: list[str]) -> list[Record]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.theory._inputs import count, layer_shapes, number, probability
 from tunewise.theory.bound import Bound
 
@@ -91,7 +91,7 @@ def rank_for_generic_features(
     ((n, m),) = layer_shapes([shape])
     demand = GAUSSIAN_CONSTANT * count("outputs", outputs) * count("samples", samples)
     if loss not in ("squared", "binary_cross_entropy"):
-        raise SpecError(f"unknown loss {loss!r}{nearest(str(loss), ('squared', 'binary_cross_entropy'))}")
+        raise SpecError(f"unknown loss {loss!r}{suggest_nearest(str(loss), ('squared', 'binary_cross_entropy'))}")
     ranks = range(1, min(m, n) + 1)
     enough = (r for r in ranks if loss == "binary_cross_entropy" or r * (m + n) - r * r > demand)
     return Bound(

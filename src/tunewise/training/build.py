@@ -28,14 +28,14 @@ def build_model(spec: RunSpec, task: Task, fold: str = "auto") -> nn.Module:
         options["peft_options"] = {"total_step": total_steps(spec, len(task.train))}
     base = task.load_model(spec.seed)
     if not spec.training.linearised:
-        return put_on(base, spec.method, seed=spec.seed, **options)
+        return attach_method(base, spec.method, seed=spec.seed, **options)
     twin = frozen_twin(base, own_values=not get_method(spec.method.name).adapts)
-    model = put_on(base, spec.method, seed=spec.seed, **{**options, "fold": "never"})
+    model = attach_method(base, spec.method, seed=spec.seed, **{**options, "fold": "never"})
     linearise(model, twin)
     return model
 
 
-def put_on(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -> nn.Module:
+def attach_method(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -> nn.Module:
     """`attach` with what a spec says of a method."""
     return attach(
         model,
@@ -70,7 +70,7 @@ def one_step_batches(spec: RunSpec, task: Task, samples: int = ONE_STEP_SAMPLES)
     return [task.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
-def facts_of(model: nn.Module) -> ModelFacts:
+def count_parameters(model: nn.Module) -> ModelFacts:
     """Parameter counts: what the optimizer really updates, and where it is."""
     done = attachment(model)
     trainable = trainable_parameters(model)

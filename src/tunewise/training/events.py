@@ -67,7 +67,7 @@ class RunsToDo:
 Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo
 
 
-STOPPED = "stopped; run the same command again to go on from the last checkpoint"
+INTERRUPTED_MESSAGE = "stopped; run the same command again to go on from the last checkpoint"
 
 
 class Listener:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.spec import RunSpec
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -21,7 +21,7 @@ def check_trackers(names: Sequence[str]) -> list[str]:
     """The names as they are. Raises `SpecError` for an unknown tracker, or one that is not installed."""
     for name in names:
         if name not in TRACKERS:
-            raise SpecError(f"--track {name!r}: no such tracker{nearest(name, TRACKERS)}")
+            raise SpecError(f"--track {name!r}: no such tracker{suggest_nearest(name, TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             raise SpecError(f"--track {name} needs the package {name}: pip install {name}")
     return list(names)

@@ -33,7 +33,7 @@ from tunewise.training.journal import Journal
 from tunewise.training.optimizers import optimizer
 from tunewise.training.process_group import SINGLE_PROCESS, BatchShares, ProcessGroup, SharedBatchLoader, scale_to_batch
 from tunewise.training.selection import Selection
-from tunewise.training.trajectory import TRAJECTORY, Keep, TrajectoryCallback
+from tunewise.training.trajectory import TRAJECTORY, SnapshotOptions, TrajectoryCallback
 
 
 class RunTrainer(Trainer):
@@ -185,7 +185,7 @@ def make_trainer(
     listener: Listener,
     journal: Journal,
     selection: Selection,
-    trajectory: Keep | None = None,
+    trajectory: SnapshotOptions | None = None,
     track: Sequence[str] = (),
     name: str | None = None,
     process_group: ProcessGroup = SINGLE_PROCESS,

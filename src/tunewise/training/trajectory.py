@@ -44,7 +44,7 @@ COUNT = 20
 
 
 @dataclass(frozen=True)
-class Keep:
+class SnapshotOptions:
     """That runs are to keep a trajectory: `count` snapshots besides the start; with `full` also full fine-tuning."""
 
     count: int = COUNT
@@ -135,7 +135,7 @@ def kept_by(record: RunRecord, folder: Path) -> list[Snapshot]:
     return found if whole else []
 
 
-def lacks_trajectory(record: RunRecord, folder: Path, wanted: Keep | None) -> bool:
+def lacks_snapshots(record: RunRecord, folder: Path, wanted: SnapshotOptions | None) -> bool:
     """Whether snapshots are wanted of a finished run that kept none."""
     if wanted is None or record.status != "done" or not wanted.applies_to(record.spec.method.name):
         return False
@@ -144,7 +144,7 @@ def lacks_trajectory(record: RunRecord, folder: Path, wanted: Keep | None) -> bo
 
 def no_trajectory(method: str) -> str:
     """What to do about a run that kept none."""
-    flags = "--trajectory 20" if Keep().applies_to(method) else "--trajectory 20 --trajectory-full"
+    flags = "--trajectory 20" if SnapshotOptions().applies_to(method) else "--trajectory 20 --trajectory-full"
     return f"kept no trajectory; add {flags} --again to train it once more with one (the result is the same)"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from tunewise.errors import SpecError, nearest
+from tunewise.errors import SpecError, suggest_nearest
 from tunewise.papers.lab.contract import Experiment, Outcome, Settings, Statement
 
 _STATEMENTS = (
@@ -145,7 +145,7 @@ def experiment(name: str, run: Callable[[Settings], Outcome]) -> Experiment:
 def statement(name: str) -> Statement:
     """The statement of that name. Raises `SpecError` for an unknown one, with the nearest."""
     if name not in STATEMENTS:
-        raise SpecError(f"unknown experiment {name!r}{nearest(name, STATEMENTS)}")
+        raise SpecError(f"unknown experiment {name!r}{suggest_nearest(name, STATEMENTS)}")
     return STATEMENTS[name]
 
 
