@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from tunewise.papers.lab.contract import Result
+    from tunewise.papers.lab.results import Result
 
 
 def lab(
@@ -24,12 +24,12 @@ def lab(
 
     Leaves with 1 where a theorem is refuted.
     """
-    from tunewise.papers.lab.registry import STATEMENTS, statement
+    from tunewise.papers.lab.registry import STATEMENTS, get_statement
 
     if name is None:
         _list(as_json)
         return
-    names = list(STATEMENTS) if name == "all" else [statement(name).name]
+    names = list(STATEMENTS) if name == "all" else [get_statement(name).name]
 
     from tunewise.quiet import quiet_libraries
 
@@ -38,17 +38,15 @@ def lab(
 
     console = Console(stderr=as_json)
     with console.status("starting ...") as status:
-        from tunewise.papers.lab.contract import Settings
-        from tunewise.papers.lab.perform import perform
-        from tunewise.papers.lab.registry import load
-        from tunewise.papers.lab.write import as_data, make_place, write_result
+        from tunewise.papers.lab.contract import LabSettings
+        from tunewise.papers.lab.results import as_data, make_folder, run_experiment, write_result
 
-        settings = Settings(seed=seed, scale="full" if full else "quick")
+        settings = LabSettings(seed=seed, scale="full" if full else "quick")
         results = []
         for each in names:
             status.update(f"{each} ...")
-            make_place(out, each)
-            result = perform(load(each), settings)
+            make_folder(out, each)
+            result = run_experiment(each, settings)
             place = write_result(result, out)
             results.append(result)
             if not as_json:
@@ -85,7 +83,7 @@ def _show(result: Result, place: Path, console: object) -> None:
     from rich.table import Table
 
     from tunewise.number_format import seconds
-    from tunewise.papers.lab.write import finding_row
+    from tunewise.papers.lab.results import finding_row
 
     assert isinstance(console, Console)
     colour = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow"}
@@ -96,16 +94,9 @@ def _show(result: Result, place: Path, console: object) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("finding", "measured", "interval", "expected", "verdict"):
         table.add_column(title, justify="left" if title in ("finding", "verdict") else "right")
-    for finding in result.outcome.findings:
+    for finding in result.measurement.findings:
         row = finding_row(finding)
         verdict = f"[{colour.get(row['verdict'], 'dim')}]{row['verdict']}[/]"
         table.add_row(row["what"], row["value"], row["interval"], row["expected"], verdict)
     console.print(table, highlight=False)
-    for s in result.outcome.speedups:
-        console.print(
-            f"  {s.what}: {s.batch} runs at once, each {s.ratio:.3g} x faster than alone ({s.low:.3g} to {s.high:.3g})",
-            style="dim",
-            highlight=False,
-            markup=False,
-        )
     console.print(f"  {seconds(result.seconds)}; plot {place / 'plot.html'}\n", highlight=False, soft_wrap=True)

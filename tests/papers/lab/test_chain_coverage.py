@@ -6,17 +6,17 @@ import itertools
 
 import pytest
 import torch
-from lab.expectations import expecting, the
 
+from papers.lab.expectations import expecting, loop, the
 from tunewise.papers.lab import chain_coverage as lab
 from tunewise.papers.lab import chain_targets, chains
-from tunewise.papers.lab.batched import batch, loop
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch
+from tunewise.papers.lab.contract import LabSettings, overall
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 def test_the_formulae_are_confirmed(outcome):
@@ -43,7 +43,7 @@ def test_columns_that_layers_share_are_refuted(monkeypatch):
         return real(method, layer="any", **rest)
 
     monkeypatch.setattr(chains, "columns_of_link", forgetful)
-    findings, _ = lab._coverage(Settings(), 60)
+    findings, _ = lab._coverage(LabSettings(), 60)
     (shared,) = [f for f in findings if "two layers" in f.what]
     assert shared.verdict == "refuted"
 
@@ -56,7 +56,7 @@ def test_chains_that_forget_are_refuted(monkeypatch):
         return real(method, layer=f"{layer} {link}", link=0, **rest)
 
     monkeypatch.setattr(chains, "columns_of_link", forgetful)
-    findings, _ = lab._coverage(Settings(), 60)
+    findings, _ = lab._coverage(LabSettings(), 60)
     assert next(f for f in findings if "touched by r-c3la" in f.what).verdict == "refuted"
     assert next(f for f in findings if "attached" in f.what).verdict == "refuted"
 
@@ -99,7 +99,7 @@ def test_each_link_of_a_sweep_is_at_its_minimum():
 
 def test_a_link_that_is_not_trained_to_its_end_is_refuted(monkeypatch):
     monkeypatch.setattr(chain_targets, "STEPS", 5)
-    found = {f.what: f.verdict for f in chain_targets.trained(Settings())}
+    found = {f.what: f.verdict for f in chain_targets.trained(LabSettings())}
     assert found["trained c3la on correlated inputs, difference to a Gauss-Seidel sweep"] == "refuted"
 
 

@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewise.papers.lab.contract import Curve, Finding, Outcome, Result, Settings, exactly, judge, overall
-from tunewise.papers.lab.fits import band, log_log_slope, log_log_slopes, measured
+from tunewise.papers.lab.contract import (
+    Finding,
+    LabSettings,
+    Measurement,
+    PlotCurve,
+    judge,
+    log_log_slope,
+    log_log_slopes,
+    overall,
+)
 from tunewise.papers.lab.registry import STATEMENTS
+from tunewise.papers.lab.results import Result
 
 finite = st.floats(-10, 10)
 
@@ -45,13 +54,13 @@ def test_a_wider_expectation_never_refutes_what_a_narrower_one_did_not(a, b, c, 
 
 
 def test_an_interval_the_wrong_way_round_is_an_error():
-    with pytest.raises(ValueError, match="wrong way round"):
+    with pytest.raises(ValueError, match="wrong order"):
         judge(1.0, 0.0, (0.0, 1.0))
 
 
 def test_one_refuted_finding_refutes_one_unclear_one_leaves_it_open():
-    yes, no = exactly("a", 0.5, (0, 1)), exactly("b", 2.0, (0, 1))
-    open_, only_reported = Finding("c", 0.5, -1.0, 2.0, (0, 1)), exactly("d", 99.0, None)
+    yes, no = Finding.exact("a", 0.5, (0, 1)), Finding.exact("b", 2.0, (0, 1))
+    open_, only_reported = Finding("c", 0.5, -1.0, 2.0, (0, 1)), Finding.exact("d", 99.0, None)
     assert overall([yes, only_reported]) == "confirmed"
     assert overall([yes, open_]) == "inconclusive"
     assert overall([yes, open_, no]) == "refuted"
@@ -60,24 +69,24 @@ def test_one_refuted_finding_refutes_one_unclear_one_leaves_it_open():
 
 def test_a_result_has_the_verdict_of_its_findings_and_no_other():
     statement = next(iter(STATEMENTS.values()))
-    refuted = Result(statement, Settings(), Outcome([exactly("a", 2.0, (0, 1))], []), 1.0)
+    refuted = Result(statement, LabSettings(), Measurement([Finding.exact("a", 2.0, (0, 1))], []), 1.0, {})
     assert refuted.verdict == "refuted"
     with pytest.raises(TypeError):
-        Result(statement, Settings(), refuted.outcome, 1.0, verdict="confirmed")
+        Result(statement, LabSettings(), refuted.measurement, 1.0, {}, verdict="confirmed")
 
 
 def test_a_curve_of_unequal_lengths_is_an_error():
     with pytest.raises(ValueError, match="differ in length"):
-        Curve("a", [1, 2], [1.0])
+        PlotCurve("a", [1, 2], [1.0])
     with pytest.raises(ValueError, match="differ in length"):
-        Curve("a", [1, 2], [1.0, 2.0], low=[0.0, 1.0])
+        PlotCurve("a", [1, 2], [1.0, 2.0], low=[0.0, 1.0])
 
 
 def test_a_mean_of_one_repetition_or_of_a_nan_says_nothing():
-    assert measured("a", [0.5], (0, 1)).verdict == "inconclusive"
-    assert measured("a", [0.5, math.nan], (0, 1)).verdict == "inconclusive"
-    assert measured("a", [], (0, 1)).verdict == "inconclusive"
-    assert measured("a", [0.5, 0.51, 0.49], (0, 1)).verdict == "confirmed"
+    assert Finding.mean("a", [0.5], (0, 1)).verdict == "inconclusive"
+    assert Finding.mean("a", [0.5, math.nan], (0, 1)).verdict == "inconclusive"
+    assert Finding.mean("a", [], (0, 1)).verdict == "inconclusive"
+    assert Finding.mean("a", [0.5, 0.51, 0.49], (0, 1)).verdict == "confirmed"
 
 
 def test_slopes_are_those_of_power_laws():
@@ -86,13 +95,14 @@ def test_slopes_are_those_of_power_laws():
     assert log_log_slopes(x, [x, [v**2 for v in x]]) == pytest.approx([1.0, 2.0], abs=1e-12)
 
 
-def test_a_band_is_the_t_interval_of_each_column():
-    mean, low, high = band([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
-    half = 4.302652729911275 / math.sqrt(3)  # t of 2 degrees, 97.5 %
-    assert mean == [2.0, 5.0]
-    assert low == pytest.approx([2 - half, 5.0], rel=1e-9) and high == pytest.approx([2 + half, 5.0], rel=1e-9)
+def test_a_curve_of_means_has_the_t_interval_of_each_column():
+    curve = PlotCurve.mean("a", [1, 2], [[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
+    half = 4.302652729911275 / math.sqrt(3)  # t of 2 degrees of freedom, 97.5 %
+    assert curve.y == [2.0, 5.0]
+    assert curve.low == pytest.approx([2 - half, 5.0], rel=1e-9)
+    assert curve.high == pytest.approx([2 + half, 5.0], rel=1e-9)
 
 
 def test_settings_choose_by_scale():
-    assert Settings().of(quick=1, full=2) == 1
-    assert Settings(scale="full").of(quick=1, full=2) == 2
+    assert LabSettings().choose(quick=1, full=2) == 1
+    assert LabSettings(scale="full").choose(quick=1, full=2) == 2

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import tunewise
+from papers.lab.expectations import loop
 from tunewise.papers.lab import equivalences as lab
-from tunewise.papers.lab.batched import batch, generator, loop
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch, generator
+from tunewise.papers.lab.contract import LabSettings, overall
 
 RULES = {
     "sgd": lab.Rule("sgd", 0.05),
@@ -25,7 +26,7 @@ RULES = {
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 def test_equal_pairs_stay_together_and_the_others_part(outcome):
@@ -46,7 +47,7 @@ def test_sgd_at_another_power_of_s_is_refuted(monkeypatch, power):
     case = replace(lab.CASES[0], columns=replace(lab.CASES[0].columns, rate=power))
     monkeypatch.setattr(lab, "CASES", (case, lab.CASES[1], lab.CASES[2]))
     monkeypatch.setattr(lab, "STEPS", 20)
-    assert overall(lab.run(Settings()).findings) == "refuted"
+    assert overall(lab.run(LabSettings()).findings) == "refuted"
 
 
 @pytest.mark.parametrize("rate", [0, 2])
@@ -54,7 +55,7 @@ def test_attached_adam_at_another_power_of_s_is_refuted(monkeypatch, rate):
     """The package's pairs alone, on the paper's s^2 and on no scaling."""
     case = replace(lab.CASES[2], columns=replace(lab.CASES[2].columns, rate=rate))
     monkeypatch.setattr(lab, "CASES", (*lab.CASES[:2], case))
-    found = [f for f in lab._package(Settings()) if case.name in f.what and " and " in f.what]
+    found = [f for f in lab._package(LabSettings()) if case.name in f.what and " and " in f.what]
     assert len(found) == 3 and all(f.verdict == "refuted" for f in found)
 
 
@@ -82,14 +83,14 @@ def test_steps_are_torchs_own(name):
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_batch_is_the_loop_over_its_runs(name):
     case = lab.Case("", RULES[name], RULES[name], False, "")
-    drawn = lab.problems(Settings(), 2)
-    pair = partial(lab.apart, case=case, steps=15)
+    drawn = lab.problems(LabSettings(), 2)
+    pair = partial(lab.pair_distance, case=case, steps=15)
     torch.testing.assert_close(batch(pair, *drawn), loop(pair, *drawn), rtol=1e-8, atol=1e-12)
 
 
 def test_attached_chains_have_several_links_and_move():
     """What is compared is not two networks that stay where they are."""
-    outputs, drawn = lab.attached(Settings(), "r-c3la", lab.ADAM, 2.0, 12, restarts=(4, 8))
-    assert lab._way(outputs, drawn) > 1e-2
+    outputs, drawn = lab.attached(LabSettings(), "r-c3la", lab.ADAM, 2.0, 12, restarts=(4, 8))
+    assert lab._output_change(outputs, drawn) > 1e-2
     assert not torch.equal(outputs[3], outputs[4])
     assert tunewise.CATALOG["r-c3la"].chain is not None

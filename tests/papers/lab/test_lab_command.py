@@ -14,13 +14,11 @@ from typer.testing import CliRunner
 from tunewise.cli.main import app
 from tunewise.errors import SpecError, StoreError
 from tunewise.pages import palette
-from tunewise.papers.lab import perform as performing
-from tunewise.papers.lab import registry
-from tunewise.papers.lab.contract import Curve, Experiment, Finding, Outcome, Plot, Settings, Speedup, exactly
+from tunewise.papers.lab import results
+from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 from tunewise.papers.lab.figures import figure
-from tunewise.papers.lab.perform import perform
-from tunewise.papers.lab.registry import STATEMENTS, load, statement
-from tunewise.papers.lab.write import as_data, page, write_result
+from tunewise.papers.lab.registry import STATEMENTS, get_statement, load
+from tunewise.papers.lab.results import as_data, page, run_experiment, write_result
 
 NAMES = [
     "random-factor",
@@ -40,11 +38,11 @@ def fake(value):
     """An experiment that measures `value` where 0 to 1 is expected, under a real name."""
 
     def run(settings):
-        return Outcome(
+        return Measurement(
             findings=[
-                exactly("a <b>number</b>", value + settings.seed, (0, 1), "a note & more"),
+                Finding.exact("a <b>number</b>", value + settings.seed, (0, 1), "a note & more"),
                 Finding("a slope", 0.5, 0.4, 0.6, (0.3, float("inf"))),
-                exactly("only reported", float("nan"), None),
+                Finding.exact("only reported", float("nan"), None),
             ],
             plots=[
                 Plot(
@@ -52,26 +50,26 @@ def fake(value):
                     "x",
                     "y",
                     [
-                        Curve("measured", [1, 10, 100], [1.0, 2.0, 3.0], [0.5, 1.5, 2.5], [1.5, 2.5, 3.5]),
-                        Curve("theory", [1, 100], [1.0, 3.0], theory=True),
-                        Curve("many", list(range(1, 60)), [0.0] + [2.0] * 58, [0.0] + [1.0] * 58, [1.0] + [3.0] * 58),
+                        PlotCurve("measured", [1, 10, 100], [1.0, 2.0, 3.0], [0.5, 1.5, 2.5], [1.5, 2.5, 3.5]),
+                        PlotCurve.theory("theory", [1, 100], [1.0, 3.0]),
+                        PlotCurve(
+                            "many", list(range(1, 60)), [0.0] + [2.0] * 58, [0.0] + [1.0] * 58, [1.0] + [3.0] * 58
+                        ),
                     ],
-                    log_x=True,
-                    log_y=True,
-                    uprights=[("threshold", 10.0)],
+                    log="xy",
+                    thresholds=[("threshold", 10.0)],
                 )
             ],
-            words=["What was done."],
-            speedups=[Speedup("a run", 12.0, 10.0, 14.0, batch=64, looped=4, rounds=3)],
+            notes=["What was done."],
         )
 
-    return Experiment(STATEMENTS["step-size"], run)
+    return run
 
 
 @pytest.fixture
 def faked(monkeypatch):
     def use(value):
-        monkeypatch.setattr(registry, "load", lambda name: fake(value))
+        monkeypatch.setattr(results, "load", lambda name: fake(value))
 
     return use
 
@@ -79,9 +77,7 @@ def faked(monkeypatch):
 def test_the_ten_experiments_are_there_each_with_its_module():
     assert list(STATEMENTS) == NAMES
     for name in NAMES:
-        experiment = load(name)
-        assert experiment.statement is STATEMENTS[name]
-        assert callable(experiment.run)
+        assert callable(load(name))
 
 
 def test_listing_imports_neither_torch_nor_plotly():
@@ -107,7 +103,7 @@ def test_the_list_as_json_has_the_same():
 
 def test_an_unknown_name_is_one_line_with_the_nearest():
     with pytest.raises(SpecError, match=r"unknown experiment 'spurious-minimum'; did you mean 'spurious-minima'\?$"):
-        statement("spurious-minimum")
+        get_statement("spurious-minimum")
     done = CliRunner().invoke(app, ["lab", "spurious-minimum"])
     assert isinstance(done.exception, SpecError)
 
@@ -118,7 +114,7 @@ def test_a_confirmed_experiment_writes_both_files_and_leaves_with_0(faked, tmp_p
     assert done.exit_code == 0, done.output
     assert "confirmed" in done.output
     data = json.loads((tmp_path / "step-size" / "result.json").read_text())
-    assert data["verdict"] == "confirmed" and data["settings"] == {"seed": 0, "scale": "quick", "device": "cpu"}
+    assert data["verdict"] == "confirmed" and data["settings"] == {"seed": 0, "scale": "quick"}
     assert (tmp_path / "step-size" / "plot.html").stat().st_size > 1e6  # plotly is inside
 
 
@@ -143,26 +139,28 @@ def test_all_runs_every_experiment_and_json_is_a_list(monkeypatch, tmp_path):
 
     def stand_in(name):
         seen.append(name)
-        return Experiment(STATEMENTS[name], fake(0.5).run)
+        return fake(0.5)
 
-    monkeypatch.setattr(registry, "load", stand_in)
+    monkeypatch.setattr(results, "load", stand_in)
     done = CliRunner().invoke(app, ["lab", "all", "--json", "--out", str(tmp_path)])
     assert seen == NAMES
     assert [each["experiment"] for each in json.loads(done.stdout)] == NAMES
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
 
 
-def test_what_is_not_finite_is_null_in_json():
-    data = as_data(perform(fake(0.5), Settings()))
-    text = json.dumps(data, allow_nan=False)
+def test_what_is_not_finite_is_null_in_json(faked):
+    faked(0.5)
+    data = as_data(run_experiment("step-size", LabSettings()))
+    json.dumps(data, allow_nan=False)
     assert data["findings"][1]["expected"] == [0.3, None]
     assert data["findings"][2]["value"] is None and data["findings"][2]["verdict"] is None
     assert {"tunewise", "torch", "python", "device"} <= data["versions"].keys()
-    assert data["plots"][0]["curves"][0]["high"] == [1.5, 2.5, 3.5] and "speedups" in text
+    assert data["plots"][0]["curves"][0]["high"] == [1.5, 2.5, 3.5]
 
 
-def test_the_page_is_offline_and_what_a_name_holds_is_text():
-    result = perform(fake(0.5), Settings())
+def test_the_page_is_offline_and_what_a_name_holds_is_text(faked):
+    faked(0.5)
+    result = run_experiment("step-size", LabSettings())
     made = page(result)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', made)
     assert policy and policy.group(1).startswith("default-src &#39;none&#39;")
@@ -176,26 +174,27 @@ def test_the_page_is_offline_and_what_a_name_holds_is_text():
 
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(monkeypatch, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    monkeypatch.setattr(registry, "load", lambda name: pytest.fail("it ran"))
+    monkeypatch.setattr(results, "load", lambda name: pytest.fail("it ran"))
     done = CliRunner().invoke(app, ["lab", "step-size", "--out", str(tmp_path / "taken")])
     assert isinstance(done.exception, StoreError) and "--out" in str(done.exception)
 
 
-def test_a_file_that_cannot_be_written_is_a_typed_error(tmp_path):
+def test_a_file_that_cannot_be_written_is_a_typed_error(faked, tmp_path):
+    faked(0.5)
     (tmp_path / "step-size" / "result.json").mkdir(parents=True)
     with pytest.raises(StoreError, match="--out"):
-        write_result(perform(fake(0.5), Settings()), tmp_path)
+        write_result(run_experiment("step-size", LabSettings()), tmp_path)
 
 
 def test_the_page_knows_both_colour_schemes():
     """Every colour of a figure has its pair for dark pages."""
-    made = figure(fake(0.5).run(Settings()).plots[0])
+    made = figure(fake(0.5)(LabSettings()).plots[0])
     found = set(re.findall(r"#[0-9a-fA-F]{6}", made.to_json()))
     assert found and found <= set(palette.DARK)
 
 
 def test_a_figure_shows_intervals_theory_thresholds_and_leaves_out_what_no_axis_can_show():
-    made = figure(fake(0.5).run(Settings()).plots[0])
+    made = figure(fake(0.5)(LabSettings()).plots[0])
     few, theory, band_, many = made.data
     assert list(few.error_y.array) == [0.5, 0.5, 0.5] and few.mode == "lines+markers"
     assert theory.line.dash == "dash" and theory.mode == "lines"
@@ -205,7 +204,8 @@ def test_a_figure_shows_intervals_theory_thresholds_and_leaves_out_what_no_axis_
     assert upright.x0 == upright.x1 == 10.0 and upright.label.text == "threshold"
 
 
-def test_seconds_are_those_of_the_run(monkeypatch):
+def test_seconds_are_those_of_the_run(faked, monkeypatch):
+    faked(0.5)
     ticks = iter([10.0, 12.5])
-    monkeypatch.setattr(performing.time, "perf_counter", lambda: next(ticks))
-    assert perform(fake(0.5), Settings()).seconds == 2.5
+    monkeypatch.setattr(results.time, "perf_counter", lambda: next(ticks))
+    assert run_experiment("step-size", LabSettings()).seconds == 2.5

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from tunewise.papers.lab.batched import batch, generator, loop, normal
+from papers.lab.expectations import loop
+from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.factored import (
     State,
     descend,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lab.expectations import expecting, the
 
 import tunewise
+from papers.lab.expectations import expecting, loop, the
 from tunewise.papers.lab import lora_one_alignment as lab
-from tunewise.papers.lab.batched import batch, loop
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch
+from tunewise.papers.lab.contract import LabSettings, overall
 from tunewise.papers.lab.linear_model import LinearModel, moment
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 def test_the_theorems_are_confirmed(outcome):
@@ -31,7 +31,7 @@ def test_another_exponent_is_refuted(outcome, wrong):
 
 def test_a_right_space_that_leaves_is_refuted(monkeypatch):
     """A B that starts outside the space, by 1e-9 of noise in the gradients."""
-    start, gradient, second = lab.problems(Settings(), 1.0, 3)
+    start, gradient, second = lab.problems(LabSettings(), 1.0, 3)
     runs = (1e-7 * start, gradient, second)
     noise = 1e-9 * torch.ones_like(gradient)
     right, left, _, _ = batch(lab.descend, *runs, noise)
@@ -42,7 +42,7 @@ def test_a_right_space_that_leaves_is_refuted(monkeypatch):
 
 def test_a_batch_is_the_loop_over_its_runs():
     """To 1e-9 of every number's size, after 60 steps; the right space's shares are rounding and only as small."""
-    start, gradient, second = lab.problems(Settings(), 2.0, 3)
+    start, gradient, second = lab.problems(LabSettings(), 2.0, 3)
     runs = (0.01 * start, gradient, second, torch.zeros_like(gradient))
     short = lambda *arguments: lab.descend(*arguments, steps=60)  # noqa: E731
     right, *together = batch(short, *runs)
@@ -54,7 +54,7 @@ def test_a_batch_is_the_loop_over_its_runs():
 
 def test_a_run_is_plain_lora_under_sgd():
     """attach("lora"), scale 1, B = 0, torch's SGD, 60 steps in float64: A and B to 1e-10."""
-    start, gradient, second = (part[0] for part in lab.problems(Settings(), 2.0, 1))
+    start, gradient, second = (part[0] for part in lab.problems(LabSettings(), 2.0, 1))
     target = torch.linalg.solve(second, gradient.T).T
     draw = torch.Generator().manual_seed(0)
     white = torch.linalg.qr(torch.randn(80, lab.INPUTS, generator=draw, dtype=torch.float64)).Q * 80**0.5

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lab.expectations import the
 
+from papers.lab.expectations import loop, the
 from tunewise.papers.lab import low_rank_solution as lab
-from tunewise.papers.lab.batched import batch, generator, loop, normal
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch, generator, normal
+from tunewise.papers.lab.contract import LabSettings, overall
 from tunewise.papers.lab.lazy_problem import certificate, convex_value, solve
 
 
@@ -21,15 +21,15 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_theorem_is_confirmed(seed):
-    assert overall(lab.run(Settings(seed=seed)).findings) == "confirmed"
+    assert overall(lab.run(LabSettings(seed=seed)).findings) == "confirmed"
 
 
 def test_a_lower_rank_than_the_theorems_is_refuted(monkeypatch, small):
     """Had the theorem said r (r + 1) <= K N, i.e. rank 2 for K N = 10."""
     monkeypatch.setattr(lab, "rank_for_existence", lambda outputs, samples: 2)
-    found = lab.run(Settings())
-    assert the(found, "lowest minimiser found").verdict == "refuted"
-    assert the(found, "its rank less the theorem's").verdict == "refuted"
+    found = lab.run(LabSettings())
+    assert the(found, "lowest minimizer found").verdict == "refuted"
+    assert the(found, "single minimizer less the theorem's").verdict == "refuted"
 
 
 def test_a_weight_that_is_no_minimiser_is_refuted(monkeypatch, small):
@@ -40,12 +40,12 @@ def test_a_weight_that_is_no_minimiser_is_refuted(monkeypatch, small):
         return (u[:, :2] * s[:2]) @ vh[:2]
 
     monkeypatch.setattr(lab, "lower_rank", truncated)
-    assert the(lab.run(Settings()), "above FISTA's").verdict == "refuted"
+    assert the(lab.run(LabSettings()), "above FISTA's").verdict == "refuted"
 
 
 def test_no_pushing_at_all_is_refuted(monkeypatch, small):
     monkeypatch.setattr(lab, "lower_rank", lambda weight, features: weight)
-    assert the(lab.run(Settings()), "lowest minimiser found").verdict == "refuted"
+    assert the(lab.run(LabSettings()), "lowest minimizer found").verdict == "refuted"
 
 
 @pytest.mark.parametrize("kind", ["planted", "pinned"])

@@ -7,18 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from lab.expectations import expecting, the
 
+from papers.lab.expectations import expecting, loop, the
 from tunewise.papers.lab import perturbation_tightness as lab
-from tunewise.papers.lab.batched import batch, generator, loop, normal
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch, generator, normal
+from tunewise.papers.lab.contract import LabSettings, overall
 from tunewise.theory import perturbation
 from tunewise.theory.perturbation import Perturbation
 
 
 @pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def test_the_theorem_is_confirmed(outcome):
 
 
 def test_another_value_where_layers_line_up_is_refuted(outcome):
-    assert expecting(outcome, "in line: distance of outputs over Phi_dW / 2, min", 0.5) == "refuted"
-    assert expecting(outcome, "in line: difference of gaps", 0.5) == "refuted"  # had Phi no factor 2
+    assert expecting(outcome, "aligned layers: distance of outputs over Phi_dW / 2, min", 0.5) == "refuted"
+    assert expecting(outcome, "aligned layers: difference of gaps", 0.5) == "refuted"  # had Phi no factor 2
 
 
 def test_a_bound_of_first_order_is_refuted(monkeypatch, small):
@@ -45,8 +45,8 @@ def test_a_bound_of_first_order_is_refuted(monkeypatch, small):
         return Perturbation(smaller.phi_dw, right.phi_w0)
 
     monkeypatch.setattr(lab, "perturbation", lambda *a, merged_norms=None, **k: first_order(*a, **k))
-    found = lab.run(Settings())
-    assert the(found, "in line: distance of outputs over Phi_dW / 2, max").verdict == "refuted"
+    found = lab.run(LabSettings())
+    assert the(found, "aligned layers: distance of outputs over Phi_dW / 2, max").verdict == "refuted"
 
 
 def test_offsets_that_are_forgotten_are_refuted(monkeypatch, small):
@@ -54,7 +54,7 @@ def test_offsets_that_are_forgotten_are_refuted(monkeypatch, small):
         return perturbation(*norms, activation_offsets=0.0, **given)
 
     monkeypatch.setattr(lab, "perturbation", without)
-    assert overall(lab.run(Settings()).findings) == "refuted"
+    assert overall(lab.run(LabSettings()).findings) == "refuted"
 
 
 def test_a_printed_formula_that_held_would_be_refuted(outcome):
@@ -69,7 +69,7 @@ def expecting_upper(outcome):
 
 
 def networks(name, depth, count):
-    return lab.random_networks(lab.ACTIVATIONS[name], depth, count, generator(7, depth), "cpu")
+    return lab.random_networks(lab.ACTIVATIONS[name], depth, count, generator(7, depth))
 
 
 @pytest.mark.parametrize("name", lab.ACTIVATIONS)

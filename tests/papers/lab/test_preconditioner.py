@@ -7,16 +7,16 @@ from functools import partial
 
 import pytest
 import torch
-from lab.expectations import expecting, the
 
+from papers.lab.expectations import expecting, loop, the
 from tunewise.papers.lab import preconditioner as lab
-from tunewise.papers.lab.batched import batch, loop
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch
+from tunewise.papers.lab.contract import LabSettings, overall
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 def test_steps_are_the_same_with_it_and_in_proportion_without(outcome):
@@ -46,12 +46,12 @@ def test_too_much_damping_is_not_confirmed(monkeypatch, eps, verdict):
     where runs don't come to the target at all, there is no number of steps, and no error either."""
     monkeypatch.setattr(lab, "EPS", eps)
     monkeypatch.setattr(lab, "STEPS", {True: 200, False: 1600})
-    assert overall(lab.run(Settings()).findings) == verdict
+    assert overall(lab.run(LabSettings()).findings) == verdict
 
 
 def test_the_packages_preconditioner_is_told_from_another(monkeypatch):
     """The comparison of errors sees an eps of 1e-3 in the formula alone."""
-    assert lab._package(Settings()).verdict == "confirmed"
+    assert lab._package(LabSettings()).verdict == "confirmed"
     formula = lab.errors
 
     def damped(*arguments, **options):
@@ -60,12 +60,12 @@ def test_the_packages_preconditioner_is_told_from_another(monkeypatch):
             return formula(*arguments, **options)
 
     monkeypatch.setattr(lab, "errors", damped)
-    assert lab._package(Settings()).verdict == "refuted"
+    assert lab._package(LabSettings()).verdict == "refuted"
 
 
 @pytest.mark.parametrize("preconditioned", [True, False])
 def test_a_batch_is_the_loop_over_its_runs(preconditioned):
-    drawn = lab.problems(Settings(), 10.0, 3)
+    drawn = lab.problems(LabSettings(), 10.0, 3)
     descent = partial(lab.errors, preconditioned=preconditioned, steps=25)
     torch.testing.assert_close(batch(descent, *drawn), loop(descent, *drawn), rtol=1e-7, atol=1e-13)
 

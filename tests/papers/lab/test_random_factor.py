@@ -7,18 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from lab.expectations import expecting, the
 from scipy.optimize import minimize
 from scipy.special import gammaln
 
+from papers.lab.expectations import expecting, loop, the
 from tunewise.papers.lab import random_factor as lab
-from tunewise.papers.lab.batched import batch, generator, loop, normal
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch, generator, normal
+from tunewise.papers.lab.contract import LabSettings, overall
 
 
 @pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 @pytest.fixture
@@ -50,18 +50,18 @@ def test_another_theorem_is_refuted(outcome, words, wrong):
 def test_a_bound_that_is_too_small_is_refuted(monkeypatch, small):
     real = lab.random_factor_upper
     monkeypatch.setattr(lab, "random_factor_upper", lambda *a, **k: 0.02 * float(real(*a, **k)))
-    assert the(lab.run(Settings()), "over the upper bound").verdict == "refuted"
+    assert the(lab.run(LabSettings()), "over the upper bound").verdict == "refuted"
 
 
 def test_a_lower_bound_that_is_too_large_is_refuted(monkeypatch, small):
     real = lab.random_factor_lower
     monkeypatch.setattr(lab, "random_factor_lower", lambda samples: 2 * float(real(samples)))
-    assert the(lab.run(Settings()), "over the lower bound").verdict == "refuted"
+    assert the(lab.run(LabSettings()), "over the lower bound").verdict == "refuted"
 
 
 def problem(count, rank, samples):
     draw = generator(3, rank, samples)
-    x, y = lab.sphere(draw, count, samples, "cpu")
+    x, y = lab.sphere(draw, count, samples)
     return x, y, normal(draw, count, rank, lab.WIDTH) / math.sqrt(lab.WIDTH)
 
 
@@ -123,6 +123,6 @@ def test_a_batch_is_the_loop_over_its_runs():
 
 def test_the_same_settings_give_the_same_numbers(small, monkeypatch):
     monkeypatch.setattr(lab, "GROUP", 4)
-    first, again, other = (lab._over_ranks(8, Settings(seed=seed)) for seed in (5, 5, 6))
+    first, again, other = (lab._over_ranks(8, LabSettings(seed=seed)) for seed in (5, 5, 6))
     assert first == again != other
-    assert len(first[0]["linear"]) == 8
+    assert len(first["linear"]) == 8

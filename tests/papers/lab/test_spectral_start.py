@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lab.expectations import expecting, the
 
+from papers.lab.expectations import expecting, loop, the
 from tunewise.papers.lab import spectral_start as lab
-from tunewise.papers.lab.batched import batch, loop
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch
+from tunewise.papers.lab.contract import LabSettings, overall
 from tunewise.papers.lab.linear_model import LinearModel, low_rank, moment, spectrum
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 def test_the_theorem_is_confirmed(outcome):
@@ -41,7 +41,7 @@ def test_a_start_of_another_length_is_refuted(monkeypatch):
         return s[:rank, None] * vh[:rank], u[:, :rank] * s[:rank]
 
     monkeypatch.setattr(lab, "start", printed)
-    found = lab.run(Settings())
+    found = lab.run(LabSettings())
     assert the(found, "log-log slope").verdict == "refuted"
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lab.expectations import expecting, the
 
+from papers.lab.expectations import expecting, loop, the
 from tunewise.papers.lab import step_size as lab
-from tunewise.papers.lab.batched import batch, loop
-from tunewise.papers.lab.contract import Settings, overall
+from tunewise.papers.lab.batched import batch
+from tunewise.papers.lab.contract import LabSettings, overall
 from tunewise.theory import largest_safe_step
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
 def outcome(request):
-    return lab.run(Settings(seed=request.param))
+    return lab.run(LabSettings(seed=request.param))
 
 
 def test_the_theorem_is_confirmed(outcome):
@@ -39,7 +39,7 @@ def test_another_first_rate_is_refuted(outcome):
 def test_another_bound_is_refuted(monkeypatch, wrong):
     monkeypatch.setattr(lab, "largest_safe_step", wrong)
     monkeypatch.setattr(lab, "RANKS", (2,))
-    found = lab.run(Settings())
+    found = lab.run(LabSettings())
     assert the(found, "first rate that raises").verdict == "refuted"
     assert overall(found.findings) == "refuted"
 
@@ -48,7 +48,7 @@ def test_too_large_a_guaranteed_decrease_is_refuted(monkeypatch):
     real = lab.guaranteed_decrease
     monkeypatch.setattr(lab, "guaranteed_decrease", lambda *a: 1.001 * float(real(*a)))
     monkeypatch.setattr(lab, "RANKS", (2,))
-    assert the(lab.run(Settings()), "guaranteed decrease").verdict == "refuted"
+    assert the(lab.run(LabSettings()), "guaranteed decrease").verdict == "refuted"
 
 
 def test_an_adapter_that_is_not_cla_is_refuted(monkeypatch):
@@ -56,14 +56,14 @@ def test_an_adapter_that_is_not_cla_is_refuted(monkeypatch):
     real = lab.attach
     monkeypatch.setattr(lab, "attach", lambda m, name, **k: real(m, name, **{**k, "alpha": 2 * k["alpha"]}))
     monkeypatch.setattr(lab, "RANKS", (2,))
-    found = lab.run(Settings())
+    found = lab.run(LabSettings())
     assert the(found, "torch's SGD").verdict == the(found, "that of the batched").verdict == "refuted"
 
 
 @pytest.mark.parametrize("family", ["aligned", "random"])
 def test_a_step_is_the_closed_form_by_numpy(family):
     """W -= gamma (alpha / r)^2 grad_W A^T A, loss = mean ||x W^T - y||^2 / 2; to 1e-10 of the loss."""
-    problems = lab.make(family, 3, 4, Settings())
+    problems = lab.make(family, 3, 4, LabSettings())
     rate = 0.7 * problems.bound
     moved = batch(lambda r, *p: lab.change(family, r, *p), rate, *problems.tensors)
     for place in range(4):
@@ -81,7 +81,7 @@ def test_a_step_is_the_closed_form_by_numpy(family):
 @pytest.mark.parametrize("family", lab.FAMILIES)
 def test_the_lipschitz_constant_is_one(family):
     """No two weights have gradients further apart than L times their distance; squared error attains it (to 1e-9)."""
-    problems = lab.make(family, 2, 1, Settings())
+    problems = lab.make(family, 2, 1, LabSettings())
     x, y = problems.x[0], problems.y[0]
     no_update = torch.zeros(lab.OUTPUTS, 2).double()
 
@@ -102,7 +102,7 @@ def test_the_lipschitz_constant_is_one(family):
 
 
 def test_aligned_problems_are_as_steep_as_they_get_on_the_selected_columns_only():
-    problems = lab.make("aligned", 4, 3, Settings())
+    problems = lab.make("aligned", 4, 3, LabSettings())
     sigma = problems.x.mT @ problems.x / lab.SAMPLES
     sizes = torch.linalg.eigvalsh(sigma) / problems.lipschitz[:, None]
     torch.testing.assert_close(sizes[:, -4:], torch.ones(3, 4).double())
@@ -111,14 +111,14 @@ def test_aligned_problems_are_as_steep_as_they_get_on_the_selected_columns_only(
 
 
 def test_the_bound_is_the_calculators():
-    problems = lab.make("random", 2, 3, Settings())
+    problems = lab.make("random", 2, 3, LabSettings())
     expected = [float(largest_safe_step(2, a, c)) for a, c in zip(problems.alpha.tolist(), problems.lipschitz.tolist())]
     assert problems.bound.tolist() == expected
 
 
 def test_bisection_ends_where_the_sign_changes():
     for family in lab.FAMILIES:
-        problems = lab.make(family, 2, 5, Settings())
+        problems = lab.make(family, 2, 5, LabSettings())
         rise = batch(lambda least, *p, f=family: lab.first_rise(f, least, *p), problems.bound / 8, *problems.tensors)
         for factor, sign in ((1 - 1e-6, -1), (1 + 1e-6, 1)):
             moved = batch(lambda r, *p, f=family: lab.change(f, r, *p), factor * rise, *problems.tensors)
@@ -127,7 +127,7 @@ def test_bisection_ends_where_the_sign_changes():
 
 def test_batches_are_the_loops_over_their_runs():
     """float64, to 1e-11."""
-    problems = lab.make("random", 4, 3, Settings())
+    problems = lab.make("random", 4, 3, LabSettings())
     for run in (lambda r, *p: lab.change("logistic", r, *p), lab.train):
         arguments = (0.5 * problems.bound, *problems.tensors)
         torch.testing.assert_close(batch(run, *arguments), loop(run, *arguments), rtol=1e-11, atol=1e-11)
@@ -135,7 +135,7 @@ def test_batches_are_the_loops_over_their_runs():
 
 def test_a_chain_goes_on_where_a_link_ended():
     """The loss after the last step of a link is the first of the next: nothing is lost between links."""
-    problems = lab.make("random", 4, 2, Settings())
+    problems = lab.make("random", 4, 2, LabSettings())
     zero = batch(lab.train, 0 * problems.bound, *problems.tensors)
     assert float((zero - zero[:, :1]).abs().max()) < 1e-12
     losses = batch(lab.train, 0.5 * problems.bound, *problems.tensors)

@@ -1,14 +1,12 @@
-"""Each theorem as a numeric experiment: a stated expectation, a measurement with error bars, a verdict.
+"""Each theorem as a numeric experiment: an expectation, a measurement with error bars, a verdict.
 
-| file | what |
+| file | contents |
 | --- | --- |
-| contract.py | Settings, Finding, Plot, Outcome, Experiment, Result; the one rule that turns findings into a verdict |
-| registry.py | the ten experiments: theorem, expectation, and where the code is; imports nothing heavy |
-| perform.py | runs one and adds verdict, time, versions |
-| batched.py | many runs as one (`torch.func.vmap`), and how much faster that is than a loop |
-| fits.py | slopes with intervals |
-| write.py, figures.py | `result.json` and a page that works offline |
-| lazy_problem.py, factored.py | LoRA in the NTK regime: the convex judge with its certificate, and LoRA's own descent |
-| linear_model.py, chains.py, chain_targets.py | what several experiments share of linear models and of chains |
-| one file an experiment | `run(settings) -> Outcome` |
+| contract.py | the parts of an experiment, and the rule that turns findings into a verdict |
+| registry.py | the ten experiments: theorem and expectation; imports nothing heavy |
+| results.py, figures.py | runs an experiment; writes `result.json` and an offline page |
+| batched.py | random streams, and many runs as one (`torch.func.vmap`) |
+| lazy_problem.py, factored.py | LoRA in the NTK regime: the convex optimum with its proof, and LoRA's descent |
+| linear_model.py, chains.py, chain_targets.py | shared by several experiments |
+| one file for each experiment | `run(settings) -> Measurement` |
 """

@@ -1,6 +1,6 @@
-"""Which columns chains select, by the package's own code, and how many that should be.
+"""The columns that chains select with the package's code, and how many the formulas predict.
 
-r columns of m a link, k links. Source: arXiv 2606.13767, Proposition 1 and Algorithm 3; the other two laws are
+k links of r columns out of m. Source: arXiv 2606.13767, Proposition 1 and Algorithm 3; the other two formulas are
 elementary.
 """
 
@@ -15,24 +15,23 @@ from tunewise.methods.row_space import columns_of_link
 
 RANK, FEATURES, OUTPUTS = 4, 48, 32
 LINKS = FEATURES // RANK
-"""Links after which a chain that forgets nothing has touched every column."""
 
 
 def touched(links: int, rank: int, features: int) -> int:
-    """Columns touched by a chain that takes them one after another, or by runs of a permutation."""
+    """Columns touched by a chain that takes columns in order, or by runs of a permutation."""
     return min(features, links * rank)
 
 
 def touched_afresh(links: int, rank: int, features: int) -> float:
-    """Expected number where every link draws r distinct columns anew: m (1 - (1 - r / m)^k)."""
+    """Expected number for links that draw r distinct columns independently: m (1 - (1 - r / m)^k)."""
     return features * (1 - (1 - rank / features) ** links)
 
 
 def touched_by_blocks(links: int, rank: int, features: int) -> float:
-    """Expected number where every link is a contiguous block at a uniform offset of the m - r + 1."""
+    """Expected number for links that are contiguous blocks at a uniform offset."""
     offsets = features - rank + 1
-    holding = [min(c, features - rank) - max(0, c - rank + 1) + 1 for c in range(features)]
-    return sum(1 - (1 - count / offsets) ** links for count in holding)
+    blocks_with_column = [min(c, features - rank) - max(0, c - rank + 1) + 1 for c in range(features)]
+    return sum(1 - (1 - count / offsets) ** links for count in blocks_with_column)
 
 
 def left_over(links: int, rank: int, features: int) -> float:
@@ -46,7 +45,7 @@ def selected(method: Method, seed: int, links: int, rank: int, features: int, la
 
 
 def distinct(columns: Sequence[Tensor]) -> list[int]:
-    """How many columns the first 1, 2, ... links have touched."""
+    """The number of columns that the first 1, 2, ... links touch."""
     seen: set[int] = set()
     counts = []
     for link in columns:

@@ -1,37 +1,38 @@
 r"""Training columns of W (PaCA) is training cla's B on the same columns, at another rate (2606.13767, Theorem 3).
 
-With C = W[:, cols] trained and W0 + s B S trained, s = alpha / r, one loss: grad_B = s grad_C. So s B and C - C0 move
-alike, step for step, if a step on B is 1 / s of a step on C for gradients s times as large:
+With C = W[:, cols] trained or W0 + s B S trained, s = alpha / r, one loss: grad_B = s grad_C. So s B and C - C0 move
+alike if a step on B is 1 / s of a step on C for gradients s times as large:
 
-| optimizer of B | the same on the columns | why |
+| optimizer of B | the same on the columns | reason |
 | --- | --- | --- |
 | SGD at g, with momentum or without | SGD at g s^2 | a step is linear in the gradient |
-| Adam at g, eps | Adam at g s, eps / s | a step does not feel the gradient's length, eps aside |
+| Adam at g, eps | Adam at g s, eps / s | a step does not depend on the gradient's length, eps aside |
 | either, gradients clipped to norm c | clipped to c / s | the columns' gradient is 1 / s as long |
 
-and not otherwise: the paper's s^2 is SGD's alone, and weight decay draws B to 0 but C to 0 too, that is dW to -W0.
+Otherwise the two differ: the paper's s^2 is for SGD only, and weight decay pulls B to 0 but C to 0 too, that is dW to
+-W0.
 
-Two forms of each run: dense float64 formulae with S as a matrix, batched; and the package's methods attached to a
-model, under torch's optimizers, chains with restarts among them.
+Each run has two forms: dense float64 formulas with S as a matrix, batched; and the package's methods on a model with
+torch's optimizers, with restarts of chains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.papers.lab.batched import batch, generator, normal, speedup
-from tunewise.papers.lab.contract import Curve, Finding, Outcome, Plot, Settings, Speedup, exactly
-from tunewise.papers.lab.registry import experiment
+import tunewise
+from tunewise.methods.attachment import layer_adapters
+from tunewise.papers.lab.batched import batch, generator, normal
+from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 
 INPUTS, HIDDEN, OUTPUTS, RANK, SAMPLES = 16, 12, 5, 3, 64
-SCALES = (0.5, 2.0, 4.0)
-"""s = alpha / r. Not 1, at which every rule is the right one."""
+SCALES = (0.5, 2.0, 4.0)  # s = alpha / r; not 1, where all rules agree
 STEPS = 100
 EQUAL, DIFFERENT = 1e-9, 1e-2
 BETAS = (0.9, 0.999)
@@ -48,14 +49,13 @@ class Rule:
     clip: int = 0
     norm: float = torch.inf
     momentum: float = 0.0
-    decay: float = 0.0
-    """AdamW's, times the rate."""
+    decay: float = 0.0  # AdamW's, times the rate
     epsilon: float = 1e-8
 
 
 @dataclass(frozen=True)
 class Case:
-    """cla under one rule beside the same columns of W under another; `equal` is what is expected."""
+    """cla under one rule beside the same columns of W under another; `equal` is the expectation."""
 
     name: str
     factor: Rule
@@ -65,52 +65,50 @@ class Case:
 
 
 SGD, ADAM = Rule("sgd", 0.01), Rule("adam", 0.003)
+MOMENTUM, CLIPPED = replace(SGD, momentum=0.9), replace(SGD, norm=0.1)
+LARGE_EPS, DECAY = replace(ADAM, epsilon=1e-2), replace(ADAM, decay=0.3)
 CASES = (
-    Case("SGD at g s^2", SGD, Rule("sgd", 0.01, rate=2), True, "Theorem 3"),
+    Case("SGD at g s^2", SGD, replace(SGD, rate=2), True, "Theorem 3"),
     Case(
-        "SGD with momentum at g s^2",
-        Rule("sgd", 0.01, momentum=0.9),
-        Rule("sgd", 0.01, rate=2, momentum=0.9),
-        True,
-        "momentum is linear in the gradients",
+        "SGD with momentum at g s^2", MOMENTUM, replace(MOMENTUM, rate=2), True, "momentum is linear in the gradients"
     ),
-    Case("Adam at g s, eps / s", ADAM, Rule("adam", 0.003, rate=1, eps=-1), True, "derived"),
+    Case("Adam at g s, eps / s", ADAM, replace(ADAM, rate=1, eps=-1), True, "derived"),
     Case(
         "Adam at g s, eps / s, eps as large as gradients",
-        Rule("adam", 0.003, epsilon=1e-2),
-        Rule("adam", 0.003, rate=1, eps=-1, epsilon=1e-2),
+        LARGE_EPS,
+        replace(LARGE_EPS, rate=1, eps=-1),
         True,
-        "derived; the term in eps is seen",
+        "derived; the term in eps matters",
     ),
     Case(
         "SGD clipped to c / s, at g s^2",
-        Rule("sgd", 0.01, norm=0.1),
-        Rule("sgd", 0.01, rate=2, clip=-1, norm=0.1),
+        CLIPPED,
+        replace(CLIPPED, rate=2, clip=-1),
         True,
-        "derived; every step is clipped to begin with",
+        "derived; the first steps are all clipped",
     ),
-    Case("SGD at the same rate", SGD, SGD, False, "the rate has to be scaled"),
-    Case("Adam at g s^2", ADAM, Rule("adam", 0.003, rate=2), False, "Theorem 3's factor is not Adam's"),
+    Case("SGD at the same rate", SGD, SGD, False, "the rate must be scaled"),
+    Case("Adam at g s^2", ADAM, replace(ADAM, rate=2), False, "Theorem 3's factor is not Adam's"),
     Case(
         "Adam at g s, eps unscaled and as large as gradients",
-        Rule("adam", 0.003, epsilon=1e-2),
-        Rule("adam", 0.003, rate=1, epsilon=1e-2),
+        LARGE_EPS,
+        replace(LARGE_EPS, rate=1),
         False,
-        "eps counts where gradients are small",
+        "eps matters where gradients are small",
     ),
     Case(
         "SGD clipped to the same c, at g s^2",
-        Rule("sgd", 0.01, norm=0.1),
-        Rule("sgd", 0.01, rate=2, norm=0.1),
+        CLIPPED,
+        replace(CLIPPED, rate=2),
         False,
-        "one clipping norm is another step for the two",
+        "the same clipping norm is a different step for the two",
     ),
     Case(
         "AdamW with weight decay, at g s, eps / s",
-        Rule("adam", 0.003, decay=0.3),
-        Rule("adam", 0.003, rate=1, eps=-1, decay=0.3),
+        DECAY,
+        replace(DECAY, rate=1, eps=-1),
         False,
-        "decay draws dW to 0 in the one and W's columns to 0 in the other",
+        "decay pulls dW to 0 in one run and W's columns to 0 in the other",
     ),
 )
 
@@ -121,13 +119,13 @@ def loss(first: Tensor, second: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 Problem = tuple[Tensor, ...]
-"""W1 (h, m), W2 (k, h), their one-hot selectors S1 (r, m) and S2 (r, h), x, y, s: what a run takes."""
+"""W1 (h, m), W2 (k, h), their one-hot selectors S1 (r, m) and S2 (r, h), x, y, s."""
 
 
 def trajectory(problem: Problem, rule: Rule, *, columns: bool, steps: int) -> Tensor:
     """dW of both layers' selected columns after every step: (steps, (h + k) r).
 
-    `columns`: the trained tensors are W's columns themselves; else cla's B, from 0, in dW = s B S.
+    `columns`: W's columns are trained; otherwise cla's B, from 0, in dW = s B S.
     """
     w1, w2, s1, s2, x, y, s = problem
     weights, selectors = (w1, w2), (s1, s2)
@@ -157,31 +155,31 @@ def _step(
     length = torch.stack([slope.square().sum() for slope in slopes]).sum().sqrt()
     shorter = (rule.norm * s**rule.clip / length).clamp(max=1.0)
     after = []
-    for value, slope, kept in zip(trained, slopes, state):
+    for value, slope, moments in zip(trained, slopes, state):
         slope = slope * shorter
         if rule.kind == "sgd":
-            kept[0] = rule.momentum * kept[0] + slope
-            after.append(value - rate * kept[0])
+            moments[0] = rule.momentum * moments[0] + slope
+            after.append(value - rate * moments[0])
             continue
-        kept[0] = BETAS[0] * kept[0] + (1 - BETAS[0]) * slope
-        kept[1] = BETAS[1] * kept[1] + (1 - BETAS[1]) * slope.square()
-        mean, square = kept[0] / (1 - BETAS[0] ** step), kept[1] / (1 - BETAS[1] ** step)
+        moments[0] = BETAS[0] * moments[0] + (1 - BETAS[0]) * slope
+        moments[1] = BETAS[1] * moments[1] + (1 - BETAS[1]) * slope.square()
+        mean, square = moments[0] / (1 - BETAS[0] ** step), moments[1] / (1 - BETAS[1] ** step)
         after.append(value * (1 - rate * rule.decay) - rate * mean / (square.sqrt() + eps))
     return after
 
 
-def apart(*problem: Tensor, case: Case, steps: int) -> Tensor:
+def pair_distance(*problem: Tensor, case: Case, steps: int) -> Tensor:
     """||dW_cla - dW_columns|| / (the largest ||dW|| of the two runs), after every step: (steps,)."""
-    one = trajectory(problem, case.factor, columns=False, steps=steps)
-    other = trajectory(problem, case.columns, columns=True, steps=steps)
-    size = torch.linalg.norm(torch.stack([one, other]), dim=-1).amax()
-    return torch.linalg.norm(one - other, dim=-1) / size
+    factor = trajectory(problem, case.factor, columns=False, steps=steps)
+    columns = trajectory(problem, case.columns, columns=True, steps=steps)
+    size = torch.linalg.norm(torch.stack([factor, columns]), dim=-1).amax()
+    return torch.linalg.norm(factor - columns, dim=-1) / size
 
 
-def problems(settings: Settings, draws: int) -> Problem:
-    """Draws x scales, one after the other: every tensor with a first dimension of draws * len(SCALES)."""
-    found = [problem(generator(settings.seed, i), s) for i in range(draws) for s in SCALES]
-    return tuple(torch.stack(parts).to(settings.device) for parts in zip(*found))
+def problems(settings: LabSettings, draws: int) -> Problem:
+    """Every tensor with a first dimension of draws * len(SCALES)."""
+    drawn = [problem(generator(settings.seed, i), s) for i in range(draws) for s in SCALES]
+    return tuple(torch.stack(parts) for parts in zip(*drawn))
 
 
 def problem(draw: torch.Generator, s: float) -> Problem:
@@ -193,58 +191,41 @@ def problem(draw: torch.Generator, s: float) -> Problem:
     return w1, w2, s1, s2, x, y, torch.tensor(s, dtype=torch.float64)
 
 
-def run(settings: Settings) -> Outcome:
-    draws = settings.of(8, 64)
+def run(settings: LabSettings) -> Measurement:
+    draws = settings.choose(8, 64)
     drawn = problems(settings, draws)
     findings: list[Finding] = []
-    equal: list[Curve] = []
-    different: list[Curve] = []
-    speedups: list[Speedup] = []
-    steps = list(range(1, STEPS + 1))
+    curves: dict[bool, list[PlotCurve]] = {True: [], False: []}
     for case in CASES:
-        distances = batch(partial(apart, case=case, steps=STEPS), *drawn)
-        largest = distances.amax(-1)
-        runs = f"over {draws} networks and s of {', '.join(f'{s:g}' for s in SCALES)}, {STEPS} steps"
-        if case.equal:
-            findings.append(
-                exactly(
-                    f"cla and the columns under {case.name}: largest relative difference of dW",
-                    largest.max().item(),
-                    (0.0, EQUAL),
-                    f"{case.note}; {runs}; 0 but for rounding",
-                )
-            )
-        else:
-            findings.append(
-                exactly(
-                    f"cla and the columns under {case.name}: smallest relative difference of dW",
-                    largest.min().item(),
-                    (DIFFERENT, 2.0),
-                    f"no equivalence: {case.note}; the largest of each run, and of those the smallest {runs}",
-                )
-            )
-        shown = Curve(case.name, steps, distances.amax(0).clamp_min(1e-18).tolist())
-        (equal if case.equal else different).append(shown)
-    case = CASES[2]
-    speedups.append(
-        speedup("20 steps of a pair under Adam", partial(apart, case=case, steps=20), *drawn, looped=4, rounds=3)
-    )
-    findings += _package(settings)
-    caption = f"The largest over {draws} networks and three s."
-    return Outcome(
-        findings,
+        distances = batch(partial(pair_distance, case=case, steps=STEPS), *drawn)
+        findings.append(_finding(case, distances.amax(-1), draws))
+        shown = distances.amax(0).clamp_min(1e-18).tolist()
+        curves[case.equal].append(PlotCurve(case.name, list(range(1, STEPS + 1)), shown))
+    caption, y = f"The largest over {draws} networks and three s.", "relative difference of dW"
+    return Measurement(
+        [*findings, *_package(settings)],
         [
-            Plot("Pairs that stay together", "step", "relative difference of dW", equal, log_y=True, caption=caption),
-            Plot("Pairs that part", "step", "relative difference of dW", different, log_y=True, caption=caption),
+            Plot("Pairs that stay equal", "step", y, curves[True], log="y", caption=caption),
+            Plot("Pairs that diverge", "step", y, curves[False], log="y", caption=caption),
         ],
         [
             f"A network {INPUTS}-{HIDDEN}-{OUTPUTS} with tanh, both layers adapted in {RANK} random columns, full "
             f"batch, float64; {draws} networks for each s.",
-            "So whatever differs between cla and PaCA at one setting of the optimizer is a difference of rates, of "
-            "eps, of clipping or of weight decay; a fair comparison scales them or tunes each.",
+            "A difference between cla and PaCA at one setting of the optimizer is a difference of rates, of eps, of "
+            "clipping or of weight decay; a fair comparison scales them or tunes each method.",
         ],
-        speedups,
     )
+
+
+def _finding(case: Case, largest: Tensor, draws: int) -> Finding:
+    runs = f"over {draws} networks and s of {', '.join(f'{s:g}' for s in SCALES)}, {STEPS} steps"
+    what = f"cla and the columns under {case.name}: "
+    if case.equal:
+        what += "largest relative difference of dW"
+        return Finding.exact(what, largest.max().item(), (0.0, EQUAL), f"{case.note}; {runs}; 0 but for rounding")
+    what += "smallest relative difference of dW"
+    note = f"no equivalence: {case.note}; the smallest of the runs' largest differences {runs}"
+    return Finding.exact(what, largest.min().item(), (DIFFERENT, 2.0), note)
 
 
 class _Network(nn.Module):
@@ -258,24 +239,20 @@ class _Network(nn.Module):
         self.second.weight.data.copy_(second)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.second(self.first(x).tanh())
-        return found
+        out: Tensor = self.second(self.first(x).tanh())
+        return out
 
 
 def attached(
-    settings: Settings, method: str, rule: Rule, s: float, steps: int, restarts: tuple[int, ...] = ()
+    settings: LabSettings, method: str, rule: Rule, s: float, steps: int, restarts: tuple[int, ...] = ()
 ) -> tuple[Tensor, Problem]:
-    """Outputs after every step of the package's method under torch's optimizer, and the run's problem with the
-    columns that the method selected: ((steps, N, k), problem)."""
-    import tunewise
-    from tunewise.methods.attachment import layer_adapters
-
+    """Outputs (steps, N, k) after every step of the package's method under torch's optimizer, and the problem with the
+    columns that the method selected."""
     w1, w2, _, _, x, y, scale = problem(generator(settings.seed, 9), s)
     names = ["first", "second"]
     model = tunewise.attach(_Network(w1, w2), method, rank=RANK, alpha=s * RANK, targets=names, seed=settings.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
-    adapters = layer_adapters(model)
-    selectors = [adapter.a.detach().double().clone() for adapter in adapters]
+    selectors = [adapter.a.detach().double().clone() for adapter in layer_adapters(model)]
     optimizer = _optimizer(rule, trained, s)
     outputs = []
     for step in range(steps):
@@ -296,54 +273,38 @@ def _optimizer(rule: Rule, trained: list[Any], s: float) -> torch.optim.Optimize
     return torch.optim.AdamW(trained, lr=rate, betas=BETAS, eps=rule.epsilon * s**rule.eps, weight_decay=rule.decay)
 
 
-def _package(settings: Settings) -> list[Finding]:
+def _package(settings: LabSettings) -> list[Finding]:
     """The package's pairs of methods on one network, and its cla against the dense formula."""
     s, steps = SCALES[1], 30
     findings = []
-    for case in (CASES[0], CASES[1], CASES[2]):
-        for factor, columns, restarts in (
-            ("cla", "d-paca", ()),
-            ("r-cla", "paca", ()),
-            ("r-c3la", "c-paca", (10, 20)),
-        ):
-            one, drawn = attached(settings, factor, case.factor, s, steps, restarts)
+    for case in CASES[:3]:
+        for factor, columns, restarts in (("cla", "d-paca", ()), ("r-cla", "paca", ()), ("r-c3la", "c-paca", (10, 20))):
+            outputs, drawn = attached(settings, factor, case.factor, s, steps, restarts)
             other, _ = attached(settings, columns, case.columns, s, steps, restarts)
-            way = _way(one, drawn)
-            findings.append(
-                exactly(
-                    f"attached {factor} and {columns} under {case.name}: largest difference of outputs",
-                    ((one - other).abs().max() / way).item(),
-                    (0.0, EQUAL),
-                    f"relative to the way the outputs went; torch's optimizer, {steps} steps"
-                    + (f", restarts after {', '.join(map(str, restarts))}" if restarts else ""),
-                )
-            )
+            change = _output_change(outputs, drawn)
+            what = f"attached {factor} and {columns} under {case.name}: largest difference of outputs"
+            note = f"relative to the change of the outputs; torch's optimizer, {steps} steps"
+            if restarts:
+                note += f", restarts after {', '.join(map(str, restarts))}"
+            findings.append(Finding.exact(what, ((outputs - other).abs().max() / change).item(), (0.0, EQUAL), note))
             if not restarts:
                 path = trajectory(drawn, case.factor, columns=False, steps=steps)
                 dense = torch.stack([_outputs(drawn, update) for update in path])
-                findings.append(
-                    exactly(
-                        f"attached {factor} under {case.name}: largest difference of outputs to the dense formula",
-                        ((one - dense).abs().max() / way).item(),
-                        (0.0, EQUAL),
-                        "with A as a one-hot matrix in the formula",
-                    )
-                )
+                what = f"attached {factor} under {case.name}: largest difference of outputs to the dense formula"
+                error = ((outputs - dense).abs().max() / change).item()
+                findings.append(Finding.exact(what, error, (0.0, EQUAL), "with A as a one-hot matrix in the formula"))
     return findings
 
 
-def _way(outputs: Tensor, problem: Problem) -> Tensor:
-    """How far the outputs went from W0's."""
+def _output_change(outputs: Tensor, problem: Problem) -> Tensor:
+    """The largest change of the outputs from W0's."""
     w1, w2, _, _, x, _, _ = problem
     return (outputs[-1] - (x @ w1.mT).tanh() @ w2.mT).abs().max()
 
 
 def _outputs(problem: Problem, update: Tensor) -> Tensor:
-    """Outputs at W0 and this dW of the selected columns, flat as `trajectory` has it."""
+    """Outputs at W0 and this dW of the selected columns, flat as in `trajectory`."""
     w1, w2, s1, s2, x, _, _ = problem
     first, second = update.split([HIDDEN * RANK, OUTPUTS * RANK])
     hidden = (x @ (w1 + first.view(HIDDEN, RANK) @ s1).mT).tanh()
     return hidden @ (w2 + second.view(OUTPUTS, RANK) @ s2).mT
-
-
-EXPERIMENT = experiment("equivalences", run)

@@ -1,4 +1,4 @@
-"""LoRA's factored problem, run down from many starts at once (`tunewise.papers.lab.lazy_problem` has the problem)."""
+"""Gradient descent on LoRA's factored problem from many starts at once; `lazy_problem.py` defines the problem."""
 
 from __future__ import annotations
 
@@ -18,25 +18,18 @@ BLOCK = 100
 class State(NamedTuple):
     """One run between blocks of steps."""
 
-    u: Tensor
-    """(m, r)"""
-    v: Tensor
-    """(n, r)"""
-    step: Tensor
-    """Of the next descent step."""
+    u: Tensor  # (m, r)
+    v: Tensor  # (n, r)
+    step: Tensor  # length of the next descent step
 
 
 class Ends(NamedTuple):
     """Where S runs ended."""
 
-    u: Tensor
-    """(S, m, r)"""
-    v: Tensor
-    """(S, n, r)"""
-    value: Tensor
-    """F(u, v): (S,)"""
-    slope: Tensor
-    """||gradient||_F over lam ||(u, v)||_F, 0 at a stationary point: (S,)"""
+    u: Tensor  # (S, m, r)
+    v: Tensor  # (S, n, r)
+    value: Tensor  # F(u, v): (S,)
+    slope: Tensor  # ||gradient||_F / (lam ||(u, v)||_F), 0 at a stationary point: (S,)
 
 
 def value_and_gradients(
@@ -51,9 +44,10 @@ def value_and_gradients(
 
 
 def descend(state: State, *problem: Tensor, steps: int = BLOCK) -> State:
-    """`steps` steps of gradient descent that never go up, of one run.
+    """`steps` steps of gradient descent that never increase the value, of one run.
 
-    Lengths are Barzilai and Borwein's (1988), quartered after a step that would have gone up and was not taken.
+    Step lengths are Barzilai and Borwein's (1988). A step that would increase the value is not taken, and its length
+    is divided by four.
     """
     u, v, step = state
     value, down_u, down_v = value_and_gradients(u, v, *problem)
@@ -72,26 +66,26 @@ def descend(state: State, *problem: Tensor, steps: int = BLOCK) -> State:
 
 
 def settle(u: Tensor, v: Tensor, problem: Sequence[Tensor], tolerance: float = 5e-7, blocks: int = 150) -> Ends:
-    """Every run from its start (u (S, m, r), v (S, n, r)) until its `slope` is below `tolerance`, or `blocks` blocks
-    are done. `problem` holds, a row a run, what `Problems.tensors` does."""
+    """Every run until its `slope` is below `tolerance` or `blocks` blocks are done. u (S, m, r), v (S, n, r); `problem`
+    holds the tensors of `Problems.tensors`, a row for each run."""
     u, v = u.clone(), v.clone()
     step = torch.full_like(problem[2], 0.1)
     slope = torch.full_like(problem[2], torch.inf)
-    open_ = torch.arange(len(step), device=step.device)
+    active = torch.arange(len(step))
     for _ in range(blocks):
-        part = [t[open_] for t in problem]
-        u[open_], v[open_], step[open_] = batch(_block, u[open_], v[open_], step[open_], *part)
-        slope[open_] = batch(_slope, u[open_], v[open_], *part)
-        open_ = (slope > tolerance).nonzero().flatten()
-        if not len(open_):
+        part = [t[active] for t in problem]
+        u[active], v[active], step[active] = batch(_block, u[active], v[active], step[active], *part)
+        slope[active] = batch(_slope, u[active], v[active], *part)
+        active = (slope > tolerance).nonzero().flatten()
+        if not len(active):
             break
     return Ends(u, v, batch(factored_value, u, v, *problem), slope)
 
 
 def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Starts (u, v) of several ranks as one batch of the largest: u (S, m, r), v (S, n, r).
+    """Starts (u, v) of several ranks as one batch of the largest rank: u (S, m, r), v (S, n, r).
 
-    Columns past a start's rank are 0, and so is the gradient in them: they stay 0.
+    Columns past a start's rank are 0 and stay 0, since the gradient in them is 0.
     """
     most = max(u.shape[2] for u, _ in parts)
     u, v = (torch.cat([pad(part[side], (0, most - part[side].shape[2])) for part in parts]) for side in (0, 1))
@@ -99,7 +93,7 @@ def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def least_curvature(u: Tensor, v: Tensor, *problem: Tensor) -> Tensor:
-    """The Hessian's smallest eigenvalue, of one run: not below 0 at a local minimum."""
+    """The smallest eigenvalue of the Hessian, of one run: not negative at a local minimum."""
     m, r = u.shape
     point = torch.cat([u.flatten(), v.flatten()])
 

@@ -1,52 +1,27 @@
-"""An experiment's plots as plotly figures, in the report's style and colours (both of them: light and dark)."""
+"""The plots of an experiment as plotly figures, in the style and colours of the report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
 from tunewise.pages import palette
 from tunewise.pages.drawing import band, blank_figure, plain, upright
-from tunewise.papers.lab.contract import Curve, Plot
+from tunewise.papers.lab.contract import Plot, PlotCurve
 
-_FEW = 24  # points up to this many get a marker each
-_FEW_TICKS = 8  # values of x up to this many are the ticks of a logarithmic axis
+_MAX_MARKERS = 24  # curves with more points are drawn without markers, and intervals as a band
+_MAX_TICKS = 8  # so many values of x are the ticks of a logarithmic axis
 
 
 def figure(plot: Plot) -> go.Figure:
-    """Measured curves with error bars (or a band where points are many); the theorem's dashed and without marks.
-
-    Curves whose names are equal but for "theory" are told apart by colour alone, so names should differ.
-    """
+    """Measured curves with error bars, or a band for many points; the theorem's curves dashed."""
     drawn = blank_figure(height=380)
     marks = palette.marks([curve.name for curve in plot.curves])
     for curve in plot.curves:
-        mark = marks[curve.name]
-        x, y = list(curve.x), [_shown(v, plot.log_y) for v in curve.y]
-        few = len(x) <= _FEW
-        banded = bool(curve.low) and not few
-        if banded:
-            low, high = ([_shown(v, plot.log_y) for v in ends] for ends in (curve.low, curve.high))
-            band(drawn, x, low, high, mark.light, curve.name)
-        drawn.add_scatter(
-            x=x,
-            y=y,
-            error_y=_bars(curve) if curve.low and not banded else None,
-            mode="lines" if curve.theory or not few else "lines+markers",
-            name=plain(curve.name),
-            legendgroup=curve.name,
-            line={
-                "color": palette.MUTED if curve.theory else mark.light,
-                "width": 1.5 if curve.theory else 2,
-                "dash": "dash" if curve.theory else "solid",
-            },
-            marker={"symbol": mark.symbol, "size": 8, "color": mark.light},
-            hovertemplate="%{x:.4~g}: %{y:.4~g}",
-        )
-    _axes(drawn, plot)
-    for name, value in plot.uprights:
+        _draw_curve(drawn, curve, "y" in plot.log, marks[curve.name])
+    _set_axes(drawn, plot)
+    for name, value in plot.thresholds:
         upright(drawn, value, name)
     drawn.update_layout(
         showlegend=True,
@@ -56,23 +31,46 @@ def figure(plot: Plot) -> go.Figure:
     return drawn
 
 
-def _axes(drawn: go.Figure, plot: Plot) -> None:
-    for axis, update, title, log, values in (
-        ("x", drawn.update_xaxes, plot.x, plot.log_x, [v for c in plot.curves for v in c.x]),
-        ("y", drawn.update_yaxes, plot.y, plot.log_y, [v for c in plot.curves for v in (*c.y, *c.low, *c.high)]),
+def _draw_curve(drawn: go.Figure, curve: PlotCurve, log: bool, mark: palette.Mark) -> None:
+    few = len(curve.x) <= _MAX_MARKERS
+    if curve.low and not few:
+        low, high = ([_shown(v, log) for v in ends] for ends in (curve.low, curve.high))
+        band(drawn, list(curve.x), low, high, mark.light, curve.name)
+    drawn.add_scatter(
+        x=list(curve.x),
+        y=[_shown(v, log) for v in curve.y],
+        error_y=_error_bars(curve) if curve.low and few else None,
+        mode="lines" if curve.dashed or not few else "lines+markers",
+        name=plain(curve.name),
+        legendgroup=curve.name,
+        line={
+            "color": palette.MUTED if curve.dashed else mark.light,
+            "width": 1.5 if curve.dashed else 2,
+            "dash": "dash" if curve.dashed else "solid",
+        },
+        marker={"symbol": mark.symbol, "size": 8, "color": mark.light},
+        hovertemplate="%{x:.4~g}: %{y:.4~g}",
+    )
+
+
+def _set_axes(drawn: go.Figure, plot: Plot) -> None:
+    for axis, update, title, values in (
+        ("x", drawn.update_xaxes, plot.x, [v for c in plot.curves for v in c.x]),
+        ("y", drawn.update_yaxes, plot.y, [v for c in plot.curves for v in (*c.y, *c.low, *c.high)]),
     ):
+        log = axis in plot.log
         update(title_text=title + (" (log scale)" if log else ""), type="log" if log else "linear")
         positive = [v for v in values if v > 0 and math.isfinite(v)]
-        if log and axis == "x" and len(set(values)) <= _FEW_TICKS:
+        if log and axis == "x" and len(set(values)) <= _MAX_TICKS:
             update(tickvals=sorted(set(values)), tickformat="~g")
         elif log and positive:
-            wide = max(positive) / min(positive) > 30
-            update(dtick=1 if max(positive) / min(positive) < 1e8 and wide else None, exponentformat="power")
+            spread = max(positive) / min(positive)
+            update(dtick=1 if 30 < spread < 1e8 else None, exponentformat="power")
         else:
             update(tickformat=".4~g")
 
 
-def _bars(curve: Curve) -> dict[str, object]:
+def _error_bars(curve: PlotCurve) -> dict[str, object]:
     return {
         "type": "data",
         "symmetric": False,
@@ -84,16 +82,11 @@ def _bars(curve: Curve) -> dict[str, object]:
 
 
 def _shown(value: float, log: bool) -> float | None:
-    """A value that the axis can show."""
+    """None for a value that the axis can't show."""
     return value if math.isfinite(value) and (value > 0 or not log) else None
 
 
-def in_words(plots: Sequence[Plot]) -> list[str]:
-    """What each plot shows, for a reader who can't see it: the ends of every curve."""
-    found = []
-    for plot in plots:
-        curves = "; ".join(
-            f"{c.name} from {c.y[0]:.4g} at {c.x[0]:.4g} to {c.y[-1]:.4g} at {c.x[-1]:.4g}" for c in plot.curves if c.y
-        )
-        found.append(f"{plot.title}: {plot.y} against {plot.x}; {curves}.")
-    return found
+def describe(plot: Plot) -> str:
+    """The plot in words, for a reader who can't see it: the ends of every curve."""
+    ends = (f"{c.name} from {c.y[0]:.4g} at {c.x[0]:.4g} to {c.y[-1]:.4g} at {c.x[-1]:.4g}" for c in plot.curves if c.y)
+    return f"{plot.title}: {plot.y} against {plot.x}; {'; '.join(ends)}."

@@ -5,9 +5,9 @@ With N samples of K outputs the linearised network sees an update W (m, n) throu
     F(W) = 1/(2 N) sum_i (<G_i, W> - y_i)^2 + lam ||W||_*        (convex)
     F(u, v) = 1/(2 N) sum_i (<G_i, u v^T> - y_i)^2 + lam/2 (||u||_F^2 + ||v||_F^2)        (LoRA of rank r)
 
-F(u, v) >= F(u v^T), with equality where the factors are balanced, so both have the same minimum once r is large
-enough. The judge of the convex one is FISTA (Beck & Teboulle 2009) with restarts (O'Donoghue & Candes 2015). From
-its residual it has a dual point, and with it a proof of how far from the minimum it is:
+F(u, v) >= F(u v^T), with equality where the factors are balanced, so both have the same minimum once r is large enough.
+FISTA (Beck & Teboulle 2009) with restarts (O'Donoghue & Candes 2015) solves the convex problem. Its residual gives a
+dual point, which proves the distance to the minimum:
 
     D(theta) = <theta, y> - N/2 ||theta||^2 <= min F        for every theta with ||sum_i theta_i G_i||_2 <= lam
 """
@@ -25,14 +25,11 @@ from tunewise.papers.lab.batched import batch, generator, normal
 
 @dataclass(frozen=True)
 class Problems:
-    """A batch of P problems of the same size; tensors are float64 on one device."""
+    """A batch of P problems of the same size, float64."""
 
-    features: Tensor
-    """G: (P, K N, m, n)."""
-    targets: Tensor
-    """y: (P, K N)."""
-    penalty: Tensor
-    """lam: (P,)."""
+    features: Tensor  # G: (P, K N, m, n)
+    targets: Tensor  # y: (P, K N)
+    penalty: Tensor  # lam: (P,)
     outputs: int
     samples: int
 
@@ -41,41 +38,35 @@ class Problems:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features, targets, penalty and N of every problem: what a run takes, in this order."""
+        """Features, targets, penalty and N of every problem: the arguments of a run."""
         return self.features, self.targets, self.penalty, torch.full_like(self.penalty, self.samples)
 
 
 class Optimum(NamedTuple):
-    """Where FISTA ended, and how far from the minimum that can be."""
+    """Where FISTA ended."""
 
-    weight: Tensor
-    """W: (P, m, n)."""
-    value: Tensor
-    """F(W), at most `gap` above the minimum: (P,)."""
-    gap: Tensor
-    """F(W) - D(theta) >= F(W) - min F: (P,)."""
-    rank: Tensor
-    """Of W, singular values above 1e-7 of the largest: (P,)."""
+    weight: Tensor  # W: (P, m, n)
+    value: Tensor  # F(W): (P,)
+    gap: Tensor  # F(W) - D(theta) >= F(W) - min F: (P,)
+    rank: Tensor  # number of singular values above 1e-7 of the largest: (P,)
 
 
-def random_problems(
-    seed: int, count: int, outputs: int, samples: int, size: int, penalty: float, device: str = "cpu"
-) -> Problems:
-    """Four kinds of problems in turn, m = n = size. `penalty`: lam over the smallest one that makes W = 0 optimal.
+def random_problems(seed: int, count: int, outputs: int, samples: int, size: int, penalty: float) -> Problems:
+    """Four kinds of problems in turn, m = n = size. `penalty` is lam over the smallest lam with the optimum W = 0.
 
-    Features are Gaussian, or those of one layer that sees one token: o_k x^T, an output's gradient behind the layer
-    times its input. Targets are those of a planted W of rank 1, without noise or with noise of half their size.
+    Features are Gaussian, or those of one layer with one token: o_k x^T, the gradient of an output behind the layer
+    times the layer's input. Targets are those of a planted W of rank 1, without noise or with noise of half their size.
     """
     draw = generator(seed, outputs, samples)
-    dense = normal(draw, count, outputs * samples, size, size, device=device)
-    behind = normal(draw, count, samples, outputs, size, device=device)
-    inputs = normal(draw, count, samples, size, device=device)
+    dense = normal(draw, count, outputs * samples, size, size)
+    behind = normal(draw, count, samples, outputs, size)
+    inputs = normal(draw, count, samples, size)
     layer = torch.einsum("pikm,pin->pikmn", behind, inputs).flatten(1, 2)
-    kind = torch.arange(count, device=dense.device)
+    kind = torch.arange(count)
     features = torch.where((kind % 2 == 0)[:, None, None, None], dense, layer)
-    left, right = (normal(draw, count, size, device=device) for _ in range(2))
+    left, right = (normal(draw, count, size) for _ in range(2))
     clean = torch.einsum("pimn,pm,pn->pi", features, left, right) / size
-    noise = normal(draw, *clean.shape, device=device) * clean.square().mean(1, keepdim=True).sqrt()
+    noise = normal(draw, *clean.shape) * clean.square().mean(1, keepdim=True).sqrt()
     targets = clean + torch.where(kind % 4 < 2, 0.0, 0.5)[:, None] * noise
     largest = torch.linalg.matrix_norm(torch.einsum("pimn,pi->pmn", features, targets), ord=2) / samples
     return Problems(features, targets, penalty * largest, outputs, samples)
@@ -106,7 +97,7 @@ def fista(start: Tensor, features: Tensor, targets: Tensor, penalty: Tensor, sam
         moved = ahead - step / samples * torch.einsum("imn,i->mn", features, residual)
         left, sizes, right = torch.linalg.svd(moved, full_matrices=False)
         new = left @ ((sizes - step * penalty).clamp(min=0)[:, None] * right)
-        uphill = ((ahead - new) * (new - weight)).sum() > 0  # restart: the momentum points the wrong way
+        uphill = ((ahead - new) * (new - weight)).sum() > 0  # restart the momentum
         momentum = torch.where(uphill, torch.ones_like(momentum), momentum)
         faster = (1 + torch.sqrt(1 + 4 * momentum.square())) / 2
         ahead = new + torch.where(uphill, torch.zeros_like(momentum), (momentum - 1) / faster) * (new - weight)
@@ -115,7 +106,7 @@ def fista(start: Tensor, features: Tensor, targets: Tensor, penalty: Tensor, sam
 
 
 def certificate(weight: Tensor, features: Tensor, targets: Tensor, penalty: Tensor, samples: Tensor) -> Tensor:
-    """F(W) - D(theta) of one problem, theta the residual scaled until it is feasible."""
+    """F(W) - D(theta) of one problem, theta is the residual scaled until it is feasible."""
     residual = (targets - torch.einsum("imn,mn->i", features, weight)) / samples
     size = torch.linalg.matrix_norm(torch.einsum("imn,i->mn", features, residual), ord=2)
     theta = residual * torch.clamp(penalty / size, max=1.0)
@@ -126,19 +117,19 @@ def certificate(weight: Tensor, features: Tensor, targets: Tensor, penalty: Tens
 def solve(
     problems: Problems, start: Tensor | None = None, tolerance: float = 1e-10, block: int = 250, blocks: int = 40
 ) -> Optimum:
-    """FISTA on all problems at once, from 0 unless told, until every gap is below `tolerance` of the value, or
-    `block` * `blocks` steps are done. The gap says how it ended; nothing is raised."""
+    """FISTA on all problems at once, from 0 by default, until every gap is below `tolerance` of the value, or `block` *
+    `blocks` steps are done."""
     given = problems.tensors
     weight = torch.zeros_like(problems.features[:, 0]) if start is None else start.clone()
-    open_ = torch.arange(len(problems), device=weight.device)
+    active = torch.arange(len(problems))
     gap = torch.empty_like(problems.penalty)
     for _ in range(blocks):
-        part = [t[open_] for t in given]
-        weight[open_] = batch(lambda w, g, y, lam, n: fista(w, g, y, lam, n, block), weight[open_], *part)
-        gap[open_] = batch(certificate, weight[open_], *part)
+        part = [t[active] for t in given]
+        weight[active] = batch(lambda w, g, y, lam, n: fista(w, g, y, lam, n, block), weight[active], *part)
+        gap[active] = batch(certificate, weight[active], *part)
         value = batch(convex_value, weight, *given)
-        open_ = (gap > tolerance * value).nonzero().flatten()
-        if not len(open_):
+        active = (gap > tolerance * value).nonzero().flatten()
+        if not len(active):
             break
     sizes = torch.linalg.svdvals(weight)
     return Optimum(weight, value, gap, (sizes > 1e-7 * sizes[:, :1]).sum(1))

@@ -1,9 +1,8 @@
-"""The linear model that LoRA-One's theorems are about, and chains are tried on: y = (W0 + D) x, squared error.
+"""The linear model of LoRA-One's theorems: y = (W0 + D) x with squared error.
 
-W0 + dW is fitted to W0 + D, so the loss is 1/(2 N) sum ||(dW - D) x||^2 and everything follows from D (n x m) and the
-inputs' second moment M = X^T X / N (m x m): the one-step gradient is G = D M, of D's rank, and the gradient in dW is
-(dW - D) M. Here W is out x in, as everywhere in the package; 2502.01235 writes x W, so its right space (of B) is the
-output side and its left space (of A) the input side.
+W0 + dW is fitted to W0 + D, so the loss is 1/(2 N) sum ||(dW - D) x||^2. With the inputs' second moment M = X^T X / N
+(m x m) the gradient in dW is (dW - D) M, and the one-step gradient is G = D M. W is out x in, as in the whole package;
+2502.01235 writes x W, so its right space (of B) is the output side and its left space (of A) the input side.
 """
 
 from __future__ import annotations
@@ -16,14 +15,11 @@ from torch import Tensor, nn
 from tunewise.papers.lab.batched import normal
 
 
-def low_rank(
-    draw: torch.Generator, outputs: int, inputs: int, rank: int, condition: float, device: str = "cpu"
-) -> Tensor:
-    """A random n x m matrix of that rank: uniform singular spaces, values from 1 down to 1 / condition in equal
-    ratios."""
+def low_rank(draw: torch.Generator, outputs: int, inputs: int, rank: int, condition: float) -> Tensor:
+    """A random n x m matrix of that rank: uniform singular spaces, the singular values of `spectrum`."""
     left = torch.linalg.qr(normal(draw, outputs, rank)).Q
     right = torch.linalg.qr(normal(draw, inputs, rank)).Q
-    return ((left * spectrum(rank, condition)) @ right.T).to(device)
+    return (left * spectrum(rank, condition)) @ right.T
 
 
 def spectrum(rank: int, condition: float) -> Tensor:
@@ -37,7 +33,7 @@ def moment(inputs: Tensor) -> Tensor:
 
 
 class LinearModel(nn.Module):
-    """The same as a module that methods are attached to: one layer `linear`, the loss where transformers have it."""
+    """The model as a module for `attach`: one layer `linear`, and the loss in the output as in transformers."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -51,8 +47,8 @@ class LinearModel(nn.Module):
 
 
 def effective_weight(model: nn.Module, inputs: int) -> Tensor:
-    """W0 + dW as the model computes it, adapters and all: its outputs on the unit vectors, (n, m)."""
+    """W0 + dW (n, m): the model's outputs on the unit vectors."""
     eye = torch.eye(inputs, dtype=torch.float64)
     with torch.no_grad():
-        found: Tensor = model(inputs=eye, labels=torch.zeros((), dtype=torch.float64)).logits.T
-    return found
+        weight: Tensor = model(inputs=eye, labels=torch.zeros((), dtype=torch.float64)).logits.T
+    return weight

@@ -3,14 +3,14 @@ r"""Gradient descent on LoRA aligns with the one-step full gradient (2502.01235,
 From A0 ~ N(0, a^2), B0 = 0 on the linear model, with G = D M of rank r* and the step eta = RATE / sigma_1(G):
 
 - the column space of B_t lies in the top-r* left singular space U of G for every t (the paper's right space);
-- the top-r* row space of A_t comes up to theta to the right singular space V of G (the paper's left space): to any
-  theta, if a is small enough.
+- the top-r* row space of A_t comes within theta of the right singular space V of G (the paper's left space), for any
+  theta if a is small enough.
 
-How small [derived]. As long as B A is small against D, (A, B) grow like e^{g_i t}, g_i = log(1 + eta sigma_i), along
-G's singular directions and A's part outside V stays as it was, so the angle falls like a / (a e^{g_r* t}). What ends
-it is the term B^T B A M: it tilts the largest direction out of V by (a e^{g_1 t})^2, since M does not keep V. The two
-are equal at e^{(2 g_1 + g_r*) t} = a^-2, where the angle is a^{2 / (2 kappa + 1)}, kappa = g_1 / g_r*, for small steps
-sigma_1 / sigma_r* of G. So the best angle of a run falls with a at that exponent: slower, the worse G is conditioned.
+How small [derived]: while B A is small against D, (A, B) grow like e^{g_i t}, g_i = log(1 + eta sigma_i), along G's
+singular directions, and the part of A outside V keeps its size, so the angle falls like e^{-g_r* t}. The term B^T B A M
+ends this: it turns the largest direction out of V by (a e^{g_1 t})^2, since M does not preserve V. The two are equal at
+e^{(2 g_1 + g_r*) t} = a^-2, where the angle is a^{2 / (2 kappa + 1)}, kappa = g_1 / g_r* (for small steps sigma_1 /
+sigma_r* of G).
 """
 
 from __future__ import annotations
@@ -20,17 +20,14 @@ import math
 import torch
 from torch import Tensor
 
-from tunewise.papers.lab.batched import batch, generator, normal, speedup
-from tunewise.papers.lab.contract import Curve, Finding, Outcome, Plot, Settings, exactly
-from tunewise.papers.lab.fits import band, log_log_slopes, measured
+from tunewise.papers.lab.batched import batch, generator, normal
+from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve, log_log_slopes
 from tunewise.papers.lab.linear_model import low_rank, moment
-from tunewise.papers.lab.registry import experiment
 
 OUTPUTS, INPUTS, RANK, TARGET_RANK, SAMPLES = 24, 32, 6, 3, 320
 RATE = 0.1
 STEPS = 420
-SIZES = (1e-7, 1e-9, 1e-11, 1e-13, 1e-15)
-"""a. Larger ones never come to the regime of the exponent (see the plot's left end)."""
+SIZES = (1e-7, 1e-9, 1e-11, 1e-13, 1e-15)  # a; the exponent does not hold for larger ones
 LARGE_SIZES = (1e-1, 1e-2, 1e-3, 1e-5)
 ALL_SIZES = (*LARGE_SIZES, *SIZES)
 ROUNDING = 1e-12
@@ -38,7 +35,7 @@ TOLERANCE = 0.015
 
 
 def exponent(condition: float) -> float:
-    """Of a in the best angle of a run, by the module's derivation, for steps of RATE / sigma_1."""
+    """The derived exponent of a in the best angle of a run, for steps of RATE / sigma_1."""
     kappa = math.log1p(RATE) / math.log1p(RATE / condition)
     return 2 / (2 * kappa + 1)
 
@@ -50,12 +47,12 @@ def descend(start: Tensor, gradient: Tensor, second: Tensor, noise: Tensor, step
         start: A0, (r, m).
         gradient: D M, (n, m), of rank TARGET_RANK; the target is D = (D M) M^-1.
         second: M, (m, m).
-        noise: (n, m), taken from every step's -gradient in dW, the first one's, G, included: what noise in the
-            labels does. 0 for the theorem's G = D M.
+        noise: (n, m), subtracted from -gradient in every step and from G: the effect of noise in the labels.
+        steps: Number of steps.
 
     Returns:
-        Per step: ||(I - U U^T) B||_F / ||B||_F; the sine of the largest angle between V and the top row space of A;
-        and at the end A and B.
+        For every step ||(I - U U^T) B||_F / ||B||_F, and the sine of the largest angle between V and the top row space
+        of A; then A and B after the last step.
     """
     target = torch.linalg.solve(second, gradient.mT).mT
     u, s, vh = torch.linalg.svd(gradient - noise, full_matrices=False)
@@ -71,7 +68,7 @@ def descend(start: Tensor, gradient: Tensor, second: Tensor, noise: Tensor, step
     return torch.stack(right), torch.stack(left), a, b
 
 
-def problems(settings: Settings, condition: float, draws: int) -> tuple[Tensor, Tensor, Tensor]:
+def problems(settings: LabSettings, condition: float, draws: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draws of A0 at a = 1 (draws, r, m), G (draws, n, m) and M (draws, m, m)."""
     starts, gradients, moments = [], [], []
     for i in range(draws):
@@ -79,60 +76,49 @@ def problems(settings: Settings, condition: float, draws: int) -> tuple[Tensor, 
         starts.append(normal(draw, RANK, INPUTS))
         gradients.append(low_rank(draw, OUTPUTS, INPUTS, TARGET_RANK, condition))
         moments.append(moment(normal(draw, SAMPLES, INPUTS)))
-    stacked = (torch.stack(parts).to(settings.device) for parts in (starts, gradients, moments))
-    return next(stacked), next(stacked), next(stacked)
+    return torch.stack(starts), torch.stack(gradients), torch.stack(moments)
 
 
-def run(settings: Settings) -> Outcome:
-    draws = settings.of(8, 24)
+def run(settings: LabSettings) -> Measurement:
+    draws = settings.choose(8, 24)
     conditions = (1.0, 2.0) if settings.scale == "quick" else (1.0, 2.0, 4.0)
     findings: list[Finding] = []
-    angles: list[Curve] = []
+    angles: list[PlotCurve] = []
     for condition in conditions:
-        runs = _all_sizes(problems(settings, condition, draws))
-        right, left, _, _ = batch(descend, *runs)
+        right, left, _, _ = batch(descend, *_all_sizes(*problems(settings, condition, draws)))
         right, left = (part.unflatten(0, (len(ALL_SIZES), draws)) for part in (right, left))  # (sizes, draws, steps)
         findings += _findings(condition, right, left.amin(-1))
         angles += _angles(condition, left.amin(-1))
     findings.append(_with_noise(settings, draws))
     worst = f"condition number {conditions[-1]:g}"
-    return Outcome(
+    return Measurement(
         findings,
         [
-            Plot(
-                "Best angle of the left space on a run",
-                "size a of A0",
-                "sine of the largest angle",
-                angles,
-                log_x=True,
-                log_y=True,
-            ),
+            Plot("Best angle of the left space", "size a of A0", "sine of the largest angle", angles, log="xy"),
             Plot(
                 f"Along the run, {worst}",
                 "step",
                 "sine of the largest angle; share outside",
                 _along(right, left),
-                log_y=True,
+                log="y",
                 caption="The right space stays at rounding; the left one aligns, then turns to the target's own space.",
             ),
         ],
         [
             f"Plain LoRA by gradient descent at the rate {RATE:g} / sigma_1(G), {OUTPUTS} x {INPUTS}, rank {RANK} for "
             f"a target of rank {TARGET_RANK}, {SAMPLES} Gaussian samples, {draws} problems for each a, float64.",
-            f"At the end of the run the angle is {left[-1, :, -1].mean().item():.2g} at a = {SIZES[-1]:g}, {worst}, "
-            f"having been {left[-1].amin(-1).mean().item():.2g} at its best: A then follows the target D and no longer "
-            "the one-step gradient D M. The alignment is of the early phase.",
-            "A full-batch linear model with Gaussian inputs: nothing here says that LoRA on a transformer under Adam, "
-            "from a start of ordinary size, aligns as far.",
+            f"At the end of the run the angle is {left[-1, :, -1].mean().item():.2g} at a = {SIZES[-1]:g}, {worst}; "
+            f"its best was {left[-1].amin(-1).mean().item():.2g}. At the end A follows the target D and no longer the "
+            "one-step gradient D M: the alignment is of the early phase.",
+            "This is a full-batch linear model with Gaussian inputs. It does not show that LoRA on a transformer with "
+            "Adam, from a start of ordinary size, aligns as far.",
         ],
-        [speedup("50 steps of gradient descent", _short, *runs, rounds=3)],
     )
 
 
-def _all_sizes(drawn: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Every problem from every size of start: what a batch of `descend` takes, sizes first."""
-    start, gradient, second = drawn
-    sizes = torch.tensor(ALL_SIZES, dtype=start.dtype, device=start.device)
+def _all_sizes(start: Tensor, gradient: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of `descend` for every problem from every size of start, sizes first."""
+    sizes = torch.tensor(ALL_SIZES, dtype=start.dtype)
     starts = (sizes[:, None, None, None] * start).flatten(0, 1)
     gradients = gradient.repeat(len(sizes), 1, 1)
     return starts, gradients, second.repeat(len(sizes), 1, 1), torch.zeros_like(gradients)
@@ -141,23 +127,22 @@ def _all_sizes(drawn: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Te
 def _findings(condition: float, right: Tensor, best: Tensor) -> list[Finding]:
     """`right` is (sizes, draws, steps), `best` (sizes, draws)."""
     small = best[len(LARGE_SIZES) :]
-    kappa = f"condition number {condition:g}"
+    kappa, power = f"condition number {condition:g}", exponent(condition)
     return [
-        exactly(
+        Finding.exact(
             f"right space outside the gradient's, {kappa}",
             right.max().item(),
             (0.0, ROUNDING),
-            f"largest share of B outside U over {best.numel()} runs of {STEPS} steps; Theorem 3.1 says 0, and "
-            "float64 rounds",
+            f"largest share of B outside U, {best.numel()} runs of {STEPS} steps; Theorem 3.1: 0, but for rounding",
         ),
-        measured(
+        Finding.mean(
             f"exponent of a in the left space's best angle, {kappa}",
             log_log_slopes(SIZES, small.T.tolist()),
-            (exponent(condition) - TOLERANCE, exponent(condition) + TOLERANCE),
-            f"derived: 2 / (2 kappa + 1) = {exponent(condition):.4g} with the kappa of these steps, for small a; "
-            f"interval over {best.shape[1]} problems",
+            (power - TOLERANCE, power + TOLERANCE),
+            f"derived: 2 / (2 kappa + 1) = {power:.4g} with the kappa of these steps, for small a; interval over "
+            f"{best.shape[1]} problems",
         ),
-        exactly(
+        Finding.exact(
             f"largest ratio of the best angle to that of the next larger a, {kappa}",
             (small[1:] / small[:-1]).max().item(),
             (0.0, 1.0 - 1e-9),
@@ -166,41 +151,30 @@ def _findings(condition: float, right: Tensor, best: Tensor) -> list[Finding]:
     ]
 
 
-def _with_noise(settings: Settings, draws: int) -> Finding:
+def _with_noise(settings: LabSettings, draws: int) -> Finding:
     start, gradient, second = problems(settings, 1.0, draws)
-    noise = 0.1 * normal(generator(settings.seed, 7), *gradient.shape).to(settings.device) / INPUTS**0.5
+    noise = 0.1 * normal(generator(settings.seed, 7), *gradient.shape) / INPUTS**0.5
     right, _, _, _ = batch(descend, SIZES[0] * start, gradient, second, noise)
-    return exactly(
+    return Finding.exact(
         "right space outside the gradient's, labels with noise",
         right.amax(-1).min().item(),
         (1e-3, 1.0),
-        "no theorem: noise gives the gradient full rank, so B leaves its top-r* space; shows that the first number can "
-        "fail",
+        "a control: noise gives the gradient full rank, so B leaves its top-r* space and the first finding can fail",
     )
 
 
-def _angles(condition: float, best: Tensor) -> list[Curve]:
-    mean, low, high = band(best.T.tolist())
-    power = [mean[-1] * (a / SIZES[-1]) ** exponent(condition) for a in SIZES]
-    return [
-        Curve(f"condition number {condition:g}", ALL_SIZES, mean, low, high),
-        Curve(f"theory, exponent {exponent(condition):.3g}", SIZES, power, theory=True),
-    ]
+def _angles(condition: float, best: Tensor) -> list[PlotCurve]:
+    measured = PlotCurve.mean(f"condition number {condition:g}", ALL_SIZES, best.T.tolist())
+    power = [measured.y[-1] * (a / SIZES[-1]) ** exponent(condition) for a in SIZES]
+    return [measured, PlotCurve.theory(f"theory, exponent {exponent(condition):.3g}", SIZES, power)]
 
 
-def _along(right: Tensor, left: Tensor) -> list[Curve]:
-    """Every tenth step, for a large, a middling and the smallest start."""
+def _along(right: Tensor, left: Tensor) -> list[PlotCurve]:
+    """Every tenth step, for a large, a medium and the smallest start."""
     steps = list(range(1, STEPS + 1, 10))
-    curves = []
-    for place in (0, 2, len(ALL_SIZES) - 1):
-        mean, low, high = band(left[place][:, ::10].tolist())
-        curves.append(Curve(f"left space, a = {ALL_SIZES[place]:g}", steps, mean, low, high))
+    curves = [
+        PlotCurve.mean(f"left space, a = {ALL_SIZES[place]:g}", steps, left[place][:, ::10].tolist())
+        for place in (0, 2, len(ALL_SIZES) - 1)
+    ]
     outside = right[-1][:, ::10].mean(0).clamp_min(1e-17)
-    return [*curves, Curve(f"right space, a = {ALL_SIZES[-1]:g}", steps, outside.tolist())]
-
-
-def _short(start: Tensor, gradient: Tensor, second: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-    return descend(start, gradient, second, noise, 50)
-
-
-EXPERIMENT = experiment("lora-one-alignment", run)
+    return [*curves, PlotCurve(f"right space, a = {ALL_SIZES[-1]:g}", steps, outside.tolist())]

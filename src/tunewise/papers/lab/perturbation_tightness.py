@@ -1,9 +1,9 @@
-r"""Theorem 1's Phi against the true difference: never below it, and how far above (arXiv 2606.13767, mended).
+r"""Theorem 1's Phi against the true difference: never below it, and how far above (arXiv 2606.13767, corrected).
 
 Networks h_l = sigma(W^l h_{l-1}) of random W0 and low-rank dW. Phi / (2 Ll) bounds ||f(W0 + dW; x) - f(V; x)|| for
-every ||x|| <= C, V = W0 (Phi_dW) or V = dW (Phi_W0). The largest distance over x is looked for by gradient ascent
-on the sphere, so what is seen is at most the truth, and the looseness at least it. Phi itself bounds the change of
-the gap, here that of a finite population with the loss ||f(x) - t||, which is 1-Lipschitz in f.
+every ||x|| <= C, V = W0 (Phi_dW) or V = dW (Phi_W0). Gradient ascent on the sphere searches the largest distance over
+x, so the measured distance is at most the true one. Phi itself bounds the change of the gap, here that of a finite
+population with the loss ||f(x) - t||, which is 1-Lipschitz in f.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tunewise.papers.lab.batched import batch, generator, normal, speedup
-from tunewise.papers.lab.contract import Curve, Outcome, Plot, Settings, exactly
-from tunewise.papers.lab.fits import band, measured
-from tunewise.papers.lab.registry import experiment
+from tunewise.papers.lab.batched import batch, generator, normal
+from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 from tunewise.theory import literal_perturbation, perturbation
 
 WIDTH, RANK = 12, 2
@@ -28,6 +27,7 @@ RADIUS = 2.0  # C
 POPULATION, SAMPLE = 64, 16
 STARTS, ASCENT_STEPS = 4, 24
 ROUNDING = 1e-9
+AT_MOST_1 = (0, 1 + ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -46,52 +46,38 @@ ACTIVATIONS = {
     "sigmoid": Activation(torch.sigmoid, 0.25, 0.5),
 }
 
-EXPECTED: dict[str, tuple[float, float]] = {
-    "share": (0, 1 + ROUNDING),
-    "aligned": (1 - ROUNDING, 1 + ROUNDING),
-    "aligned gap": (1 - 2 / POPULATION, 1 + ROUNDING),
-    "misprint": (1 + ROUNDING, math.inf),
-    "loosening": (1.0, math.inf),
-}
-
 
 @dataclass(frozen=True)
 class Networks:
-    """P networks of one depth and activation."""
+    """P networks of one depth and activation; weights are (P, L, width, width)."""
 
     activation: Activation
-    base: Tensor
-    """W0: (P, L, width, width)"""
-    update: Tensor
-    """dW: (P, L, width, width)"""
+    base: Tensor  # W0
+    update: Tensor  # dW
 
 
 @dataclass
-class Shares:
-    """True difference over its bound, a number a network."""
+class BoundRatios:
+    """True difference over its bound, a number for each network."""
 
-    from_base: list[float] = field(default_factory=list)
-    """Of outputs, over Phi_dW / 2."""
-    from_update: list[float] = field(default_factory=list)
-    """Of outputs, over Phi_W0 / 2."""
-    sharper: list[float] = field(default_factory=list)
-    """Of outputs, over Phi_dW / 2 with ||W0 + dW|| known."""
-    gap: list[float] = field(default_factory=list)
-    """Of gaps, over Phi_dW and over Phi_W0: the larger."""
+    from_base: list[float] = field(default_factory=list)  # of outputs, over Phi_dW / 2
+    from_update: list[float] = field(default_factory=list)  # of outputs, over Phi_W0 / 2
+    sharper: list[float] = field(default_factory=list)  # of outputs, over Phi_dW / 2 with ||W0 + dW|| known
+    gap: list[float] = field(default_factory=list)  # of gaps, over Phi_dW and over Phi_W0: the larger
 
 
 def forward(of: Callable[[Tensor], Tensor], weights: Tensor, x: Tensor) -> Tensor:
-    """f(x), of one network. weights (L, width, width), x (.., width)."""
+    """f(x) of one network. weights (L, width, width), x (.., width)."""
     for layer in weights:
         x = of(x @ layer.T)
     return x
 
 
-def farthest(of: Callable[[Tensor], Tensor], one: Tensor, other: Tensor, x: Tensor) -> Tensor:
-    """The largest ||f(one; x) - f(other; x)|| that ascent over ||x|| = C finds from the rows of x (starts, width)."""
+def farthest(of: Callable[[Tensor], Tensor], first: Tensor, second: Tensor, x: Tensor) -> Tensor:
+    """The largest ||f(first; x) - f(second; x)|| that ascent on ||x|| = C finds from the rows of x (starts, width)."""
 
     def distance(x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(forward(of, one, x) - forward(of, other, x), dim=-1)
+        return torch.linalg.vector_norm(forward(of, first, x) - forward(of, second, x), dim=-1)
 
     best = distance(x)
     for step in range(ASCENT_STEPS):
@@ -104,58 +90,52 @@ def farthest(of: Callable[[Tensor], Tensor], one: Tensor, other: Tensor, x: Tens
 
 
 def gap(of: Callable[[Tensor], Tensor], weights: Tensor, x: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss of the population less that of the sample, its first rows; of one network."""
+    """Mean loss of the population less that of the sample (its first rows), of one network."""
     losses = torch.linalg.vector_norm(forward(of, weights, x) - targets, dim=-1)
     return losses.mean() - losses[:SAMPLE].mean()
 
 
-def random_networks(activation: Activation, depth: int, count: int, draw: torch.Generator, device: str) -> Networks:
-    """W0 with spectral norms of about 2, dW of rank 2 and of 1 % to all of W0's norm."""
-    base = normal(draw, count, depth, WIDTH, WIDTH, device=device) / math.sqrt(WIDTH)
-    down, up = (
-        normal(draw, count, depth, RANK, WIDTH, device=device),
-        normal(draw, count, depth, WIDTH, RANK, device=device),
-    )
+def random_networks(activation: Activation, depth: int, count: int, draw: torch.Generator) -> Networks:
+    """W0 with spectral norms of about 2, dW of rank 2 and of 1 % to 100 % of W0's norm."""
+    base = normal(draw, count, depth, WIDTH, WIDTH) / math.sqrt(WIDTH)
+    down, up = normal(draw, count, depth, RANK, WIDTH), normal(draw, count, depth, WIDTH, RANK)
     update = up @ down
-    size = 10 ** (-2 * torch.rand(count, 1, 1, 1, generator=draw, dtype=torch.float64)).to(update)
+    size = 10 ** (-2 * torch.rand(count, 1, 1, 1, generator=draw, dtype=torch.float64))
     norms = [torch.linalg.matrix_norm(t, ord=2)[..., None, None] for t in (base, update)]
     return Networks(activation, base, size * update * norms[0] / norms[1])
 
 
-def compare(networks: Networks, draw: torch.Generator) -> Shares:
+def compare(networks: Networks, draw: torch.Generator) -> BoundRatios:
     """Every network's true differences over its bounds."""
     of, count = networks.activation.of, len(networks.base)
-    sphere = normal(draw, count, STARTS + POPULATION, WIDTH).to(networks.base)
+    sphere = normal(draw, count, STARTS + POPULATION, WIDTH)
     sphere = sphere * (RADIUS / torch.linalg.vector_norm(sphere, dim=-1, keepdim=True))
     starts, x = sphere[:, :STARTS], sphere[:, STARTS:]
-    targets = normal(draw, count, POPULATION, WIDTH).to(x)
+    targets = normal(draw, count, POPULATION, WIDTH)
     both = networks.base + networks.update
-
-    def away(one: Tensor, other: Tensor, x: Tensor) -> Tensor:
-        return farthest(of, one, other, x)
-
+    away = partial(farthest, of)
     from_base = batch(away, both, networks.base, starts).tolist()
     from_update = batch(away, both, networks.update, starts).tolist()
-    gaps = [batch(lambda w, x, t: gap(of, w, x, t), w, x, targets) for w in (both, networks.base, networks.update)]
+    gaps = [batch(partial(gap, of), w, x, targets) for w in (both, networks.base, networks.update)]
     moved = [(gaps[0] - other).abs().tolist() for other in gaps[1:]]
     norms = [torch.linalg.matrix_norm(w, ord=2).tolist() for w in (networks.base, networks.update, both)]
-    shares = Shares()
+    ratios = BoundRatios()
     for place in range(count):
         base, update, merged = (n[place] for n in norms)
         phi_dw, phi_w0 = (float(b) for b in bounds(networks.activation, base, update))
         sharp = float(bounds(networks.activation, base, update, merged)[0])
-        shares.from_base.append(from_base[place] / (phi_dw / 2))
-        shares.from_update.append(from_update[place] / (phi_w0 / 2))
-        shares.sharper.append(from_base[place] / (sharp / 2))
-        shares.gap.append(max(moved[0][place] / phi_dw, moved[1][place] / phi_w0))
-    return shares
+        ratios.from_base.append(from_base[place] / (phi_dw / 2))
+        ratios.from_update.append(from_update[place] / (phi_w0 / 2))
+        ratios.sharper.append(from_base[place] / (sharp / 2))
+        ratios.gap.append(max(moved[0][place] / phi_dw, moved[1][place] / phi_w0))
+    return ratios
 
 
 def bounds(
     activation: Activation, base: list[float], update: list[float], merged: list[float] | None = None
 ) -> tuple[float, float]:
     """Phi_dW and Phi_W0 by `tunewise.theory.perturbation`."""
-    found = perturbation(
+    phi = perturbation(
         base,
         update,
         input_bound=RADIUS,
@@ -163,21 +143,21 @@ def bounds(
         activation_offsets=math.sqrt(WIDTH) * activation.at_zero,
         merged_norms=merged,
     )
-    return float(found.phi_dw), float(found.phi_w0)
+    return float(phi.phi_dw), float(phi.phi_w0)
 
 
-def aligned_shares(depth: int, count: int, draw: torch.Generator, device: str) -> tuple[list[float], list[float]]:
-    """Where layers line up, W0^l = a_l u u^T, dW^l = b_l u u^T, x = C u, u >= 0: differences of outputs over Phi_dW /
-    2, and of gaps over Phi_dW, with a sample of one whose loss falls by as much as everyone else's rises."""
+def aligned_ratios(depth: int, count: int, draw: torch.Generator) -> tuple[list[float], list[float]]:
+    """Aligned layers, W0^l = a_l u u^T, dW^l = b_l u u^T, x = C u, u >= 0: differences of outputs over Phi_dW / 2, and
+    of gaps over Phi_dW, with a sample of one example: its loss falls by as much as all other losses rise."""
     relu = ACTIVATIONS["relu"]
-    u = normal(draw, count, WIDTH, device=device).abs()
+    u = normal(draw, count, WIDTH).abs()
     u = u / torch.linalg.vector_norm(u, dim=1, keepdim=True)
-    a, b = (0.5 + torch.rand(2, count, depth, generator=draw, dtype=torch.float64).to(device)).unbind()
+    a, b = (0.5 + torch.rand(2, count, depth, generator=draw, dtype=torch.float64)).unbind()
     projection = (u[:, :, None] * u[:, None, :])[:, None]
     base, update = a[:, :, None, None] * projection, b[:, :, None, None] * projection
     before = batch(lambda w, x: forward(relu.of, w, x), base, RADIUS * u)
     after = batch(lambda w, x: forward(relu.of, w, x), base + update, RADIUS * u)
-    far = 1e3 * torch.linalg.vector_norm(after, dim=1, keepdim=True) * u  # targets beyond, before and behind
+    far = 1e3 * torch.linalg.vector_norm(after, dim=1, keepdim=True) * u  # targets far before and far behind
     rise = torch.linalg.vector_norm(after + far, dim=1) - torch.linalg.vector_norm(before + far, dim=1)
     fall = torch.linalg.vector_norm(after - far, dim=1) - torch.linalg.vector_norm(before - far, dim=1)
     change = ((POPULATION - 1) * rise + fall) / POPULATION - fall
@@ -197,109 +177,96 @@ def misprint() -> float:
     return float(true) / (float(printed.phi_dw) / 2)
 
 
-def run(settings: Settings) -> Outcome:
-    """See the module."""
-    count = settings.of(quick=30, full=250)
-    shares: dict[str, list[Shares]] = {}
+def run(settings: LabSettings) -> Measurement:
+    count = settings.choose(quick=30, full=250)
+    ratios: dict[str, list[BoundRatios]] = {}
     for place, (name, activation) in enumerate(ACTIVATIONS.items()):
-        shares[name] = []
+        ratios[name] = []
         for depth in DEPTHS:
             draw = generator(settings.seed, 41, place, depth)
-            shares[name].append(compare(random_networks(activation, depth, count, draw, settings.device), draw))
-    aligned = [aligned_shares(d, count, generator(settings.seed, 42, d), settings.device) for d in DEPTHS]
-    everyone = [s for by_depth in shares.values() for s in by_depth]
-    number = len(everyone) * count
-    in_line = [share for outputs, _ in aligned for share in outputs]
-    findings = [
-        exactly(
-            "distance of outputs to W0's over Phi_dW / 2, largest",
-            max(max(s.from_base) for s in everyone),
-            EXPECTED["share"],
-            f"{number:,} networks; theory: at most 1",
-        ),
-        exactly(
-            "the same with ||W0 + dW|| known, largest",
-            max(max(s.sharper) for s in everyone),
-            EXPECTED["share"],
-            "theory: at most 1",
-        ),
-        exactly(
-            "distance of outputs to dW's over Phi_W0 / 2, largest",
-            max(max(s.from_update) for s in everyone),
-            EXPECTED["share"],
-            "theory: at most 1",
-        ),
-        exactly(
-            "difference of gaps over Phi, largest",
-            max(max(s.gap) for s in everyone),
-            EXPECTED["share"],
-            f"population {POPULATION}, sample {SAMPLE}; theory: at most 1",
-        ),
-        *(
-            exactly(
-                f"layers in line: distance of outputs over Phi_dW / 2, {which.__name__}",
-                which(in_line),
-                EXPECTED["aligned"],
-                "theory: 1, the bound is attained",
-            )
-            for which in (min, max)
-        ),
-        exactly(
-            "layers in line: difference of gaps over Phi_dW, smallest",
-            min(share for _, gaps in aligned for share in gaps),
-            EXPECTED["aligned gap"],
-            f"theory: 1 - 1 / {POPULATION}, a sample of one",
-        ),
-        exactly(
-            "true distance over the bound as printed in the paper, a counterexample",
-            misprint(),
-            EXPECTED["misprint"],
-            "above 1: the printed formula is false, the mended one is what is tested here",
-        ),
-        *(
-            measured(
-                f"mean factor by which the bound loosens a layer, {name}",
-                _loosening([s.from_base for s in by_depth]),
-                EXPECTED["loosening"],
-                "theory: none; 1 where layers line up",
-            )
-            for name, by_depth in shares.items()
-        ),
-    ]
-    sample = random_networks(ACTIVATIONS["relu"], 4, 64, generator(settings.seed, 43), settings.device)
-    x = normal(generator(settings.seed, 44), 64, STARTS, WIDTH).to(sample.base)
-    return Outcome(
-        findings=findings,
-        plots=[
-            _plot(
-                "Phi_dW over the true difference of outputs", {n: [s.from_base for s in d] for n, d in shares.items()}
+            ratios[name].append(compare(random_networks(activation, depth, count, draw), draw))
+    aligned = [aligned_ratios(depth, count, generator(settings.seed, 42, depth)) for depth in DEPTHS]
+    loose = {name: [r.from_base for r in by_depth] for name, by_depth in ratios.items()}
+    sharp = {name: [r.sharper for r in by_depth] for name, by_depth in ratios.items()}
+    return Measurement(
+        [
+            *_random_findings([r for by_depth in ratios.values() for r in by_depth]),
+            *_aligned_findings(aligned),
+            *(
+                Finding.mean(
+                    f"mean factor by which the bound loosens a layer, {name}",
+                    _loosening(by_depth),
+                    (1.0, math.inf),
+                    "no theorem; 1 where layers are aligned",
+                )
+                for name, by_depth in loose.items()
             ),
-            _plot("The same with ||W0 + dW|| known", {n: [s.sharper for s in d] for n, d in shares.items()}),
         ],
-        words=[
-            f"Width {WIDTH}, depths {', '.join(map(str, DEPTHS))}, {count} networks for each of them and "
-            f"of {len(ACTIVATIONS)} activations; dW of rank {RANK}, 1 % to 100 % of W0's norm; C = {RADIUS:g}. The "
-            f"largest difference is what {ASCENT_STEPS} steps of ascent find from {STARTS} inputs, so it can be too "
+        [_plot("Phi_dW over the true difference of outputs", loose), _plot("The same with ||W0 + dW|| known", sharp)],
+        [
+            f"Width {WIDTH}, depths {', '.join(map(str, DEPTHS))}, {count} networks for each depth and each of "
+            f"{len(ACTIVATIONS)} activations; dW of rank {RANK}, 1 % to 100 % of W0's norm; C = {RADIUS:g}. "
+            f"The largest difference comes from {ASCENT_STEPS} steps of ascent from {STARTS} inputs, so it can be too "
             "small and the looseness too large.",
-            "Layers do not line up in random networks, nor in trained ones: norms multiply, while directions average "
-            "out. The bound is right, and of use for few layers or small updates only.",
-        ],
-        speedups=[
-            speedup(
-                "ascent, 4 layers",
-                lambda one, other, x: farthest(torch.relu, one, other, x),
-                sample.base + sample.update,
-                sample.base,
-                x,
-                looped=2,
-                rounds=4,
-            )
+            "Layers are not aligned in random networks, nor in trained ones: norms multiply, while directions average "
+            "out. The bound is right, and useful for few layers or small updates only.",
         ],
     )
 
 
+def _random_findings(ratios: list[BoundRatios]) -> list[Finding]:
+    number = len(ratios) * len(ratios[0].gap)
+    return [
+        Finding.exact(
+            "distance of outputs to W0's over Phi_dW / 2, largest",
+            max(max(r.from_base) for r in ratios),
+            AT_MOST_1,
+            f"{number:,} networks; theory: at most 1",
+        ),
+        Finding.exact(
+            "the same with ||W0 + dW|| known, largest",
+            max(max(r.sharper) for r in ratios),
+            AT_MOST_1,
+            "theory: at most 1",
+        ),
+        Finding.exact(
+            "distance of outputs to dW's over Phi_W0 / 2, largest",
+            max(max(r.from_update) for r in ratios),
+            AT_MOST_1,
+            "theory: at most 1",
+        ),
+        Finding.exact(
+            "difference of gaps over Phi, largest",
+            max(max(r.gap) for r in ratios),
+            AT_MOST_1,
+            f"population {POPULATION}, sample {SAMPLE}; theory: at most 1",
+        ),
+    ]
+
+
+def _aligned_findings(aligned: list[tuple[list[float], list[float]]]) -> list[Finding]:
+    outputs = [share for shares, _ in aligned for share in shares]
+    what, attained = "aligned layers: distance of outputs over Phi_dW / 2", (1 - ROUNDING, 1 + ROUNDING)
+    return [
+        Finding.exact(f"{what}, min", min(outputs), attained, "theory: 1, the bound is attained"),
+        Finding.exact(f"{what}, max", max(outputs), attained, "theory: 1, the bound is attained"),
+        Finding.exact(
+            "aligned layers: difference of gaps over Phi_dW, smallest",
+            min(share for _, gaps in aligned for share in gaps),
+            (1 - 2 / POPULATION, 1 + ROUNDING),
+            f"theory: 1 - 1 / {POPULATION}, a sample of one example",
+        ),
+        Finding.exact(
+            "true distance over the bound as printed in the paper, a counterexample",
+            misprint(),
+            (1 + ROUNDING, math.inf),
+            "above 1: the printed formula is false; the corrected one is tested here",
+        ),
+    ]
+
+
 def _loosening(by_depth: list[list[float]]) -> list[float]:
-    """exp of the slope of log(bound / true) in depth, one a repetition (a network of each depth)."""
+    """exp of the slope of log(bound / true) in depth, for each repetition (a network of each depth)."""
     mean = sum(DEPTHS) / len(DEPTHS)
     spread = sum((d - mean) ** 2 for d in DEPTHS)
     return [
@@ -307,20 +274,12 @@ def _loosening(by_depth: list[list[float]]) -> list[float]:
     ]
 
 
-def _plot(title: str, shares: dict[str, list[list[float]]]) -> Plot:
+def _plot(title: str, ratios: dict[str, list[list[float]]]) -> Plot:
     curves = []
-    for name, by_depth in shares.items():
-        mean, low, high = band([[-math.log(share) for share in row] for row in zip(*by_depth)])
-        middle, bottom, top = ([math.exp(v) for v in row] for row in (mean, low, high))
-        curves.append(Curve(name, list(DEPTHS), middle, bottom, top))
-    return Plot(
-        title,
-        "layers",
-        "bound / truth",
-        [*curves, Curve("attained", list(DEPTHS), [1.0] * len(DEPTHS), theory=True)],
-        log_y=True,
-        caption="Geometric means over networks with 95 % intervals.",
-    )
-
-
-EXPERIMENT = experiment("perturbation-tightness", run)
+    for name, by_depth in ratios.items():
+        logs = PlotCurve.mean(name, DEPTHS, [[-math.log(share) for share in row] for row in zip(*by_depth)])
+        middle, low, high = ([math.exp(v) for v in row] for row in (logs.y, logs.low, logs.high))
+        curves.append(PlotCurve(name, list(DEPTHS), middle, low, high))
+    curves.append(PlotCurve.theory("attained", DEPTHS, [1.0] * len(DEPTHS)))
+    caption = "Geometric means over networks with 95 % intervals."
+    return Plot(title, "layers", "bound / truth", curves, log="y", caption=caption)

@@ -1,22 +1,22 @@
-r"""At which rate does a step of SGD on selected columns first raise the loss? (arXiv 2606.13767, Theorems 2 and 3)
+r"""The rate at which a step of SGD on selected columns first raises the loss (arXiv 2606.13767, Theorems 2 and 3).
 
 The map is linear, y = W x, with W = W0 + (alpha / r) B A, A the one-hot rows of cla, and only B is trained. L, the
 Lipschitz constant of the loss's gradient in W, is known exactly, Sigma = X^T X / N:
 
-    aligned    squared error; on the selected columns Sigma is L I, so the theorem's worst direction is the only one
-    random     squared error, Gaussian X; L = lambda_max(Sigma), which the selected columns see a part of
+    aligned    squared error; Sigma is L I on the selected columns, so every direction is the theorem's worst one
+    random     squared error, Gaussian X; L = lambda_max(Sigma)
     logistic   softmax cross-entropy; L = lambda_max(Sigma) / 2, since ||diag(p) - p p^T|| <= 1/2
 
-The loss along a step is convex in the rate, so the first rate that raises it is found by bisection. Steps are taken
-through B by autograd, batched; and on the aligned problems again by tunewise's cla with
-`torch.optim.SGD`.
+The loss along a step is convex in the rate, so bisection finds the first rate that raises it. Steps are taken in
+batches through B by autograd, and on the aligned problems again by the package's cla with `torch.optim.SGD`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,31 +25,19 @@ from torch.nn.functional import one_hot
 from tunewise.methods.attach import attach
 from tunewise.methods.attachment import layer_adapters
 from tunewise.methods.columns import ColumnAdapter
-from tunewise.papers.lab.batched import batch, generator, normal, speedup
-from tunewise.papers.lab.contract import Curve, Outcome, Plot, Settings, exactly
-from tunewise.papers.lab.fits import band
-from tunewise.papers.lab.registry import experiment
+from tunewise.papers.lab.batched import batch, generator, normal
+from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 from tunewise.theory import guaranteed_decrease, largest_safe_step
 
 INPUTS, OUTPUTS, SAMPLES = 16, 6, 40  # m, n, N
 RANKS = (1, 2, 4, 8)
 FAMILIES = ("aligned", "random", "logistic")
-BELOW = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)
+BELOW = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)  # rates over the bound
 ABOVE = (1.0001, 1.01, 1.1, 1.5, 2.0, 4.0)
-"""Rates, over the bound."""
 BISECTIONS = 60
 TRAINING_STEPS = 12
 LINKS = 3
 ROUNDING = 1e-9
-
-EXPECTED: dict[str, tuple[float, float]] = {
-    "raised below": (0, 0),
-    "lowered above": (0, 0),
-    "first rise, aligned": (1 - 1e-6, 1 + 1e-6),
-    "first rise": (1 - ROUNDING, math.inf),
-    "guaranteed": (-1e-12, math.inf),
-    "literal": (0, 1e-9),
-}
 
 
 @dataclass(frozen=True)
@@ -58,18 +46,12 @@ class Problems:
 
     family: str
     rank: int
-    x: Tensor
-    """(P, N, m)"""
-    y: Tensor
-    """(P, N, n): targets, or one-hot classes."""
-    weight: Tensor
-    """W0: (P, n, m)"""
-    b: Tensor
-    """B at the step: (P, n, r), 0 at the start of training and not later."""
-    alpha: Tensor
-    """(P,)"""
-    lipschitz: Tensor
-    """L: (P,)"""
+    x: Tensor  # (P, N, m)
+    y: Tensor  # (P, N, n): targets, or one-hot classes
+    weight: Tensor  # W0: (P, n, m)
+    b: Tensor  # B before the step: (P, n, r)
+    alpha: Tensor  # (P,)
+    lipschitz: Tensor  # L: (P,)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -79,43 +61,35 @@ class Problems:
     def bound(self) -> Tensor:
         """2 r^2 / (L alpha^2) of every problem: (P,)."""
         pairs = zip(self.alpha.tolist(), self.lipschitz.tolist())
-        return torch.tensor([float(largest_safe_step(self.rank, a, c)) for a, c in pairs], dtype=torch.float64).to(
-            self.x
-        )
+        return torch.tensor([float(largest_safe_step(self.rank, a, c)) for a, c in pairs], dtype=torch.float64)
 
 
-def make(family: str, rank: int, count: int, settings: Settings) -> Problems:
-    """Random problems: alpha from r / 2 to 4 r, the scale of X over two decades, B not at 0 in every second one."""
+def make(family: str, rank: int, count: int, settings: LabSettings) -> Problems:
+    """Random problems: alpha from r / 2 to 4 r, the scale of X over two decades, B = 0 in every second problem."""
     draw = generator(settings.seed, 31, FAMILIES.index(family), rank)
 
-    def drawn(*shape: int) -> Tensor:
-        return normal(draw, count, *shape, device=settings.device)
-
     def uniform() -> Tensor:
-        return torch.rand(count, generator=draw, dtype=torch.float64).to(settings.device)
+        return torch.rand(count, generator=draw, dtype=torch.float64)
 
-    x = drawn(SAMPLES, INPUTS)
+    x = normal(draw, count, SAMPLES, INPUTS)
     if family == "aligned":  # Sigma = I on the selected columns, less than half of it elsewhere, nothing between
         x = torch.linalg.qr(x)[0] * math.sqrt(SAMPLES)
         x = torch.cat([x[:, :, :rank], 0.7 * x[:, :, rank:]], 2)
     x = x * 10 ** (uniform() - 0.5)[:, None, None]
-    y = drawn(SAMPLES, OUTPUTS)
-    if family == "logistic":
-        y = one_hot(y.argmax(2), OUTPUTS).to(x)
+    y = normal(draw, count, SAMPLES, OUTPUTS)
     curvature = torch.linalg.matrix_norm(x, ord=2).square() / SAMPLES
     if family == "logistic":
-        curvature = curvature / 2
-    started = (torch.arange(count, device=x.device) % 2).to(x)[:, None, None]
+        y, curvature = one_hot(y.argmax(2), OUTPUTS).to(x), curvature / 2
+    started = (torch.arange(count) % 2).to(x)[:, None, None]
     alpha = rank * 2 ** (3 * uniform() - 1)
-    return Problems(
-        family, rank, x, y, drawn(OUTPUTS, INPUTS) / 4, started * drawn(OUTPUTS, rank) / 4, alpha, curvature
-    )
+    weight = normal(draw, count, OUTPUTS, INPUTS) / 4
+    return Problems(family, rank, x, y, weight, started * normal(draw, count, OUTPUTS, rank) / 4, alpha, curvature)
 
 
 def loss(family: str, b: Tensor, x: Tensor, y: Tensor, weight: Tensor, alpha: Tensor) -> Tensor:
     """Mean loss of one problem; A selects the first r columns."""
     rank = b.shape[1]
-    select = torch.eye(rank, weight.shape[1], dtype=x.dtype, device=x.device)  # A (r, m)
+    select = torch.eye(rank, weight.shape[1], dtype=x.dtype)  # A (r, m)
     out = x @ (weight + alpha / rank * b @ select).T
     if family == "logistic":
         return -(y * torch.log_softmax(out, 1)).sum(1).mean()
@@ -123,13 +97,13 @@ def loss(family: str, b: Tensor, x: Tensor, y: Tensor, weight: Tensor, alpha: Te
 
 
 def change(family: str, rate: Tensor, x: Tensor, y: Tensor, weight: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    """loss after one step of SGD on B at this rate, less loss before, of one problem."""
+    """Loss after one step of SGD on B at this rate, less the loss before, of one problem."""
     slope, before = torch.func.grad_and_value(lambda b: loss(family, b, x, y, weight, alpha))(b)
     return loss(family, b - rate * slope, x, y, weight, alpha) - before
 
 
 def first_rise(family: str, least: Tensor, *problem: Tensor) -> Tensor:
-    """The rate at which one problem's loss change crosses 0, to rounding; the search is from `least` to 2^40 of it."""
+    """The rate at which one problem's loss change crosses 0, searched from `least` to 2^40 times that."""
     low, high = torch.log(least), torch.log(least) + 40 * math.log(2.0)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -139,9 +113,9 @@ def first_rise(family: str, least: Tensor, *problem: Tensor) -> Tensor:
 
 
 def train(rate: Tensor, x: Tensor, y: Tensor, weight: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    """Losses (LINKS * TRAINING_STEPS + 1,) of one squared-error problem along a chain of links, as c3la trains one.
+    """Losses (LINKS * TRAINING_STEPS + 1,) of one squared-error problem along a chain of links, as in c3la.
 
-    A link's update is added to the weight and the next starts from B = 0 on the next r columns.
+    A link's update is added to the weight, and the next link starts from B = 0 on the next r columns.
     """
     rank = b.shape[1]
     losses = []
@@ -151,17 +125,17 @@ def train(rate: Tensor, x: Tensor, y: Tensor, weight: Tensor, b: Tensor, alpha: 
             slope, value = torch.func.grad_and_value(lambda b, w=weight, x=x: loss("random", b, x, y, w, alpha))(b)
             losses.append(value)
             b = b - rate * slope
-        select = torch.eye(rank, weight.shape[1], dtype=x.dtype, device=x.device)
+        select = torch.eye(rank, weight.shape[1], dtype=x.dtype)
         weight = torch.roll(weight + alpha / rank * b @ select, -rank, 1)  # the next columns come first
         x, b = torch.roll(x, -rank, 1), torch.zeros_like(b)
     losses.append(loss("random", b, x, y, weight, alpha))
     return torch.stack(losses)
 
 
-def run(settings: Settings) -> Outcome:
-    """See the module."""
-    count = settings.of(quick=24, full=200)
-    below, above, steps = 0, 0, 0
+def run(settings: LabSettings) -> Measurement:
+    count = settings.choose(quick=24, full=200)
+    multiples = torch.tensor([*BELOW, *ABOVE], dtype=torch.float64)
+    below, above = 0, 0
     spare: list[float] = []
     rises: dict[str, list[float]] = {f: [] for f in FAMILIES}
     shown: dict[str, list[Tensor]] = {f: [] for f in FAMILIES}
@@ -169,97 +143,81 @@ def run(settings: Settings) -> Outcome:
         for rank in RANKS:
             problems = make(family, rank, count, settings)
             bound = problems.bound
-            multiples = torch.tensor([*BELOW, *ABOVE], dtype=torch.float64).to(bound)
             changes = _changes(problems, multiples[None] * bound[:, None])  # (P, rates)
-            steps += changes.numel()
             below += int((changes[:, : len(BELOW)] > 0).sum())
             if family == "aligned":
                 above += int((changes[:, len(BELOW) :] <= 0).sum())
-            rise = batch(lambda least, *p, f=family: first_rise(f, least, *p), bound / 8, *problems.tensors)
+            rise = batch(partial(first_rise, family), bound / 8, *problems.tensors)
             rises[family] += (rise / bound).tolist()
             before = batch(lambda x, y, w, b, a, f=family: loss(f, b, x, y, w, a), *problems.tensors)
             spare += _over_guarantee(problems, changes[:, : len(BELOW)], bound, before)
             shown[family].append(changes / before[:, None])
-    literal_wrong, literal_error, literal_steps = _literally(settings)
-    chain, raised = _training(settings)
-    findings = [
-        exactly(
-            "steps below the bound that raised the loss",
-            below,
-            EXPECTED["raised below"],
-            f"of {len(FAMILIES) * len(RANKS) * count * len(BELOW):,}",
-        ),
-        exactly(
+    chain, raised = _chain(settings)
+    runs = len(FAMILIES) * len(RANKS) * count
+    return Measurement(
+        [
+            *_step_findings(runs, below, above, rises, spare),
+            *_package(settings),
+            Finding.exact(
+                "steps of a chain of links at 0.95 of the bound that raised the loss",
+                raised,
+                (0, 0),
+                f"Theorem 3: {LINKS} links of {TRAINING_STEPS} steps",
+            ),
+        ],
+        [_rates_plot(shown), chain],
+        [
+            f"m = {INPUTS}, n = {OUTPUTS}, N = {SAMPLES}, ranks {', '.join(map(str, RANKS))}, {count} problems of each "
+            f"family and rank, alpha from r / 2 to 4 r; {runs * len(multiples):,} steps and {runs:,} bisections.",
+            "The bound is exact in the worst case and too careful on most problems: longer steps often lower the loss "
+            "too. It holds for plain SGD on the full loss, not for Adam, momentum or small batches.",
+        ],
+    )
+
+
+def _step_findings(
+    runs: int, below: int, above: int, rises: dict[str, list[float]], spare: list[float]
+) -> list[Finding]:
+    return [
+        Finding.exact("steps below the bound that raised the loss", below, (0, 0), f"of {runs * len(BELOW):,}"),
+        Finding.exact(
             "steps above the bound that lowered the loss, aligned problems",
             above,
-            EXPECTED["lowered above"],
-            f"of {len(RANKS) * count * len(ABOVE):,}, from 1.0001 of the bound on",
+            (0, 0),
+            f"of {runs // len(FAMILIES) * len(ABOVE):,}, from 1.0001 of the bound on",
         ),
-        exactly(
+        Finding.exact(
             "first rate that raises the loss over the bound, aligned problems, farthest from 1",
             max(rises["aligned"], key=lambda rise: abs(math.log(rise))),
-            EXPECTED["first rise, aligned"],
-            "theory: 1; there the bound can't be better",
+            (1 - 1e-6, 1 + 1e-6),
+            "theory: 1; no larger bound is possible",
         ),
         *(
-            exactly(
+            Finding.exact(
                 f"the same, {family} problems, smallest",
                 min(rises[family]),
-                EXPECTED["first rise"],
-                f"theory: at least 1; median {_median(rises[family]):.3g}",
+                (1 - ROUNDING, math.inf),
+                f"theory: at least 1; median {sorted(rises[family])[len(rises[family]) // 2]:.3g}",
             )
             for family in FAMILIES[1:]
         ),
-        exactly(
+        Finding.exact(
             "decrease less the guaranteed decrease, over the loss, smallest",
             min(spare),
-            EXPECTED["guaranteed"],
+            (-1e-12, math.inf),
             "eta (1 - eta L / 2) ||selected columns of the gradient||^2, below the bound",
         ),
-        exactly(
-            "steps of tunewise's cla with torch's SGD on the wrong side",
-            literal_wrong,
-            EXPECTED["raised below"],
-            f"of {literal_steps}: at 0.9999 and at 1.0001 of the bound",
-        ),
-        exactly(
-            "its loss change less that of the batched steps, over the loss, largest",
-            literal_error,
-            EXPECTED["literal"],
-            "the batch does what cla does",
-        ),
-        exactly(
-            "steps of a chain of links at 0.95 of the bound that raised the loss",
-            raised,
-            EXPECTED["raised below"],
-            f"Theorem 3: {LINKS} links of {TRAINING_STEPS} steps",
-        ),
     ]
-    sample = make("random", 4, 128, settings)
-    return Outcome(
-        findings=findings,
-        plots=[_rates_plot(shown), chain],
-        words=[
-            f"m = {INPUTS}, n = {OUTPUTS}, N = {SAMPLES}, ranks {', '.join(map(str, RANKS))}, {count} problems of each "
-            f"family and rank, alpha from r / 2 to 4 r; {steps:,} steps and {len(FAMILIES) * len(RANKS) * count:,} "
-            "bisections.",
-            "The bound is exact in the worst case and a factor too careful on most problems: longer steps often lower "
-            "the loss too. It is for plain SGD on the full loss; it says nothing of Adam, momentum or small batches.",
-        ],
-        speedups=[
-            speedup("one step", lambda r, *p: change("random", r, *p), sample.bound, *sample.tensors),
-        ],
-    )
 
 
 def _changes(problems: Problems, rates: Tensor) -> Tensor:
     """Loss changes (P, rates)."""
 
-    def one(rates: Tensor, *problem: Tensor) -> Tensor:
+    def all_rates(rates: Tensor, *problem: Tensor) -> Tensor:
         return torch.func.vmap(lambda rate: change(problems.family, rate, *problem))(rates)
 
-    found: Tensor = batch(one, rates, *problems.tensors)
-    return found
+    changes: Tensor = batch(all_rates, rates, *problems.tensors)
+    return changes
 
 
 def _over_guarantee(problems: Problems, changes: Tensor, bound: Tensor, before: Tensor) -> list[float]:
@@ -271,34 +229,46 @@ def _over_guarantee(problems: Problems, changes: Tensor, bound: Tensor, before: 
         return torch.linalg.vector_norm(slope) * problems.rank / alpha
 
     norms = batch(selected, *problems.tensors)
-    found = []
+    spare = []
     rows = (changes, bound, problems.alpha, problems.lipschitz, norms, before)
     for row, most, alpha, lipschitz, norm, value in zip(*(t.tolist() for t in rows)):
         for multiple, moved in zip(BELOW, row):
             least = guaranteed_decrease(multiple * most, problems.rank, alpha, lipschitz, norm)
-            found.append((-moved - float(least)) / value)
-    return found
+            spare.append((-moved - float(least)) / value)
+    return spare
 
 
-def _literally(settings: Settings) -> tuple[int, float, int]:
-    """The aligned problems with tunewise's own cla: steps on the wrong side, the largest disagreement with the batch
-    (over the loss), and the number of steps."""
+def _package(settings: LabSettings) -> list[Finding]:
+    """The aligned problems with the package's cla, just below and just above the bound."""
     wrong, error, steps = 0, 0.0, 0
     for rank in RANKS:
-        problems = make("aligned", rank, settings.of(quick=2, full=12), settings)
-        rates = problems.bound[:, None] * torch.tensor([0.9999, 1.0001], dtype=torch.float64).to(problems.x)
-        fresh = Problems(**{**problems.__dict__, "b": torch.zeros_like(problems.b)})
+        problems = make("aligned", rank, settings.choose(quick=2, full=12), settings)
+        rates = problems.bound[:, None] * torch.tensor([0.9999, 1.0001], dtype=torch.float64)
+        fresh = replace(problems, b=torch.zeros_like(problems.b))
         batched = _changes(fresh, rates)
         for place in range(len(rates)):
             for side in (0, 1):
-                moved, before = _literal_step(fresh, place, float(rates[place, side]))
+                moved, before = _package_step(fresh, place, float(rates[place, side]))
                 wrong += int(moved > 0) if side == 0 else int(moved <= 0)
                 error = max(error, abs(moved - float(batched[place, side])) / before)
                 steps += 1
-    return wrong, error, steps
+    return [
+        Finding.exact(
+            "steps of tunewise's cla with torch's SGD on the wrong side",
+            wrong,
+            (0, 0),
+            f"of {steps}: at 0.9999 and at 1.0001 of the bound",
+        ),
+        Finding.exact(
+            "its loss change less that of the batched steps, over the loss, largest",
+            error,
+            (0, 1e-9),
+            "the batch computes the same as cla",
+        ),
+    ]
 
 
-def _literal_step(problems: Problems, place: int, rate: float) -> tuple[float, float]:
+def _package_step(problems: Problems, place: int, rate: float) -> tuple[float, float]:
     """One step of `torch.optim.SGD` on the cla adapter of a linear layer: change of the loss, and the loss before."""
 
     def cla(layer: nn.Linear) -> nn.Module:
@@ -310,11 +280,11 @@ def _literal_step(problems: Problems, place: int, rate: float) -> tuple[float, f
     (adapter,) = layer_adapters(cla(copy.deepcopy(layer)))
     assert isinstance(adapter, ColumnAdapter)
     chosen = adapter.columns.tolist()
-    order = chosen + [column for column in range(INPUTS) if column not in chosen]  # our first columns go there
-    x, y = torch.empty(SAMPLES, INPUTS, dtype=torch.float64), problems.y[place].cpu()
-    x[:, order] = problems.x[place].cpu()
+    order = chosen + [column for column in range(INPUTS) if column not in chosen]
+    x, y = torch.empty(SAMPLES, INPUTS, dtype=torch.float64), problems.y[place]
+    x[:, order] = problems.x[place]
     with torch.no_grad():
-        layer.weight[:, order] = problems.weight[place].cpu()
+        layer.weight[:, order] = problems.weight[place]
     model = cla(layer)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
 
@@ -328,42 +298,30 @@ def _literal_step(problems: Problems, place: int, rate: float) -> tuple[float, f
         return float(value() - before), float(before)
 
 
-def _training(settings: Settings) -> tuple[Plot, int]:
-    """Losses along a chain at three rates, and how many steps at 0.95 of the bound raised it."""
-    problems = make("aligned", 4, settings.of(quick=24, full=200), settings)
+def _chain(settings: LabSettings) -> tuple[Plot, int]:
+    """Losses along a chain at three rates, and the number of steps at 0.95 of the bound that raised it."""
+    problems = make("aligned", 4, settings.choose(quick=24, full=200), settings)
     x = torch.linalg.qr(problems.x)[0] * math.sqrt(SAMPLES)  # now every column is as steep as the steepest
-    same = Problems(**{**problems.__dict__, "x": x, "lipschitz": torch.ones_like(problems.lipschitz)})
+    same = replace(problems, x=x, lipschitz=torch.ones_like(problems.lipschitz))
     curves, raised = [], 0
     for multiple in (0.5, 0.95, 1.05):
         losses = batch(train, multiple * same.bound, *same.tensors)  # (P, steps + 1)
         if multiple == 0.95:
             raised = int((losses.diff(dim=1) > ROUNDING * losses[:, :1]).sum())
-        mean, low, high = band((losses / losses[:, :1]).tolist())
-        curves.append(Curve(f"{multiple:g} of the bound", list(range(len(mean))), mean, low, high))
-    caption = (
-        f"A chain of {LINKS} links, each on other columns and of {TRAINING_STEPS} steps. 95 % intervals over problems."
-    )
-    return Plot("Training at three rates", "step", "loss over the first", curves, log_y=True, caption=caption), raised
+        rows = (losses / losses[:, :1]).tolist()
+        curves.append(PlotCurve.mean(f"{multiple:g} of the bound", list(range(len(rows[0]))), rows))
+    caption = f"A chain of {LINKS} links of {TRAINING_STEPS} steps on other columns. 95 % intervals over problems."
+    return Plot("Training at three rates", "step", "loss over the first", curves, log="y", caption=caption), raised
 
 
 def _rates_plot(shown: dict[str, list[Tensor]]) -> Plot:
-    curves = []
     rates = [rate for rate in (*BELOW, *ABOVE) if rate <= 2]
-    for family, parts in shown.items():
-        mean, low, high = band(torch.cat(parts)[:, : len(rates)].tolist())
-        curves.append(Curve(family, rates, mean, low, high))
+    curves = [PlotCurve.mean(name, rates, torch.cat(parts)[:, : len(rates)].tolist()) for name, parts in shown.items()]
     return Plot(
         "One step",
         "learning rate over the bound",
         "change of the loss over the loss",
-        [*curves, Curve("no change", [rates[0], rates[-1]], [0.0, 0.0], theory=True)],
-        uprights=[("2 r² / (L α²)", 1.0)],
+        [*curves, PlotCurve.theory("no change", [rates[0], rates[-1]], [0.0, 0.0])],
+        thresholds=[("2 r² / (L α²)", 1.0)],
         caption="Means over problems of all ranks with 95 % intervals.",
     )
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-EXPERIMENT = experiment("step-size", run)
