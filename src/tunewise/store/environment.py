@@ -7,8 +7,6 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from tunewise.store.records import Environment
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -28,6 +26,8 @@ def environment() -> Environment:
 
 def device_name() -> str:
     """'cuda: NVIDIA H100', or 'cpu: Intel(R) Xeon(R) Processor, 2 threads'."""
+    import torch  # here: who lists runs must not wait for it
+
     if torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {_processor()}, {torch.get_num_threads()} threads"

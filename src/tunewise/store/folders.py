@@ -14,8 +14,10 @@ runs/.table.parquet             a shortcut for listing them (see `table`); may b
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tunewise.errors import SpecError, StoreError
 from tunewise.spec import RunSpec
 from tunewise.store import locks
 from tunewise.store.documents import read_document, write_document
+from tunewise.store.environment import environment
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.names import LOCKS, RECORD, RUN_ID, SPEC, TRACEBACK
 from tunewise.store.records import RunRecord
@@ -71,6 +74,25 @@ class RunStore:
     def write(self, record: RunRecord) -> None:
         """Write `run.json`, whole or not at all."""
         write_document(self.folder(record.id) / RECORD, record)
+
+    def write_failed(
+        self, spec: RunSpec, error: BaseException, started: datetime.datetime, seconds: float
+    ) -> RunRecord:
+        """Record that a run failed, with the traceback beside it; not while another process has the run."""
+        message = " ".join(str(error).split()) or type(error).__name__
+        record = RunRecord(
+            id=spec.id,
+            status="failed",
+            spec=spec,
+            environment=environment(),
+            started=started.isoformat(timespec="seconds"),
+            seconds=seconds,
+            error=message if len(message) <= 300 else message[:299] + "…",
+        )
+        with contextlib.suppress(locks.RunLocked), self.lock(spec.id) as folder:
+            write_atomically(folder / TRACEBACK, "".join(traceback.format_exception(error)))
+            self.write(record)
+        return record
 
     def begin(self, spec: RunSpec) -> None:
         """Say what a run is that has no record yet, for those who list runs."""
