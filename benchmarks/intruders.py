@@ -36,7 +36,7 @@ from tunewise.measures.updates.folder import backbone_layers
 from tunewise.measures.updates.layer import LayerUpdate
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.quiet import quiet_libraries
-from tunewise.spec import CompareSpec, load_yaml, parse
+from tunewise.spec import StudySpec, load_yaml, parse
 from tunewise.store.environment import environment
 from tunewise.tasks.build import build_task
 
@@ -101,7 +101,7 @@ def shape(rows: int, columns: int, repetitions: int) -> dict[str, Any]:
 def quickstart(repetitions: int) -> dict[str, Any]:
     """All weights of all methods and seeds of the quickstart: of the adapters, of full fine-tuning, and together."""
     content = {k: v for k, v in load_yaml(PRESET).items() if k not in ("title", "out", "costs")}
-    spec = parse(CompareSpec, content)
+    spec = parse(StudySpec, content)
     model = build_task(spec.runs()[0]).load_model(0)
     groups: dict[str, list[LayerUpdate]] = {"adapters": [], "full fine-tuning": []}
     for one in spec.runs():

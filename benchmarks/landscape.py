@@ -37,7 +37,7 @@ from tunewise.measures._weight_space.plane import Plane
 from tunewise.measures.cost.stepping import device, synchronize
 from tunewise.measures.landscape.surface import _row, fastest
 from tunewise.quiet import quiet_libraries
-from tunewise.spec import CompareSpec, load_yaml, parse
+from tunewise.spec import StudySpec, load_yaml, parse
 from tunewise.store.environment import environment
 from tunewise.tasks.build import build_task
 
@@ -64,7 +64,7 @@ def main() -> None:
 def measure(grid: int, points: int, count: int, size: int) -> dict[str, Any]:
     """Medians of every way, and what they come to for the whole grid."""
     content = {k: v for k, v in load_yaml(PRESET).items() if k not in ("title", "out", "costs")}
-    task = build_task(parse(CompareSpec, content).runs()[0])
+    task = build_task(parse(StudySpec, content).runs()[0])
     model = task.load_model(0).eval().requires_grad_(False).to(device())
     rows = [task.train[i * size : (i + 1) * size] for i in range(count)]
     weights = weights_of(model)

@@ -17,12 +17,11 @@ from tunewise.models.load import load_config
 from tunewise.planning import make_plan
 from tunewise.preflight import Wanted, available_memory, check_room, wanted_of
 from tunewise.preview.forecast import forecast
-from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.driver import check_sweep
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import SideBySide
-from tunewise.sweeps.spec import SweepSpec
 from tunewise.tasks.text import TextClassification
 from tunewise.training.process_group import ProcessGroup
 
@@ -119,7 +118,7 @@ def test_disk_names_a_rank_that_fits(tiny_model: Path, tmp_path: Path, monkeypat
 def test_a_comparison_is_refused_before_its_first_run(
     tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = CompareSpec.model_validate(
+    spec = StudySpec.model_validate(
         {"model": str(tiny_model), "data": str(toy_csv), "methods": ["head"], "seeds": [0], "training": {"epochs": 1}}
     )
     monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
@@ -144,12 +143,12 @@ def test_no_batch_is_wider_than_the_longest_training_text(
     with pytest.raises(NoRoom, match=r"batch_size 16, texts of up to 20 tokens\).*batch_size 8"):
         check_room([short], tmp_path)
     settings = {"methods": ["lora"], "seeds": [0], "training": {"max_length": 64}}
-    spec = CompareSpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings})
+    spec = StudySpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings})
     plan = make_plan(spec, RunStore(tmp_path / "runs"))
     (planned,) = wanted_of(plan)
     assert planned.longest == max(len(row["input_ids"]) for row in plan.task.train) == planned.length < 64
     swept = plan_sweep(
-        SweepSpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings}), RunStore(tmp_path)
+        StudySpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings}), RunStore(tmp_path)
     )
     assert [run.longest for run in swept.runs] == [planned.longest]
 
@@ -225,7 +224,7 @@ def test_the_memory_of_a_cluster_is_not_this_machines(
     tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = {"model": str(tiny_model), "data": str(toy_csv), "methods": ["lora"], "seeds": [0]}
-    plan = plan_sweep(SweepSpec.model_validate(spec), RunStore(tmp_path))
+    plan = plan_sweep(StudySpec.model_validate(spec), RunStore(tmp_path))
     monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
     check_sweep(plan, tmp_path, None)
     with pytest.raises(NoRoom, match="not enough memory"):

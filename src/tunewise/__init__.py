@@ -29,10 +29,9 @@ _WHERE = {
     "snapshots": "tunewise.training.trajectory",
     "compare": "tunewise.comparison",
     "sweep": "tunewise.sweeps.driver",
-    "SweepSpec": "tunewise.sweeps.spec",
     "export": "tunewise.exporting",
     "inspect": "tunewise.inspecting",
-    "CompareSpec": "tunewise.spec",
+    "StudySpec": "tunewise.spec",
     "RunSpec": "tunewise.spec",
     "TunewiseError": "tunewise.errors",
 }
@@ -51,9 +50,8 @@ if TYPE_CHECKING:
     from tunewise.methods.chain import ChainCallback, restart
     from tunewise.methods.delta import delta
     from tunewise.methods.fold import refold
-    from tunewise.spec import CompareSpec, RunSpec
+    from tunewise.spec import RunSpec, StudySpec
     from tunewise.sweeps.driver import sweep
-    from tunewise.sweeps.spec import SweepSpec
     from tunewise.training.optimizers import optimizer
     from tunewise.training.trajectory import TrajectoryCallback, snapshots
 

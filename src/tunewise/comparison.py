@@ -23,7 +23,7 @@ from tunewise.planning import Plan, make_plan, with_rates
 from tunewise.preflight import check_plan
 from tunewise.report.data import ReportData
 from tunewise.report.html import write_report
-from tunewise.spec import CompareSpec, content_hash
+from tunewise.spec import StudySpec, content_hash
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
 from tunewise.store.folders import RunStore
@@ -38,7 +38,7 @@ from tunewise.tuning import chosen_rates, tune
 class Comparison:
     """What a comparison found, and where it lies."""
 
-    spec: CompareSpec
+    spec: StudySpec
     records: list[RunRecord]
     costs: CostReport | None
     tuning: TuningReport | None
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def compare(
-    spec: CompareSpec,
+    spec: StudySpec,
     out: str | Path = "runs",
     *,
     title: str = evidence.DEFAULT_TITLE,

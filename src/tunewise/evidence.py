@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from tunewise.advise.items import Predictions
 from tunewise.errors import SpecError, StoreError, suggest_nearest
-from tunewise.spec import CompareSpec, RunSpec
+from tunewise.spec import RunSpec, StudySpec
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
@@ -41,7 +41,7 @@ class Evidence:
     """A comparison's runs and what is known of them. `records` has every run of the specification, in its order;
     one that has not come to its end has the status "running"."""
 
-    spec: CompareSpec
+    spec: StudySpec
     folder: Path
     records: list[RunRecord]
     title: str = DEFAULT_TITLE
@@ -59,7 +59,7 @@ class Evidence:
         return sum(record.status == "running" for record in self.records)
 
 
-def begin(spec: CompareSpec, store: RunStore, title: str, tuning: TuningReport | None) -> Path:
+def begin(spec: StudySpec, store: RunStore, title: str, tuning: TuningReport | None) -> Path:
     """Make a comparison's folder, before its first run, so that an unfinished one can be looked at too."""
     folder = store.root / f"{_PREFIX}{spec.id}"
     write_atomically(folder / _SPEC, spec.model_dump_json(indent=1) + "\n")
@@ -115,7 +115,7 @@ def read(folder: Path, *, measures: bool = False) -> Evidence:
 
     Raises `StoreError` where a file can't be read, or where not one run has a record.
     """
-    spec = _read(folder / _SPEC, CompareSpec)
+    spec = _read(folder / _SPEC, StudySpec)
     assert spec is not None
     store = RunStore(folder.parent)
     known = {run.id: (run, store.record(run.id)) for run in spec.runs()}
@@ -177,7 +177,7 @@ def _unfinished(run: RunSpec, sample: RunRecord) -> RunRecord:
     )
 
 
-def _measured(spec: CompareSpec, records: list[RunRecord], store: RunStore) -> Collected:
+def _measured(spec: StudySpec, records: list[RunRecord], store: RunStore) -> Collected:
     from tunewise.measures.catalog import get_measure
     from tunewise.measures.collect import read as read_measure
     from tunewise.measures.collect import settings_of

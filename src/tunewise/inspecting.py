@@ -36,7 +36,7 @@ from tunewise.measures.updates.refusal import refusal
 from tunewise.methods.adapter_files import CHANGED, CONFIG, SIDECAR, load, noted
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest
-from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec
 from tunewise.store.folders import RECORD, RunStore
 from tunewise.store.records import RunRecord, Scores
 from tunewise.tasks.build import build_task
@@ -270,14 +270,14 @@ def _scoring(
         if data is not None:
             raise SpecError("two models are compared by their weights alone; data is for adapters")
         return None, None, ""
-    spec: RunSpec | CompareSpec
+    spec: RunSpec | StudySpec
     if record is not None:
         spec = record.spec.model_copy(update={"model": subject.base, **({"data": data} if data is not None else {})})
         seed = record.spec.seed
     else:
         assert data is not None
         chosen = task or ("causal" if subject.task_type == "CAUSAL_LM" else None)  # else known by the data's form
-        spec = CompareSpec(task=chosen, model=subject.base, data=data, methods=[MethodSpec(name="lora")])
+        spec = StudySpec(task=chosen, model=subject.base, data=data, methods=[MethodSpec(name="lora")])
         seed = 0
     built = build_task(spec)
     if record is not None and record.data is not None and built.labels != record.data.labels:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tunewise.catalog import get_method
-from tunewise.errors import ModelError
+from tunewise.errors import ModelError, SpecError
 from tunewise.hub import pinned
 from tunewise.models.head import Head
 from tunewise.models.load import load_model, meta_model, model_digest, pinned_model
-from tunewise.spec import CompareSpec, MethodSpec, ModelSpec, RunSpec
+from tunewise.spec import MethodSpec, ModelSpec, RunSpec, StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.tasks.build import build_task, detect_task, task_class
@@ -32,7 +32,7 @@ class PlannedMethod:
 class Plan:
     """A comparison with its digests filled in, its runs, and which of them are done already."""
 
-    spec: CompareSpec
+    spec: StudySpec
     task: Task
     runs: list[RunSpec]
     done: set[str]
@@ -45,12 +45,16 @@ class Plan:
         return self.task.facts
 
 
-def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
+def make_plan(spec: StudySpec, store: RunStore) -> Plan:
     """Read config and data, check every method on the model's shapes, fill in the digests. A finished run without
     the snapshots that are asked for counts as not done.
 
     Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a bad file.
     """
+    if not spec.is_comparison:
+        raise SpecError(
+            "methods are compared on one model, one data set and one training setting; `tunewise sweep` runs several"
+        )
     # Shapes first: they need the number of classes, but neither weights nor tokens, and fail in a second.
     name = spec.task or detect_task(spec.data)
     kind = task_class(name)
@@ -75,7 +79,7 @@ def make_plan(spec: CompareSpec, store: RunStore) -> Plan:
     return Plan(spec, task, runs, _done(runs, store, keep), counted, steps, keep)
 
 
-def with_commits(spec: CompareSpec) -> CompareSpec:
+def with_commits(spec: StudySpec) -> StudySpec:
     """What came from a hub is named by its commit, so that the records say which files it was."""
     paths = {key: path for key in ("path", "validation", "test") if (path := getattr(spec.data, key)) is not None}
     data = spec.data.model_copy(update={key: pinned(path) for key, path in paths.items()})
@@ -101,7 +105,7 @@ def _done(runs: list[RunSpec], store: RunStore, keep: SnapshotOptions | None) ->
     return {i for i, record in finished.items() if not lacks_snapshots(record, store.folder(i), keep)}
 
 
-def _count(spec: CompareSpec, method: MethodSpec, head: Head) -> PlannedMethod:
+def _count(spec: StudySpec, method: MethodSpec, head: Head) -> PlannedMethod:
     rate = spec.model_copy(update={"methods": [method]}).runs()[0].learning_rate
     return PlannedMethod(method, rate, facts_of_method(spec.model, method, head))
 

@@ -11,7 +11,7 @@ import pytest
 
 from tunewise import evidence
 from tunewise.cli.main import run as tunewise
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import (
     CostRecord,
@@ -40,7 +40,7 @@ def write_comparison(
     costs: bool = True,
 ) -> Path:
     """The comparison's folder in the runs folder `root`. A score of None: a run that is not finished."""
-    spec = CompareSpec.model_validate(
+    spec = StudySpec.model_validate(
         {
             "model": {"path": "model", "digest": "a" * 64},
             "data": {"path": "toys.csv", "digest": "b" * 64},

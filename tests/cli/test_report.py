@@ -10,13 +10,13 @@ import pytest
 
 from cli.conftest import SCORES, write_comparison
 from tunewise.comparison import compare
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 
 
 def test_the_report_of_a_real_comparison_is_rebuilt_byte_for_byte(
     tiny_model: Path, toy_csv: Path, tmp_path: Path, call
 ) -> None:
-    spec = CompareSpec.model_validate(
+    spec = StudySpec.model_validate(
         {
             "model": str(tiny_model),
             "data": str(toy_csv),

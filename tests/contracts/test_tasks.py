@@ -22,7 +22,7 @@ from tunewise.models.head import head_modules
 from tunewise.models.load import meta_model
 from tunewise.registry import TASKS
 from tunewise.run import run
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task, detect_task, task_class
 from tunewise.tasks.contract import Task
@@ -36,7 +36,7 @@ class Case:
     """One task with data: the spec to build it from, and a change of the data that its digest must show."""
 
     task: str
-    spec: CompareSpec
+    spec: StudySpec
     change: Callable[[], None]
 
 
@@ -122,9 +122,9 @@ MAKE: dict[str, Callable[[Path], Case]] = {
 }
 
 
-def _spec(task: str, model: Path, **data: Any) -> CompareSpec:
+def _spec(task: str, model: Path, **data: Any) -> StudySpec:
     data = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
-    return CompareSpec.model_validate(
+    return StudySpec.model_validate(
         {"task": task, "model": str(model), "data": data, "methods": "lora", "training": {"max_length": 32}}
     )
 

@@ -141,7 +141,7 @@ torch.set_num_threads(1)
 torch.backends.mkldnn.set_flags(False)  # what oneDNN could not prepare once it refuses for good
 from tunewise.comparison import compare
 from tunewise.measures.cost.peak_memory import give_back_freed_blocks
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
 
 BLOCK = 2**15
@@ -192,7 +192,7 @@ listener = Tight({})
 sys.addaudithook(saves)
 for moments in json.loads(sys.argv[3]):
     listener = Tight(moments)
-    found = compare(CompareSpec.model_validate_json(sys.argv[1]), sys.argv[2], costs=False, listener=listener)
+    found = compare(StudySpec.model_validate_json(sys.argv[1]), sys.argv[2], costs=False, listener=listener)
     print(json.dumps({r.spec.method.label: [r.id, r.status, r.error] for r in found.records}))
 print(json.dumps(listener.began_at))
 """

@@ -15,13 +15,13 @@ from tunewise.measures.forgetting.held_out import documentation, held_out, maske
 from tunewise.models.language import language_model
 from tunewise.planning import make_plan
 from tunewise.run import run
-from tunewise.spec import CompareSpec, ModelSpec
+from tunewise.spec import ModelSpec, StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Listener
 
 
 def comparison(tmp_path, **changes):
-    return CompareSpec.model_validate(
+    return StudySpec.model_validate(
         {
             "model": str(save_tiny_model(tmp_path / "model")),
             "data": str(save_toy_csv(tmp_path / "toy.csv")),

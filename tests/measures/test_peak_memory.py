@@ -10,12 +10,12 @@ from pathlib import Path
 SCRIPT = """
 from tunewise.measures.cost.peak_memory import peak_memory
 from tunewise.planning import make_plan
-from tunewise.spec import CompareSpec, parse
+from tunewise.spec import StudySpec, parse
 from tunewise.store.folders import RunStore
 
 print("begun")
 content = {{"model": {model!r}, "data": {data!r}, "methods": ["lora", "cla"], "rank": 4, "seeds": 1}}
-spec = parse(CompareSpec, {{**content, "training": {{"batch_size": 8, "max_length": 16}}}})
+spec = parse(StudySpec, {{**content, "training": {{"batch_size": 8, "max_length": 16}}}})
 plan = make_plan(spec, RunStore({out!r}))
 print(peak_memory(spec, plan.task, ["lora", "cla"]))
 """

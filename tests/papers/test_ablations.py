@@ -10,14 +10,13 @@ import yaml
 from command_line import invoke
 from tunewise.errors import SpecError
 from tunewise.papers.ablations import ABLATIONS, get_ablation, pairs_of, sweep
-from tunewise.spec import DataSpec, load_yaml, parse
-from tunewise.sweeps.spec import SweepSpec
+from tunewise.spec import DataSpec, StudySpec, load_yaml, parse, split_options
 
 
 def runs(key, **options):
     ablation = get_ablation(key)
     data = {pair.data.key: DataSpec(path=f"{pair.data.key}.jsonl") for pair in pairs_of(ablation)}
-    return parse(SweepSpec, sweep(ablation, data, **options)).runs()
+    return parse(StudySpec, split_options(sweep(ablation, data, **options))[1]).runs()
 
 
 def test_table_8_is_rates_by_half_powers_and_ranks_by_doubling():
@@ -72,6 +71,6 @@ def test_the_file_is_what_the_sweep_command_reads(tiny_model, shared_data, tmp_p
     assert invoke(monkeypatch, "paper", "sweep", "12", *words) == 0
     assert "18 runs" in capsys.readouterr().out
     assert "&" not in out.read_text() and yaml.safe_load(out.read_text())["title"].startswith("Table 12")
-    found = parse(SweepSpec, load_yaml(out)).runs()
+    found = parse(StudySpec, split_options(load_yaml(out))[1]).runs()
     assert len(found) == 18 and {run.training.epochs for run in found} == {2}
     assert {run.data.train_size for run in found} == {64}

@@ -11,7 +11,7 @@ from tunewise.errors import SpecError
 from tunewise.papers.models import DATA
 from tunewise.papers.presets import comparison, get_pair, method, pairs
 from tunewise.papers.printed import METHODS, bounds, cells, settings, shares
-from tunewise.spec import CompareSpec, parse
+from tunewise.spec import StudySpec, parse
 
 
 def test_every_cell_is_there_and_belongs_to_a_preset():
@@ -44,7 +44,7 @@ def test_tables_agree_where_they_print_the_same():
 
 def test_presets_have_table_7():
     pair = get_pair("roberta-base/mrpc")
-    spec = parse(CompareSpec, {**comparison(pair), "data": "x"})
+    spec = parse(StudySpec, {**comparison(pair), "data": "x"})
     assert spec.training.epochs == 20 and spec.training.batch_size == 32 and spec.training.schedule == "linear"
     assert spec.seeds == [12, 22, 32] and len(spec.methods) == 10
     runs = {run.method.name: run for run in spec.runs()}
@@ -70,7 +70,7 @@ def test_rows_with_other_meanings():
 def test_tables_4_and_5_have_the_paca_family_on_other_layers():
     pair = get_pair("vit-tiny/cifar10")
     for setting, targets in (("all-linear", "all-linear"), ("query-value", "qv")):
-        spec = parse(CompareSpec, {**comparison(pair, setting), "data": "x"})
+        spec = parse(StudySpec, {**comparison(pair, setting), "data": "x"})
         assert {"paca", "d-paca", "c-paca"} < {m.name for m in spec.methods}
         assert spec.training.epochs == 30 and spec.seeds == [0, 1, 2]
         assert {m.targets for m in spec.methods if m.name != "fft"} == {targets}

@@ -18,7 +18,7 @@ from tunewise.errors import DataError
 from tunewise.papers.prepare import halves, prepare
 from tunewise.papers.reading import Item
 from tunewise.papers.sets import SETS, get_set
-from tunewise.spec import ModelSpec
+from tunewise.spec import ModelSpec, StudySpec
 from tunewise.tasks.build import task_class
 
 
@@ -252,16 +252,20 @@ def test_halves_are_disjoint_whole_and_stratified():
     assert first == halves(items)[0] and [i.text for i in first] != [i.text for i in items[:30]]
 
 
+def bare(spec):
+    return spec.model_copy(update={"notes": []})
+
+
 def test_notes_reach_the_record_and_not_the_name_of_a_run(tmp_path):
     folder = write(
         tmp_path, train_DOT_tsv="sentence\tlabel\n" + "".join(f"the old cat {n}\t{n % 2}\n" for n in range(30))
     )
     spec = prepare(get_set("cola"), str(folder))
     model = ModelSpec(path=str(save_tiny_model(tmp_path / "model")))
-    assert spec.notes and "notes" not in spec.content("text")
+    runs = [StudySpec(model=model, data=data, methods=["cla"], seeds=[0]).runs()[0] for data in (spec, bare(spec))]
+    assert spec.notes and runs[0].id == runs[1].id
     assert task_class("text").digest(spec) == task_class("text").digest(spec.model_copy(update={"notes": []}))
-    from tunewise.spec import CompareSpec
     from tunewise.tasks.build import build_task
 
-    task = build_task(CompareSpec(model=model, data=spec, methods=["cla"], task="text"))
+    task = build_task(StudySpec(model=model, data=spec, methods=["cla"], task="text"))
     assert task.facts.notes[0] == "CoLA from local files."

@@ -22,7 +22,7 @@ from tunewise.papers.render import FORMS
 from tunewise.papers.runs import PaperRun, found, keep_note
 from tunewise.papers.tables import lines_of, sheet_of
 from tunewise.papers.terminal import show
-from tunewise.spec import CompareSpec, parse
+from tunewise.spec import StudySpec, parse
 from tunewise.store.folders import RunStore
 from tunewise.store.records import CostRecord, CostReport, StepTime
 
@@ -34,7 +34,7 @@ def stored(root, key, setting="main", changes=(), shift=0.0):
     pair = get_pair(key)
     model = {"path": "a", "digest": ("c" if changes else "a") * 64}
     spec = parse(
-        CompareSpec,
+        StudySpec,
         {**comparison(pair, setting, list(SCORES)), "model": model, "data": {"path": "d", "digest": "d" * 64}},
     )
     folder = evidence.begin(spec, RunStore(root), "toy", None)

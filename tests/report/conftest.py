@@ -12,7 +12,7 @@ from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import TunewiseError
 from tunewise.report.data import ReportData
-from tunewise.spec import CompareSpec, RunSpec
+from tunewise.spec import RunSpec, StudySpec
 from tunewise.store.records import (
     Check,
     CostRecord,
@@ -44,7 +44,7 @@ ENVIRONMENT = Environment(
 class Comparison:
     """What a report is made from."""
 
-    comparison: CompareSpec
+    comparison: StudySpec
     records: list[RunRecord]
     histories: dict[str, list[dict[str, Any]]]
     costs: CostReport | None
@@ -69,7 +69,7 @@ def make(
     epochs: int = 3,
 ) -> Comparison:
     reference = "lora" if "lora" in methods else methods[0]
-    spec = CompareSpec.model_validate(
+    spec = StudySpec.model_validate(
         {
             "model": {"path": "models/mini", "digest": "a" * 64},
             "data": {"path": data, "digest": "b" * 64},

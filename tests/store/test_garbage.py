@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stored_runs import stored_spec, write_run, write_unfinished
-from tunewise.spec import CompareSpec, TuningSpec
+from tunewise.spec import StudySpec, TuningSpec
 from tunewise.store import garbage
 from tunewise.store.documents import write_document
 from tunewise.store.files import write_atomically
@@ -214,7 +214,7 @@ def _costs(method: str) -> CostReport:
 
 
 def test_costs_that_no_comparison_is_about_go(tmp_path: Path) -> None:
-    spec = CompareSpec.model_validate({"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text"})
+    spec = StudySpec.model_validate({"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text"})
     folder = tmp_path / f"compare-{spec.id}"
     write_atomically(folder / "compare.json", spec.model_dump_json())
     for number, method in enumerate(("lora", "cla")):
@@ -228,7 +228,7 @@ def test_costs_that_no_comparison_is_about_go(tmp_path: Path) -> None:
 
 
 def test_adapters_of_trials_go_on_demand_and_the_trial_still_counts_as_done(tmp_path: Path) -> None:
-    spec = CompareSpec.model_validate(
+    spec = StudySpec.model_validate(
         {"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text", "seeds": [0], "tuning": 2}
     )
     wanted = spec.runs()[0]

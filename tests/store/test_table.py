@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stored_runs import record_of, stored_spec, write_run, write_unfinished
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store import table as table_module
 from tunewise.store import table_index
 from tunewise.store.documents import write_document
@@ -147,7 +147,7 @@ def test_a_finished_run_that_is_done_anew_is_running(runs: Path) -> None:
 
 
 def test_what_an_unfinished_run_is_comes_from_its_comparison(tmp_path: Path) -> None:
-    spec = CompareSpec.model_validate(
+    spec = StudySpec.model_validate(
         {"model": "m", "data": "d.csv", "methods": ["lora", "cla"], "seeds": [3], "task": "text"}
     )
     write_atomically(tmp_path / f"compare-{spec.id}" / "compare.json", spec.model_dump_json())

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from stored_runs import stored_spec, write_run, write_unfinished
 from tunewise.errors import StoreError
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.documents import write_document
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.folders import RunStore
@@ -170,7 +170,7 @@ def test_a_record_of_another_schema_is_reported_and_not_touched(run: tuple[RunSt
 
 
 def test_comparisons_and_costs_are_looked_at(tmp_path: Path) -> None:
-    spec = CompareSpec.model_validate({"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text"})
+    spec = StudySpec.model_validate({"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text"})
     folder = tmp_path / f"compare-{spec.id}"
     write_atomically(folder / "compare.json", spec.model_dump_json())
     assert faults_beside(tmp_path) == []

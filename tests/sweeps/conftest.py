@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tunewise.spec import parse
-from tunewise.sweeps.spec import SweepSpec
+from tunewise.spec import StudySpec, parse
 
 
 @pytest.fixture
 def content(tiny_model: Path, toy_csv: Path) -> dict[str, Any]:
     return {
-        "title": "Toys",
         "model": str(tiny_model),
         "data": str(toy_csv),
         "methods": ["lora", "cla"],
@@ -27,13 +25,13 @@ def content(tiny_model: Path, toy_csv: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def spec(content: dict[str, Any]) -> SweepSpec:
-    return parse(SweepSpec, content)
+def spec(content: dict[str, Any]) -> StudySpec:
+    return parse(StudySpec, content)
 
 
 @pytest.fixture
 def file(content: dict[str, Any], tmp_path: Path) -> Path:
     """Two runs: what is really trained."""
     path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump({**content, "rank": 4, "learning_rate": 1e-2, "seeds": [0]}))
+    path.write_text(yaml.safe_dump({"title": "Toys", **content, "rank": 4, "learning_rate": 1e-2, "seeds": [0]}))
     return path

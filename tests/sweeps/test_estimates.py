@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stored_runs import record_of
+from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.table import row_of
 from tunewise.sweeps.attempt import Outcome
@@ -17,12 +18,11 @@ from tunewise.sweeps.estimates import Pace, sizes
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.monitor import Monitor, SweepListener
 from tunewise.sweeps.planning import SweepPlan, plan_sweep
-from tunewise.sweeps.spec import SweepSpec
 from tunewise.training.events import RunStarted, StepDone
 
 
 @pytest.fixture
-def plan(spec: SweepSpec, tmp_path: Path) -> SweepPlan:
+def plan(spec: StudySpec, tmp_path: Path) -> SweepPlan:
     return plan_sweep(spec, RunStore(tmp_path))
 
 

@@ -13,10 +13,10 @@ from stored_runs import write_run
 from tunewise.jobs import messages
 from tunewise.jobs.messages import Work
 from tunewise.jobs.pool import Died, Ended
+from tunewise.spec import StudySpec
 from tunewise.store.locks import RunLocked
 from tunewise.sweeps import in_processes
 from tunewise.sweeps.driver import sweep
-from tunewise.sweeps.spec import SweepSpec
 from tunewise.training.events import Event, RunStarted
 
 
@@ -68,7 +68,7 @@ class Played:
 
 
 def test_a_lease_that_was_held_a_resume_at_the_end_a_dead_process_and_idle_workers(
-    spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools: list[Played] = []
 

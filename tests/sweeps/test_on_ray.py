@@ -16,12 +16,11 @@ import pytest
 import yaml
 
 from tunewise.errors import SpecError
-from tunewise.spec import parse
+from tunewise.spec import StudySpec, parse
 from tunewise.store import locks
 from tunewise.store.folders import RunStore
 from tunewise.sweeps.driver import sweep
 from tunewise.sweeps.room import RayOptions
-from tunewise.sweeps.spec import SweepSpec
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -124,7 +123,7 @@ def test_a_local_ray_starts_by_itself_and_stops_at_ctrl_c(content: dict[str, Any
 
 
 def test_results_are_those_of_the_same_sweep_here(content: dict[str, Any], tmp_path: Path) -> None:
-    spec = parse(SweepSpec, {**content, "rank": 4, "learning_rate": 1e-2, "seeds": [0]})
+    spec = parse(StudySpec, {**content, "rank": 4, "learning_rate": 1e-2, "seeds": [0]})
     here = sweep(spec, tmp_path / "here")
     there = sweep(spec, tmp_path / "there", on="ray", ray=RayOptions(cpus=1.0, gpus=0.0))
     assert [(row.run, row.status, row.test_loss) for row in there.rows] == [

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 
-from tunewise.spec import parse
+from tunewise.spec import StudySpec, parse
 from tunewise.sweeps.axes import AXES
 from tunewise.sweeps.page import heat_maps, scale, write_sweep_page
 from tunewise.sweeps.results import Cell, SweepRow, as_good, best, cells
-from tunewise.sweeps.spec import SweepSpec
 
 _FIXED = ("method", "rank", "alpha", "learning_rate", "seed")
 
 
-def rows(spec: SweepSpec, **broken: str) -> list[SweepRow]:
+def rows(spec: StudySpec, **broken: str) -> list[SweepRow]:
     """Validation rises with the rate, test with the rank; two seeds that differ by 0.02."""
     found = []
     for run in spec.runs():
@@ -38,9 +37,9 @@ def rows(spec: SweepSpec, **broken: str) -> list[SweepRow]:
 
 
 @pytest.fixture
-def asked() -> SweepSpec:
+def asked() -> StudySpec:
     return parse(
-        SweepSpec,
+        StudySpec,
         {"model": "m", "data": "d", "methods": "lora", "rank": [2, 16], "learning_rate": [1e-3, 1e-2], "seeds": 2},
     )
 
@@ -52,14 +51,14 @@ def drawn(settings: list[Cell], axes: list[str]) -> Any:
     return panel.figure.data[0], panel
 
 
-def test_cells_are_means_over_seeds(asked: SweepSpec) -> None:
+def test_cells_are_means_over_seeds(asked: StudySpec) -> None:
     heat, _ = drawn(cells(rows(asked)), ["rank", "learning_rate"])
     assert [list(line) for line in heat.z] == [pytest.approx([0.53, 0.53]), pytest.approx([0.67, 0.67])]
     assert [list(line) for line in heat.text] == [["53.00", "53.00"], ["67.00", "67.00"]]
     assert cells(rows(asked))[0].deviation("test") == pytest.approx(0.02 / 2**0.5)
 
 
-def test_the_best_setting_is_chosen_by_validation_alone(asked: SweepSpec) -> None:
+def test_the_best_setting_is_chosen_by_validation_alone(asked: StudySpec) -> None:
     found = cells(rows(asked))
     chosen = best(found)
     assert chosen is not None and chosen.at["learning_rate"] == 1e-2
@@ -69,7 +68,7 @@ def test_the_best_setting_is_chosen_by_validation_alone(asked: SweepSpec) -> Non
     assert (frame.x0, frame.x1) == (0.5, 1.5)
 
 
-def test_a_setting_that_lost_a_seed_is_not_the_best(asked: SweepSpec) -> None:
+def test_a_setting_that_lost_a_seed_is_not_the_best(asked: StudySpec) -> None:
     found = cells(rows(asked, r2_s0="diverged"))  # its mean is of the better seed alone
     chosen = best(found)
     assert chosen is not None and chosen.at["rank"] == 16
@@ -90,7 +89,7 @@ def test_a_few_failures_do_not_make_the_rest_look_alike() -> None:
 
 
 def test_alpha_is_an_axis_of_ratios_where_it_goes_with_the_rank() -> None:
-    spec = parse(SweepSpec, {"model": "m", "data": "d", "methods": "lora", "rank": [4, 8], "alpha": ["r/2", "r", "2r"]})
+    spec = parse(StudySpec, {"model": "m", "data": "d", "methods": "lora", "rank": [4, 8], "alpha": ["r/2", "r", "2r"]})
     found = rows(spec)
     from tunewise.sweeps.page import _axes, _with_ratio
 
@@ -101,9 +100,9 @@ def test_alpha_is_an_axis_of_ratios_where_it_goes_with_the_rank() -> None:
     assert len(heat.z) == 2 and len(heat.z[0]) == 3
 
 
-def test_the_page_escapes_what_users_write(asked: SweepSpec, tmp_path: Path) -> None:
-    spec = asked.model_copy(update={"title": "<script>alert(1)</script>"})
-    page = write_sweep_page(tmp_path, SimpleNamespace(spec=spec), rows(spec, r2_s0="failed", r2_s1="failed"))  # type: ignore[arg-type]
+def test_the_page_escapes_what_users_write(asked: StudySpec, tmp_path: Path) -> None:
+    failed = rows(asked, r2_s0="failed", r2_s1="failed")
+    page = write_sweep_page(tmp_path, SimpleNamespace(spec=asked), failed, "<script>alert(1)</script>")  # type: ignore[arg-type]
     text = page.read_text(encoding="utf-8")
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert "it was &lt;too&gt; much" in text

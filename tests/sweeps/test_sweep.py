@@ -20,7 +20,7 @@ import pytest
 from command_line import invoke
 from stored_runs import record_of, write_run
 from tunewise.errors import StoreError
-from tunewise.spec import RunSpec, parse
+from tunewise.spec import RunSpec, StudySpec, parse
 from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.store.table import table
@@ -31,7 +31,6 @@ from tunewise.sweeps.driver import sweep
 from tunewise.sweeps.monitor import SweepListener
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import RayOptions, SideBySide, fits, side_by_side
-from tunewise.sweeps.spec import SweepSpec
 from tunewise.training.events import Interrupted, StepDone
 
 
@@ -87,7 +86,7 @@ def test_a_sweep_from_the_command_line(
     assert log.count("begun") == 2 and log.count("done") >= 2 and log.count("start: 2 runs") == 2
 
 
-def test_only_what_is_missing_is_run(spec: SweepSpec, tmp_path: Path, quick: list[str]) -> None:
+def test_only_what_is_missing_is_run(spec: StudySpec, tmp_path: Path, quick: list[str]) -> None:
     plan = plan_sweep(spec, RunStore(tmp_path))
     write_run(tmp_path, plan.runs[3].spec)
     found = sweep(spec, tmp_path)
@@ -99,7 +98,7 @@ def test_only_what_is_missing_is_run(spec: SweepSpec, tmp_path: Path, quick: lis
 
 
 def test_a_run_that_fails_does_not_stop_the_others(
-    file: Path, spec: SweepSpec, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+    file: Path, spec: StudySpec, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inner = attempt_module.run
 
@@ -122,7 +121,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
 
 
 def test_a_full_disk_stops_the_sweep(
-    spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: list[str]
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: list[str]
 ) -> None:
     def run(*_: Any, **__: Any) -> RunRecord:
         raise StoreError("no room to write")
@@ -135,7 +134,7 @@ def test_a_full_disk_stops_the_sweep(
 
 
 def test_the_first_error_is_told_where_the_tables_cannot_be_written_either(
-    spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*_: Any, **__: Any) -> RunRecord:
         raise StoreError("no room to write")
@@ -171,7 +170,7 @@ def test_what_runs_side_by_side_is_counted_by_cores_and_gpus(monkeypatch: pytest
     assert fits(3, 0, 0.5, 0.0) == 6 and fits(3, 1, 1.0, 2.0) == 0
 
 
-def test_a_stop_is_a_stop(spec: SweepSpec, tmp_path: Path, quick: list[str]) -> None:
+def test_a_stop_is_a_stop(spec: StudySpec, tmp_path: Path, quick: list[str]) -> None:
     class Impatient(SweepListener):
         def swept(self, monitor: Any, sentence: str) -> None:
             self.stop_requested = len(monitor.outcomes) == 3
@@ -194,7 +193,7 @@ def _hold(root: Path, run_id: str, ready: Any, enough: Any) -> None:
 
 
 def test_what_another_process_has_is_left_to_it_and_taken_over_at_its_end(
-    spec: SweepSpec, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+    spec: StudySpec, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "POLL", 0.05)
     first = plan_sweep(spec, RunStore(tmp_path)).runs[0]
@@ -215,7 +214,7 @@ def test_what_another_process_has_is_left_to_it_and_taken_over_at_its_end(
     assert quick[-1] == first.id and len(quick) == 16
 
 
-def _drive(root: Path, spec: SweepSpec, made: Any) -> None:
+def _drive(root: Path, spec: StudySpec, made: Any) -> None:
     def run(spec: RunSpec, store: RunStore, listener: Any) -> RunRecord:
         if (done := store.finished(spec.id)) is not None:
             return done
@@ -233,7 +232,7 @@ def _drive(root: Path, spec: SweepSpec, made: Any) -> None:
     sweep(spec, root)
 
 
-def test_two_drivers_share_the_runs(spec: SweepSpec, tmp_path: Path) -> None:
+def test_two_drivers_share_the_runs(spec: StudySpec, tmp_path: Path) -> None:
     plan_sweep(spec, RunStore(tmp_path))  # so that both start at once, with the data read
     fork = multiprocessing.get_context("fork")
     made = fork.Queue()
@@ -255,7 +254,7 @@ def test_the_same_setting_written_differently_is_one_run(
     """Two paths to the same data are one data set, by its digest."""
     copy = tmp_path / toy_csv.name
     copy.write_bytes(toy_csv.read_bytes())
-    spec = parse(SweepSpec, {**content, "data": [str(toy_csv), str(copy)], "rank": 2, "learning_rate": 1e-3})
+    spec = parse(StudySpec, {**content, "data": [str(toy_csv), str(copy)], "rank": 2, "learning_rate": 1e-3})
     plan = plan_sweep(spec, RunStore(tmp_path / "runs"))
     assert (plan.asked, len(plan.runs)) == (8, 4)
 
@@ -320,7 +319,7 @@ def test_runs_side_by_side_whose_processes_are_killed(content: dict[str, Any], t
     step, and given up; a third run cannot be done at all. The rest is what it is without them."""
     training = {"epochs": 10, "batch_size": 8, "max_length": 16, "save_every": 10}
     fails = {"methods": "lora", "rank": 4, "learning_rate": 1e-2, "seeds": [7], "training": {**training, "epochs": 2}}
-    spec = parse(SweepSpec, {**content, "rank": 4, "learning_rate": 1e-2, "training": training, "points": [fails]})
+    spec = parse(StudySpec, {**content, "rank": 4, "learning_rate": 1e-2, "training": training, "points": [fails]})
     out = tmp_path / "runs"
     store = RunStore(out)
     plan = plan_sweep(spec, store)

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from command_line import invoke
 from tiny import FILLER, WORDS
 from tunewise.errors import DataError
-from tunewise.spec import CompareSpec, DataSpec, ModelSpec
+from tunewise.spec import DataSpec, ModelSpec, StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import detect_task
 from tunewise.tasks.choice import MultipleChoice
@@ -149,7 +149,7 @@ def test_an_absent_column_and_a_csv_without_lists_say_so(tmp_path, tiny_model, t
 
 def test_answers_make_it_multiple_choice(toy):
     spec = {"model": "m", "data": {"path": toy, "choices": "choices"}, "methods": "lora"}
-    assert detect_task(CompareSpec.model_validate(spec).data) == "choice"
+    assert detect_task(StudySpec.model_validate(spec).data) == "choice"
 
 
 def test_openbookqa_is_read_as_it_comes(shared_data, tiny_model):

@@ -24,7 +24,7 @@ from tunewise.methods.attachment import attachment
 from tunewise.methods.chain import restart
 from tunewise.methods.delta import delta
 from tunewise.run import run
-from tunewise.spec import CompareSpec, MethodSpec, RunSpec, parse
+from tunewise.spec import MethodSpec, RunSpec, StudySpec, parse
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 from tunewise.training.build import build_model
@@ -287,7 +287,7 @@ def test_what_can_not_be_linearised_is_refused(tiny_model: Path, toy_csv: Path) 
         "model": str(tiny_model), "data": str(toy_csv), "methods": "lora,peft:dora", "training": {"linearised": True},
     }  # fmt: skip
     with pytest.raises(SpecError, match="peft:dora.*can't be trained linearised"):
-        parse(CompareSpec, content)
+        parse(StudySpec, content)
     task = build_task(make_spec(tiny_model, toy_csv))
     for method, why in (("peft:dora", "PEFT's own"), ("cla", "folded")):
         model = attach(task.load_model(0), method, rank=2)

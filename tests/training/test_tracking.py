@@ -10,7 +10,7 @@ from tiny import save_tiny_model, save_toy_csv
 from tunewise.errors import SpecError
 from tunewise.planning import make_plan
 from tunewise.run import run
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.training.tracking import check_trackers
 
@@ -20,7 +20,7 @@ pytest.importorskip("tensorboard")
 @pytest.fixture(scope="module")
 def plan_of(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracking")
-    spec = CompareSpec.model_validate(
+    spec = StudySpec.model_validate(
         {
             "model": str(save_tiny_model(folder / "model")),
             "data": str(save_toy_csv(folder / "toy.csv")),

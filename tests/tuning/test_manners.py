@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tunewise.comparison import compare
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 
 
-def spec_of(model: Path, data: Path, **changes: object) -> CompareSpec:
+def spec_of(model: Path, data: Path, **changes: object) -> StudySpec:
     content: dict[str, object] = {
         "model": str(model),
         "data": {"path": str(data), "train_size": 48, "validation_size": 24, "test_size": 16},
@@ -21,7 +21,7 @@ def spec_of(model: Path, data: Path, **changes: object) -> CompareSpec:
         "measures": "none",
         "training": {"epochs": 2, "batch_size": 16, "max_length": 16},
     }
-    return CompareSpec.model_validate(content | changes)
+    return StudySpec.model_validate(content | changes)
 
 
 @pytest.mark.slow

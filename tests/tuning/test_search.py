@@ -13,7 +13,7 @@ from tunewise import preflight
 from tunewise.comparison import Comparison, compare
 from tunewise.errors import DivergedError, NoRoom, SpecError
 from tunewise.planning import make_plan
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.documents import read_document
 from tunewise.store.folders import RunStore
 from tunewise.store.records import TuningReport
@@ -36,7 +36,7 @@ class Notes(Listener):
         return [e.label for e in self.events if isinstance(e, RunStarted)]
 
 
-def spec_of(model: Path, data: Path, **changes: object) -> CompareSpec:
+def spec_of(model: Path, data: Path, **changes: object) -> StudySpec:
     content: dict[str, object] = {
         "model": str(model),
         "data": str(data),
@@ -47,16 +47,16 @@ def spec_of(model: Path, data: Path, **changes: object) -> CompareSpec:
         "measures": "none",
         "training": {"epochs": 1, "batch_size": 16, "max_length": 16},
     }
-    return CompareSpec.model_validate(content | changes)
+    return StudySpec.model_validate(content | changes)
 
 
 @pytest.fixture(scope="module")
-def spec(tiny_model: Path, toy_csv: Path) -> CompareSpec:
+def spec(tiny_model: Path, toy_csv: Path) -> StudySpec:
     return spec_of(tiny_model, toy_csv)
 
 
 @pytest.fixture(scope="module")
-def searched(spec: CompareSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Notes]:
+def searched(spec: StudySpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Notes]:
     notes = Notes()
     return compare(spec, tmp_path_factory.mktemp("tuned"), costs=False, listener=notes), notes
 
@@ -164,7 +164,7 @@ def test_the_test_split_has_no_say(searched, spec) -> None:
 
 def test_what_was_run_can_be_run_again_from_the_folder(searched) -> None:
     found, _ = searched
-    stored = CompareSpec.model_validate_json((found.folder / "compare.json").read_text())
+    stored = StudySpec.model_validate_json((found.folder / "compare.json").read_text())
     assert stored.tuning is None
     assert {r.id for r in stored.runs()} == {r.id for r in found.records}
     assert read_document(found.folder / "tuning.json", TuningReport, "") == found.tuning

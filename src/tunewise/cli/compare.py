@@ -12,7 +12,7 @@ from tunewise.cli.compare_tables import show_besides, show_manner, show_plan, sh
 from tunewise.errors import SpecError, suggest_nearest
 
 if TYPE_CHECKING:
-    from tunewise.spec import CompareSpec, Manner
+    from tunewise.spec import ExecutionOptions, StudySpec
 
 
 def compare(
@@ -95,7 +95,7 @@ def compare(
         "methods": methods,
         "rank": rank,
         "alpha": alpha,
-        "targets": options.names(targets),
+        "targets": targets,
         "layers": layers,
         "seeds": options.seeds(seeds),
         "tuning": {"trials": tune},
@@ -124,6 +124,7 @@ def compare(
     console = Console()
     with console.status("reading data and model ..."):
         from tunewise.comparison import compare as run_compare
+        from tunewise.evidence import DEFAULT_TITLE
         from tunewise.jobs.execute import check_options
         from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
@@ -148,7 +149,7 @@ def compare(
         found = run_compare(
             checked,
             manner.out,
-            title=manner.title,
+            title=manner.title or DEFAULT_TITLE,
             costs=manner.costs,
             listener=listener,
             plan=plan,
@@ -159,21 +160,21 @@ def compare(
     show_result(found, console)
 
 
-def _asked(given: dict[str, Any], preset: str | None, spec: Path | None) -> tuple[Manner, CompareSpec]:
+def _asked(given: dict[str, Any], preset: str | None, spec: Path | None) -> tuple[ExecutionOptions, StudySpec]:
     """What preset, file and flags say together; the later stand above the earlier."""
-    from tunewise.spec import CompareSpec, apart, load_yaml, merged, parse
+    from tunewise.spec import StudySpec, load_yaml, merge_specs, parse, split_options
 
     content: dict[str, Any] = load_yaml(_preset(preset)) if preset else {}
     if spec:
-        content = merged(content, load_yaml(spec))
-    content = merged(content, given)
+        content = merge_specs(content, load_yaml(spec))
+    content = merge_specs(content, given)
     content["methods"] = _flags_win(content.get("methods"), given)
     source = str(spec) if spec else ""
-    manner, content = apart(content, source)
+    manner, content = split_options(content, source)
     for name, flag in (("model", "--model"), ("data", "--data"), ("methods", "--methods")):
         if not content.get(name):
             raise SpecError(f"{name!r} is missing: give {flag}, a --spec file, or --preset quickstart")
-    return manner, parse(CompareSpec, content, source)
+    return manner, parse(StudySpec, content, source)
 
 
 def _flags_win(methods: Any, given: dict[str, Any]) -> Any:

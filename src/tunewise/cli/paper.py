@@ -97,13 +97,13 @@ def run_preset(
     """Run a preset as an ordinary comparison. What makes it smaller than the paper's is marked in every table."""
     from tunewise.cli.compare_tables import show_plan, show_result
     from tunewise.papers.presets import SETTINGS, comparison, get_pair
-    from tunewise.spec import CompareSpec, merged, parse
+    from tunewise.spec import StudySpec, merge_specs, parse
 
     if table not in SETTINGS:
         raise SpecError(f"--table {table}: presets are there for tables {', '.join(map(str, sorted(SETTINGS)))}")
     pair, setting = get_pair(name), SETTINGS[table]
     asked = None if methods == "all" else [m.strip() for m in methods.split(",") if m.strip()]
-    content = merged(
+    content = merge_specs(
         comparison(pair, setting, asked),
         {
             "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
@@ -131,7 +131,7 @@ def run_preset(
 
         sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": test_size}
         source = prepare(pair.data, data, data_revision).model_copy(update={**sizes, "image_size": image_size})
-        spec = parse(CompareSpec, {**content, "data": source.model_dump(mode="json")})
+        spec = parse(StudySpec, {**content, "data": source.model_dump(mode="json")})
         store = RunStore(out)
         plan = make_plan(spec, store)
         note = PaperRun(pair=pair.key, setting=setting, changes=changes(pair, setting, spec, source.notes))
@@ -251,9 +251,8 @@ def write_sweep(
 
     from tunewise.papers.ablations import get_ablation, pairs_of, sweep
     from tunewise.papers.prepare import prepare
-    from tunewise.spec import parse
+    from tunewise.spec import StudySpec, parse, split_options
     from tunewise.store.files import write_atomically
-    from tunewise.sweeps.spec import SweepSpec
 
     ablation = get_ablation(which)
     presets = [name.strip() for name in (preset or "").split(",") if name.strip()]
@@ -273,7 +272,7 @@ def write_sweep(
         seeds=list(range(said)) if isinstance(said, int) else said or [],
         training={"epochs": epochs} if epochs else None,
     )
-    runs = len(parse(SweepSpec, content).runs())
+    runs = len(parse(StudySpec, split_options(content)[1]).runs())
     out = out or Path(f"paper-{which}.yaml")
     write_atomically(out, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
     typer.echo(f"{out}: {runs:,} runs; next: tunewise sweep {out} --dry-run")

@@ -94,15 +94,15 @@ def _model(content: dict[str, Any], flag: str | None) -> Any:
 def _asked(content: dict[str, Any], methods: str | None, rank: int | None, targets: str | None) -> list[dict[str, Any]]:
     """The methods as a comparison would read them: short forms spread out, names checked."""
     from tunewise.catalog import CATALOG
-    from tunewise.spec import CompareSpec, parse
+    from tunewise.spec import StudySpec, parse
 
     given = {key: content[key] for key in ("methods", "rank", "alpha", "targets") if content.get(key) is not None}
     given |= {key: value for key, value in (("methods", methods), ("rank", rank)) if value is not None}
     if targets is not None:
-        given["targets"] = options.names(targets)
+        given["targets"] = targets
     listed = "methods" in given
     given.setdefault("methods", ",".join(CATALOG))
-    checked = parse(CompareSpec, {"model": "-", "data": "-", **given})
+    checked = parse(StudySpec, {"model": "-", "data": "-", **given})
     found = [m.model_dump(mode="json", exclude={"learning_rate"}) for m in checked.methods]
     return found if listed else [{**m, "optional": True} for m in found]
 

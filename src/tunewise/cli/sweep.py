@@ -41,15 +41,16 @@ def sweep(
 
     The same command again does what is missing, and only that; two of them at once share the runs.
     """
-    from tunewise.spec import load_yaml, parse
-    from tunewise.sweeps.spec import SweepSpec
+    from tunewise.spec import StudySpec, load_yaml, parse, split_options
 
     for flag, value in (("--ray-address", ray_address),):
         if value is not None and on != "ray":
             raise SpecError(f"{flag} means something with --on ray alone")
     if jobs is not None and on != "local":
         raise SpecError("--jobs means something with --on local alone; Ray counts by --cpus-per-run, --gpus-per-run")
-    checked = parse(SweepSpec, load_yaml(spec), source=str(spec))
+    options_in_file, content = split_options(load_yaml(spec), source=str(spec))
+    title = options_in_file.title or "Sweep"
+    checked = parse(StudySpec, content, source=str(spec))
 
     from tunewise.quiet import quiet_libraries
 
@@ -69,7 +70,7 @@ def sweep(
         plan = plan_sweep(checked, store)
         left = pace_of(plan, store).remaining(plan.todo)
         at_once = side_by_side(on, ray, len(plan.todo), jobs)
-    _show_plan(plan, console, out)
+    _show_plan(plan, console, out, title)
     if plan.todo:
         together = "" if at_once or not left.timed else " if they were done one after another"
         console.print(f"time: {left.words(at_once.runs if at_once else 1)}{together}", highlight=False)
@@ -90,19 +91,20 @@ def sweep(
             listener=listener,
             plan=plan,
             force=force,
+            title=title,
         )
     _show_result(found, console)
     if found.failed:
         raise typer.Exit(1)
 
 
-def _show_plan(plan: SweepPlan, console: Any, out: Path) -> None:
+def _show_plan(plan: SweepPlan, console: Any, out: Path, title: str) -> None:
     from tunewise.sweeps.axes import AXES, shown, varying
     from tunewise.tasks.splits import pluralize
 
     specs = [run.spec for run in plan.runs]
     axes = varying(specs)
-    console.print(f"[bold]{plan.spec.title}[/bold]: {pluralize(len(specs), 'run')}", highlight=False)
+    console.print(f"[bold]{title}[/bold]: {pluralize(len(specs), 'run')}", highlight=False)
     for axis in axes:
         counts = Counter(shown(value) for spec in specs if (value := AXES[axis](spec)) is not None)
         names = list(counts)

@@ -15,7 +15,7 @@ from tunewise.errors import SpecError, TunewiseError
 
 if TYPE_CHECKING:
     from tunewise.planning import Plan
-    from tunewise.spec import CompareSpec, Manner
+    from tunewise.spec import ExecutionOptions, StudySpec
     from tunewise.store.records import RunRecord
     from tunewise.training.process_group import ProcessGroup
 
@@ -73,15 +73,15 @@ def train(
         "out": str(out) if out else None,
     }
     own: dict[str, Any] = {"name": method, "rank": rank, "alpha": alpha, "links": links, "layers": layers}
-    own["targets"] = options.names(targets)
+    own["targets"] = targets
     _plan_and_run(spec, given, own, force=force)
 
 
 def _content(spec: Path | None, given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """File and flags together; a file of several methods or seeds needs to be told which."""
-    from tunewise.spec import load_yaml, merged
+    from tunewise.spec import load_yaml, merge_specs
 
-    content = merged(load_yaml(spec) if spec else {}, given)
+    content = merge_specs(load_yaml(spec) if spec else {}, given)
     for name in ("model", "data"):
         if not content.get(name):
             raise SpecError(f"{name!r} is missing: give --{name}, or a spec file")
@@ -144,17 +144,17 @@ def _plan_and_run(spec: Path | None, given: dict[str, Any], own: dict[str, Any],
         raise typer.Exit(4 if record.status == "diverged" else 1)
 
 
-def _checked(content: dict[str, Any]) -> tuple[Manner, CompareSpec]:
-    from tunewise.spec import CompareSpec, apart, parse
+def _checked(content: dict[str, Any]) -> tuple[ExecutionOptions, StudySpec]:
+    from tunewise.spec import StudySpec, parse, split_options
 
-    manner, content = apart(content)
-    checked = parse(CompareSpec, {**content, "reference": content["methods"][0]["name"], "measures": "none"})
+    manner, content = split_options(content)
+    checked = parse(StudySpec, {**content, "reference": content["methods"][0]["name"], "measures": "none"})
     if len(checked.seeds) != 1:
         raise SpecError(f"train takes one seed: give --seed, one of {', '.join(map(str, checked.seeds))}")
     return manner, checked
 
 
-def _check_batch(spec: CompareSpec, process_group: ProcessGroup) -> None:
+def _check_batch(spec: StudySpec, process_group: ProcessGroup) -> None:
     if spec.training.batch_size < process_group.world_size:
         raise SpecError(
             f"batch_size {spec.training.batch_size} can't be shared by {process_group.world_size} processes"

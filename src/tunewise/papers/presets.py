@@ -70,7 +70,7 @@ def get_pair(key: str) -> Pair:
 
 
 def comparison(pair: Pair, setting: Setting = "main", methods: list[str] | None = None) -> dict[str, Any]:
-    """The content of a `CompareSpec` but for `data`; its model is the hub's.
+    """The content of a `StudySpec` but for `data`; its model is the hub's.
 
     Raises `SpecError` where the paper did not run this pair in this setting.
     """

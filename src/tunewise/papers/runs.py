@@ -13,7 +13,7 @@ from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import SpecError
 from tunewise.models.load import load_config
 from tunewise.papers.presets import Pair, Setting, comparison, get_pair
-from tunewise.spec import CompareSpec, ModelSpec, parse
+from tunewise.spec import ModelSpec, StudySpec, parse
 from tunewise.store.documents import read_document, write_document
 
 _NOTE = "paper.json"
@@ -72,9 +72,9 @@ def found(root: Path) -> list[Ran]:
     return ran
 
 
-def changes(pair: Pair, setting: Setting, spec: CompareSpec, notes: Sequence[str] = ()) -> list[str]:
+def changes(pair: Pair, setting: Setting, spec: StudySpec, notes: Sequence[str] = ()) -> list[str]:
     """In what a planned comparison departs from the paper's own, in sentences."""
-    wanted = parse(CompareSpec, {**comparison(pair, setting), "data": "as published"})
+    wanted = parse(StudySpec, {**comparison(pair, setting), "data": "as published"})
     departures = []
     if not _is_architecture(spec.model, pair):
         departures.append(f"another model than {pair.model.printed}: {spec.model.path}")

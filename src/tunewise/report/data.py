@@ -11,7 +11,7 @@ from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
 from tunewise.pages import palette
 from tunewise.pages.palette import Mark
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
 
@@ -19,7 +19,7 @@ from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 class ReportData:
     """Everything that a report is made from."""
 
-    comparison: CompareSpec
+    comparison: StudySpec
     records: Sequence[RunRecord]
     histories: Mapping[str, Sequence[dict[str, Any]]]
     """Lines of `history.jsonl`, by run id; it may lack runs."""

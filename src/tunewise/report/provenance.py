@@ -10,7 +10,7 @@ from urllib.parse import quote
 from tunewise import number_format as numbers
 from tunewise.catalog import get_method
 from tunewise.report.rows import metric_name
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.records import CostReport, DataFacts, RunRecord, TuningReport
 from tunewise.text_format import pluralize
 
@@ -38,7 +38,7 @@ class Fact:
     listed: bool = False
 
 
-def subject(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
+def subject(comparison: StudySpec, records: Sequence[RunRecord]) -> str:
     """What was compared, in one line."""
     methods, seeds = len(comparison.methods), len(comparison.seeds)
     data = _data(records)
@@ -94,7 +94,7 @@ def run_lines(records: Sequence[RunRecord], folders: Mapping[str, str], metric: 
 
 
 def facts(
-    comparison: CompareSpec,
+    comparison: StudySpec,
     records: Sequence[RunRecord],
     costs: CostReport | None,
     tuning: TuningReport | None = None,
@@ -129,7 +129,7 @@ def facts(
     return [fact for fact in found if fact.sentences]
 
 
-def _splits(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]:
+def _splits(comparison: StudySpec, records: Sequence[RunRecord]) -> list[str]:
     data = _data(records)
     if data is None:
         return []
@@ -155,7 +155,7 @@ def _parameters(finished: Sequence[RunRecord]) -> list[str]:
     return [f"{model.parameters:,} parameters, of which {model.head:,} in the task head."]
 
 
-def _methods(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]:
+def _methods(comparison: StudySpec, records: Sequence[RunRecord]) -> list[str]:
     said = []
     for spec in comparison.methods:
         method = get_method(spec.name)
@@ -173,7 +173,7 @@ def _methods(comparison: CompareSpec, records: Sequence[RunRecord]) -> list[str]
     return said
 
 
-def _training(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
+def _training(comparison: StudySpec, records: Sequence[RunRecord]) -> str:
     t = comparison.training
     linearised = (
         " What was trained and scored is the network's linearisation at the pretrained weights (the NTK regime), "
@@ -188,7 +188,7 @@ def _training(comparison: CompareSpec, records: Sequence[RunRecord]) -> str:
     )
 
 
-def _decays(comparison: CompareSpec) -> str:
+def _decays(comparison: StudySpec) -> str:
     own = [f"{m.label} {m.weight_decay:g}" for m in comparison.methods if m.weight_decay is not None]
     return f"{comparison.training.weight_decay:g}" + (f" ({', '.join(own)})" if own else "")
 
@@ -238,7 +238,7 @@ def _selection(finished: Sequence[RunRecord]) -> list[str]:
     return [f"The epoch kept is the one with the {' / '.join(how)}."] if how else []
 
 
-def _seeds(comparison: CompareSpec) -> str:
+def _seeds(comparison: StudySpec) -> str:
     seeds = ", ".join(map(str, comparison.seeds))
     if len(comparison.seeds) == 1:
         return f"One seed ({seeds}): there is no interval, and no difference can be tested."

@@ -1,32 +1,33 @@
-"""What is asked for: specs of one run and of a comparison. Plain data, checked before torch is imported.
+"""Specs of a run and of a study. Plain data, checked before torch is imported.
 
-A `RunSpec` names everything that decides a run's result, and its `id` is the hash of just that: where a file
-lies is left out, what is in it (the digests) is in. A `CompareSpec` is what a command line or a YAML file says;
-`CompareSpec.runs()` spreads it over methods and seeds.
+A `RunSpec` holds everything that decides a run's result, and its `id` is the hash of just that: where a file lies is
+left out, what is in it (the digests) is in. A `StudySpec` is what a command line or a YAML file says;
+`StudySpec.runs()` spreads it over methods, seeds and all other axes.
 """
 
-from tunewise.spec.comparison import CompareSpec
+from tunewise.spec.execution import ExecutionOptions, RayOptions, split_options
 from tunewise.spec.flag import Flag
-from tunewise.spec.manner import Manner, apart
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
-from tunewise.spec.reading import load_yaml, merged, parse
+from tunewise.spec.reading import load_yaml, merge_specs, parse
 from tunewise.spec.run import RunSpec, content_hash
+from tunewise.spec.study import StudySpec
 
 __all__ = [
-    "CompareSpec",
     "DataSpec",
+    "ExecutionOptions",
     "Flag",
     "Frozen",
-    "Manner",
     "MethodSpec",
     "ModelSpec",
+    "RayOptions",
     "RunSpec",
+    "StudySpec",
     "TaskName",
     "TrainingSpec",
     "TuningSpec",
-    "apart",
     "content_hash",
     "load_yaml",
-    "merged",
+    "merge_specs",
     "parse",
+    "split_options",
 ]

@@ -154,6 +154,18 @@ class MethodSpec(Frozen):
         """How the method is called in tables: its name, and where another row has it too, what differs."""
         return self.title or self.name
 
+    def content(self) -> dict[str, Any]:
+        """What decides the result: defaults filled in, settings that mean nothing to the method left out."""
+        row = get_method(self.name)
+        if not row.adapts:
+            return {"name": self.name}
+        content = self.model_dump(mode="json", exclude={"learning_rate", "weight_decay", "title"})
+        content["alpha"] = None if row.scaling == "one" else self.alpha or 2.0 * self.rank
+        if self.restart_every is None:
+            content["links"] = self.links or (row.chain.links if row.chain else None)
+        content["a_law"] = self.a_law or row.a_law
+        return content
+
 
 class TrainingSpec(Frozen):
     """How long and how fast. Where `learning_rate` is not given the method's own default is used."""

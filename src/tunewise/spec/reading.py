@@ -49,7 +49,7 @@ def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
         if not found:
             return []
         kind = found[0]
-    return list(kind.model_fields)
+    return [*kind.model_fields, *getattr(kind, "short_keys", ())]
 
 
 def _short(value: Any) -> str:
@@ -57,7 +57,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_specs(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with what `over` says; None says nothing, mappings are merged key by key (`model: DIR` is one)."""
     result = dict(base)
     for key, value in over.items():
@@ -65,7 +65,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             below = result.get(key)
             if isinstance(below, str):
                 below = {"path": below}
-            value = merged(below if isinstance(below, dict) else {}, value)
+            value = merge_specs(below if isinstance(below, dict) else {}, value)
             if value:
                 result[key] = value
         elif value is not None:

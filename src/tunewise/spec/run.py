@@ -51,44 +51,19 @@ class RunSpec(Frozen):
     @property
     def id(self) -> str:
         """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
-        content = self.model_dump(mode="json")
-        content["data"].pop("notes")
+        content = self.model_dump(mode="json", exclude={"data": {"notes"}, "training": {"learning_rate", "save_every"}})
         for part in ("model", "data"):
             if content[part]["digest"] is not None:
                 for key in ("path", "validation", "test"):
                     if content[part].get(key) is not None:
                         content[part][key] = "by digest"
         if self.model.digest is not None and not self.model.trust_remote_code:
-            content["model"]["revision"] = None  # the digest says what it is
-        content["method"] = self._method_content()
+            content["model"]["revision"] = None  # the digest identifies the files
+        content["method"] = self.method.content()
         content["learning_rate"] = self.learning_rate
-        content["training"].pop("learning_rate")
-        content["training"].pop("save_every")
         content["training"]["weight_decay"] = self.weight_decay
-        if self.metric is None:
-            content.pop("metric")
-        if not self.training.linearised:  # runs from before there was this choice keep their names
-            content["training"].pop("linearised")
         content["protocol"] = PROTOCOL
         return content_hash(content)
-
-    def _method_content(self) -> dict[str, Any]:
-        """What the method comes to: defaults filled in, and what means nothing to it left out."""
-        row = get_method(self.method.name)
-        content = self.method.model_dump(mode="json", exclude={"learning_rate", "weight_decay", "title"})
-        if not row.adapts:
-            return {"name": self.method.name}
-        if self.method.layers is None:
-            content.pop("layers")
-        content["alpha"] = None if row.scaling == "one" else self.method.alpha or 2.0 * self.method.rank
-        content["links"] = self.method.links or (row.chain.links if row.chain else None)
-        if self.method.restart_every is not None:
-            content["links"] = None
-        else:  # runs from before there was this choice keep their names
-            content.pop("restart_every")
-        if self.method.a_law in (None, row.a_law):
-            content.pop("a_law")
-        return content
 
 
 def content_hash(content: Any) -> str:

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewise.errors import StoreError, TunewiseError
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.documents import read_document
 from tunewise.store.records import CostRecord, CostReport, TuningReport
 
 
-def comparisons(root: Path) -> Iterator[tuple[Path, CompareSpec]]:
+def comparisons(root: Path) -> Iterator[tuple[Path, StudySpec]]:
     """Folder and specification of each that can be read."""
     for file in sorted(root.glob("compare-*/compare.json")):
         try:
-            yield file.parent, CompareSpec.model_validate(json.loads(file.read_bytes()))
+            yield file.parent, StudySpec.model_validate(json.loads(file.read_bytes()))
         except (OSError, ValueError, TunewiseError):  # pydantic's own errors are ValueErrors
             continue
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
 from tunewise.errors import StoreError
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.comparisons import comparisons
 from tunewise.store.documents import OtherSchema, read_document
 from tunewise.store.files import sha256
@@ -57,7 +57,7 @@ def faults_of_run(store: RunStore, run_id: str) -> list[Fault]:
 def faults_beside(root: Path) -> list[Fault]:
     """What is wrong with the comparisons in a runs folder, and with the costs that were measured."""
     shapes: dict[str, type[BaseModel]] = {
-        "compare-*/compare.json": CompareSpec,
+        "compare-*/compare.json": StudySpec,
         "compare-*/tuning.json": TuningReport,
         "compare-*/costs.json": CostReport,
         "costs/*.json": CostReport,

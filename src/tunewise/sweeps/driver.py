@@ -20,6 +20,7 @@ from typing import Literal
 
 from tunewise.errors import SpecError
 from tunewise.preflight import check_room, wanted
+from tunewise.spec import StudySpec
 from tunewise.store.environment import device_name
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
@@ -34,13 +35,13 @@ from tunewise.sweeps.page import write_sweep_page
 from tunewise.sweeps.planning import SweepPlan, plan_sweep
 from tunewise.sweeps.results import SweepRow, rows_of, write_tables
 from tunewise.sweeps.room import RayOptions, SideBySide, side_by_side
-from tunewise.sweeps.spec import SweepSpec
 from tunewise.text_format import pluralize
 from tunewise.training.events import Interrupted
 
 PREFIX = "sweep-"
 SPEC = "sweep.json"
 LOG = "log.txt"
+DEFAULT_TITLE = "Sweep"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Sweep:
 
 
 def sweep(
-    spec: SweepSpec,
+    spec: StudySpec,
     out: str | Path = "runs",
     *,
     on: Literal["local", "ray"] = "local",
@@ -65,6 +66,7 @@ def sweep(
     listener: SweepListener | None = None,
     plan: SweepPlan | None = None,
     force: bool = False,
+    title: str = DEFAULT_TITLE,
 ) -> Sweep:
     """Do the runs of a sweep, or what is missing of them, and write its tables under `out`.
 
@@ -106,18 +108,18 @@ def sweep(
         with _told_besides(error):
             monitor.log.say(f"stopped {by}; the same command goes on")
         with _told_besides(error):
-            _write(plan, store, folder)
+            _write(plan, store, folder, title)
         raise
-    rows, page = _write(plan, store, folder)
+    rows, page = _write(plan, store, folder, title)
     failed = sum(row.status in ("failed", "oom") for row in rows)
     monitor.log.say(f"end: {monitor.counts()}")
     return Sweep(plan, rows, folder, page, failed)
 
 
-def _write(plan: SweepPlan, store: RunStore, folder: Path) -> tuple[list[SweepRow], Path]:
+def _write(plan: SweepPlan, store: RunStore, folder: Path, title: str) -> tuple[list[SweepRow], Path]:
     rows = rows_of(plan, store)
     write_tables(folder, plan, rows)
-    return rows, write_sweep_page(folder, plan, rows)
+    return rows, write_sweep_page(folder, plan, rows, title)
 
 
 @contextlib.contextmanager

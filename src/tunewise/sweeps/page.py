@@ -18,7 +18,7 @@ _MOST_PANELS = 24
 _MOST_ROWS = 400
 
 
-def write_sweep_page(folder: Path, plan: SweepPlan, rows: Sequence[SweepRow]) -> Path:
+def write_sweep_page(folder: Path, plan: SweepPlan, rows: Sequence[SweepRow], title: str) -> Path:
     """The page beside the sweep's tables."""
     settings = [_with_ratio(cell) for cell in cells(rows)]
     axes = _axes(settings)
@@ -28,7 +28,7 @@ def write_sweep_page(folder: Path, plan: SweepPlan, rows: Sequence[SweepRow]) ->
     if maps is not None:
         sections.insert(0, maps)
     path = folder / "sweep.html"
-    write_page(path, title=plan.spec.title, subject=f"{done} of {len(rows)} runs finished", sections=sections)
+    write_page(path, title=title, subject=f"{done} of {len(rows)} runs finished", sections=sections)
     return path
 
 

@@ -9,11 +9,10 @@ from typing import Any
 from tunewise.models.head import Head
 from tunewise.models.load import model_digest
 from tunewise.planning import facts_of_method, with_commits
-from tunewise.spec import CompareSpec, DataSpec, MethodSpec, ModelSpec, RunSpec, content_hash
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, content_hash
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.sweeps.shapes import shape_of
-from tunewise.sweeps.spec import SweepSpec
 from tunewise.tasks.build import build_task, detect_task, task_class
 from tunewise.training.build import chain_of, total_steps
 from tunewise.training.events import Listener, Phase
@@ -50,7 +49,7 @@ class PlannedRun:
 class SweepPlan:
     """A sweep's runs, each once, digests filled in; and which of them are done already."""
 
-    spec: SweepSpec
+    spec: StudySpec
     runs: list[PlannedRun]
     done: set[str]
     asked: int
@@ -66,7 +65,7 @@ class SweepPlan:
         return [run for run in self.runs if run.id not in self.done]
 
 
-def plan_sweep(spec: SweepSpec, store: RunStore, listener: Listener | None = None) -> SweepPlan:
+def plan_sweep(spec: StudySpec, store: RunStore, listener: Listener | None = None) -> SweepPlan:
     """Read configs and data, check every method on the shapes of its model, fill in the digests.
 
     Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a chain of more links than
@@ -106,9 +105,9 @@ def plan_sweep(spec: SweepSpec, store: RunStore, listener: Listener | None = Non
     return SweepPlan(spec, list(planned.values()), done, len(asked))
 
 
-def _on_shapes(spec: SweepSpec, group: list[RunSpec]) -> tuple[str, Head, dict[str, ModelFacts], list[RunSpec]]:
+def _on_shapes(spec: StudySpec, group: list[RunSpec]) -> tuple[str, Head, dict[str, ModelFacts], list[RunSpec]]:
     model, data = group[0].model, group[0].data
-    whole = with_commits(CompareSpec(task=spec.task, model=model, data=data, methods=[group[0].method]))
+    whole = with_commits(StudySpec(task=spec.task, model=model, data=data, methods=[group[0].method]))
     model, data, task = whole.model, whole.data, spec.task or detect_task(whole.data)
     head = task_class(task).make_head(task_class(task).read_labels(data))
     facts: dict[str, ModelFacts] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.registry import TASKS
-from tunewise.spec import CompareSpec, DataSpec, ModelSpec, RunSpec
+from tunewise.spec import DataSpec, ModelSpec, RunSpec, StudySpec
 from tunewise.tasks.contract import Task
 
 
@@ -28,7 +28,7 @@ def detect_model_task(config: Any) -> str:
     return next((name for name in TASKS.names() if task_class(name).recognises_model(config)), "text")
 
 
-def build_task(spec: RunSpec | CompareSpec) -> Task:
+def build_task(spec: RunSpec | StudySpec) -> Task:
     """The data of a spec, read, split and encoded for its model; cached, since all runs of a study share it. Raises
     `DataError`, `ModelError`, and `SpecError` for a main metric that the task does not have."""
     name = spec.task or detect_task(spec.data)

@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from tunewise.measures.cost.stepping import WARM_UP, probe_batch, stepper
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.tasks.contract import Task
 from tunewise.training.build import ONE_STEP_SAMPLES
 
@@ -31,7 +31,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def peak_memory(
-    spec: CompareSpec, task: Task, labels: list[str], check: Callable[[], None] = lambda: None
+    spec: StudySpec, task: Task, labels: list[str], check: Callable[[], None] = lambda: None
 ) -> dict[str, tuple[int, int]]:
     """{label: (peak bytes while stepping, bytes before the first step)}; a method whose process died is left out.
 
@@ -83,7 +83,7 @@ def give_back_freed_blocks(from_bytes: int = 2**18) -> None:
 def _measure_peak(content: str, task: Task, label: str, threads: int, send: Any) -> None:
     give_back_freed_blocks()
     torch.set_num_threads(threads)
-    spec = CompareSpec.model_validate_json(content)
+    spec = StudySpec.model_validate_json(content)
     batch = probe_batch(spec, task)
     one = stepper(label, spec, task, batch)
     on_device = torch.cuda.is_available()

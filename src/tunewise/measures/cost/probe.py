@@ -21,14 +21,14 @@ from tunewise.measures.cost.peak_memory import peak_memory
 from tunewise.measures.cost.saved_bytes import saved_for_backward
 from tunewise.measures.cost.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper, synchronize
 from tunewise.methods.attachment import trainable_parameters
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.environment import device_name
 from tunewise.store.records import CostRecord, CostReport, StepTime
 from tunewise.tasks.contract import Task
 
 
 def probe_costs(
-    spec: CompareSpec,
+    spec: StudySpec,
     task: Task,
     *,
     seconds: float = 30.0,
@@ -99,7 +99,7 @@ def median_interval(values: list[float], confidence: float = 0.95) -> tuple[floa
 
 
 def _ready(
-    labels: list[str], spec: CompareSpec, task: Task, batch: dict[str, Tensor]
+    labels: list[str], spec: StudySpec, task: Task, batch: dict[str, Tensor]
 ) -> tuple[list[Stepper], dict[str, int]]:
     """The lines that fit into memory together; a method that does not is left without a cost, not the others."""
     steppers, memory = [], {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tunewise.models.head import head_modules
 from tunewise.models.layers import find_targets
-from tunewise.spec import CompareSpec, MethodSpec, RunSpec
+from tunewise.spec import MethodSpec, RunSpec, StudySpec
 from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
 from tunewise.training.optimizers import optimizer
@@ -45,14 +45,14 @@ class Stepper:
         return time.perf_counter() - start
 
 
-def cost_lines(spec: CompareSpec) -> dict[str, RunSpec]:
+def cost_lines(spec: StudySpec) -> dict[str, RunSpec]:
     """A run a method, by label, and full fine-tuning as a reference line where it is not among the methods."""
     lines = {m.label: run for m, run in zip(spec.methods, spec.runs()[: len(spec.methods)], strict=True)}
     full = next(iter(lines.values())).model_copy(update={"method": MethodSpec(name=FULL)})
     return {**lines, **({} if FULL in lines else {FULL: full})}
 
 
-def stepper(label: str, spec: CompareSpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
+def stepper(label: str, spec: StudySpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
     """The line `label`: a method as a run would train it, or the frozen floor."""
     if label == FLOOR:
         return _floor(spec, task, batch)
@@ -62,13 +62,13 @@ def stepper(label: str, spec: CompareSpec, task: Task, batch: Mapping[str, Tenso
     return Stepper(label, model, adamw, batch)
 
 
-def probe_batch(spec: CompareSpec, task: Task) -> dict[str, Tensor]:
+def probe_batch(spec: StudySpec, task: Task) -> dict[str, Tensor]:
     """The batch that is stepped: the first training examples, one batch of them, on the device."""
     batch = task.collate(task.train[: spec.training.batch_size])
     return {key: value.to(device()) for key, value in batch.items()}
 
 
-def _floor(spec: CompareSpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
+def _floor(spec: StudySpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
     """The frozen floor over the layers of the first method that has any (query and value where none has)."""
     model = task.load_model(0).to(device()).train()
     adapting = (m for m in spec.methods if m.name not in ("fft", "head"))

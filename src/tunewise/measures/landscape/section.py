@@ -16,7 +16,7 @@ from tunewise.pages import figures, palette
 from tunewise.pages.figures import GapBar
 from tunewise.pages.section import Grid, Panel, Section
 from tunewise.report.data import ReportData
-from tunewise.spec import CompareSpec
+from tunewise.spec import StudySpec
 from tunewise.store.records import Measured, RunRecord
 
 FOLDER = "landscape"
@@ -69,7 +69,7 @@ def _levels(planes: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> dict[str, 
 
 
 def write_files(
-    folder: Path, comparison: CompareSpec, records: Sequence[RunRecord], measured: Mapping[str, Measured]
+    folder: Path, comparison: StudySpec, records: Sequence[RunRecord], measured: Mapping[str, Measured]
 ) -> list[Path]:
     """The planes of finished runs as SVG and PNG in `folder`; nothing where there are none, or no matplotlib."""
     planes = [(r, v) for r in records if r.id in measured and (v := measured[r.id].values) is not None]

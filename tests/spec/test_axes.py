@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tunewise.errors import SpecError
-from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec, parse
-from tunewise.sweeps.spec import SweepSpec, alpha_of
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, TrainingSpec, parse
+from tunewise.spec.expand import resolve_alpha
 
 
 def swept(**content: object) -> list[RunSpec]:
-    return parse(SweepSpec, {"model": "base", "data": "toys.csv", "methods": "lora", **content}).runs()
+    return parse(StudySpec, {"model": "base", "data": "toys.csv", "methods": "lora", "seeds": 1, **content}).runs()
 
 
 def test_every_list_is_an_axis() -> None:
@@ -53,7 +53,7 @@ def test_alpha_in_ranks_is_spread_with_the_rank() -> None:
     assert {(run.method.rank, run.method.alpha) for run in runs} == {
         (rank, factor * rank) for rank in (4, 16) for factor in (0.25, 0.5, 1, 2, 4)
     }
-    assert alpha_of("1.5 * r / 3", 8) == 4.0
+    assert resolve_alpha("1.5 * r / 3", 8) == 4.0
 
 
 def test_points_are_products_of_their_own() -> None:
@@ -101,10 +101,10 @@ def test_runs_on_one_data_set_follow_each_other_seed_by_seed() -> None:
 
 def test_the_dumped_spec_is_the_spec() -> None:
     spec = parse(
-        SweepSpec,
+        StudySpec,
         {"model": "m", "data": "d", "methods": "lora", "alpha": ["r", 3], "seeds": 2, "points": [{"methods": "fft"}]},
     )
-    again = SweepSpec.model_validate_json(spec.model_dump_json())
+    again = StudySpec.model_validate_json(spec.model_dump_json())
     assert [run.id for run in again.runs()] == [run.id for run in spec.runs()]
 
 
@@ -116,13 +116,13 @@ def test_the_dumped_spec_is_the_spec() -> None:
         ({"rank": [0]}, "rank = 0"),
         ({"alpha": "r/x"}, "alpha 'r/x': give a number, or one in ranks"),
         ({"alpha": "r/0"}, "alpha 'r/0'"),
-        ({"learning_rate": ["fast"]}, "learning_rate.0 = 'fast'"),
-        ({"training": {"epochs": [1, 0]}}, "training.1.epochs = 0"),
+        ({"learning_rate": ["fast"]}, "method lora: learning_rate = 'fast'"),
+        ({"training": {"epochs": [1, 0]}}, "grid.training.1.epochs = 0"),
         ({"links": 2, "restart_every": 3}, "give one of them"),
         ({"methods": []}, "no methods"),
         ({"seeds": []}, "seeds"),
         ({"points": [{"rnk": 4}]}, "points.0: unknown key 'rnk'; did you mean 'rank'"),
-        ({"points": [{"points": []}]}, "points can't hold points"),
+        ({"points": [{"points": [{}]}]}, "points can't hold points"),
         ({"methods": [], "points": [{"rank": 4}]}, "points.0: no method"),
         ({"methods": [{"name": "lora", "links": 2}]}, "has no chain"),
     ],
