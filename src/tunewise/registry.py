@@ -64,4 +64,20 @@ TASKS: Registry[Any] = Registry(
         "choice": "tunewise.tasks.choice",
     },
 )
-MEASURES: Registry[Any] = Registry("measure", {})
+MEASURES: Registry[Any] = Registry(
+    "measure",
+    {
+        "forgetting": "tunewise.measures.forgetting.section",
+        "spectrum": "tunewise.measures.spectrum.section",
+        "intruders": "tunewise.measures.intruders.section",
+        "sharpness": "tunewise.measures.sharpness.section",
+        "landscape": "tunewise.measures.landscape.section",
+        "bounds": "tunewise.measures.bounds.section",
+        "alignment": "tunewise.measures.alignment.section",
+        "laziness": "tunewise.measures.laziness.section",
+    },
+)
+"""In the order of the report."""
+
+DEFAULT_MEASURES = ("forgetting", "spectrum", "intruders", "bounds")
+"""Those that every comparison computes unless told otherwise: they cost little next to training."""

@@ -18,7 +18,7 @@ import torch
 from test_run import CHILD, make_spec
 from tiny import save_tiny_model
 from tunewise.errors import DivergedError
-from tunewise.measures._tensor_cache import keep_tensors, read_tensors
+from tunewise.measures._tensor_cache import save_tensors, read_tensors
 from tunewise.methods.attach import attach
 from tunewise.run import run
 from tunewise.spec import RunSpec
@@ -269,7 +269,7 @@ def test_no_changed_bit_of_a_cache_of_tensors_is_believed(tmp_path: Path) -> Non
     """Every byte of a small file, one bit each: what is read is what was written, or nothing."""
     file = tmp_path / "kept.safetensors"
     whole = {"features": torch.arange(6.0).reshape(2, 3), "losses, masked": torch.tensor([0.5, 0.25])}
-    keep_tensors(file, whole)
+    save_tensors(file, whole)
     raw = file.read_bytes()
     refused = 0
     for place in range(len(raw)):
@@ -288,8 +288,8 @@ def test_no_changed_bit_of_a_cache_of_tensors_is_believed(tmp_path: Path) -> Non
 def test_two_processes_that_keep_one_file_do_not_meet(tmp_path: Path) -> None:
     """Both write under names of their own; what stands in the end is one of them, whole, and nothing is left over."""
     code = (
-        "import sys, torch; from pathlib import Path; from tunewise.measures._tensor_cache import keep_tensors\n"
-        "for _ in range(100): keep_tensors(Path(sys.argv[1]), {'x': torch.full((50_000,), float(sys.argv[2]))})"
+        "import sys, torch; from pathlib import Path; from tunewise.measures._tensor_cache import save_tensors\n"
+        "for _ in range(100): save_tensors(Path(sys.argv[1]), {'x': torch.full((50_000,), float(sys.argv[2]))})"
     )
     file = tmp_path / "kept.safetensors"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(file), value]) for value in ("1", "2")]

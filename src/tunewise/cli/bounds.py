@@ -94,7 +94,7 @@ def _of_run(
     folder = target.resolve()
     run = FinishedRun(record, folder, build_task(record.spec), folder.parent / "cache")
     values = bounds_of_run(run, lambda: None, input_bound=input_bound, with_curvature=step_size)
-    return {"of": f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}", **values}
+    return {"of": f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}", **values.model_dump(mode="json")}
 
 
 def _of_adapter(
@@ -115,7 +115,7 @@ def _of_adapter(
     values = bounds_of_adapter(
         folder, model, cache=cache_folder(), samples=samples, classes=classes, input_bound=input_bound
     )
-    return {"of": str(target), **values}
+    return {"of": str(target), **values.model_dump(mode="json")}
 
 
 def _show(values: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def _show(values: dict[str, Any]) -> None:
             markup=False,
         )
     console.print(
-        f"{len(facts['layers'])} changed layers; input bound {facts['input_bound']:.4g}: {facts['input_bound_is']}"
+        f"{len(facts['layers'])} changed layers; input bound {facts['input_bound']:.4g}: {facts['input_bound_source']}"
     )
     console.print()
     assumed: dict[str, str] = {}

@@ -1,5 +1,5 @@
-"""Tensors that measures keep in a cache: written whole by way of a temporary file, with a checksum of their values, so
-that many processes may write one file and damage on the disk is noticed."""
+"""Tensors in a cache on disk: written atomically and with a checksum, so that several processes may write one file and
+damage is noticed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def keep_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write fp32 or fp64 `tensors` to `file`, whole or not at all; where there is no room they are only made again
-    next time."""
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write fp32 or fp64 tensors atomically. A full disk is a warning: the tensors are then computed again next time."""
     scratch = ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -32,11 +31,11 @@ def keep_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         if scratch:
             with contextlib.suppress(OSError):
                 Path(scratch).unlink()
-        warnings.warn(f"what was computed can't be kept in {file.parent} ({error})", stacklevel=2)
+        warnings.warn(f"results can't be cached in {file.parent} ({error})", stacklevel=2)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor] | None:
-    """What `keep_tensors` wrote; None where there is nothing, or it is not as it was written."""
+    """What `save_tensors` wrote; None where there is no file, or it is damaged."""
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
@@ -47,7 +46,7 @@ def read_tensors(file: Path) -> dict[str, Tensor] | None:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, shapes and values: the sum of all values' bits, taken as whole numbers, goes at the speed of memory."""
+    """Of names, shapes and the sum of all values' bits as integers."""
     total = zlib.crc32(repr([(name, *tensors[name].shape) for name in sorted(tensors)]).encode())
     for name in sorted(tensors):
         bits = torch.int64 if tensors[name].dtype == torch.float64 else torch.int32

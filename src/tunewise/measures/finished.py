@@ -1,4 +1,4 @@
-"""A finished run, opened again: its data, its models and its trajectory, for the measures that look into it."""
+"""A finished run, opened again: its data, its models and its snapshots, for the measures that look into it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
 from tunewise.training.trajectory import Snapshot, kept_by
 
+Check = Callable[[], None]
+"""Called every few seconds; raises where the user has asked to stop."""
+
+
+def no_check() -> None:
+    """A `Check` that never stops."""
+
 
 class FinishedRun:
-    """What is known of a run after its end. Models are loaded when first asked for, and shared by the measures of
-    one run: a measure leaves them bit for bit as it found them."""
+    """Models are loaded on first use and shared by the measures of a run: a measure leaves them bit for bit as they
+    were."""
 
     def __init__(self, record: RunRecord, folder: Path, task: Task, cache: Path) -> None:
         self.record = record
         self.folder = folder
         self.task = task
         self.cache = cache
-        """A folder for what belongs to the base model and not to the run (its spectra, its features), by hash."""
-        self.say: Callable[[str], None] = lambda detail: None
-        """Tells whoever watches how far a long measure has come: 'row 3 of 51'."""
+        """A folder for what belongs to the base model and not to the run (decompositions, features), by hash."""
+        self.report_progress: Callable[[str], None] = lambda detail: None
+        """Called with the progress of a long measure: 'row 3 of 51'."""
 
     @property
     def spec(self) -> RunSpec:

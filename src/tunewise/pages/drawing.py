@@ -1,4 +1,4 @@
-"""What every figure is drawn with: an empty one in the report's style, texts as they are, named uprights, bands."""
+"""The base of every figure: an empty one in the style of the pages, named vertical lines, bands."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def upright(figure: go.Figure, value: float, name: str, side: str = "left") -> None:
-    """A dotted upright through all of the figure with its name at the top, the name's `side` towards the line."""
+def add_vertical_line(figure: go.Figure, value: float, name: str, side: str = "left") -> None:
+    """A dotted vertical line with its name at the top, the name's `side` towards the line."""
     figure.add_shape(
         type="line",
         x0=value,
@@ -66,7 +66,7 @@ def upright(figure: go.Figure, value: float, name: str, side: str = "left") -> N
     )
 
 
-def band(
+def add_band(
     figure: go.Figure,
     x: Sequence[float],
     low: Sequence[float | None],
@@ -74,7 +74,7 @@ def band(
     colour: str,
     group: str,
 ) -> None:
-    """A pale band from `low` to `high`, which is hidden and shown with the `group` of the legend."""
+    """A pale band from `low` to `high`; the legend hides and shows it with `group`."""
     figure.add_scatter(
         x=[*x, *reversed(x)],
         y=[*high, *reversed(low)],

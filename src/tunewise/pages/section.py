@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure with its words. `key` names it in the page; `filtered`: the buttons of methods act on it."""
+    """A figure. `key` names it in the page; `filtered`: the page's method buttons hide and show its traces."""
 
     key: str
     title: str
     caption: str
-    words: str
+    alt_text: str
     figure: go.Figure
     filtered: bool = False
-    folded: bool = False
+    collapsed: bool = False
 
     @property
     def json(self) -> str:
@@ -26,8 +26,8 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table of texts. The first column is the row's name; the others are numbers, set to the right."""
+class Table:
+    """A table of texts. The first column holds the rows' names; the others hold numbers, aligned to the right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -36,15 +36,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """`key`: the anchor. `words`: paragraphs above the figures. `panels` stand two beside each other where there is
-    room (`wide`: one below the other); `folded` ones below, opened on demand."""
+    """Paragraphs, then panels (two in a row, or one where `wide`), tables, collapsed panels, notes. `key`: the anchor."""
 
     key: str
     title: str
-    words: Sequence[str] = ()
+    paragraphs: Sequence[str] = ()
     panels: Sequence[Panel] = ()
-    grids: Sequence[Grid] = ()
-    folded: Sequence[Panel] = ()
-    folded_title: str = "More figures"
-    notes: Sequence[str] = field(default=())
+    tables: Sequence[Table] = ()
+    collapsed: Sequence[Panel] = ()
+    collapsed_title: str = "More figures"
+    notes: Sequence[str] = ()
     wide: bool = False

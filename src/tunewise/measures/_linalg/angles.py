@@ -2,7 +2,7 @@
 
 Two subspaces of dimensions p and q have min(p, q) principal angles (Björck & Golub 1973): 0 for a direction that both
 hold, 90 degrees for one that is at right angles to all of the other. Random subspaces of a large space are nearly at
-right angles, so an angle says something only beside that of chance.
+right angles, so an angle has to be compared with that of random spaces.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def principal_angles(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Chance:
+class RandomAngles:
     """Angles between a fixed p-dimensional and a random q-dimensional subspace: means over draws, and the interval
     that 95 % of draws' means fall into. Degrees."""
 
@@ -41,8 +41,8 @@ class Chance:
 
 
 @lru_cache(maxsize=256)
-def by_chance(n: int, p: int, q: int, draws: int = 200) -> Chance:
-    """What random directions give in n dimensions; the same numbers in every process.
+def random_angles(n: int, p: int, q: int, draws: int = 200) -> RandomAngles:
+    """Of random directions in n dimensions; the same numbers in every process.
 
     By rotation the fixed space is that of the first p axes. A random q-space is spanned by a Gaussian (n, q) matrix X =
     [X1; X2], and the squared cosines are the eigenvalues of X1^T X1 (X1^T X1 + X2^T X2)^-1. X2 enters by its Gram
@@ -60,7 +60,7 @@ def by_chance(n: int, p: int, q: int, draws: int = 200) -> Chance:
         means.append(float(angles.mean()))
         largest.append(float(angles.max()))
     low, high = np.quantile(means, [0.025, 0.975])
-    return Chance(float(np.mean(means)), float(low), float(high), float(np.mean(largest)))
+    return RandomAngles(float(np.mean(means)), float(low), float(high), float(np.mean(largest)))
 
 
 def _gram_factor(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunewise.measures._linalg.spectral_norm import content_of
-from tunewise.measures._tensor_cache import keep_tensors, read_tensors
+from tunewise.measures._tensor_cache import save_tensors, read_tensors
 
 FOLDER = "base-spectra"
 DOUBLE_UP_TO = 2**22
@@ -55,7 +55,7 @@ class BaseSpectra:
         self.made += 1
         found = BaseSpectrum(u.contiguous(), values)
         if file is not None:
-            keep_tensors(file, {"u": found.u, "values": found.values})
+            save_tensors(file, {"u": found.u, "values": found.values})
         return found
 
     def prepare(self, bases: dict[str, Callable[[], Tensor]], said: Callable[[int, int], None]) -> None:

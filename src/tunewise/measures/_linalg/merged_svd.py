@@ -42,11 +42,11 @@ _Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class TopOfMerged:
     """The top of W0 + dW: `values` (k,), left `vectors` (n, k), `cosines` (min(n, m), k) of them with all of W0's
-    left vectors; fp64. `how`: by Lanczos in W0's basis, by the Gram matrix of a dense dW, or the plain way."""
+    left vectors; fp64. `solver`: by Lanczos in W0's basis, by the Gram matrix of a dense dW, or the plain way."""
 
     values: Tensor
     cosines: Tensor
-    how: Literal["lanczos", "gram", "plain"]
+    solver: Literal["lanczos", "gram", "plain"]
     make_vectors: Callable[[], Tensor]
 
     @property
@@ -64,9 +64,9 @@ def top_of_merged(update: LayerUpdate, base: BaseSpectrum, count: int | None) ->
             return found
     count = side if count is None else min(count, side)
     merged = update.merged()
-    how: Literal["gram", "plain"] = "plain" if update.has_factors or 4 * count >= side else "gram"
-    u, values, _ = top_singular.of_dense(merged, count) if how == "gram" else top_singular.plain(merged, count)
-    return TopOfMerged(values, base.u.double().T @ u, how, lambda: u)
+    solver: Literal["gram", "plain"] = "plain" if update.has_factors or 4 * count >= side else "gram"
+    u, values, _ = top_singular.of_dense(merged, count) if solver == "gram" else top_singular.plain(merged, count)
+    return TopOfMerged(values, base.u.double().T @ u, solver, lambda: u)
 
 
 def _by_lanczos(update: LayerUpdate, base: BaseSpectrum, count: int) -> TopOfMerged | None:

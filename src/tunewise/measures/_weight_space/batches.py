@@ -1,6 +1,4 @@
-"""The trained model as plain weights: adapters merged, nothing of PEFT left, so that a weight is a weight whatever
-method trained it. And the batches of training examples on which all points of a landscape are evaluated.
-"""
+"""The trained model with adapters merged, without PEFT's layers, and the fixed batches on which its loss is taken."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tunewise.errors import MeasureError
-from tunewise.measures.cost.stepping import device
+from tunewise.measures._device import device
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.updates.refusal import refusal
 from tunewise.methods.adapter_files import load
@@ -21,10 +19,8 @@ from tunewise.methods.streams import stream
 
 
 def plain_model(run: FinishedRun) -> nn.Module:
-    """A model of its own with the selected epoch's weights; eval mode, nothing requires a gradient, on the device.
-
-    Raises `MeasureError` where the adapter is of a kind that can't be merged, or the base is quantized.
-    """
+    """A new model with the selected epoch's weights, in eval mode and without gradients, on the device. Raises
+    `MeasureError` where the adapter can't be merged."""
     model: Any = load(run.task.load_model(run.spec.seed), run.adapter)
     if isinstance(model, PeftModel):
         with refusal(MeasureError, f"{run.spec.method.name} can't be merged into the weights"):
@@ -55,8 +51,8 @@ class FixedBatches:
 
 
 def fixed_batches(run: FinishedRun, count: int, seed: int) -> FixedBatches:
-    """`count` batches of the run's size out of its training examples, drawn by `seed` alone: runs of one data set
-    share them. Raises `MeasureError` where there are not as many examples."""
+    """`count` batches of training examples, drawn by `seed` alone, so that all runs of one data set share them. Raises
+    `MeasureError` where there are too few examples."""
     size = run.spec.training.batch_size
     size = min(size, len(run.task.train) // count)
     if size < 1:

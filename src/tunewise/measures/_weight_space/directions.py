@@ -2,8 +2,8 @@
 Gaussian vector as long as that row, d_ij <- d_ij / ||d_ij|| ||w_ij||. So a plot does not depend on how the weights
 are scaled from layer to layer, and 1 means the same for every method.
 
-Directions live on the matrices of linear and convolutional layers. Parameters of one dimension (biases, norms) are
-left where they are, as in the paper, and so are tables of embeddings, which are no filters.
+Directions are for the weights of linear and convolutional layers. Parameters of one dimension (biases, norms) are not
+moved, as in the paper, and neither are embeddings, which are no filters.
 """
 
 from __future__ import annotations
@@ -41,11 +41,8 @@ class Weight:
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
-    """The weights of the model's linear and convolutional layers, by name; one that two modules share is left out
-    (moving the output of a language model would move its embeddings).
-
-    Raises `MeasureError` where one holds no plain floating-point values (a quantized base).
-    """
+    """The weights of linear and convolutional layers by name, without those that two modules share (an output layer tied
+    to the embeddings). Raises `MeasureError` for a quantized base."""
     names = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Weight] = {}
     for name, module in model.named_modules():

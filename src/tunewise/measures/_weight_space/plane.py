@@ -1,29 +1,27 @@
-"""Moving a model's weights over a plane: W = W* + x d1 + y d2, point after point, without reloading anything.
+"""Moving a model's weights over a plane: W = W* + x d1 + y d2.
 
-While a plane is open the moved weights lie side by side in one buffer, so that a point costs one pass over it. A row
-(one y) has an anchor W* + y d2, and each of its points is written afresh from that: no error adds up along the row,
-in any precision, and a point has the same bits in whatever order the points are visited. The model's own tensors are
-put aside untouched, and closing puts them back: the model is bit for bit what it was.
+While a plane is open the moved weights are in one buffer, so that a point costs one pass over it. A row (one y) has an
+anchor W* + y d2, and each of its points is computed from that: no error adds up along the row, and a point has the same
+bits in any order of visits. The model's own tensors are untouched, and closing the plane restores them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from tunewise.errors import MeasureError
+from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures._weight_space.directions import Direction
+from tunewise.measures.finished import Check, no_check
 
 
 class Plane:
-    """Two directions through a model's present weights. Use it in a `with` block.
-
-    A name that only one direction has, or neither, stays where it is in the other. Takes four times the memory of the
-    moved weights (both directions, the anchor, the moving copy), plus a copy for each point evaluated together.
-    """
+    """Two directions through a model's present weights, for a `with` block. Takes four times the memory of the moved
+    weights: both directions, the anchor, the moving copy."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], first: Direction, second: Direction) -> None:
         self.parameters = {name: parameters[name] for name in parameters if name in first or name in second}
@@ -64,24 +62,11 @@ class Plane:
             torch.add(own.detach().flatten().to(self.wide), self._second[place], alpha=y, out=self._anchor[place])
 
     def move(self, x: float) -> None:
-        """The model's weights are those of (x, the row's y)."""
-        self._write(x, self._live)
-
-    def stacked(self, xs: list[float]) -> dict[str, Tensor]:
-        """The weights of several points of the row, stacked: {name: (points, *shape)}; the model itself stays."""
-        points = torch.empty(len(xs), self.size, dtype=self.dtype, device=self.device)
-        for x, point in zip(xs, points, strict=True):
-            self._write(x, point)
-        return {
-            name: points[:, self.places[name]].view(len(xs), *parameter.shape)
-            for name, parameter in self.parameters.items()
-        }
-
-    def _write(self, x: float, out: Tensor) -> None:
+        """The model's weights become those of (x, the row's y)."""
         if self._scratch is None:
-            torch.add(self._anchor, self._first, alpha=x, out=out)
+            torch.add(self._anchor, self._first, alpha=x, out=self._live)
         else:
-            out.copy_(torch.add(self._anchor, self._first, alpha=x, out=self._scratch))
+            self._live.copy_(torch.add(self._anchor, self._first, alpha=x, out=self._scratch))
 
     def _flat(self, direction: Direction) -> Tensor:
         flat = torch.zeros(self.size, dtype=self.wide, device=self.device)
@@ -89,3 +74,25 @@ class Plane:
             if name in direction:
                 flat[place].copy_(direction[name].flatten())
         return flat
+
+
+def second_differences(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    directions: Sequence[tuple[Direction, float]],
+    batches: FixedBatches,
+    check: Check = no_check,
+) -> Tensor:
+    """(L(h) + L(-h) - 2 L(0)) / h^2 along each (direction, h) for each batch, fp64 (directions, batches): d^T H d
+    plus the fourth-order term h^2 / 12 L''''."""
+    here = batches.evaluate(model).cpu()
+    found = []
+    for direction, step in directions:
+        with Plane(parameters, direction, {}) as plane:
+            sides = []
+            for x in (step, -step):
+                check()
+                plane.move(x)
+                sides.append(batches.evaluate(model).cpu())
+        found.append((sides[0] + sides[1] - 2 * here) / step**2)
+    return torch.stack(found)

@@ -6,16 +6,16 @@ LoRA-One starts from: left (outputs) and right (inputs), layer by layer, along t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from tunewise.errors import DataError, MeasureError
-from tunewise.measures._linalg.angles import by_chance, principal_angles
-from tunewise.measures._tensor_cache import keep_tensors, read_tensors
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures._linalg.angles import principal_angles, random_angles
+from tunewise.measures._tensor_cache import save_tensors, read_tensors
+from tunewise.measures.base import MeasureResult, MeasureSettings, Values
+from tunewise.measures.finished import Check, FinishedRun
 from tunewise.measures.updates.layer import LayerUpdate
 from tunewise.measures.updates.live import live_updates
 from tunewise.methods.adapter_files import restore
@@ -33,18 +33,54 @@ Spaces = dict[Slice, tuple[Tensor, Tensor]]
 """Slice of a layer -> orthonormal (left (rows, r), right (m, r)) of the gradient's top r."""
 
 
-def alignment(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
-    """Values:
+class ChanceAngles(Values):
+    """Angles between random spaces, degrees: mean of the mean angle with the interval that 95 % of draws fall into, and
+    mean of the largest angle."""
 
-    - `rank`: dimensions compared, at most; `samples`: examples of which the gradient is taken;
-    - `layers`: name and shape of each slice, and `chance`: left and right mean and largest angle of random spaces;
-    - `points`: `step`, and a number per layer for `left_mean`, `left_largest`, `right_mean`, `right_largest`, in
-      degrees; None where dW is still zero;
-    - `selected`: the same for the selected epoch's weights.
+    mean: float
+    low: float
+    high: float
+    largest: float
 
-    Full fine-tuning is looked at in the layers that an adapter would be on. Without a trajectory `points` is empty.
-    Raises `MeasureError` for a method without dW.
-    """
+
+class SliceFacts(Values):
+    """An adapted range of output rows of a layer."""
+
+    name: str
+    rows: tuple[int, int]
+    features: int
+    chance_left: ChanceAngles
+    chance_right: ChanceAngles
+
+
+class Angles(Values):
+    """Degrees, one number for each slice; None where dW is still zero."""
+
+    left_mean: list[float | None]
+    left_largest: list[float | None]
+    right_mean: list[float | None]
+    right_largest: list[float | None]
+
+
+class AnglesAtStep(Angles):
+    step: int
+
+
+class AlignmentResult(MeasureResult):
+    rank: int
+    """Dimensions compared, at most."""
+    samples: int
+    """Examples of which the gradient is taken."""
+    layers: list[SliceFacts]
+    selected: Angles
+    """Of the selected epoch's weights."""
+    points: list[AnglesAtStep]
+    """Of the snapshots."""
+
+
+def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> AlignmentResult:
+    """Full fine-tuning is measured on the layers that an adapter would be on. Raises `MeasureError` for a method
+    without dW."""
     model, base = run.model, run.base
     slices = _slices(model, base, run.spec.method.targets)
     rank = min(run.spec.method.rank, *(min(stop - start, _features(base, name)) for name, start, stop in slices))
@@ -59,19 +95,19 @@ def alignment(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
             points.append({"step": snapshot.step, **_angles(model, base, slices, spaces, rank)})
     finally:
         restore(model, run.adapter)
-    return {
-        "rank": rank,
-        "samples": min(SAMPLES, len(run.task.train)),
-        "layers": [_layer(one, _features(base, one[0]), rank) for one in slices],
-        "selected": selected,
-        "points": points,
-        "waits_for_trajectory": not points,
-    }
+    return AlignmentResult(
+        lacks_snapshots=not points,
+        rank=rank,
+        samples=min(SAMPLES, len(run.task.train)),
+        layers=[_facts(one, _features(base, one[0]), rank) for one in slices],
+        selected=Angles.model_validate(selected),
+        points=[AnglesAtStep.model_validate(point) for point in points],
+    )
 
 
 def gradient_spaces(run: FinishedRun, slices: list[Slice], rank: int) -> Spaces:
-    """The top-r left and right singular spaces of the one-step full gradient at W0 and the run's untrained head. They
-    are the same for every method of one seed, rank and set of layers, so they are kept in the run's cache."""
+    """The top-r singular spaces of the one-step full gradient at W0 and the run's untrained head: the same for every
+    method of one seed, rank and set of layers, so they are cached."""
     spec = run.spec
     key = content_hash(
         [
@@ -82,18 +118,18 @@ def gradient_spaces(run: FinishedRun, slices: list[Slice], rank: int) -> Spaces:
         ]
     )
     file = run.cache / "one-step-gradient" / f"{key}.safetensors"
-    known = _read(file, slices)
-    if known is not None:
-        return known
+    cached = _read(file, slices)
+    if cached is not None:
+        return cached
     layers = {name: run.base.get_submodule(name) for name, _, _ in slices}
     try:
-        found = gradient_svd(
+        svd = gradient_svd(
             run.base, layers, one_step_batches(spec, run.task, SAMPLES), rank=rank, seed=spec.seed, slices=slices
         )
     except DataError as error:
         raise MeasureError(str(error)) from None
-    spaces = {one: (u, v) for one, (u, _, v) in found.items()}
-    keep_tensors(file, {f"{side}.{_name(one)}": t for one, uv in spaces.items() for side, t in zip("uv", uv)})
+    spaces = {one: (u, v) for one, (u, _, v) in svd.items()}
+    save_tensors(file, {f"{side}.{_name(one)}": t for one, uv in spaces.items() for side, t in zip("uv", uv)})
     return spaces
 
 
@@ -110,7 +146,7 @@ def _name(one: Slice) -> str:
 
 
 def _slices(model: nn.Module, base: nn.Module, targets: str | list[str]) -> list[Slice]:
-    """The adapted ones; of full fine-tuning, those that an adapter would be on."""
+    """Adapted slices; for full fine-tuning, those that an adapter would be on."""
     done = attachment(model)
     if done.method.trained == "head":
         raise MeasureError("trains the task head alone, so there is no dW")
@@ -135,7 +171,7 @@ def _angles(
 
 
 def _top_spaces(update: LayerUpdate, one: Slice, rank: int) -> tuple[Tensor, Tensor] | None:
-    """Left and right singular vectors of dW's slice, of its `rank` largest values or of as many as are not zero."""
+    """Left and right singular vectors of the slice of dW: `rank` of them, or as many as have a value above zero."""
     _, start, stop = one
     if (start, stop) != (0, update.shape[0]):
         update = _rows(update, start, stop)
@@ -145,7 +181,7 @@ def _top_spaces(update: LayerUpdate, one: Slice, rank: int) -> tuple[Tensor, Ten
 
 
 def _rows(update: LayerUpdate, start: int, stop: int) -> LayerUpdate:
-    """A run of output rows of an update as one of its own."""
+    """The update of some output rows."""
     return LayerUpdate(
         update.name,
         (stop - start, update.shape[1]),
@@ -156,13 +192,12 @@ def _rows(update: LayerUpdate, start: int, stop: int) -> LayerUpdate:
     )
 
 
-def _layer(one: Slice, features: int, rank: int) -> dict[str, Any]:
+def _facts(one: Slice, features: int, rank: int) -> SliceFacts:
     name, start, stop = one
-    chance = {}
-    for side, n in (("left", stop - start), ("right", features)):
-        found = by_chance(n, rank, rank)
-        chance[side] = {"mean": found.mean, "low": found.low, "high": found.high, "largest": found.largest}
-    return {"name": name, "rows": [start, stop], "features": features, "chance": chance}
+    left, right = (
+        ChanceAngles.model_validate(asdict(random_angles(n, rank, rank))) for n in (stop - start, features)
+    )
+    return SliceFacts(name=name, rows=(start, stop), features=features, chance_left=left, chance_right=right)
 
 
 def _features(base: nn.Module, name: str) -> int:

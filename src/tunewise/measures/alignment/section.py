@@ -1,79 +1,92 @@
-"""Where dW grows: its angles to the singular spaces of the first full gradient, along the runs, beside chance."""
+"""The report section of alignment: angles of dW to the singular spaces of the first full gradient, along the runs."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from tunewise.measures.along_runs import Found, by_method, curves_of, middle
-from tunewise.pages import figures, palette
-from tunewise.pages.section import Grid, Panel, Section
-from tunewise.report.data import ReportData
+from tunewise.measures.alignment.compute import AlignmentResult, Angles, ChanceAngles, SliceFacts, compute
+from tunewise.measures.base import Measure, SectionData
+from tunewise.measures.section_parts import NO_SNAPSHOTS, median, snapshot_curves
+from tunewise.number_format import MISSING
+from tunewise.pages import palette
+from tunewise.pages.figures import learning_curves
+from tunewise.pages.section import Panel, Section, Table
+from tunewise.registry import MEASURES
 
-_SIDES = {"left": ("left (output) space", "outputs"), "right": ("right (input) space", "inputs")}
+Data = SectionData[AlignmentResult]
 
 
-def section(data: ReportData) -> Section | None:
-    """Angles of every method; None where nothing was measured."""
-    found = data.values("alignment")
-    if not found:
-        return None
-    first = found[0][1]
-    words = [
-        f"A full gradient was taken once, at the pretrained weights, over {first['samples']} training examples: how "
+@dataclass(frozen=True)
+class _Angle:
+    """One of the four angles that are shown."""
+
+    side: str
+    statistic: str
+    name: str
+    of: Callable[[Angles], list[float | None]]
+    chance: Callable[[SliceFacts], float]
+
+
+_LEFT, _RIGHT = "left (output) space", "right (input) space"
+_ANGLES = (
+    _Angle("left", "mean", _LEFT, lambda a: a.left_mean, lambda s: s.chance_left.mean),
+    _Angle("left", "largest", _LEFT, lambda a: a.left_largest, lambda s: s.chance_left.largest),
+    _Angle("right", "mean", _RIGHT, lambda a: a.right_mean, lambda s: s.chance_right.mean),
+    _Angle("right", "largest", _RIGHT, lambda a: a.right_largest, lambda s: s.chance_right.largest),
+)
+
+
+def section(data: Data) -> Section:
+    paragraphs = [
+        f"A full gradient was taken once, at the pretrained weights, over {data.first.samples} training examples: how "
         "near does each method's dW come to its top singular spaces? 0° is the same space, 90° nothing in common. A "
         "dotted line is chance: random directions in so many dimensions. Each figure is the median over layers of the "
         "mean principal angle.",
-        *_answers(found),
+        *_nearer_than_chance(data),
     ]
-    panels = [panel for side in _SIDES if (panel := _curves(side, "mean", found, data))]
-    folded = [panel for side in _SIDES if (panel := _curves(side, "largest", found, data))]
-    notes = data.missing("alignment")
-    if not panels:
-        notes = [*notes, "The runs kept no trajectory, so only their ends are shown; --trajectory 20 keeps one."]
+    panels = {angle: panel for angle in _ANGLES if (panel := _curves(angle, data))}
     return Section(
         "alignment",
         "Alignment with the first gradient",
-        words,
-        panels,
-        [_table(found)],
-        folded=folded,
-        folded_title="The largest angle instead of the mean",
-        notes=notes,
+        paragraphs,
+        [panel for angle, panel in panels.items() if angle.statistic == "mean"],
+        [_table(data)],
+        [panel for angle, panel in panels.items() if angle.statistic == "largest"],
+        "The largest angle instead of the mean",
+        data.missing if panels else [*data.missing, NO_SNAPSHOTS],
     )
 
 
-def _answers(found: Found) -> list[str]:
+def _nearer_than_chance(data: Data) -> list[str]:
     """Per method, in how many layers dW is nearer to the gradient's spaces than 95 % of random ones would be."""
-    said = []
-    for method in dict.fromkeys(r.spec.method.label for r, _ in found):
-        own = [v for r, v in found if r.spec.method.label == method]
-        parts = []
-        for side, (_, name) in _SIDES.items():
-            near = total = 0
-            for values in own:
-                for layer, angle in zip(values["layers"], values["selected"][f"{side}_mean"]):
-                    total += angle is not None
-                    near += angle is not None and angle < layer["chance"][side]["low"]
-            if total:
-                parts.append(f"{near} of {total} on the side of the {name}")
-        if parts:
-            said.append(f"{method}: {', '.join(parts)}")
-    if not said:
+    methods = []
+    for label in data.labels:
+        results = data.of_method(label)
+        left = [(a, s.chance_left) for r in results for a, s in zip(r.selected.left_mean, r.layers)]
+        right = [(a, s.chance_right) for r in results for a, s in zip(r.selected.right_mean, r.layers)]
+        counts = [_count_nearer(left, "outputs"), _count_nearer(right, "inputs")]
+        if any(counts):
+            methods.append(f"{label}: {', '.join(count for count in counts if count)}")
+    if not methods:
         return []
-    return [f"Layers (over seeds) that end nearer to the gradient than chance would bring them: {'; '.join(said)}."]
+    return [f"Layers (over seeds) that end nearer to the gradient than random directions: {'; '.join(methods)}."]
 
 
-def _curves(side: str, what: str, found: Found, data: ReportData) -> Panel | None:
-    drawn = curves_of(found, lambda point: middle(point[f"{side}_{what}"]))
-    if not drawn:
+def _count_nearer(angles: list[tuple[float | None, ChanceAngles]], side: str) -> str:
+    nearer = [angle < chance.low for angle, chance in angles if angle is not None]
+    return f"{sum(nearer)} of {len(nearer)} on the side of the {side}" if nearer else ""
+
+
+def _curves(angle: _Angle, data: Data) -> Panel | None:
+    curves = snapshot_curves(data, lambda result: result.points, lambda point: median(angle.of(point)))
+    if not curves:
         return None
-    chance = _chance(found, side, what)
-    name, _ = _SIDES[side]
-    figure = figures.learning_curves(drawn, data.marks, what=f"{what} angle, degrees")
-    top = max(92.0, chance + 2)
-    figure.update_yaxes(range=[0, top], tickvals=[0, 15, 30, 45, 60, 75, 90], tickformat="~g")
+    chance = _chance(data, angle)
+    figure = learning_curves(curves, data.marks, y_title=f"{angle.statistic} angle, degrees")
+    ticks = [0, 15, 30, 45, 60, 75, 90]
+    figure.update_yaxes(range=[0, max(92.0, chance + 2)], tickvals=ticks, tickformat="~g")
     figure.add_shape(
         type="line",
         x0=0,
@@ -90,41 +103,39 @@ def _curves(side: str, what: str, found: Found, data: ReportData) -> Panel | Non
             "font": {"size": 12, "color": palette.MUTED},
         },
     )
-    ends = "; ".join(f"{method} {curve.mean[-1]:.1f}" for method, curve in drawn.items())
-    words = f"{what} angle of the {name} to the first gradient's, degrees, over epochs; by chance {chance:.1f}; "
-    return Panel(
-        f"alignment-{side}-{what}-figure",
-        f"{name[0].upper()}{name[1:]}, {what} angle",
-        "",
-        f"{words}at the end: {ends}.",
-        figure,
-        filtered=True,
+    ends = "; ".join(f"{label} {curve.mean[-1]:.1f}" for label, curve in curves.items())
+    alt_text = (
+        f"{angle.statistic} angle of the {angle.name} to the first gradient's, degrees, over epochs; by chance "
+        f"{chance:.1f}; at the end: {ends}."
     )
+    title = f"{angle.name[0].upper()}{angle.name[1:]}, {angle.statistic} angle"
+    return Panel(f"alignment-{angle.side}-{angle.statistic}-figure", title, "", alt_text, figure, filtered=True)
 
 
-def _chance(found: Found, side: str, what: str) -> float:
-    """The median over layers of what chance gives."""
-    return statistics.median(layer["chance"][side][what] for _, values in found for layer in values["layers"])
+def _chance(data: Data, angle: _Angle) -> float:
+    """The median over layers of the angle of random spaces."""
+    return statistics.median(angle.chance(layer) for _, result in data.runs for layer in result.layers)
 
 
-def _table(found: Found) -> Grid:
-    rows = []
-    keys = [(side, what) for side in _SIDES for what in ("mean", "largest")]
-    made = {key: by_method(found, lambda v, key=key: middle(v["selected"]["_".join(key)])) for key in keys}  # type: ignore[misc]
-    for method in dict.fromkeys(r.spec.method.label for r, _ in found):
-        rows.append([method, *(_degrees(made[key].get(method, {})) for key in keys)])
-    rows.append(["by chance", *(f"{_chance(found, *key):.1f}" for key in keys)])
-    return Grid(
-        ["method", "left, mean", "left, largest", "right, mean", "right, largest"],
-        rows,
+def _table(data: Data) -> Table:
+    medians = [data.by_seed(lambda result, of=angle.of: median(of(result.selected))) for angle in _ANGLES]  # type: ignore[misc]
+    rows = [[label, *(_degrees(values.get(label, {})) for values in medians)] for label in data.labels]
+    rows.append(["by chance", *(f"{_chance(data, angle):.1f}" for angle in _ANGLES)])
+    caption = (
         "Angles of the selected epoch's dW to the first gradient's top spaces, degrees: median over layers, mean over "
-        "seeds (lowest to highest seed)",
+        "seeds (lowest to highest seed)"
     )
+    return Table(["method", *(f"{angle.side}, {angle.statistic}" for angle in _ANGLES)], rows, caption)
 
 
 def _degrees(by_seed: Mapping[int, float]) -> str:
-    values: Sequence[Any] = list(by_seed.values())
+    values = list(by_seed.values())
     if not values:
-        return "–"
+        return MISSING
     spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.1f}{spread}"
+
+
+MEASURES.register(
+    "alignment", Measure("alignment", "alignment with the first gradient", compute, AlignmentResult, section)
+)

@@ -1,22 +1,21 @@
-"""The gap that a bound may stand beside: that of the loss clipped to [0, M], which is M/2-sub-Gaussian.
+"""The gap that bounds are compared with: that of the loss clipped to [0, M], which is M/2-sub-Gaussian.
 
-Cross-entropy has no upper end, and the theorems ask for one. M = ln K, the loss of a guess at random among K classes:
-what is worse than chance counts as chance. It depends on the number of classes alone, not on the sample.
+The theorems need a bounded loss, and cross-entropy has no bound. M = ln K, the loss of a random guess between K
+classes: it depends on the number of classes alone, not on the sample.
 """
 
 from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures.base import Values
+from tunewise.measures.finished import Check, FinishedRun
 from tunewise.training.evaluation import evaluate
 
 TRAIN_LOSSES = "train_losses"
@@ -28,22 +27,19 @@ def clip_range(classes: int) -> float:
     return math.log(classes)
 
 
-@dataclass(frozen=True)
-class ClippedGap:
-    """Means over whole splits of the loss clipped to [0, M], the selected epoch's weights in eval mode."""
+class ClippedGap(Values):
+    """Means over splits of the loss clipped to [0, M], the selected epoch's weights in eval mode."""
 
     range: float
+    """M"""
     train: float
     test: float
     gap: float
     """test - train"""
     error: float
-    """Standard error of the gap over items: the two splits as samples. It knows nothing of seeds."""
+    """Standard error of the gap over items, the two splits as samples; it does not cover seeds."""
     clipped: float
     """The share of test items whose loss is above M."""
-
-    def content(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def clipped_gap(train: NDArray[np.float64], test: NDArray[np.float64], loss_range: float) -> ClippedGap:
@@ -53,21 +49,20 @@ def clipped_gap(train: NDArray[np.float64], test: NDArray[np.float64], loss_rang
     >>> gap.train, gap.test, gap.gap, gap.clipped
     (0.25, 0.75, 0.5, 0.5)
     """
-    below, above = np.clip(train, 0.0, loss_range), np.clip(test, 0.0, loss_range)
-    spread = sum(float(x.var(ddof=1)) / len(x) if len(x) > 1 else 0.0 for x in (below, above))
+    clipped_train, clipped_test = np.clip(train, 0.0, loss_range), np.clip(test, 0.0, loss_range)
+    variance = sum(float(x.var(ddof=1)) / len(x) if len(x) > 1 else 0.0 for x in (clipped_train, clipped_test))
     return ClippedGap(
         range=loss_range,
-        train=float(below.mean()),
-        test=float(above.mean()),
-        gap=float(above.mean() - below.mean()),
-        error=math.sqrt(spread),
+        train=float(clipped_train.mean()),
+        test=float(clipped_test.mean()),
+        gap=float(clipped_test.mean() - clipped_train.mean()),
+        error=math.sqrt(variance),
         clipped=float((test > loss_range).mean()),
     )
 
 
-def losses_of(run: FinishedRun, check: Callable[[], None]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Losses of all training and all test examples: from the run's own predictions where they are kept, else scored
-    anew."""
+def losses_of(run: FinishedRun, check: Check) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Losses of all training and all test examples: from the run's predictions where they are kept, else computed."""
     kept: dict[str, NDArray[np.float64]] = {}
     try:
         with np.load(run.folder / "predictions.npz") as file:

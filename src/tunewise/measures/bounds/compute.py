@@ -1,14 +1,13 @@
-"""The theory's numbers for a finished run, beside its own gap: every theorem with value, assumptions, mark and source.
+"""The theory's numbers for a finished run and its measured gap: every theorem with value, assumptions and source.
 
-Costs little next to training: the norms of W0 are kept on disk by content and serve every method and seed, the norms
-of dW come from its factors, and the gap is taken from the predictions that the run kept.
+This costs little: the norms of W0 are cached on disk by content for all methods and seeds, the norms of dW come from its
+factors, and the gap comes from the predictions that the run kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from tunewise.catalog import Method, get_method
 from tunewise.errors import MeasureError, SpecError, StoreError
 from tunewise.measures._linalg.spectral_norm import cached_spectral_norm, spectral_norm
-from tunewise.measures.bounds.clipping import clip_range, clipped_gap, losses_of
+from tunewise.measures.bounds.clipping import ClippedGap, clip_range, clipped_gap, losses_of
 from tunewise.measures.bounds.curvature import largest_curvature
-from tunewise.measures.bounds.theorems import Facts, FrozenFactor, LayerNorms, theorems
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures.bounds.theorems import BoundLine, Facts, FrozenFactor, LayerNorms, theorems
+from tunewise.measures.base import MeasureResult, MeasureSettings, Values
+from tunewise.measures.finished import Check, FinishedRun, no_check
 from tunewise.measures.updates.folder import updates_of
 from tunewise.measures.updates.layer import LayerUpdate, Updates
 from tunewise.methods.adapter_files import SIDECAR, noted
@@ -34,31 +34,51 @@ NORMS = "spectral-norms"
 """The folder of W0's norms within a cache."""
 
 
-def bounds(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
-    """`lines`: every theorem's number; `gap`: the measured gap of the clipped loss; `facts`: what went in."""
+class BoundFacts(Values):
+    """What went into the theorems; see `Facts`."""
+
+    layers: tuple[LayerNorms, ...]
+    input_bound: float
+    input_bound_source: str
+    samples: int | None
+    classes: int | None
+    loss_range: float | None
+    head: int
+    bits: int
+    delta: float
+    curvature: float | None
+
+
+class BoundsResult(MeasureResult):
+    gap: ClippedGap | None
+    """Measured; None for an adapter without a run."""
+    lines: tuple[BoundLine, ...]
+    facts: BoundFacts
+    missing: tuple[str, ...] = ()
+    """What to give for further numbers."""
+
+    def line(self, key: str) -> BoundLine | None:
+        return next((line for line in self.lines if line.key == key), None)
+
+    def value(self, key: str) -> float | None:
+        line = self.line(key)
+        return None if line is None else line.value
+
+
+def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> BoundsResult:
     return bounds_of_run(run, check)
 
 
 def bounds_of_run(
-    run: FinishedRun,
-    check: Callable[[], None],
-    *,
-    input_bound: float | None = None,
-    with_curvature: bool = False,
-) -> dict[str, Any]:
-    """The same with another input bound than the measured one, or with the curvature that the step size needs."""
-    facts = facts_of_run(run, check)
-    if input_bound is not None:
-        facts = replace(facts, input_bound=input_bound, input_bound_is="as given")
+    run: FinishedRun, check: Check, *, input_bound: float | None = None, with_curvature: bool = False
+) -> BoundsResult:
+    """`input_bound` replaces the measured one; `with_curvature` measures the curvature that the step size needs."""
+    facts = _with_input_bound(facts_of_run(run, check), input_bound)
     if with_curvature and facts.method is not None and facts.method.selects_columns:
         facts = replace(facts, curvature=largest_curvature(run, check))
     train, test = losses_of(run, check)
     assert facts.loss_range is not None
-    return {
-        "gap": clipped_gap(train, test, facts.loss_range).content(),
-        "lines": [line.content() for line in theorems(facts)],
-        "facts": facts_as_words(facts),
-    }
+    return _result(facts, gap=clipped_gap(train, test, facts.loss_range))
 
 
 def bounds_of_adapter(
@@ -69,8 +89,8 @@ def bounds_of_adapter(
     samples: int | None = None,
     classes: int | None = None,
     input_bound: float | None = None,
-) -> dict[str, Any]:
-    """The same for an adapter folder of which no run is known: no gap, and `missing` says what would give more."""
+) -> BoundsResult:
+    """For an adapter folder without a run."""
     known = noted(folder) if (folder / SIDECAR).exists() else None
     updates = updates_of(folder, base)
     facts = facts_of_update(
@@ -82,18 +102,20 @@ def bounds_of_adapter(
         facts = replace(facts, rank=known.rank, alpha=known.alpha, links=links, slices=_slices(known))
     if classes is not None:
         facts = replace(facts, loss_range=clip_range(classes))
-    if input_bound is not None:
-        facts = replace(facts, input_bound=input_bound, input_bound_is="as given")
-    missing = []
+    facts = _with_input_bound(facts, input_bound)
     if samples is None or classes is None:
-        missing.append("give --samples N and --classes K for the bounds that depend on the training data")
-        facts = replace(facts, samples=None)
-    return {
-        "gap": None,
-        "lines": [line.content() for line in theorems(facts)],
-        "facts": facts_as_words(facts),
-        "missing": missing,
-    }
+        missing = ("give --samples N and --classes K for the bounds that depend on the training data",)
+        return _result(replace(facts, samples=None), missing=missing)
+    return _result(facts)
+
+
+def _with_input_bound(facts: Facts, given: float | None) -> Facts:
+    return facts if given is None else replace(facts, input_bound=given, input_bound_source="as given")
+
+
+def _result(facts: Facts, gap: ClippedGap | None = None, missing: tuple[str, ...] = ()) -> BoundsResult:
+    used = BoundFacts.model_validate({name: getattr(facts, name) for name in BoundFacts.model_fields})
+    return BoundsResult(gap=gap, lines=tuple(theorems(facts)), facts=used, missing=missing)
 
 
 def _slices(done: Attachment) -> list[tuple[int, int]] | None:
@@ -112,8 +134,8 @@ def _stored(folder: Path, layers: list[str]) -> int:
     return count
 
 
-def facts_of_run(run: FinishedRun, check: Callable[[], None]) -> Facts:
-    """What the theorems need to know of a run. Raises `MeasureError` where its update can't be read."""
+def facts_of_run(run: FinishedRun, check: Check) -> Facts:
+    """Raises `MeasureError` where the run's update can't be read."""
     if run.record.model is None or run.record.data is None:
         raise MeasureError("the run's record has no facts of its model and data")
     method = get_method(run.spec.method.name)
@@ -138,7 +160,7 @@ def facts_of_run(run: FinishedRun, check: Callable[[], None]) -> Facts:
         classes=classes,
         loss_range=clip_range(classes),
         input_bound=largest_input(run.base, run.task, run.task.train, [u.name for u in facts.layers], check),
-        input_bound_is="the largest Frobenius norm of a training example where it enters the first changed layer",
+        input_bound_source="the largest Frobenius norm of a training example where it enters the first changed layer",
     )
 
 
@@ -147,9 +169,9 @@ def facts_of_update(
     *,
     method: Method | None,
     cache: Path | None,
-    check: Callable[[], None] = lambda: None,
+    check: Check = no_check,
 ) -> Facts:
-    """The same for an adapter of which no run is known: norms, but neither sample nor classes; C = 1."""
+    """For an adapter without a run: norms, but neither sample nor classes; input bound 1."""
     layers = []
     for update in updates.values():
         check()
@@ -168,13 +190,13 @@ def facts_of_update(
         parameters=factors + dense,
         head=0,
         input_bound=1.0,
-        input_bound_is="1, for want of data: Phi is in proportion to it",
+        input_bound_source="1, as there is no data; Phi is proportional to it",
         frozen=_frozen(updates, method),
     )
 
 
 def largest_input(
-    model: nn.Module, task: Task, split: Split, layers: list[str], check: Callable[[], None], batch_size: int = 64
+    model: nn.Module, task: Task, split: Split, layers: list[str], check: Check, batch_size: int = 64
 ) -> float:
     """The largest Frobenius norm over examples of what enters the first of `layers`, padding left out. The forward
     ends there. 1 where there are no layers."""
@@ -211,41 +233,18 @@ class _SeenEnough(Exception):
     """Ends a forward whose rest is not needed."""
 
 
-def facts_as_words(facts: Facts) -> dict[str, Any]:
-    """What went in, for the record."""
-    return {
-        "layers": [
-            {
-                "name": u.name,
-                "shape": list(u.shape),
-                "base": u.base,
-                "update": u.update,
-                "frobenius": u.update_frobenius,
-            }
-            for u in facts.layers
-        ],
-        "input_bound": facts.input_bound,
-        "input_bound_is": facts.input_bound_is,
-        "samples": facts.samples,
-        "classes": facts.classes,
-        "loss_range": facts.loss_range,
-        "head": facts.head,
-        "bits": facts.bits,
-        "delta": facts.delta,
-        "curvature": facts.curvature,
-    }
-
-
 def _norms(update: LayerUpdate, cache: Path | None) -> LayerNorms:
-    base = cached_spectral_norm(update.base, cache).upper
     if update.has_factors:
-        return LayerNorms(update.name, update.shape, base, update.spectral_norm(), update.frobenius_norm())
-    dense = update.delta()
-    return LayerNorms(update.name, update.shape, base, spectral_norm(dense).upper, float(dense.norm()))
+        spectral, frobenius = update.spectral_norm(), update.frobenius_norm()
+    else:
+        dense = update.delta()
+        spectral, frobenius = spectral_norm(dense).upper, float(dense.norm())
+    base = cached_spectral_norm(update.base, cache).upper
+    return LayerNorms(name=update.name, shape=update.shape, base=base, update=spectral, frobenius=frobenius)
 
 
 def _frozen(updates: Updates, method: Method | None) -> FrozenFactor | None:
-    """For B A with a random A that was never trained (asym, rac): a chain's A is its links' one above the other."""
+    """For B A with a random A that was never trained (asym, rac); a chain's A stacks those of its links."""
     if method is None or method.trained != "B" or method.where != "random":
         return None
     factors = [(u.left, u.right) for u in updates.values() if u.left is not None and u.right is not None]

@@ -6,7 +6,6 @@ and head, on one batch of training examples. Hessian-vector products in forward 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,14 @@ from torch.func import functional_call, grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tunewise.errors import MeasureError
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures.finished import Check, FinishedRun
 from tunewise.measures.laziness.compute import change_of
 
 EXAMPLES = 32
 TOLERANCE = 1e-2
 
 
-def largest_curvature(run: FinishedRun, check: Callable[[], None]) -> float:
+def largest_curvature(run: FinishedRun, check: Check) -> float:
     """The eigenvalue, to 1 % (a value from below). Raises `MeasureError` where Lanczos finds none."""
     base = run.base
     own = {name: p.detach() for name, p in base.named_parameters()}

@@ -1,6 +1,6 @@
-"""Every theorem's number for one fine-tuned network, from its shapes, norms and sample: plain data in, `Bound`s out.
+"""The number that every theorem gives for one fine-tuned network, from its shapes, norms and sample.
 
-What is known to fail for a transformer is said in each bound's `unmet`; the numbers are computed all the same.
+Assumptions that are known to fail for a transformer are listed in `unmet`; the numbers are computed all the same.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from tunewise.catalog import Method
 from tunewise.errors import SpecError
+from tunewise.measures.base import Values
 from tunewise.theory import (
     Bound,
     hoeffding,
@@ -36,9 +37,8 @@ _TRANSFORMER = "a transformer: residuals, normalisation and attention between th
 _HEAD = "the task head is new and trained too, and is left out here"
 
 
-@dataclass(frozen=True)
-class LayerNorms:
-    """One changed layer: its shape and the norms that the theorems ask for."""
+class LayerNorms(Values):
+    """One changed layer: its shape and the norms that the theorems need."""
 
     name: str
     shape: tuple[int, int]
@@ -47,12 +47,13 @@ class LayerNorms:
     """||W0||_2, from above."""
     update: float
     """||dW||_2"""
-    update_frobenius: float
+    frobenius: float
+    """||dW||_F"""
 
 
 @dataclass(frozen=True)
 class FrozenFactor:
-    """Where dW = g B A with a random A that is not trained: what is known of A and B."""
+    """A and B where dW = g B A with a random A that is not trained."""
 
     rank: int
     scale: float
@@ -65,7 +66,7 @@ class FrozenFactor:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the theorems need to know of a fine-tuned network. None: not known, and what needs it is left out."""
+    """What the theorems need to know about a network. None: unknown, and the numbers that need it are left out."""
 
     layers: Sequence[LayerNorms]
     method: Method | None
@@ -77,8 +78,8 @@ class Facts:
     head: int
     """Trained parameters of the task head."""
     input_bound: float
-    input_bound_is: str
-    """In words: where it comes from."""
+    input_bound_source: str
+    """In words."""
     samples: int | None = None
     classes: int | None = None
     loss_range: float | None = None
@@ -93,37 +94,46 @@ class Facts:
     delta: float = 0.05
 
 
-@dataclass(frozen=True)
-class Line:
-    """One number with what it is called. `kind`: 'gap' (set it beside the measured gap), 'distance', 'rank', 'step',
-    'count'."""
+class BoundLine(Values):
+    """One number with its name."""
 
     key: str
     kind: str
+    """'gap' (comparable with the measured gap), 'distance', 'rank', 'step' or 'count'."""
     title: str
-    bound: Bound
-
-    def content(self) -> dict[str, Any]:
-        """As JSON holds it: `value` is None where it is beyond the floats, `log_value` where the value is 0."""
-        b = self.bound
-        return {
-            "key": self.key,
-            "kind": self.kind,
-            "title": self.title,
-            "value": b.value if math.isfinite(b.value) else None,
-            "log_value": b.log_value if math.isfinite(b.log_value) else None,
-            "units": b.units,
-            "ceiling": b.ceiling,
-            "vacuous": b.vacuous,
-            "mark": b.mark,
-            "source": b.source,
-            "statement": b.statement,
-            "assumptions": list(b.assumptions),
-            "unmet": list(b.unmet),
-        }
+    value: int | float | None
+    """None where it is beyond the floats; then `log_value` is not."""
+    log_value: float | None
+    units: str
+    ceiling: float | None
+    vacuous: bool
+    mark: str
+    source: str
+    statement: str
+    assumptions: tuple[str, ...]
+    unmet: tuple[str, ...]
+    """Assumptions that are known not to hold."""
 
 
-def theorems(facts: Facts) -> list[Line]:
+def _line(key: str, kind: str, title: str, bound: Bound) -> BoundLine:
+    return BoundLine(
+        key=key,
+        kind=kind,
+        title=title,
+        value=bound.value if math.isfinite(bound.value) else None,
+        log_value=bound.log_value if math.isfinite(bound.log_value) else None,
+        units=bound.units,
+        ceiling=bound.ceiling,
+        vacuous=bound.vacuous,
+        mark=bound.mark,
+        source=bound.source,
+        statement=bound.statement,
+        assumptions=tuple(bound.assumptions),
+        unmet=tuple(bound.unmet),
+    )
+
+
+def theorems(facts: Facts) -> list[BoundLine]:
     """All numbers that the facts are enough for, the headline first."""
     lines = [*_information(facts), *_perturbation(facts), *_high_probability(facts), *_frozen_factor(facts)]
     return [*lines, *_ranks(facts), *_step(facts)]
@@ -146,9 +156,9 @@ def counted_parameters(facts: Facts) -> Bound:
     )
 
 
-def _information(facts: Facts) -> list[Line]:
+def _information(facts: Facts) -> list[BoundLine]:
     count = counted_parameters(facts)
-    lines = [Line("parameters", "count", "trained parameters p, as the paper counts", count)]
+    lines = [_line("parameters", "count", "trained parameters p, as the paper counts", count)]
     if facts.samples is None:
         return lines
     sigma = _range(facts) / 2
@@ -157,45 +167,45 @@ def _information(facts: Facts) -> list[Line]:
         paper = information_bound(count, facts.samples, facts.bits, sigma).with_unmet(
             f"the task head's {facts.head:,} parameters hold what the sample says too"
         )
-        lines.append(Line("information", "gap", "(A) information bound, adapter alone", paper))
-        lines.append(Line("information-head", "gap", "(A) information bound, head counted", with_head))
+        lines.append(_line("information", "gap", "(A) information bound, adapter alone", paper))
+        lines.append(_line("information-head", "gap", "(A) information bound, head counted", with_head))
     else:
-        lines.append(Line("information", "gap", "(A) information bound", with_head))
+        lines.append(_line("information", "gap", "(A) information bound", with_head))
     return lines
 
 
-def _perturbation(facts: Facts) -> list[Line]:
+def _perturbation(facts: Facts) -> list[BoundLine]:
     if not facts.layers:
         return []
     base, update = [layer.base for layer in facts.layers], [layer.update for layer in facts.layers]
     found = perturbation(base, update, facts.input_bound, CROSS_ENTROPY_LIPSCHITZ)
     phi_dw, phi_w0 = (_feed_forward(bound, facts) for bound in found)
     lines = [
-        Line("phi-dw", "distance", "Phi_dW: gap from that of W0", phi_dw),
-        Line("phi-w0", "distance", "Phi_W0: gap from that of dW alone", phi_w0),
+        _line("phi-dw", "distance", "Phi_dW: gap from that of W0", phi_dw),
+        _line("phi-w0", "distance", "Phi_W0: gap from that of dW alone", phi_w0),
     ]
     if facts.samples is None:
         return lines
     information = information_bound(counted_parameters(facts), facts.samples, facts.bits, _range(facts) / 2)
     untrained = hoeffding(facts.samples, facts.delta, _range(facts))
     lines += [
-        Line("phi-w0+information", "gap", "(B) Phi_W0 + (A)", phi_w0 + information),
-        Line("theorem-6", "gap", "(C) Phi_dW + PAC-Bayes of W0 (Theorem 6)", phi_dw + _pac_bayes(facts, moved=False)),
-        Line("theorem-6-hoeffding", "gap", "(C) Phi_dW + Hoeffding of W0", phi_dw + untrained),
+        _line("phi-w0+information", "gap", "(B) Phi_W0 + (A)", phi_w0 + information),
+        _line("theorem-6", "gap", "(C) Phi_dW + PAC-Bayes of W0 (Theorem 6)", phi_dw + _pac_bayes(facts, moved=False)),
+        _line("theorem-6-hoeffding", "gap", "(C) Phi_dW + Hoeffding of W0", phi_dw + untrained),
     ]
     return lines
 
 
-def _high_probability(facts: Facts) -> list[Line]:
+def _high_probability(facts: Facts) -> list[BoundLine]:
     if facts.samples is None:
         return []
     lines = []
     if facts.layers:
         lines.append(
-            Line("pac-bayes", "gap", "PAC-Bayes (Theorem 5)", _feed_forward(_pac_bayes(facts, moved=True), facts))
+            _line("pac-bayes", "gap", "PAC-Bayes (Theorem 5)", _feed_forward(_pac_bayes(facts, moved=True), facts))
         )
     w0 = hoeffding(facts.samples, facts.delta, _range(facts))
-    lines.append(Line("hoeffding", "distance", "Hoeffding: gap of W0, before any training", w0))
+    lines.append(_line("hoeffding", "distance", "Hoeffding: gap of W0, before any training", w0))
     return lines
 
 
@@ -205,7 +215,7 @@ def _pac_bayes(facts: Facts, *, moved: bool) -> Bound:
     slope = CROSS_ENTROPY_LIPSCHITZ
     bound = pac_bayes(
         [layer.base for layer in facts.layers],
-        [layer.update_frobenius for layer in facts.layers] if moved else 0.0,
+        [layer.frobenius for layer in facts.layers] if moved else 0.0,
         facts.input_bound,
         max(side for layer in facts.layers for side in layer.shape),
         facts.samples,
@@ -227,7 +237,7 @@ def _pac_bayes(facts: Facts, *, moved: bool) -> Bound:
     )
 
 
-def _frozen_factor(facts: Facts) -> list[Line]:
+def _frozen_factor(facts: Facts) -> list[BoundLine]:
     if facts.frozen is None or facts.samples is None:
         return []
     f = facts.frozen
@@ -250,12 +260,12 @@ def _frozen_factor(facts: Facts) -> list[Line]:
         upper = upper.with_unmet("A is uniform, not Gaussian (of the same standard deviation)")
     lower = random_factor_lower(facts.samples, _range(facts))
     return [
-        Line("random-factor-upper", "gap", "random frozen factor, one run: at most", upper),
-        Line("random-factor-lower", "gap", "random frozen factor, hardest problem: at least", lower),
+        _line("random-factor-upper", "gap", "random frozen factor, one run: at most", upper),
+        _line("random-factor-lower", "gap", "random frozen factor, hardest problem: at least", lower),
     ]
 
 
-def _ranks(facts: Facts) -> list[Line]:
+def _ranks(facts: Facts) -> list[BoundLine]:
     if facts.samples is None or facts.classes is None or not facts.layers:
         return []
     if facts.method is not None and facts.method.trained == "all":
@@ -269,20 +279,20 @@ def _ranks(facts: Facts) -> list[Line]:
         generic = generic.with_unmet("the loss is cross-entropy, not squared error")
     without_decay = "no weight decay on the factors, so no nuclear-norm penalty"
     return [
-        Line(
+        _line(
             "rank-exists", "rank", "a minimiser of at most this rank exists", rank_for_existence(k, n).with_unmet(lazy)
         ),
-        Line(
+        _line(
             "rank-no-spurious",
             "rank",
             "no spurious local minimum from this rank on",
             rank_without_spurious_minima(k, n).with_unmet(lazy, without_decay),
         ),
-        Line("rank-generic", "rank", "the same, a later and weaker demand", generic),
+        _line("rank-generic", "rank", "the same, a later and weaker demand", generic),
     ]
 
 
-def _step(facts: Facts) -> list[Line]:
+def _step(facts: Facts) -> list[BoundLine]:
     method = facts.method
     if facts.curvature is None or not facts.curvature > 0 or method is None or not method.selects_columns:
         return []
@@ -293,7 +303,7 @@ def _step(facts: Facts) -> list[Line]:
         "trained with AdamW on batches, not with SGD on the full loss",
         "the curvature is that of one batch at the end of training, not the largest on the way",
     )
-    return [Line("safe-step", "step", "largest safe rate of SGD", bound)]
+    return [_line("safe-step", "step", "largest safe rate of SGD", bound)]
 
 
 def _feed_forward(bound: Bound, facts: Facts) -> Bound:

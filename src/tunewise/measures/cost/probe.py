@@ -16,10 +16,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from tunewise.errors import is_out_of_memory
+from tunewise.measures._device import synchronize
 from tunewise.measures.cost.energy import find_meter, joules_a_step
 from tunewise.measures.cost.peak_memory import peak_memory
 from tunewise.measures.cost.saved_bytes import saved_for_backward
-from tunewise.measures.cost.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper, synchronize
+from tunewise.measures.cost.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper
 from tunewise.methods.attachment import trainable_parameters
 from tunewise.spec import StudySpec
 from tunewise.store.environment import device_name

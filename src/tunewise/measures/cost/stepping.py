@@ -1,4 +1,4 @@
-"""One method, or a reference line, ready to be stepped on one batch: what costs are measured on."""
+"""A method or a reference line, ready for training steps on one batch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tunewise.measures._device import device, synchronize
 from tunewise.models.head import head_modules
 from tunewise.models.layers import find_targets
 from tunewise.spec import MethodSpec, RunSpec, StudySpec
@@ -23,7 +24,7 @@ WARM_UP = 3
 
 @dataclass
 class Stepper:
-    """One method, ready to be stepped on one batch."""
+    """A method with its model, optimizer and batch."""
 
     label: str
     model: nn.Module
@@ -84,13 +85,3 @@ def _floor(spec: StudySpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
     first.bias.requires_grad_(True)
     trained = [p for p in model.parameters() if p.requires_grad]
     return Stepper(FLOOR, model, torch.optim.AdamW(trained, lr=1e-4, fused=True), batch)
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def synchronize() -> None:
-    """Wait for the device's queue."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

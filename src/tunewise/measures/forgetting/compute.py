@@ -7,54 +7,74 @@ after, with the head as it was and the tuned backbone under it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunewise.errors import MeasureError
-from tunewise.measures._tensor_cache import keep_tensors, read_tensors
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures._tensor_cache import read_tensors, save_tensors
+from tunewise.measures.base import MeasureResult, MeasureSettings, Values
+from tunewise.measures.finished import Check, FinishedRun, no_check
 from tunewise.measures.forgetting.held_out import HeldOut, held_out, masked
 from tunewise.models.language import language_model
 
 
+class LanguageLoss(Values):
+    """Mean loss of a passage in nats, by the checkpoint's language-model head."""
+
+    kind: Literal["masked", "causal"]
+    before: float
+    after: float
+    difference: float
+    standard_error: float
+    """Of the difference, over passages."""
+
+
+class Drift(Values):
+    """How far the features f1 of the tuned model are from f0, those of the base model: means of the last hidden states
+    over tokens."""
+
+    drift: float
+    """Mean over inputs of ||f1 - f0|| / ||f0||."""
+    turn: float
+    """Mean over inputs of 1 - cos(f0, f1)."""
+    similarity: float
+    """Linear CKA of both sets of features (arXiv 1905.00414, equation 3); 1 where nothing changed."""
+
+
+class ForgettingResult(MeasureResult, Drift):
+    source: str
+    """The held-out inputs, in words."""
+    loss: LanguageLoss | None = None
+
+
 @torch.no_grad()
-def forgetting(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
-    """The measure. Values:
-
-    - `source`: the held-out inputs in words;
-    - `drift`: mean over inputs of ||f1 - f0|| / ||f0||, f the mean of the last hidden states over tokens;
-    - `turn`: mean over inputs of 1 - cos(f0, f1);
-    - `similarity`: linear CKA of the two sets of features (arXiv 1905.00414, equation 3), 1 where nothing changed;
-    - `loss`: where there is a language-model head, `kind` ('masked' or 'causal'), mean loss a passage in nats
-      `before` and `after`, their `difference` and its `standard_error` over passages.
-
-    Raises `MeasureError` for a model whose backbone can't be told from its head.
-    """
+def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> ForgettingResult:
+    """Raises `MeasureError` for a model without a separate backbone."""
     inputs = held_out(run)
     tuned = backbone(run.model)
     before = _base_behaviour(run, inputs)
     check()
-    after = features(tuned, inputs, check)
-    found: dict[str, Any] = {"source": inputs.source, **drift(before["features"], after)}
-    if "losses" in before:
+    moved = drift(before.features, features(tuned, inputs, check))
+    loss = None
+    if before.losses is not None:
         losses = _language_losses(run, tuned, inputs, check)
-        change = (losses - before["losses"]).double()
-        found["loss"] = {
-            "kind": before["kind"],
-            "before": float(before["losses"].mean()),
-            "after": float(losses.mean()),
-            "difference": float(change.mean()),
-            "standard_error": float(change.std() / math.sqrt(len(change))),
-        }
-    return found
+        change = (losses - before.losses).double()
+        loss = LanguageLoss(
+            kind=before.kind,
+            before=float(before.losses.mean()),
+            after=float(losses.mean()),
+            difference=float(change.mean()),
+            standard_error=float(change.std() / math.sqrt(len(change))),
+        )
+    return ForgettingResult(source=inputs.source, loss=loss, **moved.model_dump())
 
 
 def backbone(model: Any) -> nn.Module:
-    """The model under its head, adapters and all. Raises `MeasureError` where there is none by that name."""
+    """The model under its head, adapters included. Raises `MeasureError` where there is none."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     prefix = getattr(inner, "base_model_prefix", "")
     found = getattr(inner, prefix, None) if prefix else None
@@ -64,7 +84,7 @@ def backbone(model: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def features(network: nn.Module, inputs: HeldOut, check: Callable[[], None]) -> Tensor:
+def features(network: nn.Module, inputs: HeldOut, check: Check) -> Tensor:
     """Mean of the last hidden states over tokens, padding left out: (inputs, width), fp32 on the CPU."""
     device = next(network.parameters()).device
     rows = []
@@ -79,40 +99,47 @@ def features(network: nn.Module, inputs: HeldOut, check: Callable[[], None]) -> 
     return torch.cat(rows)
 
 
-def drift(before: Tensor, after: Tensor) -> dict[str, float]:
-    """How far two sets of features, (inputs, width) each, lie apart; see `forgetting`."""
+def drift(before: Tensor, after: Tensor) -> Drift:
+    """Of two sets of features, (inputs, width) each."""
     f0, f1 = before.double(), after.double()
     length = f0.norm(dim=1).clamp(min=1e-12)
     cosine = F.cosine_similarity(f0, f1, dim=1).clamp(-1, 1)
     c0, c1 = f0 - f0.mean(0), f1 - f1.mean(0)
     within = (c0.T @ c0).norm() * (c1.T @ c1).norm()
     similarity = float((c1.T @ c0).square().sum() / within) if float(within) > 0 else 1.0
-    return {
-        "drift": float(((f1 - f0).norm(dim=1) / length).mean()),
-        "turn": float((1 - cosine).mean()),
-        "similarity": min(1.0, similarity),
-    }
+    return Drift(
+        drift=float(((f1 - f0).norm(dim=1) / length).mean()),
+        turn=float((1 - cosine).mean()),
+        similarity=min(1.0, similarity),
+    )
 
 
-def _base_behaviour(run: FinishedRun, inputs: HeldOut) -> dict[str, Any]:
-    """Features and losses of the base model, computed once per base model and inputs, then read from the cache."""
+@dataclass(frozen=True)
+class _Behaviour:
+    features: Tensor
+    losses: Tensor | None
+    kind: Literal["masked", "causal"] = "masked"
+
+
+def _base_behaviour(run: FinishedRun, inputs: HeldOut) -> _Behaviour:
+    """Of the base model: computed once per base model and inputs, then read from the cache."""
     digest = run.spec.model.digest or run.spec.model.path.replace("/", "_")
     file = run.cache / f"behaviour-{digest[:16]}-{inputs.digest}.safetensors"
-    kept = read_tensors(file)
-    if kept is None:
+    cached = read_tensors(file)
+    if cached is None:
         plain = backbone(run.base)
-        kept = {"features": features(plain, inputs, lambda: None)}
-        known_head = language_model(run.spec.model) if inputs.tokenizer is not None else None
-        if known_head is not None:
-            kept[f"losses, {known_head[0]}"] = _language_losses(run, plain, inputs, lambda: None)
-        keep_tensors(file, kept)
-    known: dict[str, Any] = {"features": kept["features"]}
-    for name in kept.keys() - {"features"}:
-        known |= {"losses": kept[name], "kind": name.removeprefix("losses, ")}
-    return known
+        cached = {"features": features(plain, inputs, no_check)}
+        head = language_model(run.spec.model) if inputs.tokenizer is not None else None
+        if head is not None:
+            cached[f"losses, {head[0]}"] = _language_losses(run, plain, inputs, no_check)
+        save_tensors(file, cached)
+    masked_losses, causal_losses = cached.get("losses, masked"), cached.get("losses, causal")
+    if causal_losses is not None:
+        return _Behaviour(cached["features"], causal_losses, "causal")
+    return _Behaviour(cached["features"], masked_losses)
 
 
-def _language_losses(run: FinishedRun, network: nn.Module, inputs: HeldOut, check: Callable[[], None]) -> Tensor:
+def _language_losses(run: FinishedRun, network: nn.Module, inputs: HeldOut, check: Check) -> Tensor:
     """Mean loss of each passage, in nats, by the checkpoint's own head over `network`."""
     found = language_model(run.spec.model)
     assert found is not None
@@ -123,7 +150,7 @@ def _language_losses(run: FinishedRun, network: nn.Module, inputs: HeldOut, chec
     decoder = model.get_output_embeddings()
     kept = decoder.weight
     try:
-        if embeddings is not None:  # one tensor in the checkpoint: where fine-tuning moved it, it moved here too
+        if embeddings is not None:  # tied: where fine-tuning moved the embeddings, the decoder moved too
             decoder.weight = embeddings
         losses = []
         for number, batch in enumerate(inputs.batches):

@@ -1,5 +1,5 @@
-"""The causal check of intruders (arXiv 2410.21228, section 5): their singular values are scaled, and the model looked
-at again. If intruders carry what was forgotten, or what was learnt, the loss moves with the factor.
+"""The causal check of intruders (arXiv 2410.21228, section 5): their singular values are scaled, and the model is
+evaluated again. If intruders carry what was forgotten, or what was learnt, the loss moves with the factor.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import MeasureError
-from tunewise.measures._linalg.base_spectra import BaseSpectra
-from tunewise.measures.intruders.compute import THRESHOLD, TOP_K, layer_intruders, scale_intruders
+from tunewise.measures._linalg.base_spectra import BaseSpectra, BaseSpectrum
+from tunewise.measures._linalg.merged_svd import top_of_merged
+from tunewise.measures.finished import Check, no_check
+from tunewise.measures.intruders.compute import THRESHOLD, TOP_K, layer_intruders
 from tunewise.measures.updates.layer import LayerUpdate
 from tunewise.models.layers import linear_layers
 from tunewise.store.records import Scores
@@ -22,13 +24,13 @@ from tunewise.store.records import Scores
 
 @dataclass(frozen=True)
 class Scaled:
-    """What is found with all intruders' singular values times `factor`: 1 is the model as it is."""
+    """The model with all intruders' singular values multiplied by `factor`; 1 is the model as it is."""
 
     factor: float
     count: int
-    """Intruders that are counted then."""
+    """Intruders that are left."""
     scores: Scores | None
-    """Loss and metrics, where there is data to evaluate on."""
+    """None without data to evaluate on."""
 
 
 def scaling_curve(
@@ -40,15 +42,10 @@ def scaling_curve(
     top_k: int | None = TOP_K,
     model: nn.Module | None = None,
     score: Callable[[nn.Module], Scores] | None = None,
-    check: Callable[[], None] = lambda: None,
+    check: Check = no_check,
 ) -> list[Scaled]:
-    """Intruders left, and the loss, at each factor.
-
-    Args:
-        model: the fine-tuned model with plain weights (adapters merged); its layers of the updates' names get
-            W0 + dW with intruders scaled, one factor after the other, and are put back bit for bit.
-        score: evaluates that model.
-    """
+    """Intruders left, and the loss, at each factor. `score` evaluates `model`, the merged fine-tuned model, whose
+    layers get W0 + dW with intruders scaled and are restored bit for bit."""
     found = []
     for factor in factors:
         scaled: dict[str, LayerUpdate] = {}
@@ -66,10 +63,36 @@ def scaling_curve(
     return found
 
 
+@torch.no_grad()
+def scale_intruders(
+    update: LayerUpdate,
+    base: BaseSpectrum,
+    factor: float,
+    *,
+    threshold: float = THRESHOLD,
+    top_k: int | None = TOP_K,
+) -> LayerUpdate:
+    """dW + (factor - 1) sum_i s_i u_i v_i^T over the intruders of W0 + dW. 1 changes nothing, 0 removes them."""
+    top = top_of_merged(update, base, top_k)
+    places = torch.nonzero(top.cosines.abs().amax(dim=0) < threshold).flatten()
+    if len(places) == 0 or factor == 1:
+        return update
+    u = top.vectors[:, places]
+    # s_i v_i^T = u_i^T (W0 + dW), so no right vectors are needed.
+    if update.left is not None and update.right is not None:
+        sv = u.T @ update.base.double() + (u.T @ update.left) @ update.right
+        left = torch.cat([update.left, (factor - 1) * u], dim=1)
+        return LayerUpdate(update.name, update.shape, update.make_base, left, torch.cat([update.right, sv]))
+    sv = u.T @ update.merged()
+    return LayerUpdate(
+        update.name, update.shape, update.make_base, make_dense=lambda: update.delta() + (factor - 1) * (u @ sv)
+    )
+
+
 @contextmanager
 def weights_replaced(model: nn.Module, weights: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
-    """The model with other weights (out x in) in the named linear layers until the end of the block, then bit for bit
-    as it was. Raises `MeasureError` where a layer is missing or has no plain weight of that shape."""
+    """Other weights (out x in) in the named linear layers within the block. Raises `MeasureError` where a layer is
+    missing or has no plain weight of that shape."""
     layers = linear_layers(model)
     kept: list[tuple[Tensor, Tensor]] = []
     try:

@@ -12,6 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tunewise.measures.base import SectionData
+from tunewise.measures.landscape.compute import Kind, LandscapeResult, Surface
 from tunewise.pages import palette
 from tunewise.pages.drawing import blank_figure, plain
 from tunewise.pages.palette import Mark
@@ -23,10 +25,12 @@ _MOST_TICKS = 7
 _LEVELS = 14
 _PATH = "#e4320b"  # one of the palette's hues, so that the page knows its dark twin
 _DIGITS = 4
+TITLES: dict[Kind, str] = {"random": "random plane", "pca": "plane of the path"}
+Data = SectionData[LandscapeResult]
 
 
 @dataclass(frozen=True)
-class Surface:
+class DrawnSurface:
     """A grid of losses; `loss` has a row for each y, None where it was not finite. `path`: the snapshots' (x, y)."""
 
     x: Sequence[float]
@@ -37,6 +41,32 @@ class Surface:
     axes: tuple[str, str] = ("first random direction", "second random direction")
 
 
+def drawn_surface(surface: Surface) -> DrawnSurface:
+    if surface.path is None or surface.explained is None:
+        return DrawnSurface(surface.x, surface.y, surface.loss)
+    first, second = surface.explained
+    axes = (f"1st principal direction ({first:.0%})", f"2nd principal direction ({second:.0%})")
+    places = list(zip(surface.path.x, surface.path.y, strict=True))
+    return DrawnSurface(surface.x, surface.y, surface.loss, places, surface.path.step, axes)
+
+
+Surfaces = Mapping[Kind, Mapping[str, DrawnSurface]]
+
+
+def surfaces_of(data: Data) -> Surfaces:
+    """The surfaces of each method's first seed, by kind and label."""
+    first = {record.spec.method.label: result for record, result in reversed(data.runs)}
+    return {
+        kind: {m: drawn_surface(first[m].surfaces[kind]) for m in data.labels if kind in first[m].surfaces}
+        for kind in TITLES
+    }
+
+
+def levels_of(data: Data) -> dict[str, float]:
+    """The loss at the edge of each method's basin."""
+    return {record.spec.method.label: result.level for record, result in data.runs}
+
+
 @dataclass(frozen=True)
 class Scale:
     """The range of losses that all figures of a section share."""
@@ -45,7 +75,7 @@ class Scale:
     high: float
 
     @classmethod
-    def of(cls, surfaces: Sequence[Surface]) -> Scale:
+    def of(cls, surfaces: Sequence[DrawnSurface]) -> Scale:
         values = [max(v, FLOOR) for s in surfaces for row in s.loss for v in row if v is not None]
         low, high = min(values), max(values)
         return cls(low, high if high > low else 2 * low)
@@ -61,7 +91,7 @@ class Scale:
         return found if len(found) > 1 else [self.low, self.high]
 
 
-def contour(surface: Surface, scale: Scale) -> go.Figure:
+def contour(surface: DrawnSurface, scale: Scale) -> go.Figure:
     """Lines of equal loss over the plane, the centre, and the path where there is one."""
     figure = blank_figure(height=400)
     low, high = math.log10(scale.low), math.log10(scale.high)
@@ -112,7 +142,7 @@ def contour(surface: Surface, scale: Scale) -> go.Figure:
     return figure
 
 
-def basins(surfaces: Mapping[str, Surface], levels: Mapping[str, float], marks: Mapping[str, Mark]) -> go.Figure:
+def basins(surfaces: Mapping[str, DrawnSurface], levels: Mapping[str, float], marks: Mapping[str, Mark]) -> go.Figure:
     """One line a method where its loss is that of `levels`, over each other: within it the loss is lower."""
     figure = blank_figure(height=400)
     for method, surface in surfaces.items():
@@ -134,7 +164,7 @@ def basins(surfaces: Mapping[str, Surface], levels: Mapping[str, float], marks: 
     return figure
 
 
-def profiles(surfaces: Mapping[str, Surface], marks: Mapping[str, Mark]) -> go.Figure:
+def profiles(surfaces: Mapping[str, DrawnSurface], marks: Mapping[str, Mark]) -> go.Figure:
     """The loss along the first direction through the centre, a line a method."""
     figure = blank_figure(height=340)
     for method, surface in surfaces.items():
@@ -153,7 +183,7 @@ def profiles(surfaces: Mapping[str, Surface], marks: Mapping[str, Mark]) -> go.F
     return figure
 
 
-def relief(surface: Surface, scale: Scale) -> go.Figure:
+def relief(surface: DrawnSurface, scale: Scale) -> go.Figure:
     """The surface in three dimensions, with the path where there is one."""
     figure = _scene([surface], scale)
     figure.add_surface(
@@ -182,7 +212,7 @@ def relief(surface: Surface, scale: Scale) -> go.Figure:
     return figure
 
 
-def reliefs(surfaces: Mapping[str, Surface], scale: Scale, marks: Mapping[str, Mark]) -> go.Figure:
+def reliefs(surfaces: Mapping[str, DrawnSurface], scale: Scale, marks: Mapping[str, Mark]) -> go.Figure:
     """All methods' surfaces in one, each in its colour."""
     figure = _scene(list(surfaces.values()), scale)
     for method, surface in surfaces.items():
@@ -200,7 +230,7 @@ def reliefs(surfaces: Mapping[str, Surface], scale: Scale, marks: Mapping[str, M
     return figure
 
 
-def _scene(surfaces: Sequence[Surface], scale: Scale) -> go.Figure:
+def _scene(surfaces: Sequence[DrawnSurface], scale: Scale) -> go.Figure:
     figure = blank_figure(height=440)
     axis: dict[str, Any] = {
         "color": palette.MUTED,
@@ -232,12 +262,12 @@ def _scene(surfaces: Sequence[Surface], scale: Scale) -> go.Figure:
     return figure
 
 
-def _axes(figure: go.Figure, surface: Surface) -> None:
+def _axes(figure: go.Figure, surface: DrawnSurface) -> None:
     figure.update_xaxes(title_text=surface.axes[0], showgrid=False, range=[surface.x[0], surface.x[-1]])
     figure.update_yaxes(title_text=surface.axes[1], showgrid=False, range=[surface.y[0], surface.y[-1]])
 
 
-def _height(surface: Surface, x: float, y: float) -> float:
+def _height(surface: DrawnSurface, x: float, y: float) -> float:
     """The loss at a point of the plane, by bilinear interpolation of the logarithms."""
     logs = _logarithms(surface.loss)
     i, s = _cell(surface.y, y)

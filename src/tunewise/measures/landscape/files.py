@@ -1,4 +1,4 @@
-"""Loss landscapes as files for papers and slides: SVG and PNG by matplotlib, which is there with `tunewise[landscape]`.
+"""Loss landscapes as files for papers and slides: SVG and PNG by matplotlib (`pip install tunewise[landscape]`).
 
 landscape/random.svg, pca.svg              every method's plane, side by side, on one scale
 landscape/random-surfaces.svg, ...         the same in three dimensions
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewise.measures.landscape.figures import FLOOR, Scale, Surface
+from tunewise.measures.landscape.figures import FLOOR, Data, DrawnSurface, Scale, levels_of, surfaces_of
 from tunewise.pages import palette
 from tunewise.pages.palette import Mark
 from tunewise.store.files import write_atomically
@@ -27,23 +27,14 @@ _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _MOST_ACROSS = 4
 
 
-def write_landscapes(
-    folder: Path,
-    surfaces: Mapping[str, Mapping[str, Surface]],
-    levels: Mapping[str, float],
-    marks: Mapping[str, Mark],
-) -> list[Path]:
-    """Write the figures of `surfaces` (kind -> method -> surface), and where there are several the lines of `levels`
-    (method -> loss). Nothing, and an empty list, where matplotlib is not installed. The same arguments give the same
-    SVG bytes."""
+def write_landscapes(folder: Path, data: Data) -> list[Path]:
+    """Write the figures; none where matplotlib is not installed. The same data give the same SVG bytes."""
     try:
         import matplotlib
     except ImportError:
         return []
-    every = [s for of_kind in surfaces.values() for s in of_kind.values()]
-    if not every:
-        return []
-    scale = Scale.of(every)
+    surfaces = surfaces_of(data)
+    scale = Scale.of([surface for of_kind in surfaces.values() for surface in of_kind.values()])
     written: list[Path] = []
     style: Any = {"svg.hashsalt": "tunewise", "font.size": 9, "axes.linewidth": 0.6, "svg.fonttype": "none"}
     with matplotlib.rc_context(style), warnings.catch_warnings():
@@ -52,16 +43,16 @@ def write_landscapes(
             if of_kind:
                 written += _side_by_side(folder / kind, of_kind, scale, _contour)
                 written += _side_by_side(folder / f"{kind}-surfaces", of_kind, scale, _relief, projection="3d")
-        if len(surfaces.get("random", {})) > 1:
-            written += _basins(folder / "basins", surfaces["random"], levels, marks)
+        if len(surfaces["random"]) > 1:
+            written += _basins(folder / "basins", surfaces["random"], levels_of(data), data.marks)
     return written
 
 
 def _side_by_side(
     stem: Path,
-    surfaces: Mapping[str, Surface],
+    surfaces: Mapping[str, DrawnSurface],
     scale: Scale,
-    draw: Callable[[Any, Surface, Scale], Any],
+    draw: Callable[[Any, DrawnSurface, Scale], Any],
     projection: str | None = None,
 ) -> list[Path]:
     across = min(len(surfaces), _MOST_ACROSS)
@@ -79,7 +70,7 @@ def _side_by_side(
     return _save(figure, stem)
 
 
-def _contour(axis: Any, surface: Surface, scale: Scale) -> Any:
+def _contour(axis: Any, surface: DrawnSurface, scale: Scale) -> Any:
     levels = np.linspace(math.log10(scale.low), math.log10(scale.high), _LEVELS)
     z = _logarithms(surface)
     drawn = axis.contourf(surface.x, surface.y, z, levels, cmap=_colours(), extend="both")
@@ -97,7 +88,7 @@ def _contour(axis: Any, surface: Surface, scale: Scale) -> Any:
     return drawn
 
 
-def _relief(axis: Any, surface: Surface, scale: Scale) -> Any:
+def _relief(axis: Any, surface: DrawnSurface, scale: Scale) -> Any:
     xs, ys = np.meshgrid(surface.x, surface.y)
     z = _logarithms(surface)
     low, high = math.log10(scale.low), math.log10(scale.high)
@@ -111,7 +102,7 @@ def _relief(axis: Any, surface: Surface, scale: Scale) -> Any:
 
 
 def _basins(
-    stem: Path, surfaces: Mapping[str, Surface], levels: Mapping[str, float], marks: Mapping[str, Mark]
+    stem: Path, surfaces: Mapping[str, DrawnSurface], levels: Mapping[str, float], marks: Mapping[str, Mark]
 ) -> list[Path]:
     figure = _figure(4.4, 3.8)
     axis = figure.add_subplot()
@@ -151,7 +142,7 @@ def _colours() -> Any:
     return LinearSegmentedColormap.from_list("tunewise", [palette.SCALE_HIGH, palette.SCALE_MIDDLE, palette.SCALE_LOW])
 
 
-def _logarithms(surface: Surface) -> Any:
+def _logarithms(surface: DrawnSurface) -> Any:
     values = np.array([[np.nan if v is None else v for v in row] for row in surface.loss], dtype=np.float64)
     return np.ma.masked_invalid(np.log10(np.maximum(values, FLOOR)))
 

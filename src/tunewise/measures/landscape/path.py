@@ -1,4 +1,4 @@
-"""The way of a training through weight space, relative to the selected epoch, and its principal directions
+"""The path of a training through weight space, relative to the selected epoch, and its principal directions
 (1712.09913, section 7.2).
 
 The weights are those of the merged model: an adapted layer's W0 + dW, the head's own tensors; for full fine-tuning
@@ -39,7 +39,7 @@ class Path:
     def __init__(self, run: FinishedRun) -> None:
         self.snapshots: list[Snapshot] = run.snapshots
         if len(self.snapshots) < 3:
-            raise MeasureError(f"{len(self.snapshots)} snapshots of the way span no plane; at least 3 are needed")
+            raise MeasureError(f"{len(self.snapshots)} snapshots span no plane; at least 3 are needed")
         for snapshot in self.snapshots:
             snapshot.check()
         # Loaded rather than built: LoRA-One's start would take a gradient that is not needed.
@@ -137,7 +137,7 @@ def combinations(products: Tensor) -> tuple[Tensor, tuple[float, float]]:
     values, vectors = torch.linalg.eigh(middle)
     top = values[-1]
     if not bool(values[-2] > LEAST_SPREAD * top) or not bool(top > 0):
-        raise MeasureError("the training went along a line, or not at all, so its way spans no plane")
+        raise MeasureError("the training went along a line, or not at all, so its path spans no plane")
     weights = vectors[:, [-1, -2]] / values[[-1, -2]].sqrt()
     start = products[0] @ weights
     weights = weights * torch.where(start < 0, -1.0, 1.0)

@@ -14,14 +14,14 @@ Df is one Jacobian-vector product in forward mode; no Jacobian is formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures.base import MeasureResult, MeasureSettings, Values
+from tunewise.measures.finished import Check, FinishedRun
 from tunewise.methods.adapter_files import restore
 from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import delta
@@ -32,39 +32,66 @@ from tunewise.training.linearised import head_change, linear_parts, live_change,
 EXAMPLES = 32
 """Of the training and of the test part each: the first ones."""
 BATCH = 16
+Batches = list[dict[str, Tensor]]
 SMALLEST = 1e-4
 """Where the logits moved by less than this part of their size, rounding (1e-6 of it) is no longer small beside the
 move, and there is no distance."""
 
 
+class Distances(Values):
+    """Of the logits of some examples."""
+
+    distance: float | None
+    """||f - f_lin|| / ||f - f_0||; None where f has hardly moved."""
+    moved: float
+    """||f - f_0|| / ||f_0||."""
+    agreement: float
+    """Share of the examples for which f and f_lin choose the same class."""
+
+
+class Point(Values):
+    """Everything that is trained, on training and on test examples; and the backbone with the head held, on training
+    examples."""
+
+    train: Distances
+    test: Distances
+    backbone: Distances
+
+
+class PointAtStep(Point):
+    step: int
+
+
+class LazinessResult(MeasureResult):
+    train_examples: int
+    test_examples: int
+    selected: Point
+    """Of the selected epoch's weights."""
+    points: list[PointAtStep]
+    """Of the snapshots."""
+
+
 @torch.no_grad()
-def laziness(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
-    """Values: `examples` of each part; `points`: for each snapshot `step`, and for `train` and `test`, head and all,
-
-    - `distance`: ||f - f_lin|| / ||f - f_0||, None where f has hardly moved;
-    - `moved`: ||f - f_0|| / ||f_0||;
-    - `agreement`: share of the examples on which f and f_lin choose the same class;
-
-    and `backbone`: the same three on training examples with the head held; `selected`: the same of the selected epoch's
-    weights. Without a trajectory `points` is empty.
-    """
+def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> LazinessResult:
     model, base = run.model, run.base
-    parts = {name: _batches(run, split) for name, split in (("train", run.task.train), ("test", run.task.test))}
-    selected = _point(model, base, parts, check)
+    train, test = _batches(run, run.task.train), _batches(run, run.task.test)
+    selected = _point(model, base, train, test, check)
     points = []
     try:
         for snapshot in run.snapshots:
             check()
             snapshot.restore(model)
-            points.append({"step": snapshot.step, **_point(model, base, parts, check)})
+            point = _point(model, base, train, test, check)
+            points.append(PointAtStep(step=snapshot.step, train=point.train, test=point.test, backbone=point.backbone))
     finally:
         restore(model, run.adapter)
-    return {
-        "examples": {name: min(EXAMPLES, len(getattr(run.task, name))) for name in parts},
-        "selected": selected,
-        "points": points,
-        "waits_for_trajectory": not points,
-    }
+    return LazinessResult(
+        lacks_snapshots=not points,
+        train_examples=min(EXAMPLES, len(run.task.train)),
+        test_examples=min(EXAMPLES, len(run.task.test)),
+        selected=selected,
+        points=points,
+    )
 
 
 def change_of(model: nn.Module, base: nn.Module) -> dict[str, Tensor]:
@@ -78,7 +105,7 @@ def change_of(model: nn.Module, base: nn.Module) -> dict[str, Tensor]:
     return {**change, **head_change(model, base)}
 
 
-def _batches(run: FinishedRun, split: Split) -> list[dict[str, Tensor]]:
+def _batches(run: FinishedRun, split: Split) -> Batches:
     rows = sorted(split[: min(EXAMPLES, len(split))], key=run.task.length)
     device = next(run.base.parameters()).device
     found = []
@@ -88,26 +115,21 @@ def _batches(run: FinishedRun, split: Split) -> list[dict[str, Tensor]]:
     return found
 
 
-def _point(
-    model: nn.Module, base: nn.Module, parts: Mapping[str, list[dict[str, Tensor]]], check: Callable[[], None]
-) -> dict[str, Any]:
+def _point(model: nn.Module, base: nn.Module, train: Batches, test: Batches, check: Check) -> Point:
     change = change_of(model, base)
     heads = tuple(f"{name}." for name in head_modules(base))
     head = {name: value for name, value in change.items() if name.startswith(heads)} if heads else {}
     body = {name: value for name, value in change.items() if name not in head}
-    return {
-        **{name: _compared(base, change, {}, batches, check) for name, batches in parts.items()},
-        "backbone": _compared(base, body, head, parts["train"], check),
-    }
+    return Point(
+        train=_compared(base, change, {}, train, check),
+        test=_compared(base, change, {}, test, check),
+        backbone=_compared(base, body, head, train, check),
+    )
 
 
 def _compared(
-    base: nn.Module,
-    change: Mapping[str, Tensor],
-    held: Mapping[str, Tensor],
-    batches: list[dict[str, Tensor]],
-    check: Callable[[], None],
-) -> dict[str, float | None]:
+    base: nn.Module, change: Mapping[str, Tensor], held: Mapping[str, Tensor], batches: Batches, check: Check
+) -> Distances:
     pieces = []
     for inputs in batches:
         check()
@@ -125,11 +147,11 @@ def _rows(outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     return outputs.flatten(0, 1) if mask is None else outputs[mask.bool()]
 
 
-def distances(start: Tensor, linear: Tensor, network: Tensor) -> dict[str, float | None]:
-    """The three figures from f_0, f_lin and f: logits (examples, outputs)."""
+def distances(start: Tensor, linear: Tensor, network: Tensor) -> Distances:
+    """From f_0, f_lin and f: logits (examples, outputs)."""
     moved, size = float((network - start).norm()), float(start.norm())
-    return {
-        "distance": float((network - linear).norm()) / moved if moved > SMALLEST * size else None,
-        "moved": moved / size,
-        "agreement": float((network.argmax(dim=-1) == linear.argmax(dim=-1)).double().mean()),
-    }
+    return Distances(
+        distance=float((network - linear).norm()) / moved if moved > SMALLEST * size else None,
+        moved=moved / size,
+        agreement=float((network.argmax(dim=-1) == linear.argmax(dim=-1)).double().mean()),
+    )

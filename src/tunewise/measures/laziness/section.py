@@ -1,166 +1,137 @@
-"""Is training lazy here? The distance of each network from its linearisation at W0, and the answer in words."""
+"""The report section of laziness: the distance of each network from its linearisation at W0, and what it means."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
-from tunewise.measures.along_runs import Found, by_method, curves_of
-from tunewise.pages import figures
-from tunewise.pages.figures import GapBar
-from tunewise.pages.section import Grid, Panel, Section
-from tunewise.report.data import ReportData
+from tunewise.measures.base import Measure, SectionData
+from tunewise.measures.laziness.compute import LazinessResult, Point, compute
+from tunewise.measures.section_parts import NO_SNAPSHOTS, bars_panel, snapshot_curves
+from tunewise.number_format import MISSING
+from tunewise.pages.figures import learning_curves
+from tunewise.pages.section import Panel, Section, Table
+from tunewise.registry import MEASURES
 
 LAZY, BROKEN = 0.1, 0.5
 """Below the first the linearisation explains at least nine tenths of how far the logits moved; above the second it
 misses half or more."""
+Data = SectionData[LazinessResult]
+Distance = Callable[[Point], float | None]
 
-
-_PARTS = {"backbone": "Distance from the linearisation, backbone alone", "train": "The same, all that is trained"}
+_PARTS: dict[str, tuple[str, str, Distance]] = {
+    "backbone": (
+        "Distance from the linearisation, backbone alone",
+        "0: the network moves as its tangent at the pretrained weights does.",
+        lambda point: point.backbone.distance,
+    ),
+    "train": ("Distance from the linearisation, everything trained", "", lambda point: point.train.distance),
+}
 _AXIS = "‖f − f_lin‖ / ‖f − f₀‖"
 
 
-def section(data: ReportData) -> Section | None:
-    """Distances of every method; None where nothing was measured."""
-    found = data.values("laziness")
-    if not found:
-        return None
-    panels = [panel for part in _PARTS if (panel := _curve(part, found, data))]
-    drawn = bool(panels)
-    folded = [panel for panel in [_moved(found, data)] if panel]
-    if not panels:
-        panels = [panel for part in _PARTS if (panel := _ends(part, found, data))]
-    notes = data.missing("laziness")
-    if not drawn:
-        notes = [*notes, "The runs kept no trajectory, so only their ends are shown; --trajectory 20 keeps one."]
-    examples = found[0][1]["examples"]
-    words = [
-        "The theory of LoRA without spurious minima (arXiv 2402.11867) supposes that the network stays near its "
+def section(data: Data) -> Section:
+    panels = [panel for part in _PARTS if (panel := _distance_curves(part, data))]
+    ends = [panel for part in _PARTS if (panel := _distances_at_end(part, data))]
+    moved = _moved_curves(data)
+    paragraphs = [
+        "The theory of LoRA without spurious minima (arXiv 2402.11867) assumes that the network stays near its "
         "linearisation in the adapted weights at W0. Here is how far from it each run went, over the logits of "
-        f"{examples['train']} training and {examples['test']} test examples: once for the backbone alone, with the "
-        "task head held at what training made of it, and once for all that is trained.",
-        answer(found),
+        f"{data.first.train_examples} training and {data.first.test_examples} test examples: once for the backbone "
+        "alone, with the task head held at its trained values, and once for everything that is trained.",
+        answer(data),
     ]
     return Section(
         "laziness",
         "Is training lazy here?",
-        words,
-        panels,
-        [_table(found)],
-        folded=folded,
-        folded_title="How far the logits moved",
-        notes=notes,
+        paragraphs,
+        panels or ends,
+        [_table(data)],
+        [moved] if moved else [],
+        "How far the logits moved",
+        data.missing if panels else [*data.missing, NO_SNAPSHOTS],
     )
 
 
-def answer(found: Found) -> str:
-    """Is the NTK theory's premise true here? From the backbone's distances at the selected epoch; and whether head and
-    backbone together are further from lazy."""
-    means = _means(found, "backbone")
-    unmoved = [m for m in dict.fromkeys(r.spec.method.label for r, _ in found) if m not in means]
+def answer(data: Data) -> str:
+    """Does the assumption of the NTK theory hold? By the backbone's distances at the selected epoch."""
+    means = _means(data, lambda point: point.backbone.distance)
     groups: dict[str, list[str]] = {"holds": [], "holds in part": [], "does not hold": []}
-    for method, value in sorted(means.items(), key=lambda item: item[1]):
+    for label, value in sorted(means.items(), key=lambda item: item[1]):
         key = "holds" if value < LAZY else "holds in part" if value < BROKEN else "does not hold"
-        groups[key].append(f"{method} ({value:.2g})")
-    said = [f"it {key} for {', '.join(methods)}" for key, methods in groups.items() if methods]
+        groups[key].append(f"{label} ({value:.2g})")
+    parts = [f"it {key} for {', '.join(labels)}" for key, labels in groups.items() if labels]
+    unmoved = [label for label in data.labels if label not in means]
     if unmoved:
-        said.append(f"there is nothing to say of {', '.join(unmoved)}, whose backbone did not move")
+        parts.append(f"nothing can be said of {', '.join(unmoved)}: the backbone did not move")
     limits = f"below {LAZY:g} it holds, from {BROKEN:g} on the tangent misses half of the move or more"
-    text = f"Is that premise true here? {_sentence(said)} (relative distance of the backbone's part; {limits})."
-    whole = _means(found, "train")
-    further = [m for m in means if m in whole and whole[m] > 2 * means[m]]
+    joined = "; ".join(parts)
+    text = (
+        f"Does that assumption hold here? {joined[:1].upper()}{joined[1:]} (relative distance of the backbone; "
+        f"{limits})."
+    )
+    everything = _means(data, lambda point: point.train.distance)
+    further = [label for label in means if label in everything and everything[label] > 2 * means[label]]
     if further:
         text += (
-            f" With the head's own training counted the distance more than doubles for {', '.join(further)}: most "
-            "of it is the product of what head and backbone learnt, which is in no linearisation."
+            f" With the head's own training included the distance more than doubles for {', '.join(further)}: most "
+            "of it is the product of what head and backbone learnt, which no linearisation contains."
         )
     return text
 
 
-def _means(found: Found, part: str) -> dict[str, float]:
-    return {
-        method: statistics.fmean(by_seed.values())
-        for method, by_seed in by_method(found, lambda v: _distance(v["selected"], part)).items()
-    }
+def _means(data: Data, distance: Distance) -> dict[str, float]:
+    values = data.by_seed(lambda result: distance(result.selected))
+    return {label: statistics.fmean(by_seed.values()) for label, by_seed in values.items()}
 
 
-def _sentence(parts: list[str]) -> str:
-    text = "; ".join(parts)
-    return text[:1].upper() + text[1:]
+def _distance_curves(part: str, data: Data) -> Panel | None:
+    title, caption, distance = _PARTS[part]
+    return _curves(f"laziness-{part}-figure", title, caption, _AXIS, distance, data)
 
 
-def _distance(point: Mapping[str, Any], part: str) -> float | None:
-    value: float | None = point[part]["distance"]
-    return value
+def _moved_curves(data: Data) -> Panel | None:
+    title, caption = "How far the logits moved", "Relative to their size before training."
+    return _curves("moved-figure", title, caption, "‖f − f₀‖ / ‖f₀‖", lambda point: point.train.moved, data)
 
 
-def _curve(part: str, found: Found, data: ReportData) -> Panel | None:
-    drawn = curves_of(found, lambda point: _distance(point, part))
-    if not drawn:
+def _curves(key: str, title: str, caption: str, axis: str, value: Distance, data: Data) -> Panel | None:
+    curves = snapshot_curves(data, lambda result: result.points, value)
+    if not curves:
         return None
-    figure = figures.learning_curves(drawn, data.marks, what=_AXIS)
+    figure = learning_curves(curves, data.marks, y_title=axis)
     figure.update_yaxes(tickformat="~g", rangemode="tozero")
-    ends = "; ".join(f"{method} {curve.mean[-1]:.3f}" for method, curve in drawn.items())
-    return Panel(
-        f"laziness-{part}-figure",
-        _PARTS[part],
-        "0: it moves as its tangent at the pretrained weights does." if part == "backbone" else "",
-        f"{_PARTS[part]}: relative distance of the logits from the linearised network's; at the end: {ends}.",
-        figure,
-        filtered=True,
-    )
+    ends = "; ".join(f"{label} {curve.mean[-1]:.3f}" for label, curve in curves.items())
+    return Panel(key, title, caption, f"{title}, {axis}, over epochs; at the end: {ends}.", figure, filtered=True)
 
 
-def _moved(found: Found, data: ReportData) -> Panel | None:
-    drawn = curves_of(found, lambda point: point["train"]["moved"])
-    if not drawn:
+def _distances_at_end(part: str, data: Data) -> Panel | None:
+    title, _, distance = _PARTS[part]
+    values = data.by_seed(lambda result: distance(result.selected))
+    if not values:
         return None
-    figure = figures.learning_curves(drawn, data.marks, what="‖f − f₀‖ / ‖f₀‖")
-    figure.update_yaxes(tickformat="~g", rangemode="tozero")
-    ends = "; ".join(f"{method} {curve.mean[-1]:.2f}" for method, curve in drawn.items())
-    return Panel(
-        "moved-figure",
-        "How far the logits moved",
-        "Relative to their size before training.",
-        f"Relative move of the logits from their start, over epochs; at the end: {ends}.",
-        figure,
-        filtered=True,
-    )
+    return bars_panel(f"laziness-{part}-figure", f"{title}, at the end", values, data.marks, axis=_AXIS, digits=".3f")
 
 
-def _ends(part: str, found: Found, data: ReportData) -> Panel | None:
-    bars = []
-    for method, by_seed in by_method(found, lambda v: _distance(v["selected"], part)).items():
-        bars.append(GapBar(method, statistics.fmean(by_seed.values()), None, None, sorted(by_seed.items())))
-    if not bars:
-        return None
-    words = "; ".join(f"{bar.method} {bar.mean:.3f}" for bar in bars)
-    figure = figures.gap_per_method(bars, data.marks, axis=_AXIS, unit="")
-    return Panel(
-        f"laziness-{part}-figure",
-        f"{_PARTS[part]}, at the end",
-        "Large mark: mean over seeds. Small rings: the seeds.",
-        f"{_PARTS[part]}: relative distance of the logits from the linearised network's: {words}.",
-        figure,
-    )
-
-
-def _table(found: Found) -> Grid:
+def _table(data: Data) -> Table:
     rows = []
-    for method in dict.fromkeys(r.spec.method.label for r, _ in found):
-        own = [v["selected"] for r, v in found if r.spec.method.label == method]
-        cells = [method]
-        for part in ("backbone", "train", "test"):
-            known = [d for v in own if (d := _distance(v, part)) is not None]
-            cells.append(f"{statistics.fmean(known):.3g}" if known else "–")
-        cells.append(f"{statistics.fmean(v['train']['moved'] for v in own):.3g}")
-        cells.append(f"{100 * statistics.fmean(v['test']['agreement'] for v in own):.0f} %")
-        rows.append(cells)
-    return Grid(
-        ["method", "backbone", "all", "all, test examples", "logits moved by", "same class chosen"],
-        rows,
-        "At the selected epoch, means over seeds: ‖f − f_lin‖ / ‖f − f₀‖ for the backbone alone and for all that is "
-        "trained; ‖f − f₀‖ / ‖f₀‖; and the share of test examples on which network and linearisation choose the "
-        "same class",
+    for label in data.labels:
+        points = [result.selected for result in data.of_method(label)]
+        row = [label]
+        for distances in zip(*((p.backbone.distance, p.train.distance, p.test.distance) for p in points)):
+            numbers = [d for d in distances if d is not None]
+            row.append(f"{statistics.fmean(numbers):.3g}" if numbers else MISSING)
+        row.append(f"{statistics.fmean(point.train.moved for point in points):.3g}")
+        row.append(f"{100 * statistics.fmean(point.test.agreement for point in points):.0f} %")
+        rows.append(row)
+    caption = (
+        "At the selected epoch, means over seeds: ‖f − f_lin‖ / ‖f − f₀‖ for the backbone alone and for everything "
+        "trained; ‖f − f₀‖ / ‖f₀‖; and the share of test examples for which network and linearisation choose the same "
+        "class"
     )
+    return Table(
+        ["method", "backbone", "all", "all, test examples", "logits moved by", "same class chosen"], rows, caption
+    )
+
+
+MEASURES.register("laziness", Measure("laziness", "laziness", compute, LazinessResult, section))

@@ -1,38 +1,16 @@
-"""How the loss rises around a minimum: along given directions, and in the worst one within a radius."""
+"""The highest loss within a radius around a minimum, for epsilon-sharpness."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.measures._estimate import jackknife
+from tunewise.measures._estimate import Estimate, jackknife
 from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures._weight_space.directions import Direction, Weight
-from tunewise.measures._weight_space.plane import Plane
-
-
-def second_differences(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    directions: Sequence[tuple[Direction, float]],
-    batches: FixedBatches,
-    check: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """(L(h) + L(-h) - 2 L(0)) / h^2 along each (direction, h) for each batch, fp64 (directions, batches): d^T H d
-    plus the fourth-order term h^2 / 12 L''''."""
-    here = batches.evaluate(model).cpu()
-    found = []
-    for direction, step in directions:
-        with Plane(parameters, direction, {}) as plane:
-            sides = []
-            for x in (step, -step):
-                check()
-                plane.move(x)
-                sides.append(batches.evaluate(model).cpu())
-        found.append((sides[0] + sides[1] - 2 * here) / step**2)
-    return torch.stack(found)
+from tunewise.measures.finished import Check, no_check
 
 
 def worst_rise(
@@ -43,15 +21,13 @@ def worst_rise(
     *,
     epsilon: float,
     steps: int,
-    check: Callable[[], None] = lambda: None,
+    check: Check = no_check,
 ) -> tuple[Tensor, Tensor]:
-    """The highest loss found where no output row moves by more than `epsilon` times its own length: the losses of each
-    batch at the centre and there, fp64 (batches,) each. All points of a filter-normalised plane with |x| + |y| below
-    epsilon lie in that set.
+    """The losses of each batch, fp64 (batches,), at the centre and at the highest point found where no output row moves
+    by more than `epsilon` times its own length. `start` is the filter-normalised direction of the first point.
 
-    Steps of the generalised power method (Journee et al. 2010): each row goes to the edge along its gradient at the
-    last point. From a convex loss each step goes up; in general the best point met is kept, so it is a lower bound of
-    the worst rise. `start` is the filter-normalised direction of the first point.
+    Generalised power method (Journee et al. 2010): each row goes to the edge along its gradient at the last point. For
+    a convex loss each step goes up; in general the best point is kept, which is a lower bound of the worst rise.
     """
     own = {name: weight.parameter.data for name, weight in weights.items()}
     here = batches.evaluate(model).cpu()
@@ -72,7 +48,7 @@ def worst_rise(
     return here, best
 
 
-def epsilon_sharpness(here: Tensor, worst: Tensor) -> dict[str, float]:
+def epsilon_sharpness(here: Tensor, worst: Tensor) -> Estimate:
     """100 (max L - L) / (1 + L) (1609.04836, metric 2.1) of the batches' mean, with its interval over batches."""
     return jackknife(torch.stack([here, worst], dim=1).numpy(), lambda mean: 100 * (mean[1] - mean[0]) / (1 + mean[0]))
 
@@ -92,7 +68,7 @@ def _place(weights: Mapping[str, Weight], own: Mapping[str, Tensor], moves: Mapp
 
 
 def _losses_and_gradients(
-    model: nn.Module, weights: Mapping[str, Weight], batches: FixedBatches, check: Callable[[], None]
+    model: nn.Module, weights: Mapping[str, Weight], batches: FixedBatches, check: Check
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of each batch, and the gradient of their mean."""
     parameters = [weight.parameter for weight in weights.values()]

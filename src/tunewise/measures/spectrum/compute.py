@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from tunewise.measures._linalg.base_spectra import FOLDER, BaseSpectra, BaseSpectrum
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures.base import MeasureResult, MeasureSettings, Values
+from tunewise.measures.finished import Check, FinishedRun, no_check
 from tunewise.measures.updates.folder import updates_of_run
 from tunewise.measures.updates.layer import LayerUpdate
 
 KEPT = 64
-"""Singular values written down for a layer; the figures over them are of all."""
+"""Singular values that are stored for a layer; the numbers derived from them use all."""
 
 
-@dataclass(frozen=True)
-class LayerSpectrum:
-    """dW of one layer. Norms in W0's units; a dW of zero has effective and stable rank 0 and no energies."""
+class LayerSpectrum(Values):
+    """dW of one layer. Norms are in W0's units; a dW of zero has effective and stable rank 0 and no energies."""
 
     name: str
     shape: tuple[int, int]
+    rank: int
+    """Singular values that are not zero to rounding."""
     values: tuple[float, ...]
-    """Singular values of dW from the largest down, without those that are zero to rounding."""
+    """The largest singular values of dW, in descending order."""
     effective_rank: float
     """exp of the entropy of s_i / sum s (Roy and Vetterli, EUSIPCO 2007)."""
     stable_rank: float
     """||dW||_F^2 / ||dW||_2^2."""
+    norm: float
+    """||dW||_F."""
+    base_norm: float
+    """||W0||_F."""
     relative_norm: float | None
     """||dW||_F / ||W0||_F; None where W0 is zero, here and below."""
     relative_spectral_norm: float | None
     """||dW||_2 / ||W0||_2."""
-    base_norm: float
-    """||W0||_F."""
     top: int
     """k of the energies: the rank of dW unless another was asked for."""
     energy_left: float | None
@@ -44,9 +46,65 @@ class LayerSpectrum:
     energy_right: float | None
     """||dW V_k||_F^2 / ||dW||_F^2. A random dW has k / m."""
 
-    @property
-    def frobenius_norm(self) -> float:
-        return math.sqrt(sum(v * v for v in self.values))
+
+class SpectrumResult(MeasureResult):
+    effective_rank: float
+    """Mean over layers, as the stable rank."""
+    stable_rank: float
+    relative_norm: float
+    """The norm of all dW together over that of all W0."""
+    layers: dict[str, LayerSpectrum]
+
+
+def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> SpectrumResult:
+    """Every adapted layer, energies in the top space of the run's rank."""
+    return spectra_of(updates_of_run(run), BaseSpectra(run.cache / FOLDER), run.spec.method.rank, check)
+
+
+def spectra_of(
+    updates: Mapping[str, LayerUpdate], spectra: BaseSpectra, top: int | None = None, check: Check = no_check
+) -> SpectrumResult:
+    """Layer by layer, one in memory at a time."""
+    layers = {}
+    for name, update in updates.items():
+        check()
+        layers[name] = layer_spectrum(update, spectra.of(update.base), top)
+    count = max(len(layers), 1)
+    base = _norm(layer.base_norm for layer in layers.values())
+    return SpectrumResult(
+        effective_rank=sum(layer.effective_rank for layer in layers.values()) / count,
+        stable_rank=sum(layer.stable_rank for layer in layers.values()) / count,
+        relative_norm=_norm(layer.norm for layer in layers.values()) / base if base > 0 else 0.0,
+        layers=layers,
+    )
+
+
+@torch.no_grad()
+def layer_spectrum(update: LayerUpdate, base: BaseSpectrum, top: int | None = None) -> LayerSpectrum:
+    """With factors nothing of dW's size is formed or decomposed."""
+    values = update.singular_values()
+    largest = float(values[0]) if len(values) else 0.0
+    values = values[values > max(update.shape) * torch.finfo(torch.float64).eps * largest]
+    top = min(*update.shape, top or update.rank_bound)
+    energies = _energies(update, base, top) if largest > 0 else (None, None)
+    base_values = base.values.double().to(values.device)
+    w0, w0_spectral = float(base_values.norm()), float(base_values[0])
+    listed = tuple(values.tolist())
+    return LayerSpectrum(
+        name=update.name,
+        shape=update.shape,
+        rank=len(listed),
+        values=listed[:KEPT],
+        effective_rank=effective_rank(values),
+        stable_rank=stable_rank(values),
+        norm=_norm(listed),
+        base_norm=w0,
+        relative_norm=float(values.norm()) / w0 if w0 > 0 else None,
+        relative_spectral_norm=largest / w0_spectral if w0_spectral > 0 else None,
+        top=top,
+        energy_left=energies[0],
+        energy_right=energies[1],
+    )
 
 
 def effective_rank(values: Tensor) -> float:
@@ -64,35 +122,10 @@ def stable_rank(values: Tensor) -> float:
     return float((values / largest).square().sum()) if largest > 0 else 0.0
 
 
-@torch.no_grad()
-def layer_spectrum(update: LayerUpdate, base: BaseSpectrum, top: int | None = None) -> LayerSpectrum:
-    """The figures of one layer. With factors nothing of dW's size is formed or decomposed."""
-    values = update.singular_values()
-    device = values.device
-    largest = float(values[0]) if len(values) else 0.0
-    values = values[values > max(update.shape) * torch.finfo(torch.float64).eps * largest]
-    top = min(min(update.shape), top or update.rank_bound)
-    energies = _energies(update, base, top) if largest > 0 else (None, None)
-    base_values = base.values.double().to(device)
-    w0, w0_spectral = float(base_values.norm()), float(base_values[0])
-    return LayerSpectrum(
-        update.name,
-        update.shape,
-        tuple(values.tolist()),
-        effective_rank(values),
-        stable_rank(values),
-        float(values.norm()) / w0 if w0 > 0 else None,
-        largest / w0_spectral if w0_spectral > 0 else None,
-        w0,
-        top,
-        *energies,
-    )
-
-
 def _energies(update: LayerUpdate, base: BaseSpectrum, top: int) -> tuple[float | None, float | None]:
     u = base.u[:, :top].double()
-    known = int((base.values > 1e-10 * base.values[0]).sum()) if float(base.values[0]) > 0 else 0
-    if top > known:  # W0 has no top space of that size
+    base_rank = int((base.values > 1e-10 * base.values[0]).sum()) if float(base.values[0]) > 0 else 0
+    if top > base_rank:  # W0 has no top space of that size
         return None, None
     v = base.right(update.base, top)
     if update.left is not None and update.right is not None:
@@ -104,58 +137,5 @@ def _energies(update: LayerUpdate, base: BaseSpectrum, top: int) -> tuple[float 
     return float((u.T @ delta).square().sum() / total), float((delta @ v).square().sum() / total)
 
 
-def all_spectra(
-    updates: Mapping[str, LayerUpdate],
-    spectra: BaseSpectra,
-    top: int | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> list[LayerSpectrum]:
-    """Layer by layer, one in memory at a time; `check` is called before each."""
-    found = []
-    for update in updates.values():
-        check()
-        found.append(layer_spectrum(update, spectra.of(update.base), top))
-    return found
-
-
-def totals(layers: list[LayerSpectrum]) -> dict[str, float]:
-    """Over all layers: means of the ranks, and the norm of all dW together relative to all W0."""
-    count = max(len(layers), 1)
-    size, base = (math.sqrt(sum(n * n for n in norms)) for norms in _norms(layers))
-    return {
-        "effective_rank": sum(layer.effective_rank for layer in layers) / count,
-        "stable_rank": sum(layer.stable_rank for layer in layers) / count,
-        "relative_norm": size / base if base > 0 else 0.0,
-    }
-
-
-def _norms(layers: list[LayerSpectrum]) -> tuple[list[float], list[float]]:
-    return [layer.frobenius_norm for layer in layers], [layer.base_norm for layer in layers]
-
-
-def spectrum(run: FinishedRun, check: Callable[[], None]) -> dict[str, Any]:
-    """Every adapted layer, energies in the top space of the run's rank."""
-    updates = updates_of_run(run)
-    found = all_spectra(updates, BaseSpectra(run.cache / FOLDER), run.spec.method.rank, check)
-    return summary(found)
-
-
-def summary(layers: list[LayerSpectrum]) -> dict[str, Any]:
-    """All layers as plain data."""
-    return {**totals(layers), "layers": {layer.name: describe(layer) for layer in layers}}
-
-
-def describe(layer: LayerSpectrum) -> dict[str, Any]:
-    """One layer as plain data."""
-    return {
-        "shape": list(layer.shape),
-        "rank": len(layer.values),
-        "values": list(layer.values[:KEPT]),
-        "effective_rank": layer.effective_rank,
-        "stable_rank": layer.stable_rank,
-        "relative_norm": layer.relative_norm,
-        "relative_spectral_norm": layer.relative_spectral_norm,
-        "top": layer.top,
-        "energy_left": layer.energy_left,
-        "energy_right": layer.energy_right,
-    }
+def _norm(numbers: Iterable[float]) -> float:
+    return math.sqrt(sum(n * n for n in numbers))

@@ -7,7 +7,7 @@ import math
 import plotly.graph_objects as go
 
 from tunewise.pages import palette
-from tunewise.pages.drawing import band, blank_figure, plain, upright
+from tunewise.pages.drawing import add_band, add_vertical_line, blank_figure, plain
 from tunewise.papers.lab.contract import Plot, PlotCurve
 
 _MAX_MARKERS = 24  # curves with more points are drawn without markers, and intervals as a band
@@ -22,7 +22,7 @@ def figure(plot: Plot) -> go.Figure:
         _draw_curve(drawn, curve, "y" in plot.log, marks[curve.name])
     _set_axes(drawn, plot)
     for name, value in plot.thresholds:
-        upright(drawn, value, name)
+        add_vertical_line(drawn, value, name)
     drawn.update_layout(
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "font": {"size": 12, "color": palette.INK}},
@@ -35,7 +35,7 @@ def _draw_curve(drawn: go.Figure, curve: PlotCurve, log: bool, mark: palette.Mar
     few = len(curve.x) <= _MAX_MARKERS
     if curve.low and not few:
         low, high = ([_shown(v, log) for v in ends] for ends in (curve.low, curve.high))
-        band(drawn, list(curve.x), low, high, mark.light, curve.name)
+        add_band(drawn, list(curve.x), low, high, mark.light, curve.name)
     drawn.add_scatter(
         x=list(curve.x),
         y=[_shown(v, log) for v in curve.y],
