@@ -93,7 +93,7 @@ def shape(rows: int, columns: int, repetitions: int) -> dict[str, Any]:
         "shape": [rows, columns],
         "seconds": {name: statistics.median(t) for name, t in times.items()},
         "faster": {name: spread(times[name], times["ours"]) for name in ways if name.startswith("two")},
-        "how": own.how,
+        "solver": own.solver,
         "difference": max(abs(a - b) for a, b in zip(exact, own.cosines)),
     }
 

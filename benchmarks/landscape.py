@@ -6,7 +6,6 @@ A sub-grid is timed, the ways interleaved point by point, and the whole grid is 
 2,601 points at that time each. Every way evaluates the same batches of the quickstart's data.
 
 - ours: weights in one buffer, each point one pass over it from the row's anchor, batches tokenised once;
-- together: several points in one forward (torch.func), the count with the least time a point of those tried;
 - new tensors: w + x d1 + y d2 as new tensors for every parameter, batches padded anew (the code of 1712.09913);
 - flatten and copy: all parameters to one vector, moved, and back;
 - reload: the state dict read from disk, moved, loaded.
@@ -31,11 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from tunewise.measures._device import device, synchronize
 from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures._weight_space.directions import random_direction, weights_of
 from tunewise.measures._weight_space.plane import Plane
-from tunewise.measures.cost.stepping import device, synchronize
-from tunewise.measures.landscape.surface import _row, fastest
 from tunewise.quiet import quiet_libraries
 from tunewise.spec import StudySpec, load_yaml, parse
 from tunewise.store.environment import environment
@@ -87,15 +85,7 @@ def measure(grid: int, points: int, count: int, size: int) -> dict[str, Any]:
                 timed(moves[name], partial(move, x, 0.1))
             for name, p in model.named_parameters():
                 p.data.copy_(before[name])
-        with plane:
-            plane.to_row(0.1)
-            together = fastest(model, plane, axis, batches)
-            block: list[float] = []
-            for _ in range(3):
-                timed(block, lambda: _row(model, plane, axis, batches, together))
     per_point = {name: statistics.median(values[1:]) for name, values in times.items()}
-    per_point["together"] = min(block) / points if together > 1 else per_point["ours"]
-    best = min(per_point["ours"], per_point["together"])
     versions = environment()
     return {
         "device": versions.device,
@@ -107,12 +97,11 @@ def measure(grid: int, points: int, count: int, size: int) -> dict[str, Any]:
         "batches": count,
         "batch_size": size,
         "timed_points": points,
-        "points_together": together,
         "seconds_a_point": per_point,
         "seconds_of_the_move_alone": {name: statistics.median(values[1:]) for name, values in moves.items()},
         "grid": grid,
         "hours_of_the_grid_extrapolated": {name: grid**2 * value / 3600 for name, value in per_point.items()},
-        "times_faster_than": {name: per_point[name] / best for name in plain},
+        "times_faster_than": {name: per_point[name] / per_point["ours"] for name in plain},
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tunewise.measures import collect
 from tunewise.measures.bounds.compute import bounds_of_run
-from tunewise.measures.catalog import MEASURES
+from tunewise.registry import MEASURES
 from tunewise.measures.finished import FinishedRun
 from tunewise.quiet import quiet_libraries
 from tunewise.store.folders import RunStore

@@ -18,11 +18,10 @@ from tunewise.advise.summary import MethodSummary, add_item_comparisons, summari
 from tunewise.jobs.execute import doing, execute
 from tunewise.measures.collect import Collected, collect
 from tunewise.measures.cost.probe import probe_costs
-from tunewise.measures.landscape.section import FOLDER, write_files
 from tunewise.planning import Plan, make_plan, with_rates
 from tunewise.preflight import check_plan
 from tunewise.report.data import ReportData
-from tunewise.report.html import write_report
+from tunewise.report.report_page import write_report
 from tunewise.spec import StudySpec, content_hash
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
@@ -112,7 +111,6 @@ def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison
         tuning=known.tuning,
     )
     write_report(report, known.title, data)
-    write_files(report.parent / FOLDER, known.spec, known.records, known.measured.get("landscape", {}))
     return Comparison(
         spec=known.spec,
         records=known.records,

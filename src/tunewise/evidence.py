@@ -178,21 +178,9 @@ def _unfinished(run: RunSpec, sample: RunRecord) -> RunRecord:
 
 
 def _measured(spec: StudySpec, records: list[RunRecord], store: RunStore) -> Collected:
-    from tunewise.measures.catalog import get_measure
-    from tunewise.measures.collect import read as read_measure
-    from tunewise.measures.collect import settings_of
+    from tunewise.measures.collect import read_measures
 
-    found: Collected = {}
-    for name in spec.measures:
-        measure = get_measure(name)
-        settings = settings_of(measure, spec.measure_settings.get(name, {}))
-        made = {
-            record.id: values
-            for record in records
-            if record.status == "done" and (values := read_measure(store.folder(record.id), measure, settings))
-        }
-        found[name] = made
-    return found
+    return read_measures(spec.measures, records, store, spec.measure_settings)
 
 
 def _title(folder: Path) -> str:

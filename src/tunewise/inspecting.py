@@ -1,14 +1,13 @@
-"""Look inside an adapter, whoever made it, or the difference of two models: spectra and intruder dimensions of every
-layer, and what becomes of the loss where intruders are scaled.
+"""Inspect an adapter of any origin, or the difference of two models: spectra and intruder dimensions of every layer.
 
-    adapter -> its base model -> dW of each layer -> spectra, intruders -> (scaled intruders)
+adapter -> its base model -> dW of each layer -> spectra, intruders -> (scaled intruders)
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,11 @@ from torch import nn
 from tunewise.errors import MeasureError, SpecError, StoreError
 from tunewise.locate import cache_folder
 from tunewise.measures._linalg.base_spectra import FOLDER, BaseSpectra
-from tunewise.measures.intruders.compute import (
-    THRESHOLD,
-    THRESHOLDS,
-    TOP_K,
-    LayerIntruders,
-    all_intruders,
-    curve,
-    summary,
-)
+from tunewise.measures.base import Values
+from tunewise.measures.finished import Check, no_check
+from tunewise.measures.intruders.compute import THRESHOLD, TOP_K, IntruderSettings, IntrudersResult, intruders_of
 from tunewise.measures.intruders.scaled import Scaled, scaling_curve
-from tunewise.measures.spectrum.compute import LayerSpectrum, all_spectra
-from tunewise.measures.spectrum.compute import summary as spectrum_summary
+from tunewise.measures.spectrum.compute import SpectrumResult, spectra_of
 from tunewise.measures.updates.folder import adapter_folder, module_names, updates_between, updates_of
 from tunewise.measures.updates.layer import Updates
 from tunewise.measures.updates.refusal import refusal
@@ -43,59 +35,49 @@ from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
 from tunewise.training.evaluation import evaluate
 
-Said = Callable[[str], None]
+OnPhase = Callable[[str], None]
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What was found. Layers are in the model's order."""
+class ScaledIntruders(Values):
+    """The model with the singular values of all intruders multiplied by `factor`; 1 is the model as it is."""
+
+    factor: float
+    count: int
+    """Intruders that are left."""
+    loss: float | None
+    """None without data to evaluate on."""
+    metrics: dict[str, float]
+
+
+class Inspection(Values):
+    """Spectra and intruders of an adapter; layers are in the model's order."""
 
     of: str
     """The adapter, the run or the second model, in words."""
     base: str
     family: str
-    """What made the update: 'cla', 'lora', 'dora', 'fft', 'full model', ...; the method's own name where it is on
-    record, and else what the files are of."""
-    top_k: int | None
-    threshold: float
-    spectra: list[LayerSpectrum]
-    intruders: list[LayerIntruders]
-    scaled: list[Scaled] = field(default_factory=list)
-    scaled_on: str = ""
-    """What the losses of `scaled` were taken on, in words; empty where there was no data."""
-    left_out: list[str] = field(default_factory=list)
-    """Changed modules that are no linear layers."""
-    decomposed: int = 0
-    """Base weights that were decomposed now; the others' decompositions were on disk."""
-    seconds: float = 0.0
+    """The method: 'cla', 'lora', 'dora', 'fft', 'full model', ..."""
+    spectrum: SpectrumResult
+    intruders: IntrudersResult
+    scaled_intruders: list[ScaledIntruders]
+    scaled_on: str
+    """The data behind the losses of `scaled_intruders`, in words; empty where there was none."""
+    left_out: list[str]
+    """Changed modules that are not linear layers."""
+    decomposed: int
+    """Base weights that were decomposed now; the decompositions of the others were on disk."""
+    seconds: float
 
     def as_data(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
-        return {
-            "of": self.of,
-            "base": self.base,
-            "family": self.family,
-            "spectrum": spectrum_summary(self.spectra),
-            "intruders": {
-                "top_k": "all" if self.top_k is None else self.top_k,
-                "threshold": self.threshold,
-                **summary(self.intruders, self.threshold),
-                "curve": dict(zip(map(str, THRESHOLDS), curve(self.intruders))),
-            },
-            "scaled_intruders": [
-                {
-                    "factor": s.factor,
-                    "count": s.count,
-                    "loss": s.scores.loss if s.scores else None,
-                    "metrics": s.scores.metrics if s.scores else {},
-                }
-                for s in self.scaled
-            ],
-            "scaled_on": self.scaled_on,
-            "left_out": self.left_out,
-            "decomposed": self.decomposed,
-            "seconds": self.seconds,
-        }
+        """What JSON holds, with the counts of intruders at all thresholds."""
+        data = self.model_dump(mode="json")
+        found = self.intruders
+        curve = {str(threshold): found.count(threshold) for threshold in THRESHOLDS}
+        data["intruders"] |= {"count": found.count(), "vectors": found.vectors, "curve": curve}
+        for name, layer in found.layers.items():
+            data["intruders"]["layers"][name]["count"] = layer.count(found.threshold)
+        return data
 
 
 def inspect(
@@ -110,28 +92,48 @@ def inspect(
     data: DataSpec | None = None,
     task: str | None = None,
     cache: str | Path | None = None,
-    said: Said = lambda phase: None,
-    check: Callable[[], None] = lambda: None,
+    on_phase: OnPhase = lambda phase: None,
+    check: Check = no_check,
 ) -> Inspection:
-    """Spectra and intruder dimensions of an adapter folder, of a run's folder, or of `model_b` against `base`.
+    """Compute spectra and intruder dimensions of an adapter folder, of a run's folder, or of `model_b` against `base`.
 
     Args:
-        adapter: any PEFT adapter that changes weights, whoever made it; a run's folder; `fft`'s or compact columns'.
-        base: the pretrained model; may be left out where the run or the adapter names it.
-        model_b: instead of an adapter: a fine-tuned model of the same architecture.
-        top_k: how many singular vectors of each weight are looked at; None for all.
-        threshold: a vector is an intruder where its largest |cos| is below this, a number in (0, 1].
-        top_space: k of the energies inside W0's top space; the rank of dW unless given.
+        adapter: a folder with an adapter of any PEFT method that changes weights, or a run's folder.
+        base: the pretrained model; not needed where the run or the adapter names it.
+        model_b: instead of an adapter, a fine-tuned model of the same architecture.
+        top_k: singular vectors of each weight to examine; None for all.
+        threshold: a vector is an intruder where its largest |cos| is below this number in (0, 1].
+        top_space: k of the energies in W0's top space; the rank of dW unless given.
         scale: factors on the intruders' singular values, for the causal check.
-        data: what the loss is taken on there; a run's own test split unless given.
-        task: what `data` is for, where its form does not tell.
-        cache: folder for W0's decompositions; the run's own, or the user's cache, unless given.
-        said: told what is being done; check: called now and then, may raise to stop.
+        data: the labelled data for the loss of that check; a run's own test split unless given.
+        task: the task of `data`, where its columns are ambiguous.
+        cache: folder for the decompositions of W0; the run's own, or the user's cache, unless given.
+        on_phase: called with the name of each phase.
+        check: called every few seconds; may raise to stop.
+
+    Returns:
+        The spectra and intruders of every linear layer that changes.
 
     Raises:
-        SpecError: arguments that do not go together; a number out of range.
-        StoreError, ModelError: a damaged adapter, one of another base model, a model that can't be loaded.
-        MeasureError: nothing to look at; a method that PEFT can't merge.
+        SpecError: arguments that exclude each other, or a number out of range.
+        StoreError: a damaged adapter, or one of another base model.
+        ModelError: a model that can't be loaded.
+        MeasureError: no weight changes, or PEFT can't merge the method.
+
+    Example:
+        >>> import tempfile, torch, tunewise
+        >>> from transformers import BertConfig, BertModel
+        >>> folder = tempfile.mkdtemp()
+        >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        >>> BertModel(config).save_pretrained(f"{folder}/base")
+        >>> model = tunewise.attach(BertModel.from_pretrained(f"{folder}/base"), "lora", rank=2)
+        >>> for name, parameter in model.named_parameters():
+        ...     if "lora_B" in name:
+        ...         _ = torch.nn.init.normal_(parameter)
+        >>> _ = tunewise.save(model, f"{folder}/adapter")
+        >>> found = tunewise.inspect(f"{folder}/adapter", base=f"{folder}/base", cache=folder)
+        >>> [layer.rank for layer in found.spectrum.layers.values()]
+        [2, 2]
     """
     begun = time.monotonic()
     if not 0 < threshold <= 1:
@@ -139,43 +141,43 @@ def inspect(
     if top_k is not None and top_k < 1:
         raise SpecError(f"top_k = {top_k}: at least 1, or None for all")
     if any(factor < 0 for factor in scale):
-        raise SpecError(f"scale = {list(scale)}: a factor below 0 is no scaling of a singular value")
+        raise SpecError(f"scale = {list(scale)}: factors must be at least 0")
     if data is not None and not scale:
         raise SpecError("data is for the loss at scaled intruders; give factors with scale (--scale 0,0.5,1)")
-    subject = _open(adapter, base, model_b, said)
+    subject = _open(adapter, base, model_b, on_phase)
     spectra = BaseSpectra(Path(cache) if cache is not None else subject.cache)
-    said("spectra")
-    found = all_spectra(subject.updates, spectra, top_space, check)
-    said("intruders")
-    intruders = all_intruders(subject.updates, spectra, top_k, check)
+    on_phase("spectra")
+    spectrum = spectra_of(subject.updates, spectra, top_space, check)
+    on_phase("intruders")
+    settings = IntruderSettings(top_k="all" if top_k is None else top_k, threshold=threshold)
+    intruders = intruders_of(subject.updates, spectra, settings, check)
     scaled: list[Scaled] = []
-    on = ""
+    scaled_on = ""
     if scale:
-        said("scaled intruders")
-        model, score, on = _scoring(subject, data, task, check)
+        on_phase("scaled intruders")
+        model, score, scaled_on = _scoring(subject, data, task, check)
         scaled = scaling_curve(
-            subject.updates,
-            spectra,
-            scale,
-            threshold=threshold,
-            top_k=top_k,
-            model=model,
-            score=score,
-            check=check,
+            subject.updates, spectra, scale, threshold=threshold, top_k=top_k, model=model, score=score, check=check
         )
     return Inspection(
-        subject.of,
-        subject.base.path,
-        subject.made_by or subject.updates.family,
-        top_k,
-        threshold,
-        found,
-        intruders,
-        scaled,
-        on,
-        subject.updates.left_out,
-        spectra.made,
-        time.monotonic() - begun,
+        of=subject.of,
+        base=subject.base.path,
+        family=subject.method or subject.updates.family,
+        spectrum=spectrum,
+        intruders=intruders,
+        scaled_intruders=[
+            ScaledIntruders(
+                factor=s.factor,
+                count=s.count,
+                loss=s.scores.loss if s.scores else None,
+                metrics=s.scores.metrics if s.scores else {},
+            )
+            for s in scaled
+        ],
+        scaled_on=scaled_on,
+        left_out=subject.updates.left_out,
+        decomposed=spectra.made,
+        seconds=time.monotonic() - begun,
     )
 
 
@@ -188,11 +190,11 @@ class _Subject:
     folder: Path | None = None
     record: RunRecord | None = None
     task_type: str | None = None
-    made_by: str | None = None
+    method: str | None = None
 
 
 def _open(
-    adapter: str | Path | None, base: str | ModelSpec | None, model_b: str | ModelSpec | None, said: Said
+    adapter: str | Path | None, base: str | ModelSpec | None, model_b: str | ModelSpec | None, on_phase: OnPhase
 ) -> _Subject:
     if (adapter is None) == (model_b is None):
         raise SpecError("give an adapter folder, or a second model to compare (model_b, --model-b), one of the two")
@@ -200,7 +202,7 @@ def _open(
         if base is None:
             raise SpecError("two models are compared: give the pretrained one as base")
         assert model_b is not None
-        return _two_models(_model_spec(base), _model_spec(model_b), said)
+        return _two_models(_model_spec(base), _model_spec(model_b), on_phase)
     record = _record(Path(adapter))
     folder = adapter_folder(adapter)
     named, task_type = base_of_adapter(folder)
@@ -208,9 +210,9 @@ def _open(
     if spec is None and named is None:
         raise SpecError(f"{adapter} does not name its base model; give it with base (--base)")
     spec = spec or ModelSpec(path=str(named))
-    said(f"loading {spec.path}")
+    on_phase(f"loading {spec.path}")
     model = load_bare(spec, module_names(folder), task_type)
-    said("reading the adapter")
+    on_phase("reading the adapter")
     updates = updates_of(folder, model)
     if not updates:
         raise MeasureError(f"{adapter}: no weight of the backbone changes, so there is no dW to look at")
@@ -218,16 +220,16 @@ def _open(
         if (folder / CHANGED).exists():
             _same_digest(folder, spec, record)
         of = f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}"
-        made_by = record.spec.method.name
-        return _Subject(of, spec, updates, _store(adapter) / "cache" / FOLDER, folder, record, task_type, made_by)
+        cache = Path(adapter).resolve().parent / "cache" / FOLDER
+        return _Subject(of, spec, updates, cache, folder, record, task_type, record.spec.method.name)
     named_method = noted(folder).method.name if (folder / SIDECAR).exists() else None
     return _Subject(str(adapter), spec, updates, cache_folder() / FOLDER, folder, None, task_type, named_method)
 
 
-def _two_models(base: ModelSpec, other: ModelSpec, said: Said) -> _Subject:
-    said(f"loading {base.path}")
+def _two_models(base: ModelSpec, other: ModelSpec, on_phase: OnPhase) -> _Subject:
+    on_phase(f"loading {base.path}")
     one = load_bare(base, [], "FEATURE_EXTRACTION")
-    said(f"loading {other.path}")
+    on_phase(f"loading {other.path}")
     two = load_bare(other, [], "FEATURE_EXTRACTION", flag="--model-b")
     updates = updates_between(one, two)
     if not updates:
@@ -244,10 +246,6 @@ def _record(path: Path) -> RunRecord | None:
     return record
 
 
-def _store(run: str | Path) -> Path:
-    return Path(run).resolve().parent
-
-
 def _model_spec(model: str | ModelSpec) -> ModelSpec:
     return ModelSpec(path=model) if isinstance(model, str) else model
 
@@ -262,13 +260,13 @@ def _same_digest(folder: Path, spec: ModelSpec, record: RunRecord) -> None:
 
 
 def _scoring(
-    subject: _Subject, data: DataSpec | None, task: str | None, check: Callable[[], None]
+    subject: _Subject, data: DataSpec | None, task: str | None, check: Check
 ) -> tuple[nn.Module | None, Callable[[nn.Module], Scores] | None, str]:
     """The merged model with its head, what evaluates it, and on what; nothing where there is no data."""
     record = subject.record
     if subject.folder is None or (data is None and record is None):
         if data is not None:
-            raise SpecError("two models are compared by their weights alone; data is for adapters")
+            raise SpecError("two models are compared by their weights alone; remove data (--data)")
         return None, None, ""
     spec: RunSpec | StudySpec
     if record is not None:

@@ -18,7 +18,7 @@ import torch
 from test_run import CHILD, make_spec
 from tiny import save_tiny_model
 from tunewise.errors import DivergedError
-from tunewise.measures._tensor_cache import save_tensors, read_tensors
+from tunewise.measures._tensor_cache import read_tensors, save_tensors
 from tunewise.methods.attach import attach
 from tunewise.run import run
 from tunewise.spec import RunSpec

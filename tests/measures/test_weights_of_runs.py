@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tunewise.measures.settings import IntruderSettings
 
 from tiny import save_tiny_model
 from tunewise.errors import MeasureError
 from tunewise.measures._linalg.base_spectra import FOLDER
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.intruders.compute import intruders
-from tunewise.measures.settings import IntruderSettings
 from tunewise.measures.spectrum.compute import spectrum
 from tunewise.models.layers import linear_layers
 from tunewise.run import run

@@ -13,7 +13,7 @@ import pytest
 
 from tunewise.errors import StoreError
 from tunewise.pages.page import script_json
-from tunewise.report.html import render, write_report
+from tunewise.report.report_page import render, write_report
 
 EVIL = "</script><script>alert(1)</script>"
 

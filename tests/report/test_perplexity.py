@@ -16,8 +16,8 @@ from tunewise.number_format import score, score_difference
 from tunewise.report import figures, provenance
 from tunewise.report import table as formats
 from tunewise.report.figures import Point
-from tunewise.report.html import render
 from tunewise.report.panels import cost_panels
+from tunewise.report.report_page import render
 from tunewise.report.rows import build_table
 
 

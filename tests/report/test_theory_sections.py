@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import pytest
+from tunewise.measures.along_runs import curves_of, middle
 
 from report.conftest import make
 from report.test_weight_sections import data_of
 from tunewise.catalog import get_method
 from tunewise.measures._linalg.angles import by_chance
 from tunewise.measures.alignment import section as alignment_section
-from tunewise.measures.along_runs import curves_of, middle
 from tunewise.measures.bounds import section as bounds_section
 from tunewise.measures.bounds.theorems import Facts, LayerNorms, theorems
 from tunewise.measures.laziness import section as laziness_section

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tunewise.measures.families import family_marks, parents
 
 from report.conftest import Comparison, make
-from tunewise.measures.families import family_marks, parents
 from tunewise.measures.intruders import section as intruders_section
 from tunewise.measures.spectrum import section as spectrum_section
 from tunewise.pages import palette

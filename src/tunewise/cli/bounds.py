@@ -94,7 +94,10 @@ def _of_run(
     folder = target.resolve()
     run = FinishedRun(record, folder, build_task(record.spec), folder.parent / "cache")
     values = bounds_of_run(run, lambda: None, input_bound=input_bound, with_curvature=step_size)
-    return {"of": f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}", **values.model_dump(mode="json")}
+    return {
+        "of": f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}",
+        **values.model_dump(mode="json"),
+    }
 
 
 def _of_adapter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from tunewise.registry import TASKS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tunewise.inspecting import Inspection
     from tunewise.spec import DataSpec
 
 _DATA = "The loss at --scale"
@@ -84,18 +85,18 @@ def inspect(
             scale=factors,
             data=columns,
             task=TASKS.check(task) if task else None,
-            said=lambda phase: status.update(f"{phase} ..."),
-        ).as_data()
+            on_phase=lambda phase: status.update(f"{phase} ..."),
+        )
     if as_json:
         import json
 
-        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+        typer.echo(json.dumps(found.as_data(), indent=1, allow_nan=False))
     else:
         _show(found, console)
     if report is not None:
-        from tunewise.report.inspect_page import write_page
+        from tunewise.report.inspect_page import write_inspect_page
 
-        write_page(found, report)
+        write_inspect_page(found, report)
         typer.echo(f"report: {report}", err=as_json)
 
 
@@ -123,13 +124,13 @@ def _data(path: Path, text: str, text_pair: str | None, label: str) -> DataSpec:
     return DataSpec(path=str(path), text=text, text_pair=text_pair, label=label)
 
 
-def _show(found: dict[str, Any], console: Console) -> None:
+def _show(found: Inspection, console: Console) -> None:
     from rich.table import Table
 
     from tunewise.report.inspect_page import layer_rows, scaled_rows, threshold_rows, total_lines
 
-    console.print(found["of"], style="bold", markup=False, soft_wrap=True)
-    console.print(f"base {found['base']}, {found['family']}", style="dim", markup=False, soft_wrap=True)
+    console.print(found.of, style="bold", markup=False, soft_wrap=True)
+    console.print(f"base {found.base}, {found.family}", style="dim", markup=False, soft_wrap=True)
     console.print()
     for title, (columns, rows) in (
         ("", layer_rows(found, narrow=True)),

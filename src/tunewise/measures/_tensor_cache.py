@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write fp32 or fp64 tensors atomically. A full disk is a warning: the tensors are then computed again next time."""
+    """Write fp32 or fp64 tensors atomically. A full disk is only a warning."""
     scratch = ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,8 @@ Result = TypeVar("Result", bound=MeasureResult)
 class HasStep(Protocol):
     """What was measured at one snapshot."""
 
-    step: int
+    @property
+    def step(self) -> int: ...
 
 
 Point = TypeVar("Point", bound=HasStep)

@@ -107,7 +107,9 @@ def lines(
     figure = blank_figure(height=350 + legend_height(len(curves)))
     _add_curves(figure, curves, marks, markers, size=6, hover="%{y:.3~g}")
     figure.update_xaxes(title_text=x_title, tickformat="~g", range=list(span) if span else None)
-    figure.update_yaxes(title_text=y_title, rangemode="normal" if log_y else "tozero", type="log" if log_y else "linear")
+    figure.update_yaxes(
+        title_text=y_title, rangemode="normal" if log_y else "tozero", type="log" if log_y else "linear"
+    )
     if log_y:
         figure.update_yaxes(exponentformat="power", dtick=1)
     figure.update_layout(hovermode="x unified")

@@ -1,5 +1,4 @@
-"""A page that works offline, for good: one file with its style, figures and scripts in it, and a policy that lets
-nothing else in."""
+"""Offline pages: one file with its style, figures and scripts, and a policy that allows no request."""
 
 from __future__ import annotations
 
@@ -17,16 +16,13 @@ from plotly.offline import get_plotlyjs
 
 from tunewise.errors import StoreError
 from tunewise.pages import palette
-from tunewise.pages.section import Panel
+from tunewise.pages.section import Panel, Section
 from tunewise.store.files import write_atomically
 
 
 def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
-    """The text of a page from one of the templates that extend `base.html.jinja`, with `values` in it.
-
-    `folder` has templates of another package. Everything is escaped unless it is `Markup`; a name that is not given
-    is an error, not an empty place. The same values give the same bytes.
-    """
+    """The text of a page from a template that extends `base.html.jinja`; `folder` has templates of another package.
+    Everything is escaped unless it is `Markup`. The same values give the same bytes."""
     found = _templates(folder)
     script = Markup(found.get_template("page.js.jinja").render(dark=palette.DARK))
     return found.get_template(template).render(
@@ -39,13 +35,18 @@ def render_page(template: str, folder: Path | None = None, **values: Any) -> str
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes the file whole or not at all. Raises `StoreError` where that can't be done."""
+    """Write the file atomically. Raises `StoreError` where that fails."""
     try:
         write_atomically(path, text)
     except OSError as error:
         raise StoreError(
             f"the report {path} can't be written: {error.strerror}; free space or choose another place"
         ) from None
+
+
+def write_sections(path: Path, *, title: str, subject: str, sections: Sequence[Section]) -> None:
+    """A page of sections alone."""
+    write_page(path, render_page("sections.html.jinja", title=title, subject=subject, sections=sections, took=""))
 
 
 def script_json(text: str) -> Markup:

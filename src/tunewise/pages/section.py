@@ -36,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """Paragraphs, then panels (two in a row, or one where `wide`), tables, collapsed panels, notes. `key`: the anchor."""
+    """Paragraphs, panels (two in a row, or one where `wide`), tables, collapsed panels, notes. `key`: the anchor."""
 
     key: str
     title: str

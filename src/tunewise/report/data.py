@@ -1,4 +1,4 @@
-"""What a further section of the report is, and what it is made from."""
+"""What a report is made from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
+from tunewise.measures.base import Measure, MeasureResult, SectionData
+from tunewise.measures.collect import Collected, result_of
 from tunewise.pages import palette
 from tunewise.pages.palette import Mark
+from tunewise.registry import MEASURES
 from tunewise.spec import StudySpec
-from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
+from tunewise.store.records import CostReport, RunRecord, TuningReport
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,7 @@ class ReportData:
     """None where nothing can be recommended."""
     folders: Mapping[str, str]
     """A run's folder, relative to the report's, by run id; it may lack runs."""
-    measured: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
-    """By the measure's name, then by run id."""
+    measured: Collected = field(default_factory=dict)
     tuning: TuningReport | None = None
 
     @cached_property
@@ -38,22 +40,26 @@ class ReportData:
         """Colour, dash and symbol of each method's label."""
         return palette.marks([m.label for m in self.comparison.methods] + [s.label for s in self.summaries])
 
-    def values(self, measure: str) -> list[tuple[RunRecord, dict[str, Any]]]:
-        """The finished runs that the measure found something in, with what it found, in the report's order."""
-        made = self.measured.get(measure, {})
-        return [
-            (r, found)
-            for r in self.records
-            if r.status == "done" and r.id in made and (found := made[r.id].values) is not None
-        ]
+    @property
+    def measures(self) -> list[Measure[MeasureResult]]:
+        """Those that were computed, in the order of the registry."""
+        return [MEASURES.get(name) for name in MEASURES.names() if self.measured.get(name)]
 
-    def missing(self, measure: str) -> list[str]:
-        """Why there is nothing for some methods: one sentence for each reason, with the methods' names."""
-        reasons: dict[str, list[str]] = {}
+    def section_data(self, measure: Measure[MeasureResult]) -> SectionData[MeasureResult] | None:
+        """None where no run has a result."""
+        measured = self.measured.get(measure.name, {})
+        runs: list[tuple[RunRecord, MeasureResult]] = []
+        reasons: dict[str, dict[str, None]] = {}
         for record in self.records:
-            known = self.measured.get(measure, {}).get(record.id)
-            if known is not None and known.error:
-                names = reasons.setdefault(known.error, [])
-                if record.spec.method.label not in names:
-                    names.append(record.spec.method.label)
-        return [f"{', '.join(names)}: {reason}." for reason, names in reasons.items()]
+            found = measured.get(record.id)
+            if found is None:
+                continue
+            if found.error:
+                reasons.setdefault(found.error, {})[record.spec.method.label] = None
+            result = result_of(measure, found)
+            if result is not None and record.status == "done":
+                runs.append((record, result))
+        missing = [f"{', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
+        highlighted = [self.recommendation.choice] if self.recommendation else []
+        highlighted += [summary.reference for summary in self.summaries[:1]]
+        return SectionData(runs, self.marks, missing, highlighted) if runs else None

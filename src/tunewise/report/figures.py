@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from tunewise.pages import palette
-from tunewise.pages.drawing import blank_figure, plain, upright
+from tunewise.pages.drawing import add_vertical_line, blank_figure, plain
 from tunewise.pages.figures import error_bar
 from tunewise.pages.palette import Mark
 
@@ -48,7 +48,7 @@ def accuracy_against_cost(
 ) -> go.Figure:
     """Score upwards, cost to the right: the upper left corner wins. Where the score is no `share` less of it is
     better, and the scale runs downwards. Filled markers are the Pareto set, the
-    ring is the recommended method; `lines` are named costs drawn as uprights (the frozen floor). A method far
+    ring is the recommended method; `lines` are named costs drawn as add_vertical_lines (the frozen floor). A method far
     below the others (`off_scale`) stands at the lower edge with its score in words, so that the rest can be
     told apart."""
     figure = blank_figure(height=400)
@@ -105,7 +105,7 @@ def accuracy_against_cost(
         figure.update_xaxes(dtick=1, exponentformat="SI", minor={"ticks": ""})
     figure.update_yaxes(title_text=f"test {score}", tickformat=".2~%" if share else ".4~g", range=[bottom, top])
     for name, value in lines:
-        upright(figure, value, name)
+        add_vertical_line(figure, value, name)
         if not wide:  # autorange does not look at shapes
             figure.add_scatter(x=[value], y=[top], mode="markers", marker={"opacity": 0}, hoverinfo="skip")
     return figure

@@ -1,69 +1,93 @@
-"""The paper's question, asked of this comparison: do sharpness and intruders tell which method has the larger gap?"""
+"""The question of the paper: do sharpness and intruders predict which method has the larger gap?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from tunewise.advise.rank_correlation import FEWEST, RankCorrelation, rank_correlation
 from tunewise.advise.statistics import holm
-from tunewise.measures.intruders.section import common_layers, counts
+from tunewise.measures.base import MeasureResult
+from tunewise.measures.forgetting.compute import ForgettingResult
+from tunewise.measures.intruders.compute import IntrudersResult
+from tunewise.measures.intruders.section import intruders_per_weight
+from tunewise.measures.section_parts import common_layers
+from tunewise.measures.sharpness.compute import SharpnessResult
+from tunewise.measures.spectrum.compute import SpectrumResult
 from tunewise.measures.spectrum.section import layer_mean
 from tunewise.number_format import MISSING
 from tunewise.pages.figures import Dots, dots
-from tunewise.pages.section import Grid, Panel, Section
+from tunewise.pages.section import Panel, Section, Table
 from tunewise.report.data import ReportData
+from tunewise.store.records import RunRecord
 
+Result = TypeVar("Result", bound=MeasureResult)
+Runs = Sequence[tuple[RunRecord, Result]]
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A number of a run that may go with its gap. `of`: (the measure's values, layers that all runs changed) -> it.
-    `title` may name values of the measure in braces."""
+    """A number of a run that may predict its gap: `values` of (label, seed). `title` may have a `{threshold}`."""
 
     key: str
     title: str
-    measure: str
-    of: Callable[[Mapping[str, Any], list[str]], float | None]
+    values: dict[tuple[str, int], float]
 
 
-PREDICTORS: tuple[Predictor, ...] = (
-    Predictor("sharpness", "sharpness", "sharpness", lambda v, _: v.get("sharpness")),
-    Predictor(
-        "epsilon-sharpness", "ε-sharpness", "sharpness", lambda v, _: (v.get("epsilon_sharpness") or {}).get("value")
-    ),
-    Predictor(
-        "intruders",
-        "intruders per weight, below {threshold:g}",
-        "intruders",
-        lambda v, layers: counts(v, layers, float(v["threshold"])),
-    ),
-    Predictor(
-        "effective-rank", "effective rank of dW", "spectrum", lambda v, layers: layer_mean(v, layers, "effective_rank")
-    ),
-    Predictor(
-        "relative-norm", "relative norm of dW", "spectrum", lambda v, layers: layer_mean(v, layers, "relative_norm")
-    ),
-    Predictor("drift", "drift of the features", "forgetting", lambda v, _: v.get("drift")),
-)
-"""In the order of the table. A new one is a row here."""
+def predictors(data: ReportData) -> list[Predictor]:
+    """Numbers of the measures that were computed, in the order of the table."""
+    found: list[Predictor] = []
+
+    def add(key: str, title: str, runs: Runs[Result], value: Callable[[Result], float | None]) -> None:
+        values = {(r.spec.method.label, r.spec.seed): v for r, result in runs if (v := value(result)) is not None}
+        found.append(Predictor(key, title, values))
+
+    sharp = _runs(data, SharpnessResult)
+    add("sharpness", "sharpness", sharp, lambda result: result.sharpness.value)
+    add("epsilon-sharpness", "ε-sharpness", sharp, lambda result: result.epsilon_sharpness.value)
+    intruders = _runs(data, IntrudersResult)
+    if intruders:
+        shared = common_layers([result.layers for _, result in intruders])
+        threshold = intruders[0][1].threshold
+        title = f"intruders per weight, below {threshold:g}"
+        add("intruders", title, intruders, lambda result: intruders_per_weight(result, shared, threshold))
+    spectra = _runs(data, SpectrumResult)
+    layers = common_layers([result.layers for _, result in spectra]) if spectra else []
+    rank = "effective rank of dW"
+    add("effective-rank", rank, spectra, lambda result: layer_mean(result, layers, lambda x: x.effective_rank))
+    norm = "relative norm of dW"
+    add("relative-norm", norm, spectra, lambda result: layer_mean(result, layers, lambda x: x.relative_norm))
+    add("drift", "drift of the features", _runs(data, ForgettingResult), lambda result: result.drift)
+    return found
+
+
+def _runs(data: ReportData, kind: type[Result]) -> Runs[Result]:
+    """Runs with a result of this class."""
+    for measure in data.measures:
+        section_data = data.section_data(measure) if measure.result is kind else None
+        if section_data is not None:
+            return [(record, result) for record, result in section_data.runs if isinstance(result, kind)]
+    return []
 
 
 @dataclass(frozen=True)
 class _Found:
     predictor: Predictor
-    title: str
     runs: dict[str, list[tuple[int, float, float]]]
     """Method -> (seed, number, gap) of its runs."""
     correlation: RankCorrelation | None
+
+    @property
+    def title(self) -> str:
+        return self.predictor.title
 
 
 def section(data: ReportData) -> Section | None:
     """A sentence, a table of rank correlations over methods, a figure for each number; None where fewer than two
     methods have a gap and one of the numbers."""
-    found = [f for predictor in PREDICTORS if (f := _collect(data, predictor)) is not None]
+    found = [f for predictor in predictors(data) if (f := _collect(data, predictor)) is not None]
     if not found:
         return None
     tested = [f for f in found if f.correlation is not None]
@@ -84,7 +108,7 @@ def section(data: ReportData) -> Section | None:
         ]
         for f in found
     ]
-    grid = Grid(
+    table = Table(
         [
             "number",
             "methods",
@@ -96,25 +120,21 @@ def section(data: ReportData) -> Section | None:
         rows,
     )
     panels = [_panel(data, f) for f in found]
-    return Section("predictors", "What predicts the gap?", words, panels[:2], [grid], panels[2:], "The other numbers")
+    return Section("predictors", "What predicts the gap?", words, panels[:2], [table], panels[2:], "The other numbers")
 
 
 def _collect(data: ReportData, predictor: Predictor) -> _Found | None:
-    known = data.values(predictor.measure)
-    with_layers = [v for _, v in known if isinstance(v.get("layers"), dict)]
-    layers = common_layers(with_layers) if with_layers and len(with_layers) == len(known) else []
-    counted = {s.label: s.gap_by_seed for s in data.summaries}
+    gaps = {s.label: s.gap_by_seed for s in data.summaries}
     runs: dict[str, list[tuple[int, float, float]]] = {}
-    for record, values in known:
-        label, seed = record.spec.method.label, record.spec.seed
-        number, gap = predictor.of(values, layers), counted.get(label, {}).get(seed)
-        if number is not None and gap is not None:
-            runs.setdefault(label, []).append((seed, float(number), gap))
+    for (label, seed), number in predictor.values.items():
+        gap = gaps.get(label, {}).get(seed)
+        if gap is not None:
+            runs.setdefault(label, []).append((seed, number, gap))
     if len(runs) < 2:
         return None
-    numbers = [sum(n for _, n, _ in r) / len(r) for r in runs.values()]
-    gaps = [sum(g for _, _, g in r) / len(r) for r in runs.values()]
-    return _Found(predictor, predictor.title.format_map(known[0][1]), runs, rank_correlation(numbers, gaps))
+    mean_numbers = [sum(n for _, n, _ in r) / len(r) for r in runs.values()]
+    mean_gaps = [sum(g for _, _, g in r) / len(r) for r in runs.values()]
+    return _Found(predictor, runs, rank_correlation(mean_numbers, mean_gaps))
 
 
 def _verdict(found: list[_Found], corrected: Mapping[str, float]) -> str:
@@ -154,7 +174,7 @@ def _panel(data: ReportData, found: _Found) -> Panel:
         for label, runs in found.runs.items()
     ]
     title = found.title
-    figure = dots(points, data.marks, across=title, up="gap, nats")
+    figure = dots(points, data.marks, x_title=title, y_title="gap, nats")
     rho = "" if found.correlation is None else f" Rank correlation over methods {found.correlation.rho:+.2f}."
     words = f"Gap against {title}.{rho}"
     caption = "Large marks: means over seeds. Small ones: the runs."

@@ -1,27 +1,22 @@
-"""What `tunewise inspect` found: as rows of tables, for the terminal and the page alike, and as an offline page."""
+"""The result of `tunewise inspect` as rows of tables, for the terminal and the page alike, and as an offline page."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tunewise import number_format as numbers
+from tunewise.inspecting import Inspection
+from tunewise.measures.intruders.section import definition
+from tunewise.measures.section_parts import THRESHOLD_GRID, geometric_mean, short_layers
+from tunewise.measures.spectrum.section import over_chance, values_panel
 from tunewise.number_format import MISSING
-from tunewise.pages import page as pages
 from tunewise.pages import palette
-from tunewise.pages.figures import Line, heat, lines, short_layers
-from tunewise.pages.section import Grid, Panel, Section
+from tunewise.pages.figures import Curve, layer_heat_map, lines, mark_range
+from tunewise.pages.page import render_page, write_page
+from tunewise.pages.section import Panel, Section, Table
 
-Found = Mapping[str, Any]
-"""`Inspection.as_data()`."""
 Rows = tuple[list[str], list[list[str]]]
-"""Titles of the columns, and the rows; the first column is the row's name."""
-
-_GRID = tuple(i / 100 for i in range(1, 101))
-_DRAWN = 16
-
+"""Titles of the columns, and the rows; the first column holds the rows' names."""
 
 _SHORT = ["layer", "shape", "rank", "eff.", "stable", "norm %", "out ×", "in ×", "intruders", "min |cos|"]
 _LONG = [
@@ -38,133 +33,86 @@ _LONG = [
 ]
 
 
-def layer_rows(found: Found, *, narrow: bool = False) -> Rows:
-    """One row a layer, and one for all together; `narrow`: titles for a terminal, which `total_lines` explains."""
-    spectra, intruders = found["spectrum"], found["intruders"]
-    columns = list(_SHORT if narrow else _LONG)
+def layer_rows(found: Inspection, *, narrow: bool = False) -> Rows:
+    """A row for each layer, and one for all together; `narrow`: titles for a terminal, explained by `total_lines`."""
+    spectrum, intruders = found.spectrum, found.intruders
     rows = []
-    for name, short in zip(spectra["layers"], short_layers(list(spectra["layers"]))):
-        layer, top = spectra["layers"][name], intruders["layers"][name]
+    for (name, layer), short in zip(spectrum.layers.items(), short_layers(list(spectrum.layers))):
+        top = intruders.layers[name]
         rows.append(
             [
                 short,
-                "×".join(map(str, layer["shape"])),
-                str(layer["rank"]),
-                f"{layer['effective_rank']:.2f}",
-                f"{layer['stable_rank']:.2f}",
-                _percent(layer["relative_norm"]),
-                _over_chance(layer, "energy_left", 0),
-                _over_chance(layer, "energy_right", 1),
-                f"{top['count']} / {len(top['cosines'])}",
-                f"{min(top['cosines']):.3f}",
+                "×".join(map(str, layer.shape)),
+                str(layer.rank),
+                f"{layer.effective_rank:.2f}",
+                f"{layer.stable_rank:.2f}",
+                _number(layer.relative_norm, 100),
+                _number(over_chance(layer, layer.energy_left, 0)),
+                _number(over_chance(layer, layer.energy_right, 1)),
+                f"{top.count(intruders.threshold)} / {len(top.cosines)}",
+                f"{min(top.cosines):.3f}",
             ]
         )
-    lowest = min(min(layer["cosines"]) for layer in intruders["layers"].values())
-    rows.append(
-        [
-            "all",
-            str(len(rows)),
-            "",
-            f"{spectra['effective_rank']:.2f}",
-            f"{spectra['stable_rank']:.2f}",
-            _percent(spectra["relative_norm"]),
-            "",
-            "",
-            f"{intruders['count']} / {intruders['vectors']}",
-            f"{lowest:.3f}",
-        ]
-    )
-    return columns, rows
+    lowest = min(min(layer.cosines) for layer in intruders.layers.values())
+    ranks = [f"{spectrum.effective_rank:.2f}", f"{spectrum.stable_rank:.2f}", _number(spectrum.relative_norm, 100)]
+    counts = f"{intruders.count()} / {intruders.vectors}"
+    rows.append(["all", str(len(rows)), "", *ranks, "", "", counts, f"{lowest:.3f}"])
+    return list(_SHORT if narrow else _LONG), rows
 
 
-def total_lines(found: Found) -> list[str]:
+def total_lines(found: Inspection) -> list[str]:
     """What the columns of a terminal mean, and what was left out."""
+    top = found.intruders.top_k
     lines = [
         "eff., stable: effective and stable rank of dW; norm %: of W0's Frobenius norm; out ×, in ×: energy of dW in "
         f"W0's top {_space(found)} output and input directions, over a random dW's.",
-        f"intruders: of {_vectors(found)} left singular vectors of W0 + dW, those whose largest |cos| with W0's is "
-        f"below {found['intruders']['threshold']:g}. A random direction has about {_chance(found)}.",
+        f"intruders: of {'all' if top == 'all' else f'the top {top}'} left singular vectors of W0 + dW, those whose "
+        f"largest |cos| with W0's is below {found.intruders.threshold:g}. A random direction has about "
+        f"{_baseline(found)}.",
     ]
     return [*lines, *_left_out(found)]
 
 
-def _space(found: Found) -> str:
-    spaces = sorted({layer["top"] for layer in found["spectrum"]["layers"].values()})
-    return f"{spaces[0]}" if len(spaces) == 1 else f"{spaces[0]} to {spaces[-1]}"
-
-
-def _vectors(found: Found) -> str:
-    top = found["intruders"]["top_k"]
-    return "all" if top == "all" else f"the top {top}"
-
-
-def _chance(found: Found) -> str:
-    baselines = [layer["baseline"] for layer in found["intruders"]["layers"].values()]
-    low, high = min(baselines), max(baselines)
-    return f"{low:.3f}" + (f" to {high:.3f}" if high - low > 5e-4 else "")
-
-
-def _left_out(found: Found) -> list[str]:
-    names = found["left_out"]
-    if not names:
-        return []
-    return [f"Changed too, and no linear layer, so left out: {', '.join(names[:3])}{', ...' if names[3:] else ''}."]
-
-
-def threshold_rows(found: Found) -> Rows:
+def threshold_rows(found: Inspection) -> Rows:
     """Intruders in all layers at every tenth."""
-    at = [t / 10 for t in range(1, 11)]
-    layers = found["intruders"]["layers"].values()
-    counts = [sum(c < t for layer in layers for c in layer["cosines"]) for t in at]
-    return ["below", *(f"{t:g}" for t in at)], [["vectors", *(f"{count:,}" for count in counts)]]
+    thresholds = [t / 10 for t in range(1, 11)]
+    counts = [f"{found.intruders.count(t):,}" for t in thresholds]
+    return ["below", *(f"{t:g}" for t in thresholds)], [["vectors", *counts]]
 
 
-def scaled_rows(found: Found) -> Rows:
+def scaled_rows(found: Inspection) -> Rows:
     """Intruders left and the loss at each factor; no rows where nothing was scaled."""
-    scaled = found["scaled_intruders"]
-    metrics = list(dict.fromkeys(key for s in scaled for key in s["metrics"]))
-    measured = any(s["loss"] is not None for s in scaled)
-    columns = ["factor", "intruders left"] + (
-        ["loss, nats", *(m.replace("_", " ") for m in metrics)] if measured else []
-    )
-    rows = [
-        [
-            f"{s['factor']:g}",
-            str(s["count"]),
-            *([numbers.nats(s["loss"]), *(f"{s['metrics'][m]:.4f}" for m in metrics)] if measured else []),
-        ]
-        for s in scaled
-    ]
+    columns = ["factor", "intruders left"]
+    rows = [[f"{s.factor:g}", str(s.count)] for s in found.scaled_intruders]
+    if any(s.loss is not None for s in found.scaled_intruders):
+        metrics = list(found.scaled_intruders[0].metrics)
+        columns += ["loss, nats", *(metric.replace("_", " ") for metric in metrics)]
+        for row, s in zip(rows, found.scaled_intruders):
+            row += [numbers.nats(s.loss or 0.0), *(f"{s.metrics[metric]:.4f}" for metric in metrics)]
     return columns, rows
 
 
-def sections(found: Found) -> list[Section]:
-    """The page's sections: spectra, intruders, and the causal check where it was made."""
-    columns, rows = layer_rows(found)
+def sections(found: Inspection) -> list[Section]:
+    """Spectra, intruders, and the causal check where it was made."""
+    spectra = (
+        "The update dW of each weight, decomposed into directions. Effective rank: how many of them count (exp of the "
+        "entropy of the singular values). Stable rank: ||dW||_F² / ||dW||₂². Energy: how much of dW lies in W0's top "
+        f"{_space(found)} directions, in units of what a random update would have there."
+    )
     made = [
         Section(
             "spectrum",
             "Spectra of dW",
-            [
-                "The update dW of each weight, taken apart into directions. Effective rank: how many of them count (exp"
-                " of the entropy of the singular values). Stable rank: ||dW||_F² / ||dW||₂². Energy: how much of dW "
-                f"lies in W0's top {_space(found)} directions, in units of what a random update would have there.",
-                *_left_out(found),
-            ],
+            [spectra, *_left_out(found)],
             [_values_panel(found), _norm_panel(found)],
-            [Grid(columns, rows)],
+            [Table(*layer_rows(found))],
         ),
         Section(
             "intruders",
             "Intruder dimensions",
-            [
-                f"A left singular vector of the fine-tuned weight, one of {_vectors(found)}, is an intruder where its "
-                "largest |cos| with all left singular vectors of the pretrained weight is below a threshold: a "
-                "direction that counts now and was not there before (arXiv 2410.21228). A random direction has about "
-                f"{_chance(found)}."
-            ],
+            [f"{definition(found.intruders)} A random direction has about {_baseline(found)}."],
             [_curve_panel(found)],
-            [Grid(*threshold_rows(found))],
+            [Table(*threshold_rows(found))],
             [_cosine_panel(found)],
             "Vector by vector",
             wide=True,
@@ -172,106 +120,96 @@ def sections(found: Found) -> list[Section]:
     ]
     columns, rows = scaled_rows(found)
     if rows:
-        on = f" Loss and metrics on {found['scaled_on']}." if found["scaled_on"] else ""
-        said = (
-            "The intruders' singular values times a factor: 1 is the model as it is, 0 takes them out. If the loss "
-            f"moves with the factor, they carry something.{on}"
+        on = f" Loss and metrics on {found.scaled_on}." if found.scaled_on else ""
+        text = (
+            "The intruders' singular values times a factor: 1 is the model as it is, 0 removes them. If the loss moves "
+            f"with the factor, the intruders matter.{on}"
         )
-        made.append(Section("scaled", "Intruders scaled", [said], grids=[Grid(columns, rows)]))
+        made.append(Section("scaled", "Intruders scaled", [text], tables=[Table(columns, rows)]))
     return made
 
 
-def write_page(found: Found, path: Path) -> None:
-    """The offline page, whole or not at all. Raises `StoreError` where it can't be written."""
-    page = pages.render_page(
+def write_inspect_page(found: Inspection, path: Path) -> None:
+    """The offline page. Raises `StoreError` where it can't be written."""
+    page = render_page(
         "sections.html.jinja",
-        title=f"Inside {found['of']}",
-        subject=f"Base model {found['base']}; {found['family']}; {len(found['spectrum']['layers'])} weights",
+        title=f"Inside {found.of}",
+        subject=f"Base model {found.base}; {found.family}; {len(found.spectrum.layers)} weights",
         sections=sections(found),
-        took=numbers.seconds(found["seconds"]),
+        took=numbers.seconds(found.seconds),
     )
-    pages.write_page(path, page)
+    write_page(path, page)
 
 
-def _values_panel(found: Found) -> Panel:
-    """Over layers: the median's place is taken by the geometric mean, as in the report of a comparison."""
-    spectra = [layer["values"] for layer in found["spectrum"]["layers"].values() if layer["values"]]
-    length = min(map(len, spectra), default=0)
-    at = list(zip(*(s[:length] for s in spectra)))
-    line = Line(
-        "dW",
-        list(range(1, length + 1)),
-        [math.exp(math.fsum(map(math.log, v)) / len(v)) for v in at],
-        [min(v) for v in at],
-        [max(v) for v in at],
-    )
-    marks = palette.marks(["dW"])
-    figure = lines(
-        [line] if at else [],
-        marks,
-        across="place of the singular value",
-        up="singular value of dW",
-        log_y=True,
-        markers=length <= _DRAWN,
-    )
-    figure.update_layout(showlegend=False)
+def _space(found: Inspection) -> str:
+    spaces = sorted({layer.top for layer in found.spectrum.layers.values()})
+    return f"{spaces[0]}" if len(spaces) == 1 else f"{spaces[0]} to {spaces[-1]}"
+
+
+def _baseline(found: Inspection) -> str:
+    baselines = [layer.baseline for layer in found.intruders.layers.values()]
+    low, high = min(baselines), max(baselines)
+    return f"{low:.3f}" + (f" to {high:.3f}" if high - low > 5e-4 else "")
+
+
+def _left_out(found: Inspection) -> list[str]:
+    names = found.left_out
+    if not names:
+        return []
+    return [f"Changed modules that are not linear layers, left out: {', '.join(names[:3])}{', ...' * bool(names[3:])}."]
+
+
+def _values_panel(found: Inspection) -> Panel:
+    places = list(zip(*(layer.values for layer in found.spectrum.layers.values() if layer.values)))
+    mean = [geometric_mean(place) for place in places]
+    curve = Curve(range(1, len(places) + 1), mean, list(map(min, places)), list(map(max, places)))
     caption = "Geometric mean over layers; the band goes from the smallest layer to the largest."
-    words = f"Singular values of dW: {line.mean[0]:.3g} to {line.mean[-1]:.3g}." if at else "dW is zero."
-    return Panel("values-figure", "Singular values of dW", caption, words, figure)
+    panel = values_panel({"dW": curve} if places else {}, palette.marks(["dW"]), caption)
+    panel.figure.update_layout(showlegend=False)
+    return panel
 
 
-def _norm_panel(found: Found) -> Panel:
-    layers = found["spectrum"]["layers"]
-    known = [layer["relative_norm"] for layer in layers.values()]
-    rows = ["norm, % of W0's", "effective rank", "stable rank"]
-    values = [
-        [None if v is None else 100 * v for v in known],
-        [layer["effective_rank"] for layer in layers.values()],
-        [layer["stable_rank"] for layer in layers.values()],
+def _norm_panel(found: Inspection) -> Panel:
+    layers = found.spectrum.layers
+    values: list[list[float | None]] = [
+        [None if x.relative_norm is None else 100 * x.relative_norm for x in layers.values()],
+        [x.effective_rank for x in layers.values()],
+        [x.stable_rank for x in layers.values()],
     ]
-    scaled = [[None if v is None else v / (max((x for x in row if x), default=1.0)) for v in row] for row in values]
-    figure = heat(rows, short_layers(list(layers)), scaled, unit="", shown=values)
-    words = "Norm, effective and stable rank of dW, layer by layer; the numbers are in the table."
-    return Panel("layers-figure", "Layer by layer", "Colour: from nothing to the row's largest.", words, figure)
+    scaled = [[None if v is None else v / max((x for x in row if x), default=1.0) for v in row] for row in values]
+    rows = ["norm, % of W0's", "effective rank", "stable rank"]
+    figure = layer_heat_map(rows, short_layers(list(layers)), scaled, unit="", shown=values)
+    alt_text = "Norm, effective and stable rank of dW, layer by layer; the numbers are in the table."
+    return Panel("layers-figure", "Layer by layer", "Colour: from nothing to the row's largest.", alt_text, figure)
 
 
-def _curve_panel(found: Found) -> Panel:
-    layers = found["intruders"]["layers"].values()
-    counts = [[sum(c < t for c in layer["cosines"]) for t in _GRID] for layer in layers]
-    at = list(zip(*counts))
-    line = Line("intruders", _GRID, [sum(c) / len(c) for c in at], [min(c) for c in at], [max(c) for c in at])
-    baselines = [layer["baseline"] for layer in layers]
-    figure = lines(
-        [line],
-        palette.marks(["intruders"]),
-        across="threshold on the largest |cos|",
-        up="intruders per weight",
-        span=(0, 1),
-        upright=(min(baselines), max(baselines)),
-        upright_name="a random direction",
-    )
+def _curve_panel(found: Inspection) -> Panel:
+    intruders = found.intruders
+    layers = intruders.layers.values()
+    counts = [[layer.count(t) for layer in layers] for t in THRESHOLD_GRID]
+    curve = Curve(THRESHOLD_GRID, [sum(c) / len(c) for c in counts], list(map(min, counts)), list(map(max, counts)))
+    marks = palette.marks(["intruders"])
+    x_title, y_title = "threshold on the largest |cos|", "intruders per weight"
+    figure = lines({"intruders": curve}, marks, x_title=x_title, y_title=y_title, span=(0, 1))
+    baselines = [layer.baseline for layer in layers]
+    mark_range(figure, min(baselines), max(baselines), "a random direction")
     figure.update_layout(showlegend=False)
-    threshold = found["intruders"]["threshold"]
-    count, vectors = found["intruders"]["count"], found["intruders"]["vectors"]
-    words = f"{count} of {vectors} vectors are intruders below {threshold:g}."
-    caption = f"Mean over weights; the band goes from the weight with fewest to that with most. {words}"
-    return Panel("curve-figure", "Intruders against the threshold", caption, words, figure)
+    alt_text = f"{intruders.count()} of {intruders.vectors} vectors are intruders below {intruders.threshold:g}."
+    caption = f"Mean over weights; the band goes from the weight with fewest to that with most. {alt_text}"
+    return Panel("curve-figure", "Intruders against the threshold", caption, alt_text, figure)
 
 
-def _cosine_panel(found: Found) -> Panel:
-    layers = found["intruders"]["layers"]
-    shown = min(20, max(len(layer["cosines"]) for layer in layers.values()))
-    values = [[*layer["cosines"][:shown], *[None] * (shown - len(layer["cosines"]))] for layer in layers.values()]
-    figure = heat(short_layers(list(layers)), [str(i + 1) for i in range(shown)], values, unit="largest |cos|")
+def _cosine_panel(found: Inspection) -> Panel:
+    layers = found.intruders.layers
+    shown = min(20, max(len(layer.cosines) for layer in layers.values()))
+    values = [[*layer.cosines[:shown], *[None] * (shown - len(layer.cosines))] for layer in layers.values()]
+    places = [str(i + 1) for i in range(shown)]
+    figure = layer_heat_map(short_layers(list(layers)), places, values, unit="largest |cos|")
     figure.update_xaxes(title_text="place of the singular vector of W0 + dW", tickangle=0)
     caption = "Largest |cos| with W0's left singular vectors: pale ones are new directions."
-    words = "Largest |cos| of each top singular vector with all of W0's, layer by layer."
-    return Panel("cosines-figure", "Each vector's largest |cos|", caption, words, figure)
+    alt_text = "Largest |cos| of each top singular vector with all of W0's, layer by layer."
+    return Panel("cosines-figure", "Each vector's largest |cos|", caption, alt_text, figure)
 
 
-def _percent(share: float | None) -> str:
-    return MISSING if share is None else f"{100 * share:.2f}"
-
-
-def _over_chance(layer: Mapping[str, Any], key: str, side: int) -> str:
-    return MISSING if layer[key] is None else f"{layer[key] / (layer['top'] / layer['shape'][side]):.2f}"
+def _number(value: float | None, factor: float = 1.0) -> str:
+    return MISSING if value is None else f"{factor * value:.2f}"

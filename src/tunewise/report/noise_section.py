@@ -8,7 +8,7 @@ from tunewise import number_format as numbers
 from tunewise.advise.objectives import objectives_for
 from tunewise.advise.statistics import seeds_needed_paired
 from tunewise.advise.summary import MethodSummary
-from tunewise.pages.section import Grid, Section
+from tunewise.pages.section import Section, Table
 from tunewise.report.data import ReportData
 
 _POINT = 0.01
@@ -26,12 +26,12 @@ def section(data: ReportData) -> Section | None:
     return Section(
         key="noise",
         title="How sure the differences are",
-        words=[
+        paragraphs=[
             f"Differences of the test {reference.metric.replace('_', ' ')} to {reference.label}'s, with what another "
             f"seed and what another test set would change. “Better” and “worse” in the table above rest on the seeds."
         ],
-        grids=[
-            Grid(
+        tables=[
+            Table(
                 columns=[
                     "method",
                     "difference",
@@ -44,7 +44,7 @@ def section(data: ReportData) -> Section | None:
                 rows=rows,
                 caption="The test metric",
             ),
-            Grid(
+            Table(
                 columns=["method", "gap, nats", "difference", "over seeds, 95 %", f"× {reference.label}'s", "95 %", ""],
                 rows=[_gap_row(s) for s in others],
                 caption="The generalization gap",

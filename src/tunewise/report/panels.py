@@ -8,7 +8,8 @@ from dataclasses import replace
 from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
-from tunewise.pages.figures import GapBar, gap_per_method, learning_curves
+from tunewise.measures.section_parts import BARS_CAPTION
+from tunewise.pages.figures import Bar, bars, learning_curves
 from tunewise.pages.palette import Mark
 from tunewise.pages.section import Panel
 from tunewise.report import curves, figures
@@ -100,7 +101,7 @@ def curve_panels(
     marks: Mapping[str, Mark],
 ) -> list[Panel]:
     """Validation loss, validation metric and training loss of the runs that entered the means."""
-    finished = [r for r in pluralize(records, summaries) if histories.get(r.id)]
+    finished = [r for r in finished_runs(records, summaries) if histories.get(r.id)]
     by_method: dict[str, list[curves.History]] = {}
     for record in finished:
         by_method.setdefault(record.spec.method.label, []).append(histories[record.id])
@@ -119,7 +120,7 @@ def curve_panels(
     ):
         if not drawn:
             continue
-        figure = learning_curves(drawn, marks, what=what)
+        figure = learning_curves(drawn, marks, y_title=what)
         end = "; ".join(f"{method} {curve.mean[-1]:.4f}" for method, curve in drawn.items())
         title = what.split(",")[0]
         training = key == "training-loss"
@@ -130,35 +131,27 @@ def curve_panels(
 
 
 def gap_panel(summaries: Sequence[MethodSummary], marks: Mapping[str, Mark]) -> Panel | None:
-    """Gaps with intervals, every seed shown."""
-    bars = [
-        GapBar(s.label, s.gap.mean, s.gap.low, s.gap.high, sorted(s.gap_by_seed.items())) for s in summaries if s.gap
-    ]
-    if not bars:
+    """Gaps with intervals and seeds."""
+    rows = [Bar(s.label, s.gap.mean, s.gap.low, s.gap.high, sorted(s.gap_by_seed.items())) for s in summaries if s.gap]
+    if not rows:
         return None
-    words = "; ".join(
-        f"{bar.method} {bar.mean:.4f}" + ("" if bar.low is None else f" ({bar.low:.4f} to {bar.high:.4f})")
-        for bar in bars
+    gaps = "; ".join(
+        f"{row.method} {row.mean:.4f}" + ("" if row.low is None else f" ({row.low:.4f} to {row.high:.4f})")
+        for row in rows
     )
-    caption = "Large mark: mean over seeds, with its 95 % interval. Small rings: the seeds."
-    return Panel(
-        "gap-figure",
-        "Generalization gap",
-        caption,
-        f"Generalization gap in nats: {words}.",
-        gap_per_method(bars, marks),
-    )
+    alt_text = f"Generalization gap in nats: {gaps}."
+    return Panel("gap-figure", "Generalization gap", BARS_CAPTION, alt_text, bars(rows, marks))
 
 
 def confusion_panels(
     records: Sequence[RunRecord], summaries: Sequence[MethodSummary], recommendation: Recommendation | None
 ) -> list[Panel]:
-    """One matrix a method, summed over its seeds; all but the recommended method's and the reference's folded."""
+    """One matrix for each method, summed over seeds; collapsed but for the recommended method and the reference."""
     role = {s.reference: " (reference)" for s in summaries}
     if recommendation:
         role[recommendation.choice] = " (recommended)"
     by_method: dict[str, list[RunRecord]] = {}
-    for record in pluralize(records, summaries):
+    for record in finished_runs(records, summaries):
         if record.results and record.results.confusion:
             by_method.setdefault(record.spec.method.label, []).append(record)
     found = []
@@ -179,13 +172,13 @@ def confusion_panels(
                 f"{right:,} of {items:,} right, {seeds} summed{worst}.",
                 words,
                 figures.confusion(total, names),
-                folded=method not in role,
+                collapsed=method not in role,
             )
         )
-    return sorted(found, key=lambda panel: (panel.folded, not panel.title.endswith("(recommended)")))
+    return sorted(found, key=lambda panel: (panel.collapsed, not panel.title.endswith("(recommended)")))
 
 
-def pluralize(records: Sequence[RunRecord], summaries: Sequence[MethodSummary]) -> list[RunRecord]:
+def finished_runs(records: Sequence[RunRecord], summaries: Sequence[MethodSummary]) -> list[RunRecord]:
     """The runs whose results are in the summaries."""
     seeds = {s.label: s.seeds for s in summaries}
     return [

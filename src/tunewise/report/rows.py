@@ -56,7 +56,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class ComparisonTable:
     columns: list[Column]
     rows: list[Row]
     metric: str
@@ -69,10 +69,10 @@ def build_table(
     summaries: Sequence[MethodSummary],
     recommendation: Recommendation | None = None,
     costs: CostReport | None = None,
-) -> Table:
+) -> ComparisonTable:
     """Rows in the order of `summaries`; the cost probe's reference lines, where given, come last."""
     if not summaries:
-        return Table([], [], "", "")
+        return ComparisonTable([], [], "", "")
     metric, reference = summaries[0].metric, summaries[0].reference
     items, higher, share = summaries[0].test_items, summaries[0].higher_is_better, summaries[0].is_share
     timed = {s.label: s.cost for s in summaries if s.cost}
@@ -109,7 +109,7 @@ def build_table(
     legend = _legend(reference, share, bool(timed)) if len(rows) > 1 else []
     if any(len(s.seeds) == 2 for s in summaries):
         legend.append(numbers.TWO_SEEDS)
-    return Table(columns, rows, metric, reference, share, legend)
+    return ComparisonTable(columns, rows, metric, reference, share, legend)
 
 
 def metric_name(metric: str) -> str:

@@ -1,38 +1,32 @@
-"""The further sections of the report: what each measure has to show. A new one is one file and a row in `SECTIONS`.
-
-A section is a function from `ReportData` to a `Section`, or to None where there is nothing to show.
-"""
+"""The sections of the report between the comparison and the list of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from tunewise.measures.alignment import section as alignment_section
-from tunewise.measures.bounds import section as bounds_section
-from tunewise.measures.forgetting import section as forgetting_section
-from tunewise.measures.intruders import section as intruders_section
-from tunewise.measures.landscape import section as landscape_section
-from tunewise.measures.laziness import section as laziness_section
-from tunewise.measures.spectrum import section as spectrum_section
 from tunewise.pages.section import Section
 from tunewise.report import gap_predictors_section, noise_section, tuning_section
 from tunewise.report.data import ReportData
 
-SECTIONS: Sequence[Callable[[ReportData], Section | None]] = (
-    noise_section.section,
-    forgetting_section.section,
-    spectrum_section.section,
-    intruders_section.section,
-    landscape_section.section,
-    bounds_section.section,
-    gap_predictors_section.section,
-    alignment_section.section,
-    laziness_section.section,
-    tuning_section.section,
-)
-"""In the order of the page."""
-
 
 def build_sections(data: ReportData) -> list[Section]:
     """All sections that have something to show."""
-    return [section for make in SECTIONS if (section := make(data)) is not None]
+    of_measures = []
+    for measure in data.measures:
+        section_data = data.section_data(measure)
+        of_measures.append(measure.section(section_data) if section_data else None)
+    sections = [
+        noise_section.section(data),
+        *of_measures,
+        gap_predictors_section.section(data),
+        tuning_section.section(data),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def write_measure_files(folder: Path, data: ReportData) -> None:
+    """The files that measures have beside their sections, each in a folder of its own in `folder`."""
+    for measure in data.measures:
+        section_data = data.section_data(measure)
+        if measure.write_files is not None and section_data is not None:
+            measure.write_files(folder / measure.name, section_data)

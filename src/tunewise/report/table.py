@@ -11,7 +11,7 @@ from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
 from tunewise.report.escaping import for_latex, for_markdown
-from tunewise.report.rows import Cell, Column, Row, Table, build_table, metric_name
+from tunewise.report.rows import Cell, Column, ComparisonTable, Row, build_table, metric_name
 
 if TYPE_CHECKING:
     from rich.table import Table as ConsoleTable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["build_table", "console_table", "csv", "latex", "markdown"]
 
 
-def markdown(table: Table) -> str:
+def markdown(table: ComparisonTable) -> str:
     """A pipe table: places in brackets, first places bold, the recommended method marked; the legend below."""
 
     def cell(of: Cell) -> str:
@@ -41,7 +41,7 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"- {for_markdown(said)}" for said in table.legend)]) + "\n"
 
 
-def csv(table: Table) -> str:
+def csv(table: ComparisonTable) -> str:
     """Unrounded numbers, one line a method: mean, ends of the interval and place of each column. Metrics are
     shares, losses nats, times seconds, sizes bytes; empty where there is none."""
     keys = {
@@ -74,7 +74,7 @@ def csv(table: Table) -> str:
     return out.getvalue()
 
 
-def latex(table: Table) -> str:
+def latex(table: ComparisonTable) -> str:
     r"""A `tabular` for `booktabs`: first places bold, second underlined, a shared place with a raised `=`."""
 
     def cell(of: Cell) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunewise import number_format as numbers
-from tunewise.pages.section import Grid, Section
+from tunewise.pages.section import Section, Table
 from tunewise.report.data import ReportData
 from tunewise.report.provenance import tuning_words
 from tunewise.store.records import MethodTuning, Trial, TuningReport
@@ -20,13 +20,13 @@ def section(data: ReportData) -> Section | None:
     return Section(
         key="tuning",
         title="Learning rates",
-        words=tuning_words(tuning),
-        grids=[_chosen(tuning), *([_trials(tuning, searched)] if searched else [])],
+        paragraphs=tuning_words(tuning),
+        tables=[_chosen(tuning), *([_trials(tuning, searched)] if searched else [])],
         notes=notes,
     )
 
 
-def _chosen(tuning: TuningReport) -> Grid:
+def _chosen(tuning: TuningReport) -> Table:
     rows = []
     for row in tuning.methods:
         best = next((t for t in row.trials if t.rate == row.chosen and t.status == "done"), None)
@@ -41,20 +41,20 @@ def _chosen(tuning: TuningReport) -> Grid:
                 str(sum(t.epochs for t in row.trials)),
             ]
         )
-    return Grid(
+    return Table(
         columns=["method", "rate used", f"best {tuning.objective}", "trials", "stopped early", "epochs spent"],
         rows=rows,
         caption="The rate of each method and what the search for it cost",
     )
 
 
-def _trials(tuning: TuningReport, searched: list[MethodTuning]) -> Grid:
+def _trials(tuning: TuningReport, searched: list[MethodTuning]) -> Table:
     longest = max(len(row.trials) for row in searched)
     rows = []
     for row in searched:
         cells = [_cell(trial, row) for trial in sorted(row.trials, key=lambda t: t.rate)]
         rows.append([row.method, *cells, *[numbers.MISSING] * (longest - len(cells))])
-    return Grid(
+    return Table(
         columns=["method", *(f"trial {i + 1}" for i in range(longest))],
         rows=rows,
         caption=f"Every trial, from the lowest rate: rate, {tuning.objective} of its best epoch, what became of it",

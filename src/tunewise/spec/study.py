@@ -25,7 +25,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError, suggest_nearest
-from tunewise.measures.catalog import default_measures, get_measure
+from tunewise.registry import DEFAULT_MEASURES, MEASURES
 from tunewise.spec.expand import METHOD_KEYS, expand_study
 from tunewise.spec.flag import Flag
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
@@ -71,7 +71,7 @@ class StudySpec(Frozen):
         None, description="Main metric; the task's own unless given."
     )
     measures: Annotated[list[str], Flag(group="Measurements")] = Field(
-        default_factory=default_measures, description="Measures of every finished run, separated by commas, or none."
+        list(DEFAULT_MEASURES), description="Measures of every finished run, separated by commas, or none."
     )
     measure_settings: Annotated[dict[str, dict[str, Any]], Flag(group="Measurements")] = Field(
         default={}, description="Settings of one measure: --measure-settings.landscape.grid 25."
@@ -102,10 +102,7 @@ class StudySpec(Frozen):
     @classmethod
     def _check_settings(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, content in settings.items():
-            kind = get_measure(name).settings_class
-            if kind is None:
-                raise SpecError(f"measure {name!r} has no settings; leave it out of measure_settings")
-            parse(kind, content, source=f"measure {name}")
+            MEASURES.get(name).parse_settings(content)
         return settings
 
     @field_validator("measures", mode="before")
@@ -115,7 +112,7 @@ class StudySpec(Frozen):
         if isinstance(measures, str):
             measures = [] if measures == "none" else [m.strip() for m in measures.split(",") if m.strip()]
         for name in measures if isinstance(measures, list) else []:
-            get_measure(str(name))
+            MEASURES.check(str(name))
         return measures
 
     @field_validator("seeds", mode="before")

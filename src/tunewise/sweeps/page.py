@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunewise import number_format as numbers
-from tunewise.pages.section import Grid, Panel, Section
-from tunewise.report.sweep_page import heat_map, write_page
+from tunewise.pages.figures import heat_map
+from tunewise.pages.page import write_sections
+from tunewise.pages.section import Panel, Section, Table
 from tunewise.sweeps.axes import Value, shown
 from tunewise.sweeps.planning import SweepPlan
 from tunewise.sweeps.results import Cell, SweepRow, as_good, best, cells
@@ -28,7 +29,7 @@ def write_sweep_page(folder: Path, plan: SweepPlan, rows: Sequence[SweepRow], ti
     if maps is not None:
         sections.insert(0, maps)
     path = folder / "sweep.html"
-    write_page(path, title=title, subject=f"{done} of {len(rows)} runs finished", sections=sections)
+    write_sections(path, title=title, subject=f"{done} of {len(rows)} runs finished", sections=sections)
     return path
 
 
@@ -60,7 +61,7 @@ def heat_maps(settings: Sequence[Cell], axes: Sequence[str]) -> Section | None:
         Section(
             key="maps",
             title=f"{right} × {down}".replace("_", " "),
-            words=words,
+            paragraphs=words,
             panels=panels[:_MOST_PANELS],
             notes=notes,
         )
@@ -103,7 +104,7 @@ def _panel(place: int, where: list[tuple[str, Value]], found: list[Cell], pair: 
         column_title=right.replace("_", " "),
         low=low,
         high=high,
-        marked=marked,
+        framed=marked,
     )
     caption = f"Best on validation: {said}." if said else ""
     words = f"Test {_name(metric)} over {down} and {right}. {caption}"
@@ -161,7 +162,7 @@ def _table(settings: Sequence[Cell], axes: Sequence[str]) -> Section:
     if chosen is not None and (more := as_good(settings, chosen)):
         notes.append(f"As good on validation as the one marked best: {more}.")
     notes += sorted(errors)[:8]
-    return Section(key="settings", title="Settings", grids=[Grid(columns, lines)], notes=notes)
+    return Section(key="settings", title="Settings", tables=[Table(columns, lines)], notes=notes)
 
 
 def _with_ratio(cell: Cell) -> Cell:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunewise.measures._linalg.spectral_norm import content_of
-from tunewise.measures._tensor_cache import save_tensors, read_tensors
+from tunewise.measures._tensor_cache import read_tensors, save_tensors
 
 FOLDER = "base-spectra"
 DOUBLE_UP_TO = 2**22

@@ -41,8 +41,8 @@ class Weight:
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
-    """The weights of linear and convolutional layers by name, without those that two modules share (an output layer tied
-    to the embeddings). Raises `MeasureError` for a quantized base."""
+    """The weights of linear and convolutional layers by name, without tied ones. Raises `MeasureError` for a quantized
+    base."""
     names = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Weight] = {}
     for name, module in model.named_modules():

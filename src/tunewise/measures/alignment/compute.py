@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import DataError, MeasureError
 from tunewise.measures._linalg.angles import principal_angles, random_angles
-from tunewise.measures._tensor_cache import save_tensors, read_tensors
+from tunewise.measures._tensor_cache import read_tensors, save_tensors
 from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun
 from tunewise.measures.updates.layer import LayerUpdate
@@ -194,9 +194,7 @@ def _rows(update: LayerUpdate, start: int, stop: int) -> LayerUpdate:
 
 def _facts(one: Slice, features: int, rank: int) -> SliceFacts:
     name, start, stop = one
-    left, right = (
-        ChanceAngles.model_validate(asdict(random_angles(n, rank, rank))) for n in (stop - start, features)
-    )
+    left, right = (ChanceAngles.model_validate(asdict(random_angles(n, rank, rank))) for n in (stop - start, features))
     return SliceFacts(name=name, rows=(start, stop), features=features, chance_left=left, chance_right=right)
 
 

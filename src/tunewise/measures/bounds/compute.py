@@ -1,7 +1,7 @@
 """The theory's numbers for a finished run and its measured gap: every theorem with value, assumptions and source.
 
-This costs little: the norms of W0 are cached on disk by content for all methods and seeds, the norms of dW come from its
-factors, and the gap comes from the predictions that the run kept.
+This costs little: the norms of W0 are cached on disk by content for all methods and seeds, the norms of dW come from
+its factors, and the gap comes from the predictions that the run kept.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tunewise.catalog import Method, get_method
 from tunewise.errors import MeasureError, SpecError, StoreError
 from tunewise.measures._linalg.spectral_norm import cached_spectral_norm, spectral_norm
+from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.bounds.clipping import ClippedGap, clip_range, clipped_gap, losses_of
 from tunewise.measures.bounds.curvature import largest_curvature
 from tunewise.measures.bounds.theorems import BoundLine, Facts, FrozenFactor, LayerNorms, theorems
-from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun, no_check
 from tunewise.measures.updates.folder import updates_of
 from tunewise.measures.updates.layer import LayerUpdate, Updates

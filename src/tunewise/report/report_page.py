@@ -1,4 +1,4 @@
-"""`report.html`: one file that answers first and then shows everything it rests on. Works offline, for good."""
+"""`report.html`: one offline file with the answer first and then everything it is based on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from tunewise.pages import page as pages
 from tunewise.report import provenance, table
 from tunewise.report.data import ReportData
 from tunewise.report.panels import confusion_panels, cost_panels, curve_panels, gap_panel
-from tunewise.report.rows import Table, build_table, metric_name
-from tunewise.report.sections import build_sections
+from tunewise.report.rows import ComparisonTable, build_table, metric_name
+from tunewise.report.sections import build_sections, write_measure_files
 
 
 def write_report(path: Path, title: str, data: ReportData) -> None:
-    """Writes the report of a comparison to `path`, whole or not at all. Raises `StoreError` where it can't be written.
-
-    The same data give the same bytes.
-    """
+    """Write the report atomically, and the files of measures beside it. The same data give the same bytes. Raises
+    `StoreError` where it can't be written."""
     pages.write_page(path, render(title, data))
+    write_measure_files(path.parent, data)
 
 
 def render(title: str, data: ReportData) -> str:
@@ -44,8 +43,8 @@ def render(title: str, data: ReportData) -> str:
         curve_panels=curve_panels(records, data.histories, summaries, data.marks),
         gap_panel=gap_panel(summaries, data.marks),
         sections=build_sections(data),
-        confusions=[p for p in confusions if not p.folded],
-        folded_confusions=[p for p in confusions if p.folded],
+        confusions=[p for p in confusions if not p.collapsed],
+        collapsed_confusions=[p for p in confusions if p.collapsed],
         classes=next((len(r.data.labels) for r in records if r.data), 0),
         run_columns=provenance.run_columns(metric, comparison_table.is_share),
         runs=provenance.run_lines(records, data.folders, metric),
@@ -64,24 +63,24 @@ def _answer(recommendation: Recommendation | None) -> tuple[str, str, list[str]]
     return head, rest[0].upper() + rest[1:], more
 
 
-def _runner_up(of: Table, recommendation: Recommendation | None) -> str:
+def _runner_up(shown: ComparisonTable, recommendation: Recommendation | None) -> str:
     """The runner-up with its numbers, as in the table."""
-    row = next((r for r in of.rows if recommendation and r.method == recommendation.runner_up), None)
+    row = next((r for r in shown.rows if recommendation and r.method == recommendation.runner_up), None)
     if row is None:
         return ""
-    said = [f"{row.method}: test {metric_name(of.metric)} {row.cells['metric'].text}{' %' * of.is_share}"]
+    parts = [f"{row.method}: test {metric_name(shown.metric)} {row.cells['metric'].text}{' %' * shown.is_share}"]
     if "step" in row.cells and row.cells["step"].value is not None:
-        said.append(f"{row.cells['step'].text} a step")
+        parts.append(f"{row.cells['step'].text} a step")
     if row.cells["trainable"].value is not None:
-        said.append(f"{row.cells['trainable'].text} trained parameters")
-    return ", ".join(said)
+        parts.append(f"{row.cells['trainable'].text} trained parameters")
+    return ", ".join(parts)
 
 
-def _downloads(of: Table) -> list[dict[str, str]]:
+def _downloads(rows: ComparisonTable) -> list[dict[str, str]]:
     formats = [
-        ("CSV", "comparison.csv", "text/csv", table.csv(of)),
-        ("Markdown", "comparison.md", "text/markdown", table.markdown(of)),
-        ("LaTeX", "comparison.tex", "application/x-tex", table.latex(of)),
+        ("CSV", "comparison.csv", "text/csv", table.csv(rows)),
+        ("Markdown", "comparison.md", "text/markdown", table.markdown(rows)),
+        ("LaTeX", "comparison.tex", "application/x-tex", table.latex(rows)),
     ]
     return [
         {
