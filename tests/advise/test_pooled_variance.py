@@ -69,7 +69,7 @@ def test_a_method_that_falls_apart_costs_the_others_nothing():
     scores = {name: dict(enumerate(row)) for name, row in {**steady, "lora": (0.916, 0.896, 0.132)}.items()}
     noise = estimate_variances(scores, 1 / 500)
     assert noise.outliers == ("lora",)
-    assert noise.pooled.variance**0.5 < 0.02 < noise.of("lora").variance ** 0.5
+    assert noise.pooled.variance**0.5 < 0.02 < noise.own["lora"].variance ** 0.5
     verdicts = {c.name: c.verdict for c in compare_to_best(scores, "fft", True, resolution=1 / 500)}
     assert verdicts == {
         "lora-one": "no difference seen",

@@ -141,7 +141,7 @@ def test_two_different_runs_of_one_method_and_seed_are_refused(record):
 
 def test_a_done_run_without_results_is_called_damaged(record):
     run = record("lora", 0).model_copy(update={"results": None})
-    with pytest.raises(StoreError, match="holds no results"):
+    with pytest.raises(StoreError, match="has no results"):
         summarise([run], None, "lora")
 
 

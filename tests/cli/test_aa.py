@@ -21,7 +21,7 @@ def test_json_is_a_list_of_checks(comparison: Path, call) -> None:
     code, out, _ = call("aa", comparison, "--method=cla", "--repeats=40", "--seeds=3", "--names=3", "--json")
     checks = json.loads(out)
     assert code == 0
-    assert [(c["of"], c["against"]) for c in checks] == [
+    assert [(c["quantity"], c["against"]) for c in checks] == [
         ("metric", "the reference"),
         ("metric", "the best"),
         ("gap", "the reference"),
@@ -30,7 +30,7 @@ def test_json_is_a_list_of_checks(comparison: Path, call) -> None:
     for check in checks:
         assert check["method"] == "cla"
         assert check["repeats"] == 40
-        assert check["low"] <= check["rate"] == check["called"] / 40 <= check["high"]
+        assert check["low"] <= check["rate"] == check["different"] / 40 <= check["high"]
 
 
 def test_a_broken_promise_has_its_own_exit_code(comparison: Path, call, monkeypatch) -> None:

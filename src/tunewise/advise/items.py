@@ -1,9 +1,4 @@
-"""The second source of noise: which items happened to be in the test set. Two methods see the same items at every seed,
-so their answers are compared item by item.
-
-An interval over seeds says what another seed would do on this test set; one over items what another test set would do
-to these trained models. A difference that either can explain away is not shown to be the methods'.
-"""
+"""Comparison of two methods over test items: both answer the same items at every seed. docs/statistics.md explains."""
 
 from __future__ import annotations
 
@@ -11,19 +6,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
 
 from tunewise.advise.statistics import normal_quantile
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Classes = NDArray[np.int64]
+Confusion = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ItemComparison:
-    """Two methods on the same test items: difference of the metric (a - b, mean over `seeds` common seeds), its 95 %
-    interval over items, the two-sided p of "no difference", and how it was found."""
+    """Difference of the metric (a - b, mean over `seeds` common seeds) on `n` items, its 95 % interval over items, the
+    two-sided p of "no difference", and the test that was used."""
 
     difference: float
     low: float
@@ -40,10 +37,10 @@ class ItemComparison:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one run answered on the test items: class indices, and the right ones. Both (items,)."""
+    """Predicted and true class of each test item in one run. Both (items,)."""
 
-    predicted: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    predicted: Classes
+    labels: Classes
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -51,15 +48,13 @@ class Predictions:
 
 
 def compare_by_item(a: Mapping[int, Predictions], b: Mapping[int, Predictions], metric: str) -> ItemComparison | None:
-    """a - b over the seeds that both have; None where there are none, or the metric is not one of `CLASS_METRICS`.
+    """a - b over common seeds; None without one, or for a metric that is not in `CLASS_METRICS`.
 
-    Accuracy has a closed form; other metrics get an item bootstrap. Raises `ValueError` where the items differ.
+    `ValueError` where the items differ.
     """
     seeds = sorted(a.keys() & b.keys())
     if not seeds or metric not in CLASS_METRICS:
         return None
-    import numpy as np
-
     labels = a[seeds[0]].labels
     for seed in seeds:
         if not (np.array_equal(a[seed].labels, labels) and np.array_equal(b[seed].labels, labels)):
@@ -72,10 +67,8 @@ def compare_by_item(a: Mapping[int, Predictions], b: Mapping[int, Predictions], 
 def compare_accuracy(right_a: Sequence[Sequence[bool]], right_b: Sequence[Sequence[bool]]) -> ItemComparison:
     """Difference of accuracies on the same items, mean over seeds; rows are seeds, columns items.
 
-    With d_i the mean over seeds of (a right) - (b right) on item i, the interval is that of the mean of d_i, with two
-    items added: half a one each for +1 and -1, one for 0. For one seed that is Agresti and Min's adjusted Wald interval
-    (2005, Stat. Med. 24(5)), which holds its coverage for few items and never has zero width, and p is McNemar's
-    exact one; for more, p is that of the same normal approximation. Raises `ValueError` for no items or unequal shapes.
+    Adjusted Wald interval of the mean difference per item, with two items added (Agresti & Min 2005, Stat. Med.
+    24(5)). p is McNemar's exact one for a single seed, else that of the same normal approximation.
     """
     lengths = {len(row) for row in (*right_a, *right_b)}
     if len(right_a) != len(right_b) or not right_a or len(lengths) != 1 or lengths == {0}:
@@ -89,78 +82,72 @@ def compare_accuracy(right_a: Sequence[Sequence[bool]], right_b: Sequence[Sequen
     if seeds == 1:
         p, test = _mcnemar(d.count(1.0), d.count(-1.0)), "McNemar"
     else:
-        from scipy.special import ndtr
-
-        p, test = 2 * float(ndtr(-abs(centre) / error)), "paired by item"
+        p, test = 2 * float(special.ndtr(-abs(centre) / error)), "paired by item"
     return ItemComparison(fmean(d), centre - half, centre + half, p, n, seeds, test)
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p: of the items that one alone got right, as many or more on one side by tossing a coin."""
-    from scipy.special import bdtr
-
-    split = only_a + only_b
-    return min(1.0, 2 * float(bdtr(min(only_a, only_b), split, 0.5))) if split else 1.0
+    """Exact two-sided p from the numbers of items that only one of the two got right."""
+    discordant = only_a + only_b
+    return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), discordant, 0.5))) if discordant else 1.0
 
 
 def bootstrap_metric(
-    predicted_a: Sequence[NDArray[np.int64]],
-    predicted_b: Sequence[NDArray[np.int64]],
-    labels: NDArray[np.int64],
+    predicted_a: Sequence[Classes],
+    predicted_b: Sequence[Classes],
+    labels: Classes,
     metric: str,
     draws: int = 1000,
 ) -> ItemComparison:
-    """Difference of any metric of classes, mean over seeds, with the percentile interval of an item bootstrap: the same
-    items are drawn for both methods and all seeds. p is twice the share of draws on the other side of zero."""
-    import numpy as np
+    """Difference of a class metric, mean over seeds, with the percentile interval of an item bootstrap.
 
+    The same items are drawn for both methods and all seeds. p is twice the share of draws on the other side of zero.
+    """
     classes = int(max(labels.max(), *(row.max() for row in (*predicted_a, *predicted_b)))) + 1
-    of = CLASS_METRICS[metric]
+    compute = CLASS_METRICS[metric]
     n = len(labels)
     random = np.random.default_rng(0)
 
     def difference(weights: NDArray[np.float64] | None) -> float:
-        def mean(rows: Sequence[NDArray[np.int64]]) -> float:
+        def mean(rows: Sequence[Classes]) -> float:
             tables = (np.bincount(labels * classes + row, weights, classes * classes) for row in rows)
-            return fmean(of(table.reshape(classes, classes).astype(float)) for table in tables)
+            return fmean(compute(table.reshape(classes, classes).astype(float)) for table in tables)
 
         return mean(predicted_a) - mean(predicted_b)
 
-    found = [difference(random.multinomial(n, np.full(n, 1 / n)).astype(float)) for _ in range(draws)]
-    low, high = (float(q) for q in np.quantile(found, [0.025, 0.975]))
-    below, above = sum(x <= 0 for x in found), sum(x >= 0 for x in found)
+    drawn = [difference(random.multinomial(n, np.full(n, 1 / n)).astype(float)) for _ in range(draws)]
+    low, high = (float(q) for q in np.quantile(drawn, [0.025, 0.975]))
+    below, above = sum(x <= 0 for x in drawn), sum(x >= 0 for x in drawn)
     p = min(1.0, 2 * (min(below, above) + 1) / (draws + 1))
     return ItemComparison(difference(None), low, high, p, n, len(predicted_a), "item bootstrap")
 
 
-def _accuracy(table: NDArray[np.float64]) -> float:
+def _accuracy(table: Confusion) -> float:
     return float(table.trace() / table.sum())
 
 
-def _macro_f1(table: NDArray[np.float64]) -> float:
-    import numpy as np
-
+def _macro_f1(table: Confusion) -> float:
     counts = table.sum(0) + table.sum(1)
-    seen = counts > 0  # classes that occur neither in the labels nor in the predictions say nothing about either
-    return float(np.mean(2 * table.diagonal()[seen] / counts[seen]))
+    present = counts > 0  # a class that is neither a label nor predicted has no F1
+    return float(np.mean(2 * table.diagonal()[present] / counts[present]))
 
 
-def _f1(table: NDArray[np.float64]) -> float:
-    """Of the second of two classes; 0 where nobody names it."""
+def _f1(table: Confusion) -> float:
+    """F1 of the second of two classes; 0 where it is neither a label nor predicted."""
     if len(table) < 2:
         return 0.0
     counts = table[1].sum() + table[:, 1].sum()
     return float(2 * table[1, 1] / counts) if counts else 0.0
 
 
-def _matthews(table: NDArray[np.float64]) -> float:
-    """The multiclass correlation of Gorodkin (2004); 0 where one side knows one class only."""
+def _matthews(table: Confusion) -> float:
+    """Multiclass correlation of Gorodkin (2004); 0 where labels or predictions are constant."""
     true, predicted, total = table.sum(1), table.sum(0), table.sum()
-    spread = (total**2 - (true**2).sum()) * (total**2 - (predicted**2).sum())
-    return float((table.trace() * total - (true * predicted).sum()) / math.sqrt(spread)) if spread > 0 else 0.0
+    scale = (total**2 - (true**2).sum()) * (total**2 - (predicted**2).sum())
+    return float((table.trace() * total - (true * predicted).sum()) / math.sqrt(scale)) if scale > 0 else 0.0
 
 
-CLASS_METRICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
+CLASS_METRICS: dict[str, Callable[[Confusion], float]] = {
     "accuracy": _accuracy,
     "macro_f1": _macro_f1,
     "f1": _f1,
@@ -168,4 +155,4 @@ CLASS_METRICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
     "matthews_correlation": _matthews,
     "mcc": _matthews,
 }
-"""From a confusion matrix (rows true, columns predicted) to the metric."""
+"""Metric from a confusion matrix: rows true, columns predicted."""

@@ -23,6 +23,7 @@ from tunewise.advise.pareto import describe_saving
 from tunewise.advise.pooled_variance import compare_to_best, seeds_needed
 from tunewise.advise.summary import MethodSummary
 from tunewise.store.records import TuningReport
+from tunewise.text_format import pluralize
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ def recommend(
     criterion: Criterion = "metric",
     tuning: TuningReport | None = None,
 ) -> Recommendation:
-    """The method to use, by the rule in `decision.py`, in words. Raises what `decide` raises."""
+    """The method to use, in words. Raises what `decide` raises."""
     limits = limits or Limits()
     decision = decide(summaries, limits, criterion)
-    reasons = find_doubts(decision, summaries, tuning)
-    sentences = [_what(decision), _noise(decision)]
-    if reasons:
-        sentences.append(f"The evidence is thin: {'; '.join(reasons)}.")
+    doubts = find_doubts(decision, summaries, tuning)
+    sentences = [_describe_choice(decision), _describe_noise(decision)]
+    if doubts:
+        sentences.append(f"The evidence is thin: {'; '.join(doubts)}.")
     return Recommendation(
         choice=decision.choice.label,
         sentences=sentences,
@@ -57,116 +58,115 @@ def recommend(
         pareto=decision.pareto,
         would_change=[
             *_more_evidence(decision),
-            *_other_aims(decision, summaries, limits),
+            *_other_limits(decision, summaries, limits),
+            *_larger_tolerance(decision),
+            *_smaller_gaps(decision),
+            *_missing_costs(decision),
             *_wider_search(decision, tuning),
         ],
-        evidence="thin" if reasons else "enough",
+        evidence="thin" if doubts else "enough",
     )
 
 
-def _what(decision: Decision) -> str:
-    first, choice = decision.stages[0], decision.choice
-    objective = first.objective
+def _describe_choice(decision: Decision) -> str:
+    first, choice = decision.first, decision.choice
+    objective, later = first.objective, decision.stages[1:]
+    mean = objective.format_mean(choice)
     if not first.standings:
-        return f"Use {choice.label}, the only method to choose from: its {objective.name} is {objective.shown(choice)}."
+        return f"Use {choice.label}, the only method to choose from: its {objective.name} is {mean}."
     if at := first.standing(choice):
-        reasons = [f"its mean {objective.name} of {objective.shown(choice)} is {_behind(at, first)}"]
-        reasons += [_next_reason(stage, choice) for stage in decision.stages[1:]]
-        beside = decision.runner_up if len(decision.stages) > 1 and decision.runner_up else first.best
-        if why := describe_saving(choice, beside):
-            reasons.append(why + (f" than with {beside.label}" if beside is not first.best else ""))
-        return f"Use {choice.label}: {_listed(reasons)}."
-    extreme = "highest" if objective.higher_is_better else "smallest" if objective.key == "gap" else "lowest"
-    start = f"Use {choice.label}: it has the {extreme} mean {objective.name}, {objective.shown(choice)},"
-    if len(decision.stages) > 1:
-        return f"{start} and {_listed([_next_reason(stage, choice) for stage in decision.stages[1:]])}."
-    close = ", ".join(s.method.label for s in first.standings if s.as_good)
-    if close:
-        return f"{start} and of those that come as close as the noise ({close}) none is cheaper."
+        reasons = [f"its mean {objective.name} of {mean} is {_describe_deficit(at, first)}"]
+        reasons += [_describe_later_stage(stage, choice) for stage in later]
+        other = decision.runner_up if later and decision.runner_up else first.best
+        if saving := describe_saving(choice, other):
+            reasons.append(saving + (f" than with {other.label}" if other is not first.best else ""))
+        return f"Use {choice.label}: {_join(reasons)}."
+    extreme = "highest" if objective.higher_is_better else "lowest"
+    worse = "lower" if objective.higher_is_better else "higher"
+    start = f"Use {choice.label}: it has the {extreme} mean {objective.name}, {mean},"
+    if later:
+        return f"{start} and {_join([_describe_later_stage(stage, choice) for stage in later])}."
+    if close := ", ".join(s.method.label for s in first.standings if s.as_good):
+        return f"{start} and none of the methods within the noise ({close}) is cheaper."
     if all(s.is_worse for s in first.standings):
-        direction = "lower" if objective.higher_is_better else "larger" if objective.key == "gap" else "higher"
-        return f"{start} and every other method is {direction} by more than noise explains."
+        return f"{start} and every other method is {worse} by more than noise explains."
     after = min(first.standings, key=lambda s: s.deficit)
-    side = "lower" if objective.higher_is_better else "more"
     return (
         f"{start} and no other method comes close enough to be as good (the next, {after.method.label}, is "
-        f"{objective.distance(after.deficit)} {side})."
+        f"{objective.format_difference(after.deficit)} {worse})."
     )
 
 
-def _listed(reasons: list[str]) -> str:
+def _join(reasons: list[str]) -> str:
     *first, last = reasons
     return f"{', '.join(first)}, and {last}" if first else last
 
 
-def _behind(at: Standing, stage: Stage) -> str:
+def _describe_deficit(at: Standing, stage: Stage, best: str = "best") -> str:
     objective = stage.objective
-    the_best = f"the best ({stage.best.label}, {objective.shown(stage.best)})"
+    the_best = f"the {best} ({stage.best.label}, {objective.format_mean(stage.best)})"
     side = "below" if objective.higher_is_better else "above"
     if at.is_worse:
-        return f"{objective.distance(at.deficit)} {side} {the_best}, a real loss, but one within your tolerance"
-    level = {"metric": 0.0005 if objective.percent else 0.005 * abs(objective.mean(stage.best)), "gap": 0.001}[
-        objective.key
-    ]
-    if at.deficit < level:
-        return f"level with {the_best}"
-    return f"{objective.distance(at.deficit)} {side} {the_best}, which is within the noise"
+        return (
+            f"{objective.format_difference(at.deficit)} {side} {the_best}, a real loss, but one within your tolerance"
+        )
+    equal = {"metric": 0.0005 if objective.percent else 0.005 * abs(objective.mean(stage.best)), "gap": 0.001}
+    if at.deficit < equal[objective.key]:
+        return f"equal to {the_best}"
+    return f"{objective.format_difference(at.deficit)} {side} {the_best}, which is within the noise"
 
 
-def _next_reason(stage: Stage, choice: MethodSummary) -> str:
-    """What a later objective adds: of those still in the running the choice is best, or not told apart from the best."""
-    objective = stage.objective
-    if not stage.standings:
-        return f"no other method is as good, so that its {objective.name} ({objective.shown(choice)}) decides nothing"
-    among = f"of the {len(stage.standings) + 1} methods that are as good"
-    if choice is stage.best:
-        return f"{among} it has the smallest {objective.name}, {objective.shown(choice)}"
+def _describe_later_stage(stage: Stage, choice: MethodSummary) -> str:
+    """What a later objective adds: of the methods that remained, the choice is the best or within its noise."""
+    objective, mean = stage.objective, stage.objective.format_mean(choice)
     at = stage.standing(choice)
-    assert at is not None
-    return f"{among} its {objective.name} of {objective.shown(choice)} is {_behind(at, stage).replace('best', 'smallest', 1)}"
+    if not stage.standings:
+        return f"no other method is as good, so its {objective.name} ({mean}) decides nothing"
+    start = f"of the {len(stage.standings) + 1} methods that are as good"
+    if at is None:
+        return f"{start} it has the smallest {objective.name}, {mean}"
+    return f"{start} its {objective.name} of {mean} is {_describe_deficit(at, stage, 'smallest')}"
 
 
-def _noise(decision: Decision) -> str:
-    stage = decision.stages[0]
+def _describe_noise(decision: Decision) -> str:
+    stage = decision.first
     objective, best, parts = stage.objective, stage.best, []
     if best.test_items and objective.item_error(best):
         parts.append(
             f"the test set has {best.test_items} items, so each score is uncertain by about "
-            f"±{objective.distance(1.96 * objective.item_error(best))}"
+            f"±{objective.format_difference(1.96 * objective.item_error(best))}"
         )
     at = stage.standing(decision.choice) or stage.standing(decision.runner_up)
     if len(best.seeds) == 1:
-        parts.append("one seed says nothing of the luck in training")
+        parts.append("one seed says nothing about the variation between seeds")
     elif at and at.comparison.low is not None and at.comparison.high is not None:
-        pair = f"{at.method.label} and {best.label}"
+        pair, seeds = f"{at.method.label} and {best.label}", pluralize(at.seeds, "seed")
         if at.is_worse:
             ends = sorted((abs(at.comparison.low), abs(at.comparison.high)))
-            least, most = objective.distance(ends[0]).partition(" ")[0], objective.distance(ends[1])
-            size = most if most.startswith(f"{least} ") else f"{least} to {most}"
-            parts.append(f"going by {seeds_of(at)} the difference between {pair} is {size}")
+            low, high = objective.format_difference(ends[0]).partition(" ")[0], objective.format_difference(ends[1])
+            size = high if high.startswith(f"{low} ") else f"{low} to {high}"
+            parts.append(f"with {seeds} the difference between {pair} is {size}")
         else:
-            parts.append(
-                f"with {seeds_of(at)} a true difference of up to {objective.distance(at.comparison.missed or 0)} between "
-                f"{pair} could have gone unseen"
-            )
+            missed = objective.format_difference(at.comparison.missed or 0)
+            parts.append(f"with {seeds} a true difference of up to {missed} between {pair} can go unseen")
     sentence = "; ".join(parts) or "how noisy these scores are is not known"
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _more_evidence(decision: Decision) -> list[str]:
-    """What more runs or more test items would settle."""
-    stage = decision.stages[0]
+    """What more seeds or more test items would settle."""
+    stage = decision.first
     objective, best, changes = stage.objective, stage.best, []
     unsettled = [s for s in stage.standings if not s.is_worse]
     at = stage.standing(decision.choice) or min(unsettled, key=lambda s: s.deficit, default=None)
     if len(best.seeds) == 1:
-        changes.append("More seeds: run at least 3, so that luck in training can be told from merit.")
-    elif at and at.comparison.difference and at.comparison.difference.n > 1 and stage.margin > 0:
+        changes.append("More seeds: run at least 3; a single seed can be lucky.")
+    elif at and at.seeds > 1 and stage.margin > 0:
         size = max(stage.margin, at.deficit)
         scores = {s.label: objective.values(s) for s in decision.candidates}
         if more := seeds_needed(scores, best.label, at.method.label, size, objective.resolution(best)):
             changes.append(
-                f"More seeds: about {more} more would show a difference of {objective.distance(size)} between "
+                f"More seeds: about {more} more would show a difference of {objective.format_difference(size)} between "
                 f"{best.label} and {at.method.label}, if there is one (four times in five)."
             )
     if best.test_items and unsettled and 0 < stage.margin - ROUNDING <= objective.item_error(best):
@@ -177,38 +177,42 @@ def _more_evidence(decision: Decision) -> list[str]:
     return changes
 
 
-def _other_aims(decision: Decision, summaries: Sequence[MethodSummary], limits: Limits) -> list[str]:
-    """What other limits, or another aim than the score, would lead to."""
-    stage, choice, changes = decision.stages[0], decision.choice, []
-    objective, best = stage.objective, stage.best
+def _other_limits(decision: Decision, summaries: Sequence[MethodSummary], limits: Limits) -> list[str]:
+    """Methods that were no candidates for their cost, or for missing runs."""
+    objective, changes = decision.first.objective, []
     for method in summaries:
         if method.test_metric is None or method in decision.candidates:
             continue
         if reason := describe_broken_limits(method, limits):
-            if objective.merit(method) > objective.merit(best):
-                changes.append(f"A wider limit: {reason}, and reached {objective.shown(method)}.")
+            if objective.merit(method) > objective.merit(decision.best):
+                changes.append(f"A wider limit: {reason}, and reached {objective.format_mean(method)}.")
             continue
-        lost = f" ({describe_missing_runs(method)})" if method.missing else ""
-        changes.append(f"The missing runs of {method.label}{lost}: without them it took no part.")
-    cheaper = [s for s in stage.standings if not s.as_good and describe_saving(s.method, choice)]
-    cheaper = [s for s in cheaper if s.method.name != "head"]
-    if cheaper and objective.key == "metric":
-        at = min(cheaper, key=lambda s: s.deficit)
-        enough = math.ceil(1000 * at.deficit) / 1000 if objective.percent else at.deficit
-        changes.append(
-            f"A tolerance of {objective.distance(enough)}: then {at.method.label} would be close enough; "
-            f"{describe_saving(at.method, choice)}."
-        )
-    if objective.key == "metric" and len(decision.stages) == 1:
-        changes += _smaller_gaps(decision)
-    if len(decision.candidates) > 1 and any(s.cost is None for s in decision.candidates):
-        changes.append("Measured costs: not every method has them, so trainable parameters stood for cost.")
+        missing = f" ({describe_missing_runs(method)})" if method.missing else ""
+        changes.append(f"The missing runs of {method.label}{missing}: it was left out without them.")
     return changes
 
 
+def _larger_tolerance(decision: Decision) -> list[str]:
+    stage, choice = decision.first, decision.choice
+    objective = stage.objective
+    cheaper = [
+        s for s in stage.standings if not s.as_good and describe_saving(s.method, choice) and s.method.name != "head"
+    ]
+    if not cheaper or objective.key != "metric":
+        return []
+    at = min(cheaper, key=lambda s: s.deficit)
+    enough = math.ceil(1000 * at.deficit) / 1000 if objective.percent else at.deficit
+    return [
+        f"A tolerance of {objective.format_difference(enough)}: then {at.method.label} would be close enough; "
+        f"{describe_saving(at.method, choice)}."
+    ]
+
+
 def _smaller_gaps(decision: Decision) -> list[str]:
-    """Of the methods as good as the best, those shown to have a smaller gap than the choice."""
-    choice, stage = decision.choice, decision.stages[0]
+    """Of the methods as good as the best, those with a significantly smaller gap than the choice."""
+    choice, stage = decision.choice, decision.first
+    if stage.objective.key != "metric" or len(decision.stages) > 1:
+        return []
     gaps = {s.label: s.gap_by_seed for s in decision.candidates}
     smaller = {c.name for c in compare_to_best(gaps, choice.label, False) if c.verdict == "better"}
     as_good = (stage.best, *(at.method for at in stage.standings if at.as_good))
@@ -220,19 +224,17 @@ def _smaller_gaps(decision: Decision) -> list[str]:
     ]
 
 
+def _missing_costs(decision: Decision) -> list[str]:
+    if len(decision.candidates) > 1 and any(s.cost is None for s in decision.candidates):
+        return ["Measured costs: some methods have none, so the number of trainable parameters was used instead."]
+    return []
+
+
 def _wider_search(decision: Decision, tuning: TuningReport | None) -> list[str]:
-    """Learning rates that were not searched for, or whose search ended on its edge, of those who came in question."""
-    named = {decision.choice.label, decision.best.label, *([decision.runner_up.label] if decision.runner_up else [])}
-    if tuning is None:
-        return []
+    """Methods near the choice with their best learning rate at an end of the searched range."""
+    considered = {m.label for m in (decision.choice, decision.best, decision.runner_up) if m}
     return [
         f"A wider search of learning rates: the best of {row.method}, {row.chosen:g}, is the {row.edge} that was tried."
-        for row in tuning.methods
-        if row.edge and row.method in named
+        for row in (tuning.methods if tuning else ())
+        if row.edge and row.method in considered
     ]
-
-
-def seeds_of(standing: Standing) -> str:
-    """`3 seeds`."""
-    count = standing.comparison.difference.n if standing.comparison.difference else 0
-    return f"{count} seed{'' if count == 1 else 's'}"

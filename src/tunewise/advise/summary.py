@@ -1,6 +1,6 @@
-"""One row a method: what its finished runs say over seeds, what it costs, how it stands to the reference.
+"""One row a method: its finished runs over seeds, its costs, and its comparison with the reference.
 
-Only runs with status "done" and finite results enter a mean; the others are counted by status, never hidden.
+Only finished runs with finite results enter a mean; the others are counted by status.
 """
 
 from __future__ import annotations
@@ -26,23 +26,18 @@ CORRELATIONS = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman"
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """A method over its seeds. Losses and gap are in nats; the test metric is a share where higher is better, and
-    what it is (a perplexity) where lower is.
+    """A method over its seeds. Losses and gap in nats; intervals are 95 % t intervals, None without a finished run.
 
-    Intervals are 95 % t intervals over seeds, and None where no run finished. `gap_ratio` is the gap over the
-    reference's: the ratio of the means over common seeds with Fieller's paired interval (None where the
-    reference's mean gap is not above zero; without bounds where it is not told apart from zero). Comparisons
-    are paired by seed and Holm-corrected over the methods of the table; they are None for the reference
-    itself.
+    `gap_ratio` is the gap over the reference's. Comparisons with the reference are None for the reference itself.
     """
 
     label: str
-    name: str  # in the catalog
+    name: str  # in the catalog of methods
     metric: str
     higher_is_better: bool  # of the test metric
     reference: str
     seeds: tuple[int, ...]  # of the finished runs
-    missing: dict[str, int]  # status -> runs that entered no mean
+    missing: dict[str, int]  # number of runs by status that entered no mean
     metric_by_seed: dict[int, float]
     gap_by_seed: dict[int, float]
     test_metric: Interval | None
@@ -51,15 +46,15 @@ class MethodSummary:
     train_loss: Interval | None
     validation_loss: Interval | None
     test_loss: Interval | None
-    seconds: Interval | None  # of a whole run, by its own clock
-    steps: int | None  # of the optimizer, in one run
+    seconds: Interval | None  # of a complete run
+    steps: int | None  # optimizer steps of one run
     trainable: int | None
     test_items: int | None
-    chance: float | None  # the test metric that needs no learning
+    chance: float | None  # the test metric without learning
     cost: CostRecord | None
     metric_comparison: Comparison | None
     gap_comparison: Comparison | None
-    item_comparison: ItemComparison | None = None  # of the difference to the reference, where the answers were read
+    item_comparison: ItemComparison | None = None  # with the reference, where predictions were read
 
     @property
     def is_reference(self) -> bool:
@@ -67,27 +62,26 @@ class MethodSummary:
 
     @property
     def is_share(self) -> bool:
-        """Whether the test metric is shown as per cent."""
+        """Whether the test metric is shown in per cent."""
         return self.higher_is_better
 
     @property
     def merit(self) -> float:
-        """The mean test metric, turned so that more is better; minus infinity where no run finished."""
+        """The mean test metric, its sign turned where lower is better; minus infinity without a finished run."""
         if self.test_metric is None:
             return -math.inf
         return self.test_metric.mean if self.higher_is_better else -self.test_metric.mean
 
     @property
     def training_seconds(self) -> float | None:
-        """Training of one run: optimizer steps times the cost probe's median step, evaluation and saving left out.
-        Without a probe, the mean of whole runs by their own clock."""
+        """Optimizer steps times the cost probe's median step; without a probe, the mean time of complete runs."""
         if self.cost and self.steps:
             return self.steps * self.cost.step.median
         return self.seconds.mean if self.seconds else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """Peak memory of the cost probe, the loaded model included."""
+        """Peak memory of the cost probe, the model included."""
         return self.cost.peak_bytes if self.cost else None
 
     @property
@@ -99,25 +93,21 @@ class MethodSummary:
 def summarise(
     records: Sequence[RunRecord], costs: CostReport | None, reference: str, metric: str | None = None
 ) -> list[MethodSummary]:
-    """One summary a method, in the order of first appearance in `records`.
+    """One summary a method, in the order of `records`; `metric` is a key of the test metrics, the main one by default.
 
-    `metric` is a key of the test metrics; the runs' own main metric unless given. Where no run of `reference`
-    finished, the first method with a finished run takes its place (`MethodSummary.reference` says which).
-
-    Raises `SpecError` where there are no records, or they can't stand in one table: two models, two data
-    sets, two finished runs of one method at one seed. Raises `StoreError` for a run called done that has no
-    results.
+    Where no run of `reference` finished, the first method with a finished run takes its place. Raises `SpecError` for
+    runs that don't belong in one table, and `StoreError` for a damaged record.
     """
     if not records:
         raise SpecError("there are no runs to summarise; run `tunewise compare` first")
-    runs = _finished(records)
-    metric = _metric(runs, metric)
+    runs = _finished_runs(records)
+    metric = _check_metric(runs, metric)
     with_runs = [label for label, by_seed in runs.items() if by_seed]
     if reference not in with_runs:
         reference = with_runs[0] if with_runs else next(iter(runs))
 
-    def scores(of: Callable[[Results], float]) -> dict[str, dict[int, float]]:
-        return {label: {seed: of(_results(r)) for seed, r in by_seed.items()} for label, by_seed in runs.items()}
+    def scores(value: Callable[[Results], float]) -> dict[str, dict[int, float]]:
+        return {label: {seed: value(_results(r)) for seed, r in by_seed.items()} for label, by_seed in runs.items()}
 
     metrics, gaps = scores(lambda r: r.test.metrics[metric]), scores(lambda r: r.gap)
     items = _test_items(runs)
@@ -129,87 +119,80 @@ def summarise(
     finished = [r for by_seed in runs.values() for r in by_seed.values()]
     chance = _chance(finished[0], metric) if finished and higher else None
 
-    summaries = []
-    for label, by_seed in runs.items():
+    def summary(label: str, by_seed: dict[int, RunRecord]) -> MethodSummary:
         done = list(by_seed.values())
         results = [_results(r) for r in done]
         cost = rows.get(label)
         facts = next((r.model for r in done if r.model), None)
-        summaries.append(
-            MethodSummary(
-                label=label,
-                name=next(r.spec.method.name for r in records if r.spec.method.label == label),
-                metric=metric,
-                higher_is_better=higher,
-                reference=reference,
-                seeds=tuple(by_seed),
-                missing=_missing(records, label, by_seed),
-                metric_by_seed=metrics[label],
-                gap_by_seed=gaps[label],
-                test_metric=_over_seeds(list(metrics[label].values())),
-                gap=_over_seeds(list(gaps[label].values())),
-                gap_ratio=ratio_interval(gaps[label], gaps[reference]),
-                train_loss=_over_seeds([r.train.loss for r in results]),
-                validation_loss=_over_seeds([r.validation.loss for r in results]),
-                test_loss=_over_seeds([r.test.loss for r in results]),
-                seconds=_over_seeds([r.seconds for r in done]),
-                steps=next((_steps(r) for r in done if r.data), None),
-                trainable=facts.trainable if facts else cost.trainable if cost else None,
-                test_items=items,
-                chance=chance,
-                cost=cost,
-                metric_comparison=on_metric.get(label),
-                gap_comparison=on_gap.get(label),
-            )
+        return MethodSummary(
+            label=label,
+            name=next(r.spec.method.name for r in records if r.spec.method.label == label),
+            metric=metric,
+            higher_is_better=higher,
+            reference=reference,
+            seeds=tuple(by_seed),
+            missing=_count_missing(records, label, by_seed),
+            metric_by_seed=metrics[label],
+            gap_by_seed=gaps[label],
+            test_metric=_over_seeds(list(metrics[label].values())),
+            gap=_over_seeds(list(gaps[label].values())),
+            gap_ratio=ratio_interval(gaps[label], gaps[reference]),
+            train_loss=_over_seeds([r.train.loss for r in results]),
+            validation_loss=_over_seeds([r.validation.loss for r in results]),
+            test_loss=_over_seeds([r.test.loss for r in results]),
+            seconds=_over_seeds([r.seconds for r in done]),
+            steps=next((_steps(r) for r in done if r.data), None),
+            trainable=facts.trainable if facts else cost.trainable if cost else None,
+            test_items=items,
+            chance=chance,
+            cost=cost,
+            metric_comparison=on_metric.get(label),
+            gap_comparison=on_gap.get(label),
         )
-    return summaries
+
+    return [summary(label, by_seed) for label, by_seed in runs.items()]
 
 
 def add_item_comparisons(
-    summaries: Sequence[MethodSummary], answers: Mapping[str, Mapping[int, Predictions]]
+    summaries: Sequence[MethodSummary], predictions: Mapping[str, Mapping[int, Predictions]]
 ) -> list[MethodSummary]:
-    """The summaries with their difference to the reference compared item by item, where the test answers of both are
-    among `answers` (by label and seed). Raises `StoreError` where runs answered other items."""
-    found = []
+    """The summaries with their comparison with the reference over test items, from predictions by label and seed."""
+    compared = []
     for summary in summaries:
-        own, theirs = answers.get(summary.label), answers.get(summary.reference)
-        noise = None
+        own, theirs = predictions.get(summary.label), predictions.get(summary.reference)
+        comparison = None
         if own and theirs and not summary.is_reference:
             try:
-                noise = compare_by_item(own, theirs, summary.metric)
+                comparison = compare_by_item(own, theirs, summary.metric)
             except ValueError as error:
-                raise StoreError(f"test answers of {summary.label} and {summary.reference}: {error}") from None
-        found.append(replace(summary, item_comparison=noise))
-    return found
+                raise StoreError(f"predictions of {summary.label} and {summary.reference}: {error}") from None
+        compared.append(replace(summary, item_comparison=comparison))
+    return compared
 
 
-def _finished(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
-    """label -> seed -> the finished run, seeds sorted; a label with no finished run has an empty row."""
+def _finished_runs(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
+    """Finished runs by label and seed; a label without one has an empty row."""
     runs: dict[str, dict[int, RunRecord]] = {r.spec.method.label: {} for r in records}
     first: RunRecord | None = None
     for record in records:
         if record.status == "done" and record.results is None:
-            raise StoreError(f"run {record.id} says it is done but holds no results; delete it and run it again")
-        if not _counts(record):
+            raise StoreError(f"run {record.id} is marked done but has no results; delete its folder and run it again")
+        if record.status != "done" or not _is_finite(_results(record)):
             continue
         first = first or record
         if _subject(record) != _subject(first):
             raise SpecError(
-                f"runs {first.id} and {record.id} are on different models, data or test splits and "
-                f"can't stand in one table; give the runs of one comparison"
+                f"runs {first.id} and {record.id} have different models, data or test splits and "
+                f"can't be in one table; give the runs of one comparison"
             )
         label, seed = record.spec.method.label, record.spec.seed
-        known = runs[label].setdefault(seed, record)
-        if known.id != record.id:
+        earlier = runs[label].setdefault(seed, record)
+        if earlier.id != record.id:
             raise SpecError(
-                f"{label!r} has two finished runs at seed {seed} ({known.id} and {record.id}); give "
+                f"{label!r} has two finished runs at seed {seed} ({earlier.id} and {record.id}); give "
                 f"the runs of one comparison"
             )
     return {label: dict(sorted(by_seed.items())) for label, by_seed in runs.items()}
-
-
-def _counts(record: RunRecord) -> bool:
-    return record.status == "done" and _is_finite(_results(record))
 
 
 def _results(record: RunRecord) -> Results:
@@ -233,13 +216,13 @@ def _subject(record: RunRecord) -> tuple[str, str, str, int]:
     )
 
 
-def _missing(records: Sequence[RunRecord], label: str, by_seed: dict[int, RunRecord]) -> dict[str, int]:
-    """Runs that entered no mean, by status. A failed try counts only while its seed isn't done."""
-    lost = [r for r in records if r.spec.method.label == label and r.spec.seed not in by_seed]
-    return dict(Counter("diverged" if r.status == "done" else r.status for r in lost))
+def _count_missing(records: Sequence[RunRecord], label: str, by_seed: dict[int, RunRecord]) -> dict[str, int]:
+    """Runs by status that entered no mean; a failed run counts only while no other run of its seed is done."""
+    missing = [r for r in records if r.spec.method.label == label and r.spec.seed not in by_seed]
+    return dict(Counter("diverged" if r.status == "done" else r.status for r in missing))
 
 
-def _metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
+def _check_metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
     results = [_results(r) for by_seed in runs.values() for r in by_seed.values()]
     if not results:
         return metric or "accuracy"
@@ -268,8 +251,7 @@ def _test_items(runs: dict[str, dict[int, RunRecord]]) -> int | None:
 
 
 def _chance(record: RunRecord, metric: str) -> float | None:
-    """What needs no learning. Accuracy: the share of the commonest test class, where the confusion matrix is
-    known; a correlation: 0; else, and for other metrics of classes, 1 / classes."""
+    """Score without learning: the share of the largest test class, 1 / classes, or 0 for a correlation."""
     if metric in CORRELATIONS:
         return 0.0
     confusion = _results(record).confusion

@@ -1,4 +1,4 @@
-"""Sizes and times as people write them: read generously, written shortly."""
+"""Sizes and times: parsed from flags, and formatted for messages."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SECONDS = {
 
 def parse_memory(text: str) -> int:
     """Bytes of `6GB` (10^9), `6GiB` (2^30), `600 MB`, `6g` (2^30), `1000000`. Raises `SpecError`."""
-    found = _AMOUNT.fullmatch(text)
-    unit = found[2].lower() if found else ""
-    if found is None or unit not in _BYTES:
+    match = _AMOUNT.fullmatch(text)
+    unit = match[2].lower() if match else ""
+    if match is None or unit not in _BYTES:
         raise SpecError(f"memory {text!r}: a number and a unit are expected, like 6GB, 6GiB or 600MB")
-    size = round(_number(found[1]) * _BYTES[unit])
+    size = round(_number(match[1]) * _BYTES[unit])
     if size < 1:
         raise SpecError(f"memory {text!r} must be above 0")
     return size
@@ -53,8 +53,7 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_tolerance(text: str, percent: bool) -> float:
-    """What may be given away of the test metric: of a share in points, `0.5` or `0.5 %` as 0.005; else as it stands.
-    Raises `SpecError`."""
+    """Accepted loss of the test metric: points of a share, `0.5` or `0.5 %` as 0.005; else the plain number."""
     number = text.strip().removesuffix("%").removesuffix("points").removesuffix("point").strip()
     try:
         value = _number(number)

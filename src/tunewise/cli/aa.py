@@ -68,11 +68,11 @@ def aa(
                 else "the splits share runs, so there is no interval"
             )
             verdict = f"holds (at most {c.allowed})" if c.holds else f"does NOT hold (at most {c.allowed})"
-            if c.spread == 0:
+            if c.deviation == 0:
                 verdict = "but its seeds are all the same here, so this says nothing"
             typer.echo(
-                f"  {c.seeds} seeds, {c.name}, against {c.against}: called different {c.called} of {c.repeats} times, "
-                f"{c.rate:.1%}; {interval}; {verdict}"
+                f"  {c.seeds} seeds, {c.name}, against {c.against}: called different {c.different} of {c.repeats} "
+                f"times, {c.rate:.1%}; {interval}; {verdict}"
             )
     if not all(c.holds for c in checks):
         raise typer.Exit(1)
