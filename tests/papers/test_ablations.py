@@ -9,14 +9,14 @@ import yaml
 
 from command_line import invoke
 from tunewise.errors import SpecError
-from tunewise.papers.ablations import ABLATIONS, get_ablation, pairs_of, sweep
+from tunewise.papers.ablations import ABLATIONS, get_ablation, presets_of, sweep
 from tunewise.spec import DataSpec, StudySpec, load_yaml, parse, split_options
 
 
 def runs(key, **options):
     ablation = get_ablation(key)
-    data = {pair.data.key: DataSpec(path=f"{pair.data.key}.jsonl") for pair in pairs_of(ablation)}
-    return parse(StudySpec, split_options(sweep(ablation, data, **options))[1]).runs()
+    data = {pair.data.key: DataSpec(path=f"{pair.data.key}.jsonl") for pair in presets_of(ablation)}
+    return parse(StudySpec, split_options(sweep(key, data, **options))[1]).runs()
 
 
 def test_table_8_is_rates_by_half_powers_and_ranks_by_doubling():
@@ -57,7 +57,7 @@ def test_what_makes_no_sweep_is_said():
     assert set(ABLATIONS) == {"8", "9", "10", "11", "12", "13", "figure6"}
     with pytest.raises(SpecError, match="no ablation '7'"):
         get_ablation("7")
-    with pytest.raises(SpecError, match="none of the methods has what it varies"):
+    with pytest.raises(SpecError, match="none of the methods has its axes"):
         runs("12", methods=["lora"])
     with pytest.raises(SpecError, match="one sweep, one model"):
         runs("8", presets=["gpt2/e2e", "roberta-base/mrpc"])

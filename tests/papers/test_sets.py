@@ -16,7 +16,7 @@ from labelled import load
 from tiny import save_tiny_model
 from tunewise.errors import DataError
 from tunewise.papers.prepare import halves, prepare
-from tunewise.papers.reading import Item
+from tunewise.papers.reading import TextItem
 from tunewise.papers.sets import SETS, get_set
 from tunewise.spec import ModelSpec, StudySpec
 from tunewise.tasks.build import task_class
@@ -72,7 +72,7 @@ def test_known_defects_are_mended_and_said(shared_data):
     assert any("removed, whose text test has" in note for note in read.notes)
     folio = prepare(get_set("folio"), str(shared_data / "folio"))
     assert {row["label"] for row in rows(folio)} == {"True", "False", "Uncertain"}
-    assert "330 labels 'Unknown' are called 'Uncertain'" in " ".join(folio.notes)
+    assert "330 labels 'Unknown' are renamed to 'Uncertain'" in " ".join(folio.notes)
     book = prepare(get_set("openbookqa"), str(shared_data / "openbookqa"))
     assert "train: 14 questions removed, which test has with the answers in another order." in book.notes
     paws = prepare(get_set("paws"), str(shared_data / "paws"))
@@ -240,12 +240,12 @@ def test_what_is_missing_is_one_line(tmp_path):
     for name in SETS:
         with pytest.raises(DataError):
             prepare(get_set(name), str(tmp_path))
-    with pytest.raises(DataError, match="give the one that holds the files of RTE"):
+    with pytest.raises(DataError, match="give the folder with the files of RTE"):
         prepare(get_set("rte"), str(tmp_path / "absent"))
 
 
 def test_halves_are_disjoint_whole_and_stratified():
-    items = [Item(str(n), None, "a" if n % 3 else "b", "") for n in range(60)]
+    items = [TextItem(str(n), None, "a" if n % 3 else "b", "") for n in range(60)]
     first, second = halves(items)
     assert sorted([*first, *second], key=lambda i: int(i.text)) == items
     assert [sum(i.label == "b" for i in half) for half in (first, second)] == [10, 10]

@@ -11,7 +11,7 @@ from tunewise.cli import options
 from tunewise.errors import SpecError
 
 if TYPE_CHECKING:
-    from tunewise.papers.presets import Pair
+    from tunewise.papers.presets import Preset
     from tunewise.papers.sheet import Sheet
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def list_presets(
     from rich.console import Console
     from rich.table import Table
 
-    from tunewise.papers.presets import pairs
+    from tunewise.papers.presets import presets
     from tunewise.papers.sets import SETS
 
     console = Console()
@@ -50,11 +50,13 @@ def list_presets(
     for name in ("preset", "ep.", "batch", "size", "schedule", "rates: fft, A and B, B", "restarts"):
         table.add_column(name, justify="right" if name in ("ep.", "batch", "size") else "left", no_wrap=True)
     seeds: dict[str, dict[str, None]] = {}
-    for pair in pairs():
-        s = pair.settings
-        restarts = f"every {s.restarts}" if pair.model.chains == "epochs between restarts" else f"{s.restarts} in all"
+    for preset in presets():
+        s = preset.settings
+        restarts = (
+            f"every {s.restarts}" if preset.model.restarts == "epochs between restarts" else f"{s.restarts} in all"
+        )
         rates = " ".join(f"{rate:.2g}" for rate in (s.rate_all, s.rate_both, s.rate_one))
-        table.add_row(pair.key, str(s.epochs), str(s.batch_size), str(s.size), s.schedule, rates, restarts)
+        table.add_row(preset.key, str(s.epochs), str(s.batch_size), str(s.size), s.schedule, rates, restarts)
         seeds.setdefault(", ".join(map(str, s.seeds)), {})[s.schedule] = None
     console.print(table)
     console.print(
@@ -96,15 +98,15 @@ def run_preset(
 ) -> None:
     """Run a preset as an ordinary comparison. What makes it smaller than the paper's is marked in every table."""
     from tunewise.cli.compare_tables import show_plan, show_result
-    from tunewise.papers.presets import SETTINGS, comparison, get_pair
+    from tunewise.papers.presets import SETTINGS, comparison, get_preset
     from tunewise.spec import StudySpec, merge_specs, parse
 
     if table not in SETTINGS:
         raise SpecError(f"--table {table}: presets are there for tables {', '.join(map(str, sorted(SETTINGS)))}")
-    pair, setting = get_pair(name), SETTINGS[table]
+    chosen, setting = get_preset(name), SETTINGS[table]
     asked = None if methods == "all" else [m.strip() for m in methods.split(",") if m.strip()]
     content = merge_specs(
-        comparison(pair, setting, asked),
+        comparison(chosen, setting, asked),
         {
             "model": {"path": model, "revision": revision, "trust_remote_code": trust_remote_code},
             "training": {"epochs": epochs, "batch_size": batch_size, "max_length": max_length},
@@ -125,23 +127,25 @@ def run_preset(
     with console.status("reading data and model ..."):
         from tunewise import evidence
         from tunewise.comparison import compare
-        from tunewise.papers.runs import PaperRun, changes, keep_note
+        from tunewise.papers.runs import PaperNote, changes, write_note
         from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
 
         sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": test_size}
-        source = prepare(pair.data, data, data_revision).model_copy(update={**sizes, "image_size": image_size})
+        source = prepare(chosen.data, data, data_revision).model_copy(update={**sizes, "image_size": image_size})
         spec = parse(StudySpec, {**content, "data": source.model_dump(mode="json")})
         store = RunStore(out)
         plan = make_plan(spec, store)
-        note = PaperRun(pair=pair.key, setting=setting, changes=changes(pair, setting, spec, source.notes))
+        note = PaperNote(preset=chosen.key, setting=setting, changes=changes(chosen, setting, spec, source.notes))
     show_plan(plan, console, str(out))
     if note.changes:
-        console.print(f"not as the paper ran it: {'; '.join(note.changes)}", highlight=False, style="yellow")
+        console.print(
+            f"differs from the paper's experiment: {'; '.join(note.changes)}", highlight=False, style="yellow"
+        )
     if dry_run:
         return
-    title = _title(pair, table, bool(note.changes))
-    keep_note(evidence.begin(plan.spec, store, title, None), note)
+    title = _title(chosen, table, bool(note.changes))
+    write_note(evidence.begin(plan.spec, store, title, None), note)
     with LiveProgress(console, plan) as listener:
         done = compare(
             spec,
@@ -156,9 +160,9 @@ def run_preset(
     show_result(done, console)
 
 
-def _title(pair: Pair, table: int, changed: bool) -> str:
-    subset = ", not as the paper ran it" if changed else ""
-    return f"{pair.model.printed} on {pair.data.printed}, as Table {table} of arXiv 2606.13767{subset}"
+def _title(preset: Preset, table: int, changed: bool) -> str:
+    subset = ", changed" if changed else ""
+    return f"{' on '.join(preset.printed)}, as Table {table} of arXiv 2606.13767{subset}"
 
 
 def _seeds(text: str | None, preset: list[int]) -> Any:
@@ -186,8 +190,7 @@ def show_table(
     from rich.console import Console
 
     from tunewise.errors import suggest_nearest
-    from tunewise.papers.render import FORMS
-    from tunewise.papers.terminal import show
+    from tunewise.papers.render import FORMS, show
     from tunewise.quiet import quiet_libraries
 
     chosen = form or (out.suffix.removeprefix(".").lower() if out else None)
@@ -209,7 +212,7 @@ def show_table(
 
 
 def _sheet(number: int, runs: Path, everything: bool, preset: str, samples: int) -> Sheet:
-    from tunewise.papers.presets import SETTINGS, get_pair
+    from tunewise.papers.presets import SETTINGS, get_preset
 
     if number == 6:
         from tunewise.papers import counts
@@ -218,14 +221,14 @@ def _sheet(number: int, runs: Path, everything: bool, preset: str, samples: int)
     if number == 1:
         from tunewise.papers import bounds
 
-        return bounds.sheet(get_pair(preset), samples)
+        return bounds.sheet(get_preset(preset), samples)
     from tunewise.papers.tables import TABLES, sheet_of
 
     if number not in SETTINGS:
         raise SpecError(f"table {number}: there are {', '.join(map(str, TABLES))}")
-    from tunewise.papers.runs import found
+    from tunewise.papers.runs import read_comparisons
 
-    return sheet_of(number, found(runs), everything=everything)
+    return sheet_of(number, read_comparisons(runs), everything=everything)
 
 
 @app.command("sweep")
@@ -249,28 +252,27 @@ def write_sweep(
     """Write an ablation as the specification of a sweep, for `tunewise sweep`."""
     import yaml
 
-    from tunewise.papers.ablations import get_ablation, pairs_of, sweep
+    from tunewise.papers.ablations import get_ablation, presets_of, sweep
     from tunewise.papers.prepare import prepare
     from tunewise.spec import StudySpec, parse, split_options
     from tunewise.store.files import write_atomically
 
-    ablation = get_ablation(which)
-    presets = [name.strip() for name in (preset or "").split(",") if name.strip()]
-    pairs = pairs_of(ablation, presets)
+    names = [name.strip() for name in (preset or "").split(",") if name.strip()]
+    presets = presets_of(get_ablation(which), names)
     sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": test_size}
     sources = {
-        pair.data.key: prepare(pair.data, _of_set(data, pair.data.key, len(pairs))).model_copy(update=sizes)
-        for pair in pairs
+        each.data.key: prepare(each.data, _of_set(data, each.data.key, len(presets))).model_copy(update=sizes)
+        for each in presets
     }
     said = options.seeds(seeds)
     content = sweep(
-        ablation,
+        which,
         sources,
-        presets=presets,
+        presets=names,
         methods=[] if methods == "all" else [name.strip() for name in methods.split(",")],
         model=model,
         seeds=list(range(said)) if isinstance(said, int) else said or [],
-        training={"epochs": epochs} if epochs else None,
+        epochs=epochs,
     )
     runs = len(parse(StudySpec, split_options(content)[1]).runs())
     out = out or Path(f"paper-{which}.yaml")

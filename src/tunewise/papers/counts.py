@@ -1,20 +1,21 @@
-"""Table 6, counted: parameters and trained shares of the 24 models on data sets, from configurations alone.
+"""Table 6, counted: parameters and trained shares of the 24 presets, from configurations without weights.
 
-Shares are of rank 16 on query and value with the task head, and can be taken of two totals: the model with its head,
-or that and the adapter. The print uses now one, now the other; each row says which it agrees with.
+Shares are of rank 16 on query and value with the task head. The printed table divides by the model with its head in
+some rows and by model and adapter in others; each row names the reading that agrees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from tunewise.models.head import Head
 from tunewise.models.load import load_config
-from tunewise.papers.presets import RANK, Pair, pairs
-from tunewise.papers.printed import Shares, shares
-from tunewise.papers.sheet import Column, Entry, Sheet, name
+from tunewise.papers.models import get_model
+from tunewise.papers.presets import RANK, Preset, presets_by_printed
+from tunewise.papers.printed import TrainedShares, trained_shares
+from tunewise.papers.sheet import Sheet, SheetColumn, label, number
 from tunewise.planning import facts_of_method
 from tunewise.spec import MethodSpec, ModelSpec
 from tunewise.store.records import ModelFacts
@@ -22,111 +23,117 @@ from tunewise.tasks.build import task_class
 
 _UNITS = {"M": 1e6, "B": 1e9}
 _ROUNDING = 0.00051  # of three decimals
-_READINGS = {
-    "shares of the model": {"with_adapter": False},
-    "shares of model and adapter": {"with_adapter": True},
-    "shares without the head": {"with_adapter": False, "with_head": False},
-    "shares with all key projections trained": {"with_adapter": True, "with_keys": True},
-}
-"""What printed shares can be of; the first that agrees is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a printed share may count."""
+
+    name: str
+    with_adapter: bool = False
+    with_head: bool = True
+    with_keys: bool = False
+
+
+OF_MODEL, OF_MODEL_AND_ADAPTER = Reading("shares of the model"), Reading("shares of model and adapter", True)
+READINGS = (
+    OF_MODEL,
+    OF_MODEL_AND_ADAPTER,
+    Reading("shares without the head", with_head=False),
+    Reading("shares with all key projections trained", True, with_keys=True),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
     """One row: exact counts, and the printed ones."""
 
-    pair: Pair
-    printed: Shares
+    preset: Preset
+    printed: TrainedShares
     parameters: int
     lora: ModelFacts
     asym: ModelFacts
     keys: int
     """Parameters of the key projections, where query, key and value share a weight."""
 
-    def share(self, method: str, *, with_adapter: bool, with_head: bool = True, with_keys: bool = False) -> float:
-        """Per cent of all parameters that are trained; the adapter is counted among all, or is not."""
-        facts = {"lora": self.lora, "asym": self.asym}[method]
-        trained = (facts.trainable if with_head else facts.adapter) + (self.keys if with_keys else 0)
-        return 100 * trained / (self.parameters + (self.lora.adapter if with_adapter else 0))
+    def share(self, facts: ModelFacts, reading: Reading) -> float:
+        """Trained parameters in per cent of all."""
+        trained = (facts.trainable if reading.with_head else facts.adapter) + reading.with_keys * self.keys
+        return 100 * trained / (self.parameters + reading.with_adapter * self.lora.adapter)
 
     @property
     def verdict(self) -> str:
-        """Where the print agrees and where it does not."""
-        said = []
-        unit = self.printed.parameters[-1]
-        places = len(self.printed.parameters[:-1].split(".")[1])
-        if f"{self.parameters / _UNITS[unit]:.{places}f}{unit}" != self.printed.parameters:
-            said.append(f"parameters: ours is {self.parameters / _UNITS[unit]:.{places}f}{unit}")
-        for words, counted in _READINGS.items():
-            if (self.keys or not counted.get("with_keys")) and self._agrees(**counted):
-                return "; ".join([words, *said])
-        return "; ".join(["shares differ", *said])
+        """The reading that agrees with the printed shares, and the parameters where those differ."""
+        possible = [reading for reading in READINGS if self.keys or not reading.with_keys]
+        names = [reading.name for reading in possible if self._agrees(reading)]
+        unit, decimals = self.printed.parameters[-1], len(self.printed.parameters[:-1].split(".")[1])
+        ours = f"{self.parameters / _UNITS[unit]:.{decimals}f}{unit}"
+        differs = [] if ours == self.printed.parameters else [f"parameters: ours is {ours}"]
+        return "; ".join([names[0] if names else "shares differ", *differs])
 
-    def _agrees(self, **counted: bool) -> bool:
-        printed = {"lora": self.printed.lora, "asym": self.printed.asym}
-        return all(abs(self.share(method, **counted) - share) <= _ROUNDING for method, share in printed.items())
+    def _agrees(self, reading: Reading) -> bool:
+        pairs = ((self.lora, self.printed.lora), (self.asym, self.printed.asym))
+        return all(abs(self.share(facts, reading) - printed) <= _ROUNDING for facts, printed in pairs)
 
 
 def counts(only: Collection[str] = ()) -> list[Count]:
-    """The rows of Table 6, in its order: all, or `only` some pairs."""
-    by_name = {(pair.model.printed, pair.data.printed): pair for pair in pairs()}
-    found = []
-    for row in shares():
-        pair = by_name[row.model, row.dataset]
-        if only and pair.key not in only:
+    """The rows of Table 6 in its order: all, or those of the presets in `only`."""
+    by_printed = presets_by_printed()
+    rows = []
+    for row in trained_shares():
+        preset = by_printed[row.model, row.dataset]
+        if only and preset.key not in only:
             continue
-        made = {name: _facts(pair.model.key, head_of(pair), name) for name in ("fft", "lora", "asym")}
-        found.append(Count(pair, row, made["fft"].parameters, made["lora"], made["asym"], _fused_keys(pair)))
-    return found
+        full, lora, asym = (_facts(preset.model.key, head_of(preset), name) for name in ("fft", "lora", "asym"))
+        rows.append(Count(preset, row, full.parameters, lora, asym, _fused_keys(preset)))
+    return rows
 
 
 def sheet() -> Sheet:
     """Table 6 beside the printed one."""
     columns = [
-        Column("model", "model", right=False),
-        Column("dataset", "data", right=False),
-        Column("parameters", "parameters"),
-        Column("parameters_printed", "printed"),
-        Column("lora_pct", "LoRA %"),
-        Column("lora_pct_of_model_and_adapter", "", "csv"),
-        Column("lora_pct_printed", "printed"),
-        Column("asym_pct", "Asym %"),
-        Column("asym_pct_of_model_and_adapter", "", "csv"),
-        Column("asym_pct_printed", "printed"),
-        Column("print", "the print is", right=False),
+        SheetColumn("model", "model", right=False),
+        SheetColumn("dataset", "data", right=False),
+        SheetColumn("parameters", "parameters"),
+        SheetColumn("parameters_printed", "printed"),
     ]
+    for name, title in (("lora", "LoRA %"), ("asym", "Asym %")):
+        columns.append(SheetColumn(f"{name}_pct", title))
+        columns.append(SheetColumn(f"{name}_pct_of_model_and_adapter", "", "csv"))
+        columns.append(SheetColumn(f"{name}_pct_printed", "printed"))
+    columns.append(SheetColumn("print", "printed shares are", right=False))
     rows = []
     for row in counts():
-        cells = [name(row.pair.model.printed), name(row.pair.data.printed)]
-        cells += [Entry(f"{row.parameters:,}", float(row.parameters)), name(row.printed.parameters)]
-        for method, printed in (("lora", row.printed.lora), ("asym", row.printed.asym)):
-            share = row.share(method, with_adapter=False)
-            cells += [Entry(f"{share:.3f}", share), Entry("", row.share(method, with_adapter=True))]
-            cells.append(Entry(f"{printed:.3f}", printed))
-        rows.append([*cells, name(row.verdict)])
+        entries = [*map(label, row.preset.printed), number(float(row.parameters), ",.0f")]
+        entries.append(label(row.printed.parameters))
+        for facts, printed in ((row.lora, row.printed.lora), (row.asym, row.printed.asym)):
+            entries.append(number(row.share(facts, OF_MODEL), ".3f"))
+            entries.append(number(row.share(facts, OF_MODEL_AND_ADAPTER)))
+            entries.append(number(printed, ".3f"))
+        rows.append([*entries, label(row.verdict)])
     legend = [
         f"Counted from each model's configuration: rank {RANK} on query and value, task head included; shares of the "
-        "model with its head (CSV has those of model and adapter, too).",
-        "The print takes shares now of one total and now of the other, and those of DeBERTa v2 XXL leave its head out; "
-        "GPT-2's are had only with all key projections trained in full, which no adapter of these does.",
-        "The printed parameters of TinyLlama leave its language-model head out, those of Llama3-8B keep it, though "
+        "model with its head (CSV also has shares of model and adapter).",
+        "The printed shares of DeBERTa v2 XXL leave the head out. Those of GPT-2 need all key projections trained in "
+        "full, which no adapter here does.",
+        "The printed parameters of TinyLlama leave its language-model head out, those of Llama3-8B include it; "
         "both were trained as classifiers: ours leave it out.",
     ]
-    return Sheet("Table 6 of arXiv 2606.13767: trained parameters, counted and printed", columns, rows, legend)
+    title = "Table 6 of arXiv 2606.13767: trained parameters, counted and printed"
+    return Sheet(title, columns, rows, legend, headings=1)
 
 
-def head_of(pair: Pair) -> Head:
-    return task_class(pair.data.task).make_head([f"class {n}" for n in range(pair.data.classes)])
+def head_of(preset: Preset) -> Head:
+    """The task head of the preset's experiments."""
+    return task_class(preset.data.task).make_head([f"class {n}" for n in range(preset.data.classes)])
 
 
-@lru_cache(maxsize=128)
+@cache
 def _facts(model: str, head: Head, method: str) -> ModelFacts:
-    from tunewise.papers.models import get_model
-
     return facts_of_method(ModelSpec(path=str(get_model(model).config)), MethodSpec(name=method, rank=RANK), head)
 
 
-def _fused_keys(pair: Pair) -> int:
+def _fused_keys(preset: Preset) -> int:
     """GPT-2 keeps query, key and value in one weight with a bias."""
-    config = load_config(ModelSpec(path=str(pair.model.config)))
+    config = load_config(ModelSpec(path=str(preset.model.config)))
     return config.n_layer * (config.n_embd + 1) * config.n_embd if config.model_type == "gpt2" else 0

@@ -1,5 +1,7 @@
-"""A data set of the paper, from a folder or a hub, as files that any comparison takes, and the `DataSpec` that names
-them. They are written once, into the cache, in a folder named by what is in them."""
+"""A data set of the paper, from a folder or a hub, as files for any comparison, and the `DataSpec` that names them.
+
+The files are written once, into the cache, in a folder named by a hash of their content.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +15,33 @@ from tunewise.errors import DataError
 from tunewise.hub import HUB_PREFIX, fetch, parse_hub_path
 from tunewise.locate import cache_folder, resolve
 from tunewise.papers import image_sets
-from tunewise.papers.reading import Item, Parts
+from tunewise.papers.reading import DataParts, TextItem
 from tunewise.papers.sets import PaperSet
 from tunewise.spec import DataSpec
 from tunewise.store.files import write_atomically
 from tunewise.text_format import pluralize
 
 
-def prepare(known: PaperSet, source: str | None = None, revision: str | None = None) -> DataSpec:
-    """The set as its hub repository has it at `revision`, or as it lies in the folder `source`.
+def prepare(data: PaperSet, source: str | None = None, revision: str | None = None) -> DataSpec:
+    """The set from its hub repository at `revision`, or from the folder `source`.
 
-    What was changed or found missing on the way stands in `DataSpec.notes`; repeats and overlaps between parts are
-    found and reported when the data is split (`tasks.splits`).
+    `DataSpec.notes` lists the changes. Repeats and overlaps between parts are removed later, when the data is split.
 
-    Raises `SpecError` where the source can't be had, `DataError` where its files are of no known form, or damaged.
+    Raises `SpecError` where the source is not available, `DataError` where its files are damaged or have another form.
     """
-    folder, origin = _source(known, source, revision)
-    if not known.of_texts:
-        return image_sets.spec_of(known, folder, origin)
-    parts = next((found for form in known.forms if (found := form(folder)) is not None), None)
+    folder, origin = _source(data, source, revision)
+    if not data.has_texts:
+        return image_sets.make_spec(data, folder, origin)
+    parts = next((parts for read in data.readers if (parts := read(folder)) is not None), None)
     if parts is None:
         raise DataError(
-            f"{folder}: no files of {known.printed} in a form that is known; see `tunewise paper list --data`"
+            f"{folder}: no files of {data.printed} in a known form; `tunewise paper list --data` names the repository"
         )
-    _complete(parts)
-    _part_same(parts)
-    notes = [origin, *([known.caveat] if known.caveat else []), *parts.notes]
-    paths = _write(known, parts.items)
+    _drop_unlabelled(parts)
+    if "test" not in parts.items and "validation" in parts.items:
+        _split_validation(parts)
+    _remove_same(parts)
+    paths = _write(data, parts.items)
     paired = any(item.pair is not None for item in parts.items["train"])
     return DataSpec(
         path=paths["train"],
@@ -48,48 +50,33 @@ def prepare(known: PaperSet, source: str | None = None, revision: str | None = N
         text="text",
         text_pair="text_pair" if paired else None,
         label="label",
-        validation_fraction=known.validation_fraction,
-        test_fraction=known.test_fraction,
-        notes=notes,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        notes=[origin, *([data.caveat] if data.caveat else []), *parts.notes],
     )
 
 
-def _source(known: PaperSet, source: str | None, revision: str | None) -> tuple[Path, str]:
-    """The folder with the files, and a sentence that says whose they are."""
+def _source(data: PaperSet, source: str | None, revision: str | None) -> tuple[Path, str]:
+    """The folder with the files, and a sentence about their origin."""
     if source is not None:
         folder = resolve(source)
         if not folder.is_dir():
-            raise DataError(f"{source}: no such folder; give the one that holds the files of {known.printed}")
-        return folder, f"{known.printed} from local files."
-    wanted = parse_hub_path(f"{HUB_PREFIX}{known.hub}")
-    found = fetch(
+            raise DataError(f"{source}: no such folder; give the folder with the files of {data.printed}")
+        return folder, f"{data.printed} from local files."
+    wanted = parse_hub_path(f"{HUB_PREFIX}{data.hub}")
+    fetched = fetch(
         wanted.repo,
         kind="dataset",
         revision=revision or wanted.revision,
         patterns=[wanted.inner],
-        instead=f"give a folder with the files of {known.printed}: --data FOLDER (of several sets: FOLDER/{known.key})",
+        instead=f"give a folder with the files of {data.printed}: --data FOLDER (of several sets: FOLDER/{data.key})",
     )
-    inside = found.folder / wanted.inner.rpartition("/")[0]  # other sets of the repository may lie beside it
-    at = f" at commit {found.commit}" if found.commit else ""
-    return inside, f"{known.printed} from the hub's {wanted.repo} ({wanted.inner}){at}."
+    inside = fetched.folder / wanted.inner.rpartition("/")[0]  # the repository may contain other sets
+    at = f" at commit {fetched.commit}" if fetched.commit else ""
+    return inside, f"{data.printed} from the hub's {wanted.repo} ({wanted.inner}){at}."
 
 
-def _part_same(parts: Parts) -> None:
-    """Examples that are the same under other texts, in one part alone: test before validation before train."""
-    for part, others in (("validation", ("test",)), ("train", ("validation", "test"))):
-        for other in others:
-            theirs = {item.same: item.text for item in parts.items.get(other, ()) if item.same}
-            mine = parts.items.get(part, [])
-            # one with the very same text is found and reported when the data is split
-            kept = [item for item in mine if theirs.get(item.same, item.text) == item.text]
-            if len(kept) < len(mine):
-                parts.items[part] = kept
-                count = pluralize(len(mine) - len(kept), "question")
-                parts.notes.append(f"{part}: {count} removed, which {other} has with the answers in another order.")
-
-
-def _complete(parts: Parts) -> None:
-    """Parts without labels dropped; half of the validation part as the test part where there is none."""
+def _drop_unlabelled(parts: DataParts) -> None:
     for part in list(parts.items):
         unlabelled = [item for item in parts.items[part] if item.label is None]
         if not unlabelled:
@@ -102,30 +89,46 @@ def _complete(parts: Parts) -> None:
             parts.items[part] = labelled
         else:
             del parts.items[part]
-    if "test" not in parts.items and "validation" in parts.items:
-        validation, test = halves(parts.items["validation"])
-        parts.items |= {"validation": validation, "test": test}
-        parts.notes.append(
-            f"No labelled test part is public: the validation part was halved, stratified by label, into "
-            f"{len(validation):,} for selection and {len(test):,} for the test."
-        )
 
 
-def halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """Two halves with the same shares of labels, each in the old order; one of fixed luck, the same everywhere."""
+def _split_validation(parts: DataParts) -> None:
+    validation, test = halves(parts.items["validation"])
+    parts.items |= {"validation": validation, "test": test}
+    parts.notes.append(
+        f"No labelled test part is public: the validation part was halved, stratified by label, into "
+        f"{len(validation):,} for selection and {len(test):,} for the test."
+    )
+
+
+def _remove_same(parts: DataParts) -> None:
+    """Keeps items that are the same under other texts in one part only: test before validation before train."""
+    for part, others in (("validation", ("test",)), ("train", ("validation", "test"))):
+        for other in others:
+            theirs = {item.same: item.text for item in parts.items.get(other, ()) if item.same}
+            items = parts.items.get(part, [])
+            # items with an identical text are removed and reported later, when the data is split
+            different = [item for item in items if theirs.get(item.same, item.text) == item.text]
+            if len(different) < len(items):
+                parts.items[part] = different
+                count = pluralize(len(items) - len(different), "question")
+                parts.notes.append(f"{part}: {count} removed, which {other} has with the answers in another order.")
+
+
+def halves(items: Sequence[TextItem]) -> tuple[list[TextItem], list[TextItem]]:
+    """Two halves with the same shares of labels, each in the old order; always the same split."""
     draw = random.Random("halves|0")
     strata: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         strata.setdefault(_stratum(item), []).append(place)
-    dealt = [
+    shuffled = [
         place for _, places in sorted(strata.items()) for _, place in sorted((draw.random(), place) for place in places)
     ]
-    second = set(dealt[1::2])
+    second = set(shuffled[1::2])
     return [i for p, i in enumerate(items) if p not in second], [i for p, i in enumerate(items) if p in second]
 
 
-def _stratum(item: Item) -> str:
-    """The label; of a number, its whole part."""
+def _stratum(item: TextItem) -> str:
+    """The label, or the integer part of a number."""
     label = item.label or ""
     try:
         return str(int(float(label)))
@@ -133,11 +136,11 @@ def _stratum(item: Item) -> str:
         return label
 
 
-def _write(known: PaperSet, parts: Mapping[str, Sequence[Item]]) -> dict[str, str]:
-    """Json lines for each part, in a folder of the cache that is named by their content."""
-    texts = {part: "".join(_line(item) for item in items) for part, items in parts.items()}
-    content = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / "paper" / known.key / content
+def _write(data: PaperSet, parts: Mapping[str, Sequence[TextItem]]) -> dict[str, str]:
+    """Writes json lines for each part; returns their paths."""
+    texts = {part: "".join(_json_line(item) for item in items) for part, items in parts.items()}
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / "paper" / data.key / digest
     for part, text in texts.items():
         file = folder / f"{part}.jsonl"
         if not file.exists():
@@ -145,6 +148,6 @@ def _write(known: PaperSet, parts: Mapping[str, Sequence[Item]]) -> dict[str, st
     return {part: str(folder / f"{part}.jsonl") for part in texts}
 
 
-def _line(item: Item) -> str:
+def _json_line(item: TextItem) -> str:
     row = {"text": item.text, "text_pair": item.pair, "label": item.label}
     return json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False) + "\n"

@@ -1,12 +1,13 @@
-"""The paper's printed figures, out of the package's data folder (arXiv 2606.13767v1; data/SOURCE.md says how they were
-read). Values are in the printed units: per cent, nats, samples a second, minutes, GB.
+"""The paper's printed numbers (arXiv 2606.13767v1), read from the package's data folder.
+
+Values have the printed units: per cent, nats, samples a second, minutes, GB. data/SOURCE.md describes the files.
 """
 
 from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from tunewise.papers.models import DATA
 
@@ -24,7 +25,7 @@ METHODS = {
     "PaCA": "paca",
     "D-PaCA": "d-paca",
     "C-PaCA": "c-paca",
-    # The paper's faster way to compute two of them, which is the only way here.
+    # The paper's faster computation of two methods, which is the only one here.
     "s-cLA": "cla",
     "s-r-c3LA": "r-c3la",
 }
@@ -36,12 +37,24 @@ QUANTITIES = {
     "trainable_parameters": "trained parameters",
     "peak_gpu_memory_gb": "peak memory (GB)",
 }
-"""What Tables 14 and 15 print, in words."""
+"""The quantities of Tables 14 and 15."""
+
+_FILES = {
+    2: "table02_18_performance",
+    3: "table03_16_generalization_gap",
+    4: "table04_paca_all_layers",
+    5: "table05_paca_query_value",
+    14: "table14_efficiency_all_layers",
+    15: "table15_efficiency_query_value",
+    16: "table03_16_generalization_gap",
+    17: "table17_generalization_gap_over_lora",
+    18: "table02_18_performance",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One printed number. `text` is how it is printed, `ratio` its printed ratio to LoRA's."""
+class PrintedNumber:
+    """One printed number. `text` is its printed form, `ratio` its printed ratio to LoRA's."""
 
     model: str
     dataset: str
@@ -58,8 +71,8 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """One row of Table 7. What it leaves empty is None."""
+class Hyperparameters:
+    """One row of Table 7. None for an empty cell."""
 
     model: str
     dataset: str
@@ -74,13 +87,13 @@ class Settings:
     batch_size: int
     epochs: int
     size: int
-    """The most tokens of a text, or pixels a side."""
+    """Maximum tokens of a text, or pixels a side."""
     seeds: tuple[int, ...]
     clip: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class TrainedShares:
     """One row of Table 6: parameters as printed ("124.6M"), trained shares in per cent."""
 
     model: str
@@ -90,41 +103,33 @@ class Shares:
     asym: float
 
 
-def cells(table: int) -> list[Cell]:
-    """The cells of Table 2, 3, 4, 5, 14, 15, 16, 17 or 18, in the printed order. Raises `KeyError` for another."""
-    return list(_cells(table))
+@cache
+def printed_numbers(table: int) -> tuple[PrintedNumber, ...]:
+    """Table 2, 3, 4, 5, 14, 15, 16, 17 or 18 in the printed order. Raises `KeyError` for another."""
+    rows = _read(_FILES[table])
+    if table in (2, 3):
+        rows = [row for row in rows if row[f"in_main_table_{table}"] == "1"]
+    return tuple(_number(table, row) for row in rows)
 
 
-@lru_cache
-def _cells(table: int) -> tuple[Cell, ...]:
-    if table in (2, 18):
-        rows = [row for row in _read("table02_18_performance") if table == 18 or row["in_main_table_2"] == "1"]
-        return tuple(_cell(row, row["value"], row["metric"]) for row in rows)
+def _number(table: int, row: dict[str, str]) -> PrintedNumber:
     if table in (3, 16):
-        rows = [row for row in _read("table03_16_generalization_gap") if table == 16 or row["in_main_table_3"] == "1"]
-        return tuple(_cell(row, row["as_printed"], "gap") for row in rows)
-    if table == 17:
-        return tuple(
-            _cell(row, row["ratio_as_printed"], "gap / LoRA's") for row in _read("table17_generalization_gap_over_lora")
-        )
-    names = {4: "table04_paca_all_layers", 5: "table05_paca_query_value"}
-    names |= {14: "table14_efficiency_all_layers", 15: "table15_efficiency_query_value"}
-    quantity = "metric" if table in (4, 5) else "quantity"
-    return tuple(
-        _cell(row, row["value"], row[quantity], row["ratio_to_lora_as_printed"]) for row in _read(names[table])
-    )
+        text, quantity = row["as_printed"], "gap"
+    elif table == 17:
+        text, quantity = row["ratio_as_printed"], "gap / LoRA's"
+    else:
+        text, quantity = row["value"], row["quantity"] if table in (14, 15) else row["metric"]
+    ratio = row.get("ratio_to_lora_as_printed")
+    name = QUANTITIES.get(quantity, quantity)
+    place = row["model"], row["dataset"], row["method"]
+    return PrintedNumber(*place, name, float(text), text, float(ratio) if ratio else None)
 
 
-def _cell(row: dict[str, str], text: str, quantity: str, ratio: str = "") -> Cell:
-    value, said = float(text), QUANTITIES.get(quantity, quantity)
-    return Cell(row["model"], row["dataset"], row["method"], said, value, text, float(ratio) if ratio else None)
-
-
-@lru_cache
-def settings() -> tuple[Settings, ...]:
+@cache
+def hyperparameters() -> tuple[Hyperparameters, ...]:
     """Table 7."""
     return tuple(
-        Settings(
+        Hyperparameters(
             model=row["model"],
             dataset=row["dataset"],
             schedule=row["scheduler"],
@@ -145,24 +150,19 @@ def settings() -> tuple[Settings, ...]:
     )
 
 
-@lru_cache
-def shares() -> tuple[Shares, ...]:
+@cache
+def trained_shares() -> tuple[TrainedShares, ...]:
     """Table 6."""
+    total, lora, asym = "fft_trainable_parameters_as_printed", "lora_trainable_pct", "asym_trainable_pct"
     return tuple(
-        Shares(
-            row["model"],
-            row["dataset"],
-            row["fft_trainable_parameters_as_printed"],
-            float(row["lora_trainable_pct"]),
-            float(row["asym_trainable_pct"]),
-        )
+        TrainedShares(row["model"], row["dataset"], row[total], float(row[lora]), float(row[asym]))
         for row in _read("table06_trainable_parameters")
     )
 
 
-@lru_cache
-def bounds() -> tuple[tuple[str, str, str], ...]:
-    """Table 1: method, the parameters of a layer as a formula in n, m, r, k, and where the paper prints otherwise."""
+@cache
+def bound_formulas() -> tuple[tuple[str, str, str], ...]:
+    """Table 1: method, the parameters of a layer as a formula in n, m, r, k, and how the printed formula differs."""
     return tuple(
         (row["method"], row["parameters_of_a_layer"], row["printed_differently"]) for row in _read("table01_bounds")
     )

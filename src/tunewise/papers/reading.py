@@ -1,7 +1,4 @@
-"""The files of a data set as its makers or a hub publish them, read into items.
-
-Nothing of any one set is known here.
-"""
+"""Reads the public files of data sets, from their authors or a hub, into items. Nothing here is about one data set."""
 
 from __future__ import annotations
 
@@ -22,14 +19,14 @@ NAMES = {
     "validation": r"(^|[/_.-])(validation|valid|val|dev)(set)?" + _TABLES,
     "test": r"(^|[/_.-])test(set)?" + _TABLES,
 }
-"""How files of the three parts are usually called, or the folders that they lie in."""
+"""Usual names of the files of a part, or of their folders."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One example. `label` is None where it was never published; `where` names its file and line.
+class TextItem:
+    """One example. `label` is None where it is not public; `where` names file and line.
 
-    `same` is equal for examples that are one although their texts differ: a question with its answers in another order.
+    `same` is equal for items that differ only in form: a question with its answers in another order.
     """
 
     text: str
@@ -40,54 +37,51 @@ class Item:
 
 
 @dataclass(slots=True)
-class Parts:
-    """The items of train, validation and test, as far as there are files of them, and what was done to them."""
+class DataParts:
+    """The items of train, validation and test where they have files, and notes about changes."""
 
-    items: dict[str, list[Item]]
+    items: dict[str, list[TextItem]]
     notes: list[str] = field(default_factory=list)
 
 
-Read = Callable[[Path], Iterator[Item]]
-Form = Callable[[Path], Parts | None]
-"""Reads a folder in one of a set's public forms; None where the files are not of this form."""
+ReadItems = Callable[[Path], Iterator[TextItem]]
+ReadParts = Callable[[Path], DataParts | None]
+"""Reads a folder; None where its files have another form."""
 
 
-def by_name(read: Read, **patterns: str) -> Form:
-    """The form whose files have these names (regular expressions on paths below the folder; the usual names unless
-    given). Several files of a part follow one another, in the order of their names."""
+def parts_by_name(read: ReadItems, **patterns: str) -> ReadParts:
+    """Reads the parts from files with these names (regular expressions; the default is `NAMES`), in sorted order."""
 
-    def load(folder: Path) -> Parts | None:
-        files = {part: find(folder, patterns.get(part, usual)) for part, usual in NAMES.items()}
+    def load(folder: Path) -> DataParts | None:
+        files = {part: find_files(folder, patterns.get(part, usual)) for part, usual in NAMES.items()}
         if not files["train"]:
             return None
-        return Parts({part: [i for one in found for i in read(one)] for part, found in files.items() if found})
+        return DataParts({part: [i for path in paths for i in read(path)] for part, paths in files.items() if paths})
 
     return load
 
 
-def find(folder: Path, pattern: str) -> list[Path]:
-    """Files below `folder` whose path there, in small letters, the expression is found in; sorted, hidden ones not."""
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """Files below `folder` with a match in their lower-case relative path; sorted, without hidden ones."""
     wanted = re.compile(pattern)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     named = [(path, path.relative_to(folder).as_posix()) for path in paths]
     return [path for path, name in named if wanted.search(name.lower()) and not re.search(r"(^|/)\.", name)]
 
 
-def columns(text: Sequence[str], label: Sequence[str], pair: Sequence[str] = ()) -> Read:
-    """Reads tables by the names that columns have in one copy or another; the first one that is there is taken."""
+def items_by_column(text: Sequence[str], label: Sequence[str], pair: Sequence[str] = ()) -> ReadItems:
+    """Reads tables; each argument has the possible names of a column, and the first that exists is used."""
 
-    def read(path: Path) -> Iterator[Item]:
-        for row, where in table(path):
-            yield Item(
-                said(row, text, where), said(row, pair, where) if pair else None, label_of(row, label, where), where
-            )
+    def read(path: Path) -> Iterator[TextItem]:
+        for row, where in read_table(path):
+            second = text_of(row, pair, where) if pair else None
+            yield TextItem(text_of(row, text, where), second, label_of(row, label, where), where)
 
     return read
 
 
-def table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows by column names, and where they stand: csv (quoted), tsv and txt (raw, as benchmarks have them), json
-    lines, parquet."""
+def read_table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows by column names, and their positions: csv (quoted), tsv and txt (unquoted), json lines, parquet."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".parquet", ".jsonl")):
         yield from read_objects(path)
@@ -95,30 +89,30 @@ def table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         for row in read_rows(path, table_columns(path)):
             yield dict(row.values), row.where
     else:
-        rows = fields(path)
+        rows = read_fields(path)
         header, _ = next(rows, ([], ""))
         for cells, where in rows:
             if len(cells) != len(header):
-                raise DataError(f"{where}: {len(cells)} fields where the header has {len(header)}; mend the line")
+                raise DataError(f"{where}: {len(cells)} fields where the header has {len(header)}; fix the line")
             yield dict(zip(header, cells, strict=True)), where
 
 
-def fields(path: Path, encoding: str = "utf-8") -> Iterator[tuple[list[str], str]]:
-    """The fields of a file parted by tabs, in which quotes mean nothing, and where they stand."""
-    for line, where in lines(path, encoding):
+def read_fields(path: Path, encoding: str = "utf-8") -> Iterator[tuple[list[str], str]]:
+    """The tab-separated fields of each line, without quoting, and its position."""
+    for line, where in read_lines(path, encoding):
         yield line.split("\t"), where
 
 
-def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
-    """The lines that are not blank, without their ends, and where they stand."""
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, without line ends, and their positions."""
     text = decoded(content_of(path), [encoding], path.name)
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield line.rstrip("\r"), f"{path.name}, line {number}"
 
 
-def said(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    """The text of the first of these columns that the row has. Raises `DataError` where it has none of them."""
+def text_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    """The text of the first of these columns in the row. Raises `DataError` without any of them."""
     for name in names:
         if name in row:
             return as_text(row[name], name, where)
@@ -126,7 +120,7 @@ def said(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 
 
 def label_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | None:
-    """The label; None where no column has it, it is empty, or it is -1: hubs write that for labels never published."""
+    """The label; None without a column, for an empty cell, and for -1 (hubs write it where a label is not public)."""
     name = next((name for name in names if name in row), None)
     if name is None or row[name] is None:
         return None
@@ -135,7 +129,7 @@ def label_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | 
 
 
 def class_names(path: Path, column: str) -> list[str]:
-    """The names of the classes that Hugging Face's `datasets` writes into a parquet file's metadata; else none."""
+    """The class names in a parquet file's metadata, as written by Hugging Face's `datasets`; else empty."""
     with parquet_file(path) as file:
         metadata = file.schema_arrow.metadata or {}
     try:

@@ -1,52 +1,48 @@
-"""A sheet as LaTeX, CSV, HTML or Markdown; `terminal` shows one."""
+"""A sheet as LaTeX, CSV, Markdown, HTML and in the terminal."""
 
 from __future__ import annotations
 
 import csv as csv_module
 import io
+import textwrap
 from html import escape
+from itertools import groupby
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
 
 from tunewise.papers.sheet import Sheet
 from tunewise.report.escaping import for_latex, for_markdown
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1d21; --dim: #5d636e; --line: #d9dce2; --paper: #ffffff; --band: #f5f6f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --dim: #9aa1ad; --line: #343941; --paper: #16181c; --band: #1d2026 }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 75rem; padding: 0 1rem }
-h1 { font-size: 1.3rem; font-weight: 600 }
-.wide { overflow-x: auto }
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { color: var(--dim); font-weight: 600; position: sticky; top: 0; background: var(--paper) }
-tbody tr:nth-child(even) { background: var(--band) }
+th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #8886 }
 .r { text-align: right }
-td:last-child:not(.r) { white-space: normal; min-width: 18rem }
-li { color: var(--dim); max-width: 60rem }
 """
+_INDENT = " " * 4
 
 
 def csv(sheet: Sheet) -> str:
-    """Unrounded numbers, ends of intervals in columns of their own."""
-    columns, rows = sheet.cut("csv")
+    """Unrounded values of all columns."""
     out = io.StringIO()
     writer = csv_module.writer(out, lineterminator="\n")
-    writer.writerow([column.key for column in columns])
-    writer.writerows([entry.raw for entry in row] for row in rows)
+    writer.writerow([column.key for column in sheet.columns])
+    writer.writerows([entry.raw for entry in row] for row in sheet.rows)
     return out.getvalue()
 
 
 def markdown(sheet: Sheet) -> str:
     """A pipe table, the legend below."""
-    columns, rows = sheet.cut("text")
+    columns, rows = sheet.texts()
     lines = [
         f"**{for_markdown(sheet.title)}**",
         "",
         "| " + " | ".join(for_markdown(column.title) for column in columns) + " |",
         "|" + "|".join(" ---: " if column.right else " --- " for column in columns) + "|",
-        *("| " + " | ".join(for_markdown(entry.text) for entry in row) + " |" for row in rows),
+        *("| " + " | ".join(map(for_markdown, row)) + " |" for row in rows),
         "",
         *(f"- {for_markdown(line)}" for line in sheet.legend),
     ]
@@ -54,8 +50,8 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    r"""A `tabular` for `booktabs`, a rule between models and data sets."""
-    columns, rows = sheet.cut("text")
+    r"""A `tabular` for `booktabs`, with a rule between groups of the first column."""
+    columns, rows = sheet.texts()
     lines = [
         r"% needs \usepackage{booktabs}",
         f"% {' '.join(sheet.title.split())}",
@@ -64,33 +60,60 @@ def latex(sheet: Sheet) -> str:
         r"\toprule",
         " & ".join(for_latex(column.title) for column in columns) + r" \\",
     ]
-    before = None
-    for row in rows:
-        if row[0].text != before:
-            lines.append(r"\midrule")
-        before = row[0].text
-        lines.append(" & ".join(for_latex(entry.text) for entry in row) + r" \\")
+    for _, group in groupby(rows, lambda row: row[0]):
+        lines += [r"\midrule", *(" & ".join(map(for_latex, row)) + r" \\" for row in group)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def html(sheet: Sheet) -> str:
-    """One page that needs nothing else; light or dark as the reader has it."""
-    columns, rows = sheet.cut("text")
+    """One page that needs no other file."""
+    columns, rows = sheet.texts()
 
-    def cells(tag: str, texts: list[str]) -> str:
+    def line(tag: str, texts: list[str]) -> str:
         marks = [' class="r"' if column.right else "" for column in columns]
         return "".join(f"<{tag}{mark}>{escape(text)}</{tag}>" for mark, text in zip(marks, texts, strict=True))
 
-    body = "\n".join(f"<tr>{cells('td', [entry.text for entry in row])}</tr>" for row in rows)
-    legend = "\n".join(f"<li>{escape(line)}</li>" for line in sheet.legend)
+    title, legend = escape(sheet.title), "\n".join(f"<li>{escape(line)}</li>" for line in sheet.legend)
+    body = "\n".join(f"<tr>{line('td', row)}</tr>" for row in rows)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(sheet.title)}</title>\n<style>{_STYLE}</style></head><body>\n<h1>{escape(sheet.title)}</h1>\n"
-        f'<div class="wide"><table>\n<thead><tr>{cells("th", [column.title for column in columns])}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>\n<ul>\n{legend}\n</ul>\n</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n<table>\n"
+        f"<thead><tr>{line('th', [column.title for column in columns])}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody></table>\n<ul>\n{legend}\n</ul>\n</body></html>\n"
     )
 
 
 FORMS = {"csv": csv, "md": markdown, "tex": latex, "html": html}
 """By a file's suffix."""
+
+
+def show(sheet: Sheet, console: Console) -> None:
+    """Prints the sheet: headings above groups of rows, a long last column below each row, and no broken cell."""
+    columns, rows = sheet.texts()
+    below = not columns[-1].right
+    shown = range(sheet.headings, len(columns) - below)
+    widths = {i: max(cell_len(text) for text in (columns[i].title, *(row[i] for row in rows))) for i in shown}
+
+    def line(texts: list[str]) -> str:
+        cells = []
+        for i in shown:
+            blanks = " " * (widths[i] - cell_len(texts[i]))
+            cells.append(blanks + texts[i] if columns[i].right else texts[i] + blanks)
+        return " ".join(cells).rstrip()
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    console.print(sheet.title, style="bold", highlight=False)
+    say(line([column.title for column in columns]), "bold")
+    for heading, group in groupby(rows, lambda row: row[: sheet.headings]):
+        if heading:
+            say(", ".join(heading), "bold cyan")
+        for row in group:
+            say(line(row))
+            if below and row[-1]:
+                text = f"{columns[-1].title}: {row[-1]}"
+                for part in textwrap.wrap(text, max(20, console.width - len(_INDENT))):
+                    say(_INDENT + part, "dim")
+    for text in sheet.legend:
+        console.print(f"- {text}", highlight=False, markup=False, style="dim")

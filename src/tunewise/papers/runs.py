@@ -1,4 +1,4 @@
-"""Which comparisons in a runs folder are of the paper: `paper.json` in one's folder says what it was run as."""
+"""The comparisons in a runs folder that reproduce the paper: `paper.json` in their folder names the preset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunewise import evidence
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import SpecError
 from tunewise.models.load import load_config
-from tunewise.papers.presets import Pair, Setting, comparison, get_pair
+from tunewise.papers.presets import Preset, Setting, comparison
 from tunewise.spec import ModelSpec, StudySpec, parse
 from tunewise.store.documents import read_document, write_document
 
@@ -20,85 +20,79 @@ _NOTE = "paper.json"
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-class PaperRun(BaseModel):
-    """What a comparison was run as, and in what it departs from the paper: sentences, none for the whole thing."""
+class PaperNote(BaseModel):
+    """The preset of a comparison, and its differences from the paper's experiment as sentences."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pair: str
+    preset: str
     setting: Setting
     changes: list[str]
 
 
 @dataclass(frozen=True)
-class Ran:
-    """One comparison of the paper with what its runs say: summaries over seeds, in the order of its methods."""
+class PaperComparison:
+    """A comparison with finished runs: summaries over seeds, in the order of its methods."""
 
-    known: PaperRun
+    note: PaperNote
     folder: Path
     summaries: list[MethodSummary]
 
     @property
-    def pair(self) -> Pair:
-        return get_pair(self.known.pair)
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is what the paper ran: its model, all of its data, its settings and seeds."""
-        return not self.known.changes
+    def is_as_printed(self) -> bool:
+        """Whether model, data, settings and seeds are the paper's."""
+        return not self.note.changes
 
 
-def keep_note(folder: Path, note: PaperRun) -> None:
-    """Put it into a comparison's folder."""
+def write_note(folder: Path, note: PaperNote) -> None:
+    """Writes the note into a comparison's folder."""
     write_document(folder / _NOTE, note)
 
 
-def found(root: Path) -> list[Ran]:
+def read_comparisons(root: Path) -> list[PaperComparison]:
     """The paper's comparisons in a runs folder that have a finished run; the latest first.
 
     Raises `SpecError` where there is none, `StoreError` where a file is damaged.
     """
-    notes = [folder for folder in evidence.comparisons(root) if (folder / _NOTE).is_file()]
-    ran = []
-    for folder in notes:
-        note = read_document(folder / _NOTE, PaperRun, "run `tunewise paper run` again")
-        records = evidence.read(folder)
-        if any(record.status == "done" for record in records.records):
-            reference = records.spec.reference
-            ran.append(Ran(note, folder, summarise(records.records, records.costs, reference)))
-    if not ran:
-        why = "no comparison that `tunewise paper run` made" if not notes else "no finished run of the paper's presets"
-        raise SpecError(f"{root} holds {why}; begin with: tunewise paper run vit-tiny/cifar10 --out {root}")
-    return ran
+    folders = [folder for folder in evidence.comparisons(root) if (folder / _NOTE).is_file()]
+    comparisons = []
+    for folder in folders:
+        note = read_document(folder / _NOTE, PaperNote, "run `tunewise paper run` again")
+        read = evidence.read(folder)
+        if any(record.status == "done" for record in read.records):
+            summaries = summarise(read.records, read.costs, read.spec.reference)
+            comparisons.append(PaperComparison(note, folder, summaries))
+    if not comparisons:
+        missing = "finished run of the paper's presets" if folders else "comparison of `tunewise paper run`"
+        raise SpecError(f"{root} has no {missing}; begin with: tunewise paper run vit-tiny/cifar10 --out {root}")
+    return comparisons
 
 
-def changes(pair: Pair, setting: Setting, spec: StudySpec, notes: Sequence[str] = ()) -> list[str]:
-    """In what a planned comparison departs from the paper's own, in sentences."""
-    wanted = parse(StudySpec, {**comparison(pair, setting), "data": "as published"})
-    departures = []
-    if not _is_architecture(spec.model, pair):
-        departures.append(f"another model than {pair.model.printed}: {spec.model.path}")
+def changes(preset: Preset, setting: Setting, spec: StudySpec, notes: Sequence[str] = ()) -> list[str]:
+    """Differences of a planned comparison from the paper's experiment, as sentences."""
+    paper = parse(StudySpec, {**comparison(preset, setting), "data": "as published"})
+    differences = []
+    if not _has_sizes_of(spec.model, preset):
+        differences.append(f"another model than {preset.model.printed}: {spec.model.path}")
     for part in ("train", "validation", "test"):
         size = getattr(spec.data, f"{part}_size")
         if size is not None:
-            departures.append(f"{size:,} {part} examples alone")
-    departures += [note for note in notes if "not the paper's" in note]
+            differences.append(f"only {size:,} {part} examples")
+    differences += [note for note in notes if "not the paper's" in note]
     for key in type(spec.training).model_fields:
-        mine, theirs = getattr(spec.training, key), getattr(wanted.training, key)
-        if mine != theirs and key != "save_every" and (key != "max_length" or pair.data.of_texts):
-            departures.append(f"{key} {mine} instead of {theirs}")
-    if list(spec.seeds) != list(wanted.seeds):
-        departures.append(f"seeds {', '.join(map(str, spec.seeds))} instead of {', '.join(map(str, wanted.seeds))}")
-    if spec.data.image_size is not None and spec.data.image_size != pair.settings.size:
-        departures.append(f"images of {spec.data.image_size} pixels instead of {pair.settings.size}")
-    theirs_by_name = {method.name: method for method in wanted.methods}
-    for method in spec.methods:
-        if method.name in theirs_by_name and method != theirs_by_name[method.name]:
-            departures.append(f"other settings of {method.label}")
-    return departures
+        ours, theirs = getattr(spec.training, key), getattr(paper.training, key)
+        if ours != theirs and key != "save_every" and (key != "max_length" or preset.data.has_texts):
+            differences.append(f"{key} {ours} instead of {theirs}")
+    if list(spec.seeds) != list(paper.seeds):
+        differences.append(f"seeds {', '.join(map(str, spec.seeds))} instead of {', '.join(map(str, paper.seeds))}")
+    if spec.data.image_size is not None and spec.data.image_size != preset.settings.size:
+        differences.append(f"images of {spec.data.image_size} pixels instead of {preset.settings.size}")
+    by_name = {method.name: method for method in paper.methods}
+    differences += [f"other settings of {m.label}" for m in spec.methods if m != by_name.get(m.name, m)]
+    return differences
 
 
-def _is_architecture(model: ModelSpec, pair: Pair) -> bool:
-    """Whether a model has the sizes of the paper's; its weights are not looked at."""
-    mine, theirs = load_config(model), load_config(ModelSpec(path=str(pair.model.config)))
-    return all(getattr(mine, key, None) == getattr(theirs, key, None) for key in _SIZES)
+def _has_sizes_of(model: ModelSpec, preset: Preset) -> bool:
+    """Whether a model has the sizes of the paper's; weights are not compared."""
+    ours, theirs = load_config(model), load_config(ModelSpec(path=str(preset.model.config)))
+    return all(getattr(ours, key, None) == getattr(theirs, key, None) for key in _SIZES)
