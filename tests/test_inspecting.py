@@ -20,8 +20,8 @@ from tunewise.inspecting import inspect
 from tunewise.measures._linalg.base_spectra import BaseSpectra
 from tunewise.measures.intruders.compute import layer_intruders
 from tunewise.measures.updates.folder import updates_of
-from tunewise.methods.adapter_files import save
 from tunewise.methods.attach import attach
+from tunewise.methods.saving import save
 from tunewise.run import run
 from tunewise.spec import DataSpec
 from tunewise.store.folders import RunStore

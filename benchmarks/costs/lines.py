@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import tunewise
 from costs.labels import AGAIN, FLOOR, FUSED_FLOOR
 from tunewise.catalog import CATALOG, Chain
-from tunewise.methods.attachment import attachment, layer_adapters
+from tunewise.methods.adapters.base import layer_adapters
+from tunewise.methods.attachment import attachment
 from tunewise.models.head import head_modules
 from tunewise.models.layers import ROLES, Target, find_targets
 from tunewise.training.optimizers import optimizer as method_optimizer

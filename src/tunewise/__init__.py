@@ -21,9 +21,9 @@ _WHERE = {
     "CATALOG": "tunewise.catalog",
     "ChainCallback": "tunewise.methods.chain",
     "restart": "tunewise.methods.chain",
-    "refold": "tunewise.methods.fold",
-    "save": "tunewise.methods.adapter_files",
-    "load": "tunewise.methods.adapter_files",
+    "refold": "tunewise.methods.fold_updates",
+    "save": "tunewise.methods.saving",
+    "load": "tunewise.methods.loading",
     "optimizer": "tunewise.training.optimizers",
     "TrajectoryCallback": "tunewise.training.trajectory",
     "snapshots": "tunewise.training.trajectory",
@@ -44,12 +44,13 @@ if TYPE_CHECKING:
     from tunewise.errors import TunewiseError
     from tunewise.exporting import export
     from tunewise.inspecting import inspect
-    from tunewise.methods.adapter_files import load, save
     from tunewise.methods.attach import attach
     from tunewise.methods.attachment import attachment, trainable_parameters
     from tunewise.methods.chain import ChainCallback, restart
     from tunewise.methods.delta import delta
-    from tunewise.methods.fold import refold
+    from tunewise.methods.fold_updates import refold
+    from tunewise.methods.loading import load
+    from tunewise.methods.saving import save
     from tunewise.spec import RunSpec, StudySpec
     from tunewise.sweeps.driver import sweep
     from tunewise.training.optimizers import optimizer

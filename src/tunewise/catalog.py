@@ -8,7 +8,8 @@
 | optimizer | one learning rate, two (B: ratio x A), preconditioned |
 | start | dW = 0, or the best rank-r step of one full gradient |
 
-A name that no paper has is a `Method(...)` of one's own; everything that takes a name takes it too.
+Everything that takes a name takes a `Method(...)` too. The mathematics of a method is its adapter class, in
+`tunewise.methods.adapters`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,32 @@ from tunewise.errors import SpecError, suggest_nearest
 
 Trained = Literal["all", "head", "AB", "B", "A", "columns", "peft"]
 Where = Literal["random", "selector", "sampled", "gradient"]
-ALaw = Literal["kaiming", "normal", "orthonormal"]
+LoraAInit = Literal["kaiming", "normal", "orthonormal"]
 Layout = Literal["permutation", "block"]
 Scaling = Literal["alpha/r", "alpha/sqrt(r)", "one"]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """When a link ends: `Chain(links=4)` cuts the run in four; `Chain(every=3, unit="epoch")` every 3 epochs.
+    """When the links of a chain end: at a number of links, or every so many epochs or steps.
 
-    With k links over T steps link j + 1 starts before step floor(T / k) * j + 1, j = 1 .. k - 1: exactly k
-    links, and the last one is trained too (2606.13767, Algorithm 3, mended).
+    With k links over T steps link j + 1 starts before step floor(T / k) * j + 1, j = 1 .. k - 1: exactly k links, and
+    the last one is trained too (2606.13767, Algorithm 3, corrected).
+
+    Args:
+        links: the number of links in the run.
+        every: the length of a link, instead of `links`.
+        unit: what `every` counts: `"epoch"` or `"step"`.
+
+    Raises:
+        SpecError: both or neither of `links` and `every`, or a number below 1.
+
+    Example:
+        >>> import tunewise
+        >>> tunewise.Chain(links=4).restarts(total_steps=10)
+        [2, 4, 6]
+        >>> tunewise.Chain(every=3, unit="epoch").restarts(total_steps=20, steps_per_epoch=2)
+        [6, 12, 18]
     """
 
     links: int | None = None
@@ -48,8 +64,7 @@ class Chain:
     def restarts(self, total_steps: int, steps_per_epoch: int | None = None) -> list[int]:
         """Numbers of finished optimizer steps after which the next link starts; sorted, each in 1 .. T - 1.
 
-        Raises `SpecError` where there are fewer steps than links, or epochs are counted and their length is
-        not known.
+        Raises `SpecError` for fewer steps than links, or a chain counted in epochs without `steps_per_epoch`.
         """
         if self.links is not None:
             if self.links > total_steps:
@@ -71,7 +86,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class OptimizerRule:
-    """How the trained tensors are stepped: B at `ratio` x A's rate; gradients preconditioned or not."""
+    """How an optimizer updates the trained tensors.
+
+    Args:
+        ratio: B's learning rate / A's learning rate (LoRA+).
+        preconditioned: whether gradients are multiplied by the inverse Gram matrices of the factors (2502.01235).
+
+    Example:
+        >>> import tunewise
+        >>> tunewise.CATALOG["lora+"].optimizer
+        OptimizerRule(ratio=16.0, preconditioned=False)
+    """
 
     ratio: float = 1.0
     preconditioned: bool = False
@@ -79,7 +104,32 @@ class OptimizerRule:
 
 @dataclass(frozen=True)
 class Method:
-    """One point on the five axes. `name` and `source` are for people; the rest decides what happens."""
+    """One point on the five axes.
+
+    Args:
+        trained: `"all"`, `"head"`, `"AB"`, `"B"` (A frozen), `"A"` (B frozen), `"columns"` of W themselves, or `"peft"`
+            for a method of the PEFT library.
+        where: the row space of dW: `"random"`, the first r columns (`"selector"`), `"sampled"` columns, `"gradient"`.
+        chain: when links end; None without links.
+        optimizer: learning-rate ratio and preconditioning.
+        start: `"zero"`, or `"gradient"`: the best rank-r step of one full gradient.
+        scaling: the scale s in dW = s B A: `"alpha/r"`, `"alpha/sqrt(r)"`, or `"one"`.
+        lora_a_init: distribution of a random A: `"kaiming"`, `"normal"` (N(0, 0.02^2)), `"orthonormal"`.
+        layout: sampled columns are runs of a `"permutation"`, or one contiguous `"block"`.
+        adapter: name of the adapter class in `tunewise.registry.ADAPTERS`; chosen by the axes unless given.
+        name: the method's name in tables.
+        summary: one line for people.
+        source: the paper.
+
+    Raises:
+        SpecError: axes that contradict each other.
+
+    Example:
+        >>> import tunewise
+        >>> row = tunewise.Method("B", "sampled", chain=tunewise.Chain(links=2), name="two-links")
+        >>> row.adapter_class, row.scale(rank=4, alpha=8)
+        ('columns', 2.0)
+    """
 
     trained: Trained
     where: Where | None = None
@@ -87,8 +137,9 @@ class Method:
     optimizer: OptimizerRule = OptimizerRule()
     start: Literal["zero", "gradient"] = "zero"
     scaling: Scaling = "alpha/r"
-    a_law: ALaw = "kaiming"
+    lora_a_init: LoraAInit = "kaiming"
     layout: Layout = "permutation"
+    adapter: str | None = None
     name: str = "custom"
     summary: str = ""
     source: str = ""
@@ -110,7 +161,7 @@ class Method:
         if (self.where == "gradient") != (self.start == "gradient"):
             raise SpecError("where='gradient' and start='gradient' go together")
         if self.start == "gradient" and self.chain is not None:
-            raise SpecError("a chain restarts from B = 0; it can't be had with start='gradient'")
+            raise SpecError("a chain restarts from B = 0; it can't be combined with start='gradient'")
         if self.trained == "A" and self.chain is not None:
             raise SpecError("chains of row methods are not offered; use trained='B'")
 
@@ -130,8 +181,15 @@ class Method:
         return self.trained in ("B", "columns") and self.where in ("selector", "sampled")
 
     @property
+    def adapter_class(self) -> str:
+        """Name of the adapter class in `tunewise.registry.ADAPTERS`."""
+        if self.adapter is not None:
+            return self.adapter
+        return "columns" if self.selects_columns else "rows" if self.trained == "A" else "low-rank"
+
+    @property
     def default_learning_rate(self) -> float:
-        """A sane start where nothing was tuned: small for all weights, larger for adapters (2606.13767, Table 7
+        """A first learning rate where none was tuned: small for all weights, larger for adapters (2606.13767, Table 7
         has 1e-5 against 3e-4 for 20 epochs; short runs want more)."""
         return 5e-5 if self.trained == "all" else 1e-3
 
@@ -247,8 +305,7 @@ PEFT_TYPES = (
 
 
 def get_method(method: str | Method) -> Method:
-    """The catalog row of a name, or the pass-through `peft:NAME`; a `Method` of one's own is handed back as it is.
-    Raises `SpecError`."""
+    """The catalog row of a name, or the pass-through `peft:NAME`; a `Method` is returned as it is."""
     if isinstance(method, Method):
         return method
     if method.startswith("peft:"):

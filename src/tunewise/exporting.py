@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tunewise.errors import SpecError, StoreError
-from tunewise.methods.adapter_files import COLUMNS, SIDECAR, load, read_sidecar
+from tunewise.methods.files import COLUMNS, SIDECAR, read_sidecar
+from tunewise.methods.loading import load
 from tunewise.models.layers import linear_layers
 
 Form = Literal["lora", "merged", "columns"]

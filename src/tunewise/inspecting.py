@@ -25,7 +25,8 @@ from tunewise.measures.spectrum.compute import SpectrumResult, spectra_of
 from tunewise.measures.updates.folder import adapter_folder, module_names, updates_between, updates_of
 from tunewise.measures.updates.layer import Updates
 from tunewise.measures.updates.refusal import refusal
-from tunewise.methods.adapter_files import CHANGED, CONFIG, SIDECAR, load, noted
+from tunewise.methods.files import CHANGED, CONFIG, SIDECAR, read_attachment
+from tunewise.methods.loading import load
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec
@@ -222,7 +223,7 @@ def _open(
         of = f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}"
         cache = Path(adapter).resolve().parent / "cache" / FOLDER
         return _Subject(of, spec, updates, cache, folder, record, task_type, record.spec.method.name)
-    named_method = noted(folder).method.name if (folder / SIDECAR).exists() else None
+    named_method = read_attachment(folder).method.name if (folder / SIDECAR).exists() else None
     return _Subject(str(adapter), spec, updates, cache_folder() / FOLDER, folder, None, task_type, named_method)
 
 

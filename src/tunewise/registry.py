@@ -1,4 +1,4 @@
-"""Names of tasks and measures, known before any of their modules is imported. Plain data, no torch.
+"""Names of tasks, measures and adapter classes, known before any of their modules is imported. Plain data, no torch.
 
 A built-in entry is imported when it is first used. A plug-in registers itself when its own file is imported:
 
@@ -81,3 +81,12 @@ MEASURES: Registry[Any] = Registry(
 
 DEFAULT_MEASURES = ("forgetting", "spectrum", "intruders", "bounds")
 """Those that every comparison computes unless told otherwise: they cost little next to training."""
+
+ADAPTERS: Registry[Any] = Registry(
+    "adapter class",
+    {
+        "low-rank": "tunewise.methods.adapters.low_rank",
+        "columns": "tunewise.methods.adapters.columns",
+        "rows": "tunewise.methods.adapters.rows",
+    },
+)

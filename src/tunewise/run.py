@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
 from tunewise.measures.bounds.clipping import TRAIN_LOSSES
-from tunewise.methods.adapter_files import save
+from tunewise.methods.saving import save
 from tunewise.methods.verify import verify
 from tunewise.spec import RunSpec
 from tunewise.store.disk import full_disk_named

@@ -14,7 +14,7 @@ import tunewise
 from contracts import models
 from contracts.every import KINDS, RANK, attach
 from tunewise import CATALOG, Chain, Method, OptimizerRule
-from tunewise.methods.attachment import layer_adapters
+from tunewise.methods.adapters.base import layer_adapters
 
 # --- how the methods are related -------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ OWN = {
     "columns in a chain at alpha / r": Method("columns", "sampled", chain=Chain(links=3)),
     "cla at the root of r": Method("B", "selector", scaling="alpha/sqrt(r)"),
     "a chain of lora at the root of r": Method("AB", "random", chain=Chain(links=3), scaling="alpha/sqrt(r)"),
-    "asym with orthonormal rows": Method("B", "random", a_law="orthonormal"),
+    "asym with orthonormal rows": Method("B", "random", lora_a_init="orthonormal"),
 }
 
 

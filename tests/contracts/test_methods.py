@@ -18,7 +18,7 @@ from contracts import models
 from contracts.every import KINDS, RANK, attach, combinations, is_base, stepped, trained
 from tunewise import CATALOG
 from tunewise.errors import ModelError, SpecError
-from tunewise.methods.one_step import GAMMA
+from tunewise.methods.gradient_start import GAMMA
 from tunewise.models.layers import linear_layers
 
 # --- attaching -------------------------------------------------------------------------------------------------------

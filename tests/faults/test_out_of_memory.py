@@ -23,7 +23,7 @@ from tunewise.measures.collect import collect
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.sharpness.hessian import of_parameters
 from tunewise.measures.updates.folder import updates_of
-from tunewise.methods.adapter_files import load
+from tunewise.methods.loading import load
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Listener
 
@@ -93,7 +93,7 @@ PLACES: dict[str, tuple[str, Callable[[FinishedRun, Path], object], type[Excepti
         ModelError,
     ),
     "an adapter": (
-        "tunewise.methods.adapter_files.set_peft_model_state_dict",
+        "tunewise.methods.loading.set_peft_model_state_dict",
         lambda run, _: load(run.task.load_model(0), run.adapter, trainable=True),
         StoreError,
     ),

@@ -94,7 +94,7 @@ def test_the_trained_factors_of_a_network_have_the_dense_hessians_figures(
 
     model = tunewise.load(task.load_model(0), finished.adapter, trainable=True).eval()
     for adapter in tunewise.methods.attachment.layer_adapters(model):
-        adapter.release()
+        adapter.unfold()
         adapter.fold_mode = "never"
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrix = dense(model, wanted, batches).double()

@@ -106,7 +106,7 @@ def test_w0_plus_the_change_is_the_trained_model(method: str, tiny_model: Path, 
     task = build_task(spec)
     base, model = task.load_model(spec.seed).eval(), build_model(spec, task)
     jitter(model, 0.02)
-    from tunewise.methods.fold import refold
+    from tunewise.methods.fold_updates import refold
 
     refold(model)
     model.eval()

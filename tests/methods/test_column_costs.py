@@ -84,12 +84,12 @@ def test_in_cross_attention_queries_keep_their_own_columns_and_nothing_is_left_b
     assert sum(kept.values()) == (10 * RANK + 30 * 2 * RANK) * 4
     del output
     gc.collect()
-    left = [adapter.group._taken for adapter in tunewise_adapters(model)]
+    left = [adapter.selection.group._taken for adapter in tunewise_adapters(model)]
     assert all(taken is None for taken in left)
 
 
 def tunewise_adapters(model: Any) -> list[Any]:
-    from tunewise.methods.attachment import layer_adapters
+    from tunewise.methods.adapters.base import layer_adapters
 
     return layer_adapters(model)
 

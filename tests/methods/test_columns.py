@@ -13,8 +13,8 @@ import tunewise
 from contracts import models
 from methods import layers
 from tunewise import CATALOG
-from tunewise.methods import columns as columns_module
-from tunewise.methods import gather as gather_module
+from tunewise.methods.adapters import columns as columns_module
+from tunewise.methods.adapters import input_groups as groups_module
 
 RANK, IN, OUT = layers.RANK, layers.IN, layers.OUT
 
@@ -252,7 +252,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, int, Any]] = []
-        self.original = gather_module.take_columns
+        self.original = groups_module.take_columns
 
     def __call__(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
         found = self.original(x, *args)
@@ -266,7 +266,7 @@ class Counting:
 @pytest.fixture
 def counting(monkeypatch):
     counter = Counting()
-    monkeypatch.setattr(gather_module, "take_columns", counter)
+    monkeypatch.setattr(groups_module, "take_columns", counter)
     monkeypatch.setattr(columns_module, "take_columns", counter)
     return counter
 

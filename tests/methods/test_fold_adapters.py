@@ -15,16 +15,16 @@ import tunewise
 from contracts import models
 from methods.folds import RANK, attach, by_hand, factors, folded_layers, same_outputs
 from tunewise.errors import TunewiseError
-from tunewise.methods.layer_adapter import ADAPTERS
+from tunewise.methods.adapters.base import LIVE_ADAPTERS
 
 
 @pytest.fixture(autouse=True)
 def deleted_adapters_stay_here() -> Iterator[None]:
     """What a test leaves behind of a deleted adapter does not reach another test's optimizer."""
     yield
-    for adapter in list(ADAPTERS):
+    for adapter in list(LIVE_ADAPTERS):
         if adapter.name not in adapter.layer.lora_B:
-            ADAPTERS.discard(adapter)
+            LIVE_ADAPTERS.discard(adapter)
 
 
 # --- several adapters ------------------------------------------------------------------------------------------------

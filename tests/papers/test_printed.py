@@ -50,7 +50,7 @@ def test_presets_have_table_7():
     runs = {run.method.name: run for run in spec.runs()}
     assert (runs["fft"].learning_rate, runs["fft"].weight_decay) == (1e-5, 0.01)
     assert (runs["lora"].learning_rate, runs["lora"].weight_decay) == (3e-4, 0.0)
-    assert runs["lora"].method.a_law == "normal" and runs["cla"].method.a_law is None
+    assert runs["lora"].method.lora_a_init == "normal" and runs["cla"].method.lora_a_init is None
     assert runs["c3la"].links == 7  # 20 epochs, a restart every 3, the last link short
     assert (runs["cla"].method.rank, runs["cla"].method.alpha, runs["cla"].method.targets) == (16, 32.0, "qv")
 

@@ -12,9 +12,9 @@ import torch
 from preview.train_child import config_of, head_of, miniature_of, task_of
 from tunewise.catalog import CATALOG
 from tunewise.measures.cost.saved_bytes import saved_for_backward
-from tunewise.methods.attachment import layer_adapters
+from tunewise.methods.adapters.base import layer_adapters
 from tunewise.methods.chain import restart
-from tunewise.methods.fold import FoldingLayer
+from tunewise.methods.folding_layer import FoldingLayer
 from tunewise.models.head import prepare
 from tunewise.preview.forecast import forecast
 from tunewise.preview.live_memory import LiveMemory

@@ -250,7 +250,7 @@ def test_a_damaged_adapter_is_found_out(tiny_model: Path, toy_csv: Path, tmp_pat
     from safetensors.torch import load_file, save_file
 
     from tunewise.errors import StoreError
-    from tunewise.methods.adapter_files import save
+    from tunewise.methods.saving import save
 
     spec = linear_spec(tiny_model, toy_csv)
     task = build_task(spec)

@@ -53,12 +53,12 @@ def test_the_law_of_a_reaches_the_adapter(tiny_model, toy_csv):
     found = {}
     for law in (None, "normal"):
         model = load_model(ModelSpec(path=str(tiny_model)), TextClassification.make_head(("a", "b")), seed=0)
-        adapted = attach_method(model, MethodSpec(name="asym", rank=8, a_law=law), seed=0)
+        adapted = attach_method(model, MethodSpec(name="asym", rank=8, lora_a_init=law), seed=0)
         found[law] = torch.cat([p.flatten() for n, p in adapted.named_parameters() if ".lora_A." in n])
     assert found["normal"].std() == pytest.approx(0.02, rel=0.1)  # N(0, 0.02^2)
     assert float(found[None].abs().max()) <= 32**-0.5  # Kaiming's uniform law, of 32 inputs
     assert float(found[None].std()) == pytest.approx((1 / 96) ** 0.5, rel=0.1)
-    ids = {law: spec_of(tiny_model, toy_csv, name="asym", a_law=law).id for law in (None, "kaiming", "normal")}
+    ids = {law: spec_of(tiny_model, toy_csv, name="asym", lora_a_init=law).id for law in (None, "kaiming", "normal")}
     assert ids[None] == ids["kaiming"] != ids["normal"]
     with pytest.raises(SpecError, match="'cla' has no random A"):
-        parse(MethodSpec, {"name": "cla", "a_law": "normal"})
+        parse(MethodSpec, {"name": "cla", "lora_a_init": "normal"})

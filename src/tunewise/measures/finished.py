@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tunewise.methods.adapter_files import restore
+from tunewise.methods.loading import restore
 from tunewise.spec import RunSpec
 from tunewise.store.records import RunRecord
 from tunewise.tasks.contract import Task

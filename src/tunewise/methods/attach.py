@@ -1,4 +1,4 @@
-"""A method onto a model: `attach` gives a `peft.PeftModel` (for `fft` and `head` the model itself)."""
+"""Put a method onto a model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tunewise.catalog import ALaw, Chain, Layout, Method, get_method
+from tunewise.catalog import Chain, Layout, LoraAInit, Method, get_method
 from tunewise.errors import ModelError, SpecError
 from tunewise.methods.attachment import Attachment, remember
-from tunewise.methods.furnish import furnish
-from tunewise.methods.inject import inject_lora
-from tunewise.methods.one_step import start_at_gradient
+from tunewise.methods.configure import check_ranks, configure_adapter_layers
+from tunewise.methods.gradient_start import start_at_gradient
 from tunewise.methods.pass_through import pass_through
+from tunewise.methods.peft_config import inject_lora
 from tunewise.models.blocks import Layers
 from tunewise.models.head import head_modules
 from tunewise.models.layers import Target, find_targets
@@ -32,33 +32,32 @@ def attach(
     seed: int = 0,
     chain: Chain | None = None,
     dropout: float = 0.0,
-    a_law: ALaw | None = None,
+    lora_a_init: LoraAInit | None = None,
     layout: Layout | None = None,
     fold: str = "auto",
     adapter_name: str = "default",
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     peft_options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Put a method onto a model, ready to train. The outputs stay the base model's (`lora-one` aside).
+    """Put a method onto a model, ready to train. The outputs stay the base model's (except with `lora-one`).
 
     Args:
         model: a transformers model (or any module with linear layers), or a `PeftModel` that gets one more adapter.
-        method: a name of the catalog, or a `Method` of one's own.
+        method: a name of the catalog, or a `Method`.
         rank: r; for column methods the number of columns.
         alpha: the scale is alpha / rank; 2 x rank unless given. `paca`'s scale is 1 whatever alpha is.
         targets: `"qv"`, `"attention"`, `"all-linear"`, or names and patterns (see `models.layers.find_targets`).
-        layers: of these, the ones in blocks with these numbers alone (from 0, PEFT's `layers_to_transform`), or
-            in the `"last 2"`.
-        seed: of every random choice made here; the global generator is neither read nor moved.
+        layers: only targets in the blocks with these numbers (from 0, PEFT's `layers_to_transform`), or the `"last 2"`.
+        seed: of every random choice made here; the global generator is neither read nor changed.
         chain: another schedule than the catalog's, for a method with a chain.
         dropout: on the adapter's input; column methods then take the additive path.
-        a_law: law of a random A: `"kaiming"` (stock PEFT's), `"normal"` (N(0, 0.02^2)), `"orthonormal"`.
+        lora_a_init: distribution of a random A: `"kaiming"` (stock PEFT's), `"normal"` (N(0, 0.02^2)), `"orthonormal"`.
         layout: of sampled columns: runs of a `"permutation"`, or a contiguous random `"block"`.
         fold: `"auto"`, `"never"` (additive path), or `"always"` (also into bf16 and fp16 weights, where small
             updates are rounded away).
         adapter_name: PEFT's name of the adapter.
-        peft_options: for `peft:NAME`: fields of PEFT's own config (`{"total_step": 1000}` for adalora).
         batches: for `lora-one`: batches with labels, over which the one full gradient is taken.
+        peft_options: for `peft:NAME`: fields of PEFT's own config (`{"total_step": 1000}` for adalora).
 
     Returns:
         A `peft.PeftModel`; for `fft` and `head` the model itself. The task head is trained in every method.
@@ -66,8 +65,15 @@ def attach(
     Raises:
         SpecError: unknown method, rank below 1, an option that the method has no use for.
         ModelError: an unknown target, a rank above a layer's size, a layer that can't be adapted.
+
+    Example:
+        >>> import torch, tunewise
+        >>> base = torch.nn.Sequential(torch.nn.Linear(8, 4))
+        >>> model = tunewise.attach(base, "r-cla", rank=2, targets=["0"], seed=1)
+        >>> [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+        [('base_model.model.0.lora_B.default.weight', (4, 2))]
     """
-    row = _resolve(get_method(method), chain, a_law, layout)
+    row = _resolve(get_method(method), chain, lora_a_init, layout)
     if rank < 1:
         raise SpecError(f"rank = {rank}: at least 1 is needed")
     if fold not in ("auto", "never", "always"):
@@ -88,45 +94,28 @@ def attach(
     if not row.adapts:
         return _train_weights(model, Attachment(row, rank, alpha, seed, (), head, adapter_name))
 
-    found = tuple(find_targets(base, targets, layers))
+    adapted = tuple(find_targets(base, targets, layers))
     if row.passed_through:
-        return pass_through(model, Attachment(row, rank, alpha, seed, found, head, adapter_name), peft_options or {})
-    for target in found:
-        _check_rank(row, rank, target)
-    done = Attachment(row, rank, alpha, seed, found, head, adapter_name, dropout, fold)
+        return pass_through(model, Attachment(row, rank, alpha, seed, adapted, head, adapter_name), peft_options or {})
+    check_ranks(row, rank, adapted)
+    done = Attachment(row, rank, alpha, seed, adapted, head, adapter_name, dropout, fold)
     peft_model = inject_lora(model, done)
-    furnish(peft_model, done)
+    configure_adapter_layers(peft_model, done)
     remember(peft_model, done)
     if batches is not None:
         start_at_gradient(peft_model, done, batches)
     return peft_model
 
 
-def _resolve(method: Method, chain: Chain | None, a_law: ALaw | None, layout: Layout | None) -> Method:
+def _resolve(method: Method, chain: Chain | None, lora_a_init: LoraAInit | None, layout: Layout | None) -> Method:
     if chain is not None and method.chain is None:
         raise SpecError(f"method {method.name!r} has no chain; use one that has (c3la, r-c3la, c-paca, cola, rac)")
-    changes: dict[str, Any] = {"chain": chain, "a_law": a_law, "layout": layout}
+    changes: dict[str, Any] = {"chain": chain, "lora_a_init": lora_a_init, "layout": layout}
     return replace(method, **{key: value for key, value in changes.items() if value is not None})
 
 
-def _check_rank(method: Method, rank: int, target: Target) -> None:
-    rows = min(stop - start for start, stop in target.parts)
-    if method.selects_columns:
-        limit, what = target.in_features, "input columns"
-    elif method.trained == "A":
-        limit, what = target.out_features, "output rows"
-    else:
-        limit, what = min(rows, target.in_features), "as its smaller side"
-    if rank > limit:
-        raise ModelError(
-            f"rank {rank} is above layer {target.name}, which has {limit} {what}; use rank <= {limit} or other targets"
-        )
-    if method.trained == "A" and target.fused:
-        raise ModelError(f"layer {target.name}: rows of a fused projection are not offered; use 'cla'")
-
-
 def _train_weights(model: nn.Module, done: Attachment) -> nn.Module:
-    """fft: everything; head: the task head alone."""
+    """fft: every weight; head: the task head alone."""
     if isinstance(model, PeftModel):
         raise SpecError(f"method {done.method.name!r} trains the model itself, and this one already carries an adapter")
     if done.method.trained == "head" and not done.head:

@@ -1,4 +1,4 @@
-"""What a model carries: the record that `attach` leaves on it, and its adapters layer by layer."""
+"""The record of what `attach` did, kept on the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import nn
 
 from tunewise.catalog import Method
 from tunewise.errors import ModelError, SpecError
-from tunewise.methods.layer_adapter import LayerAdapter, adapters_of
 from tunewise.models.layers import Target
 
 
@@ -35,39 +34,60 @@ class Attachment:
 
 
 def attachment(model: nn.Module, adapter_name: str | None = None) -> Attachment:
-    """What was attached to the model (the active adapter's). Raises `SpecError` where nothing was."""
-    known: dict[str, Attachment] = getattr(model, "tunewise", {})
+    """The record of what was attached to a model.
+
+    Args:
+        model: a model that `tunewise.attach` or `tunewise.load` returned.
+        adapter_name: PEFT's name of the adapter; the active one unless given.
+
+    Returns:
+        An `Attachment`: `method`, `rank`, `alpha`, `scale`, `seed`, `targets` (the adapted layers), `head` (the modules
+        of the task head), `adapter_name`, `dropout`, `fold`.
+
+    Raises:
+        SpecError: the model carries no method of tunewise.
+
+    Example:
+        >>> import torch, tunewise
+        >>> model = tunewise.attach(torch.nn.Sequential(torch.nn.Linear(8, 4)), "cla", rank=2, targets=["0"])
+        >>> record = tunewise.attachment(model)
+        >>> record.method.name, record.rank, record.scale
+        ('cla', 2, 2.0)
+    """
+    records: dict[str, Attachment] = getattr(model, "tunewise", {})
     name = adapter_name or getattr(model, "active_adapter", None) or "default"
     if isinstance(name, list):
         name = name[0]
-    if name not in known and len(known) == 1 and adapter_name is None:
-        name = next(iter(known))
-    if name not in known:
+    if name not in records and len(records) == 1 and adapter_name is None:
+        name = next(iter(records))
+    if name not in records:
         raise SpecError("this model carries no method of tunewise; call tunewise.attach(model, ...) first")
-    return known[name]
+    return records[name]
 
 
 def remember(model: nn.Module, done: Attachment) -> None:
-    """Leave the record on the model, beside those of its other adapters."""
-    known = dict(model.__dict__.get("tunewise", {}))
-    known[done.adapter_name] = done
-    model.__dict__["tunewise"] = known
+    """Keep the record on the model, beside those of its other adapters."""
+    records = dict(model.__dict__.get("tunewise", {}))
+    records[done.adapter_name] = done
+    model.__dict__["tunewise"] = records
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """Number of scalars that an optimizer over the model's trainable tensors updates (tied ones counted once)."""
+    """The number of scalars that an optimizer over the model's trainable tensors updates.
+
+    Args:
+        model: any module. Tied tensors count once.
+
+    Returns:
+        The number of scalars in parameters with `requires_grad`.
+
+    Example:
+        >>> import torch, tunewise
+        >>> model = tunewise.attach(torch.nn.Sequential(torch.nn.Linear(8, 4)), "cla", rank=2, targets=["0"])
+        >>> tunewise.trainable_parameters(model)  # B: 4 outputs x 2 columns
+        8
+    """
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def layer_adapters(model: nn.Module, adapter_name: str | None = None) -> list[LayerAdapter]:
-    """The model's adapters that are behaviour of ours (column methods, chains, slices), layer by layer."""
-    return [
-        adapter
-        for module in model.modules()
-        if isinstance(module, LoraLayer)
-        for name, adapter in adapters_of(module).items()
-        if adapter_name is None or name == adapter_name
-    ]
 
 
 def adapted_layer(model: nn.Module, target: Target) -> Any:

@@ -1,12 +1,7 @@
 """Chains: one adapter after another on the same layers, each merged into the function before the next begins.
 
 At a restart the function does not change, the new link starts at B = 0, the optimizer forgets the adapter's
-tensors (not the head's), and the learning-rate schedule goes on as if nothing had happened.
-
-In a `Trainer` (or TRL's `SFTTrainer`) of one's own: `callbacks=[tunewise.ChainCallback()]`. In a plain loop:
-
-    if step in restarts:                       # restarts = chain.restarts(total_steps)
-        tunewise.restart(model, optimizer)
+tensors (not the head's), and the learning-rate schedule continues.
 """
 
 from __future__ import annotations
@@ -23,16 +18,38 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tunewise.catalog import Chain
 from tunewise.errors import SpecError, StoreError
-from tunewise.methods.attachment import attachment, layer_adapters
-from tunewise.methods.exact_columns import read_columns, write_columns
-from tunewise.methods.layer_adapter import LayerAdapter
+from tunewise.methods.adapters.base import Adapter, layer_adapters
+from tunewise.methods.attachment import attachment
+from tunewise.methods.checkpoint_columns import read_columns, write_columns
 
 
 def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = None) -> int:
-    """Begin the next link on every adapted layer; returns its number (from 0).
+    """Begin the next link of a chain on every adapted layer.
 
-    `optimizer` (a torch optimizer, or accelerate's wrapper of one) forgets its state of the adapter's tensors.
-    Raises `SpecError` where the model's method has no chain.
+    Args:
+        model: a model with a chain method (c3la, r-c3la, c-paca, cola, rac), also inside DistributedDataParallel or
+            `torch.compile`.
+        optimizer: a torch optimizer, or accelerate's wrapper of one; it forgets its state of the adapter's tensors.
+        adapter_name: PEFT's name of the adapter; the active one unless given.
+
+    Returns:
+        The number of the link that begins, from 0.
+
+    Raises:
+        SpecError: the method has no chain, the adapter is merged, or FSDP2 shards the weights.
+
+    Example:
+        >>> import torch, tunewise
+        >>> model = tunewise.attach(torch.nn.Sequential(torch.nn.Linear(8, 4)), "c3la", rank=2, targets=["0"])
+        >>> optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        >>> restarts = tunewise.attachment(model).method.chain.restarts(total_steps=8)
+        >>> for step in range(1, 9):
+        ...     loss = model(torch.randn(3, 8)).square().mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     if step in restarts:
+        ...         _ = tunewise.restart(model, optimizer)
     """
     adapters = _chained(model, adapter_name)
     if any(adapter.layer.merged for adapter in adapters):
@@ -55,7 +72,7 @@ def current_link(model: nn.Module, adapter_name: str | None = None) -> int:
     return _chained(model, adapter_name)[0].link
 
 
-def _chained(model: nn.Module, adapter_name: str | None) -> list[LayerAdapter]:
+def _chained(model: nn.Module, adapter_name: str | None) -> list[Adapter]:
     plain = _unwrapped(model)
     done = attachment(plain, adapter_name)
     if done.method.chain is None:
@@ -90,11 +107,23 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 class ChainCallback(TrainerCallback):
-    """Restarts the chain on schedule in any `transformers.Trainer`; nothing to do for methods without a chain.
+    """Restarts a chain on schedule in any `transformers.Trainer`, TRL's `SFTTrainer` included.
 
     It acts at the end of a step, before the Trainer writes that step's checkpoint, so a checkpoint on the boundary
     already holds the new link. For PaCA it keeps the columns themselves in the checkpoints, so that a resumed run
-    equals the uninterrupted one to the last bit.
+    equals the uninterrupted one to the last bit. Methods without a chain need it for that alone.
+
+    Args:
+        chain: another schedule than the method's own.
+
+    Raises:
+        StoreError: when training begins from a checkpoint that was trained on another schedule.
+
+    Example:
+        >>> import tunewise
+        >>> callback = tunewise.ChainCallback(tunewise.Chain(links=2))  # Trainer(..., callbacks=[callback])
+        >>> callback.chain
+        Chain(links=2, every=None, unit='epoch')
     """
 
     def __init__(self, chain: Chain | None = None) -> None:
@@ -112,11 +141,11 @@ class ChainCallback(TrainerCallback):
             self.restarts = []
             return
         self.restarts = chain.restarts(state.max_steps, _steps_per_epoch(args, kwargs.get("train_dataloader")))
-        due, found = bisect.bisect_right(self.restarts, state.global_step), current_link(model)
-        if due != found:
+        due, link = bisect.bisect_right(self.restarts, state.global_step), current_link(model)
+        if due != link:
             raise StoreError(
                 f"at step {state.global_step} of {state.max_steps} the chain should be in link {due + 1}, and the "
-                f"adapter is in link {found + 1}; it was trained on another schedule, so start afresh"
+                f"adapter is in link {link + 1}; it was trained on another schedule, so start afresh"
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -11,14 +11,27 @@ from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import SpecError
 from tunewise.methods.attachment import adapted_layer, attachment
-from tunewise.methods.layer_adapter import adapters_of
 from tunewise.models.layers import Target, linear_layers
 
 
 def delta(model: nn.Module, base: nn.Module | None = None) -> dict[str, Tensor]:
-    """dW of every adapted layer: {layer name: fp32 (out, in)}, alpha / rank and all links included.
+    """dW of every adapted layer, alpha / rank and all links included.
 
-    For `fft` the base model must be given, since no copy of it is kept; for `head` the result is empty.
+    Args:
+        model: a model that `tunewise.attach` or `tunewise.load` returned.
+        base: the model before training; needed for `fft`, which keeps no copy of the base weights.
+
+    Returns:
+        {layer name: fp32 tensor (out, in)}; empty for `head`.
+
+    Raises:
+        SpecError: the model carries no method, or `fft` without `base`.
+
+    Example:
+        >>> import torch, tunewise
+        >>> model = tunewise.attach(torch.nn.Sequential(torch.nn.Linear(8, 4)), "cla", rank=2, targets=["0"])
+        >>> {name: tuple(dense.shape) for name, dense in tunewise.delta(model).items()}
+        {'0': (4, 8)}
     """
     done = attachment(model)
     if done.method.trained == "head":
@@ -38,9 +51,6 @@ def layer_delta(model: nn.Module, target: Target) -> Tensor:
     if done.method.passed_through:
         return _merged_difference(model, target)
     layer = adapted_layer(model, target)
-    ours = adapters_of(layer).get(done.adapter_name)
-    if ours is not None:
-        return ours.delta()
     dense = layer.get_delta_weight(done.adapter_name).detach().float()
     return dense.T if layer.fan_in_fan_out else dense
 

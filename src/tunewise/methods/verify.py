@@ -1,4 +1,4 @@
-"""A saved folder, loaded again by other hands than ours, against the model that wrote it."""
+"""A saved folder, loaded again by stock PEFT, against the model that wrote it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tunewise.errors import StoreError
-from tunewise.methods.adapter_files import CHANGED, load
 from tunewise.methods.attachment import attachment
+from tunewise.methods.files import CHANGED
+from tunewise.methods.loading import load
 from tunewise.store.records import Check
 
 TOLERANCE = 1e-4
@@ -22,7 +23,7 @@ def verify(model: nn.Module, path: Path, base: nn.Module, batch: Mapping[str, Te
     """Load `path` onto a fresh `base` by stock PEFT (or from its safetensors) and compare the logits on a batch with
     the model's own.
 
-    Raises `StoreError` where the largest difference is above 1e-4: such a folder must not be handed to anyone.
+    Raises `StoreError` where the largest difference is above 1e-4.
     """
     device = next(model.parameters()).device
     if attachment(model).method.adapts:

@@ -123,7 +123,7 @@ def method_content(name: str, preset: Preset, setting: Setting = "main") -> dict
         "weight_decay": row.decay_adapter,
     }
     if method.where == "random":
-        content["a_law"] = "normal"
+        content["lora_a_init"] = "normal"
     if method.chain is not None:
         content |= restarts(preset)
     return content

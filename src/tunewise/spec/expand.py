@@ -13,7 +13,7 @@ from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, Trainin
 from tunewise.spec.reading import merge_specs, parse
 
 PARTS: dict[str, type[Frozen]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
-METHOD_KEYS = ("rank", "alpha", "targets", "links", "restart_every", "learning_rate", "layers", "a_law")
+METHOD_KEYS = ("rank", "alpha", "targets", "links", "restart_every", "learning_rate", "layers", "lora_a_init")
 """Keys beside `methods` that hold for all rows; a list makes a row of each value, but for layers."""
 _CHAIN = ("links", "restart_every")
 _HALF_POWER = re.compile(r"1e([-+]?\d+\.\d+)")
@@ -118,7 +118,7 @@ def _row_values(row: Any, shared: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         if method.chain is None or any(key in own for key in _CHAIN):
             axes = {key: value for key, value in axes.items() if key not in _CHAIN}
         if method.where != "random":
-            axes.pop("a_law", None)
+            axes.pop("lora_a_init", None)
         listed = [
             [(key, value) for value in (values if isinstance(values, list) and key != "layers" else [values])]
             for key, values in axes.items()

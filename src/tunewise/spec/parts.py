@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tunewise.catalog import ALaw, get_method
+from tunewise.catalog import LoraAInit, get_method
 from tunewise.errors import SpecError
 from tunewise.registry import TASKS
 from tunewise.spec.flag import Flag
@@ -96,7 +96,9 @@ class MethodSpec(Frozen):
     restart_every: int | None = Field(
         None, ge=1, description="Chains: epochs per link, instead of the number of links."
     )
-    a_law: ALaw | None = Field(None, description="Distribution of a random A; the method's own unless given.")
+    lora_a_init: LoraAInit | None = Field(
+        None, description="Distribution of a random A; the method's own unless given."
+    )
     learning_rate: Annotated[float | None, Flag(hidden=True)] = Field(
         None, gt=0, description="Learning rate of this method alone."
     )
@@ -124,8 +126,8 @@ class MethodSpec(Frozen):
 
     @model_validator(mode="after")
     def _only_a_random_factor_has_a_law(self) -> MethodSpec:
-        if self.a_law is not None and get_method(self.name).where != "random":
-            raise SpecError(f"method {self.name!r} has no random A, so 'a_law' means nothing to it; leave it out")
+        if self.lora_a_init is not None and get_method(self.name).where != "random":
+            raise SpecError(f"method {self.name!r} has no random A, so 'lora_a_init' means nothing to it; leave it out")
         return self
 
     @field_validator("targets", mode="before")
@@ -163,7 +165,7 @@ class MethodSpec(Frozen):
         content["alpha"] = None if row.scaling == "one" else self.alpha or 2.0 * self.rank
         if self.restart_every is None:
             content["links"] = self.links or (row.chain.links if row.chain else None)
-        content["a_law"] = self.a_law or row.a_law
+        content["lora_a_init"] = self.lora_a_init or row.lora_a_init
         return content
 
 

@@ -10,7 +10,7 @@ from typing import Any
 def shape_of(spec: dict[str, Any]) -> str:
     """Model, data, batch and method, with its rank."""
     method, training = spec["method"], spec["training"]
-    free = ("learning_rate", "alpha", "title", "links", "restart_every", "weight_decay", "a_law")
+    free = ("learning_rate", "alpha", "title", "links", "restart_every", "weight_decay", "lora_a_init")
     parts = [
         spec["model"]["digest"] or spec["model"]["path"],
         data_of(spec),

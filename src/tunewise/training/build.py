@@ -46,7 +46,7 @@ def attach_method(model: nn.Module, method: MethodSpec, *, seed: int, **options:
         layers=method.layers,
         seed=seed,
         chain=chain_of(method) if method.links is not None or method.restart_every is not None else None,
-        a_law=method.a_law,
+        lora_a_init=method.lora_a_init,
         **options,
     )
 

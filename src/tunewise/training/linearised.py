@@ -31,10 +31,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import SpecError, StoreError
-from tunewise.methods.adapter_files import CHANGED, load
+from tunewise.methods.adapters.base import adapters_of
 from tunewise.methods.attachment import Attachment, attachment
-from tunewise.methods.columns import ColumnAdapter
-from tunewise.methods.layer_adapter import LayerAdapter, adapters_of
+from tunewise.methods.files import CHANGED
+from tunewise.methods.loading import load
 from tunewise.methods.verify import TOLERANCE
 from tunewise.store.records import Check
 
@@ -135,7 +135,7 @@ def live_change(model: nn.Module, twin: nn.Module) -> dict[str, Tensor]:
     for target in done.targets:
         layer: Any = base.get_submodule(target.name)
         ours = adapters_of(layer).get(done.adapter_name)
-        dense = _of_adapter(ours) if ours is not None else _of_plain(layer, done.adapter_name)
+        dense = ours.live_delta() if ours is not None else _of_plain(layer, done.adapter_name)
         plain = twin.get_submodule(target.name)
         change[f"{target.name}.weight"] = dense.T if isinstance(plain, Conv1D) else dense
     return {**change, **head_change(model, twin, done.adapter_name)}
@@ -145,25 +145,6 @@ def _of_plain(layer: Any, name: str) -> Tensor:
     """s B A of PEFT's own LoRA layer, (n, m)."""
     product: Tensor = layer.lora_B[name].weight @ layer.lora_A[name].weight
     return product * layer.scaling[name]
-
-
-def _of_adapter(adapter: LayerAdapter) -> Tensor:
-    """dW over all links, (n, m): finished links are constants, the active one is live."""
-    active = adapter.update() if isinstance(adapter, ColumnAdapter) else adapter.b
-    links = [*list(adapter.link_factors())[:-1], (adapter.a, active)]
-    blocks: list[Tensor] = []
-    done = 0
-    for p, (start, stop) in enumerate(adapter.target.parts):
-        if start > done:
-            blocks.append(active.new_zeros(start - done, adapter.target.in_features))
-        products = [
-            adapter.parts_of(b.to(active.dtype))[p] @ a.to(active.dtype).split(adapter.rank)[p] for a, b in links
-        ]
-        blocks.append(adapter.scale * torch.stack(products).sum(dim=0))
-        done = stop
-    if done < adapter.target.out_features:
-        blocks.append(active.new_zeros(adapter.target.out_features - done, adapter.target.in_features))
-    return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
 
 
 def head_change(model: Any, twin: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:

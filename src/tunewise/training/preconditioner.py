@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from tunewise.errors import DivergedError, SpecError
-from tunewise.methods.layer_adapter import adapters_of
+from tunewise.methods.adapters.base import adapters_of
 
 
 def precondition(optimizer: torch.optim.Optimizer, model: nn.Module, eps: float = 1e-6) -> None:

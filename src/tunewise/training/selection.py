@@ -9,7 +9,8 @@ from typing import Literal
 from torch import nn
 
 from tunewise.errors import StoreError, out_of_memory_noted
-from tunewise.methods.adapter_files import restore, save
+from tunewise.methods.loading import restore
+from tunewise.methods.saving import save
 from tunewise.store.files import write_atomically
 from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 

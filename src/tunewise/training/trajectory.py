@@ -26,12 +26,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tunewise.catalog import get_method
 from tunewise.errors import StoreError, is_out_of_memory
-from tunewise.methods.attachment import attachment, layer_adapters
-from tunewise.methods.columns import ColumnAdapter
-from tunewise.methods.fold import refold
-from tunewise.methods.layer_adapter import LayerAdapter
-from tunewise.methods.low_rank import LowRankAdapter
-from tunewise.methods.row_space import one_hot
+from tunewise.methods.adapters.base import Adapter, layer_adapters
+from tunewise.methods.attachment import attachment
+from tunewise.methods.fold_updates import refold
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.records import RunRecord
 from tunewise.training.build import total_steps
@@ -261,9 +258,8 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         for i, (where, b) in enumerate(adapter.finished):
             tensors[f"link.{i}.where.{key}"] = where
             tensors[f"link.{i}.b.{key}"] = b
-        active = _where(adapter)
-        if active is not None:
-            tensors[f"link.{adapter.link}.where.{key}"] = active
+        if adapter.stored_where is not None:
+            tensors[f"link.{adapter.link}.where.{key}"] = adapter.stored_where
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
@@ -290,36 +286,15 @@ def belongs(key: str, layer: str | None) -> bool:
     return layer is None or f".{layer}." in key or key.endswith(f":{layer}")
 
 
-def _where(adapter: LayerAdapter) -> Tensor | None:
-    """What places the active link, where it is not trained itself: its columns, or its A."""
-    if isinstance(adapter, ColumnAdapter):
-        return adapter.columns
-    return adapter.a if isinstance(adapter, LowRankAdapter) else None
+def _take_links(adapter: Adapter, key: str, tensors: Mapping[str, Tensor]) -> None:
+    """The finished links and the active one's row space; its values are among the trained parameters, exactly."""
+    links: list[tuple[Tensor, Tensor]] = []
+    while (b := tensors.get(f"link.{len(links)}.b.{key}")) is not None:
+        links.append((tensors[f"link.{len(links)}.where.{key}"], b))
+    adapter.take_links(links, tensors.get(f"link.{len(links)}.where.{key}"))
 
 
-def _take_links(adapter: LayerAdapter, key: str, tensors: Mapping[str, Tensor]) -> None:
-    def factor(where: Tensor) -> Tensor:
-        if isinstance(adapter, ColumnAdapter):
-            return one_hot(where, adapter.target.in_features).to(adapter.b.device)
-        return where.to(adapter.b.device)
-
-    def of(link: int, what: str) -> Tensor | None:
-        return tensors.get(f"link.{link}.{what}.{key}")
-
-    adapter.release()
-    adapter.finished = []
-    while (b := of(adapter.link, "b")) is not None:
-        where = of(adapter.link, "where")
-        assert where is not None
-        adapter.take_link(factor(where), b.to(adapter.b.device), active=False)
-    where = of(adapter.link, "where")
-    if where is not None:  # the values come with the trained parameters, exactly
-        adapter.take_link(factor(where), torch.zeros_like(adapter.b), active=True)
-    adapter.describe()
-    adapter.engage()
-
-
-def _key(adapter: LayerAdapter) -> str:
+def _key(adapter: Adapter) -> str:
     return f"{adapter.name}:{adapter.target.name}"
 
 

@@ -14,8 +14,8 @@ from tunewise.errors import MeasureError
 from tunewise.measures._device import device
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.updates.refusal import refusal
-from tunewise.methods.adapter_files import load
-from tunewise.methods.streams import stream
+from tunewise.methods.draws import stream
+from tunewise.methods.loading import load
 
 
 def plain_model(run: FinishedRun) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import MeasureError
-from tunewise.methods.streams import stream
+from tunewise.methods.draws import stream
 
 Direction = dict[str, Tensor]
 """By parameter's name: fp32 or wider, the parameter's shape, on its device."""

@@ -18,9 +18,9 @@ from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun
 from tunewise.measures.updates.layer import LayerUpdate
 from tunewise.measures.updates.live import live_updates
-from tunewise.methods.adapter_files import restore
 from tunewise.methods.attachment import attachment
-from tunewise.methods.one_step import Slice, gradient_svd
+from tunewise.methods.gradient_start import Slice, gradient_svd
+from tunewise.methods.loading import restore
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.spec import content_hash
 from tunewise.training.build import one_step_batches

@@ -26,8 +26,8 @@ from tunewise.measures.bounds.theorems import BoundLine, Facts, FrozenFactor, La
 from tunewise.measures.finished import Check, FinishedRun, no_check
 from tunewise.measures.updates.folder import updates_of
 from tunewise.measures.updates.layer import LayerUpdate, Updates
-from tunewise.methods.adapter_files import SIDECAR, noted
 from tunewise.methods.attachment import Attachment
+from tunewise.methods.files import SIDECAR, read_attachment
 from tunewise.tasks.contract import Split, Task
 
 NORMS = "spectral-norms"
@@ -91,7 +91,7 @@ def bounds_of_adapter(
     input_bound: float | None = None,
 ) -> BoundsResult:
     """For an adapter folder without a run."""
-    known = noted(folder) if (folder / SIDECAR).exists() else None
+    known = read_attachment(folder) if (folder / SIDECAR).exists() else None
     updates = updates_of(folder, base)
     facts = facts_of_update(
         updates, method=known.method if known else None, cache=None if cache is None else cache / NORMS
@@ -153,7 +153,7 @@ def facts_of_run(run: FinishedRun, check: Check) -> Facts:
         rank=spec.rank,
         alpha=spec.alpha or 2.0 * spec.rank,
         links=run.spec.links,
-        slices=_slices(noted(run.adapter)),
+        slices=_slices(read_attachment(run.adapter)),
         parameters=run.record.model.adapter,
         head=run.record.model.head,
         samples=samples,
@@ -256,13 +256,13 @@ def _frozen(updates: Updates, method: Method | None) -> FrozenFactor | None:
         scale=1.0,
         std=[_deviation(method, right.shape[1]) for _, right in factors],
         radius=max(float(left.norm()) for left, _ in factors),
-        gaussian=method.a_law == "normal",
+        gaussian=method.lora_a_init == "normal",
     )
 
 
 def _deviation(method: Method, features: int) -> float:
     """sA of the method's law."""
     laws = {"kaiming": 1 / math.sqrt(3 * features), "normal": 0.02, "orthonormal": 1 / math.sqrt(features)}
-    if method.a_law not in laws:
-        raise SpecError(f"the law {method.a_law!r} of A has no known deviation")
-    return laws[method.a_law]
+    if method.lora_a_init not in laws:
+        raise SpecError(f"the law {method.lora_a_init!r} of A has no known deviation")
+    return laws[method.lora_a_init]

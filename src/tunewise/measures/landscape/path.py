@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from tunewise.errors import MeasureError
 from tunewise.measures._weight_space.directions import Direction
 from tunewise.measures.finished import FinishedRun
-from tunewise.methods.adapter_files import load
 from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import layer_delta
+from tunewise.methods.loading import load
 from tunewise.models.layers import Target, linear_layers
 from tunewise.training.trajectory import Snapshot, belongs, put_state, state_of
 

@@ -22,9 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun
-from tunewise.methods.adapter_files import restore
 from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import delta
+from tunewise.methods.loading import restore
 from tunewise.models.head import head_modules
 from tunewise.tasks.contract import Split
 from tunewise.training.linearised import head_change, linear_parts, live_change, moved_outputs

@@ -22,9 +22,9 @@ from tunewise.measures._estimate import Estimate, mean_over_batches
 from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures.base import Values
 from tunewise.measures.finished import Check, FinishedRun, no_check
-from tunewise.methods.adapter_files import load
-from tunewise.methods.fold import differentiable_twice
-from tunewise.methods.streams import stream
+from tunewise.methods.draws import stream
+from tunewise.methods.folding_layer import differentiable_twice
+from tunewise.methods.loading import load
 
 TOLERANCE = 1e-2
 

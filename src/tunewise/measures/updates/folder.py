@@ -20,17 +20,8 @@ from tunewise.errors import MeasureError, StoreError
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.updates.layer import LayerUpdate, Updates, out_in, weight_of
 from tunewise.measures.updates.peft import updates_by_peft
-from tunewise.methods.adapter_files import (
-    CHANGED,
-    COLUMNS,
-    CONFIG,
-    SIDECAR,
-    WEIGHTS,
-    fingerprint,
-    read_sidecar,
-    read_tensors,
-)
-from tunewise.methods.row_space import one_hot
+from tunewise.methods.draws import one_hot
+from tunewise.methods.files import CHANGED, COLUMNS, CONFIG, SIDECAR, WEIGHTS, fingerprint, read_sidecar, read_tensors
 from tunewise.models.bare import layers_of_adapter
 from tunewise.models.head import head_modules
 from tunewise.models.layers import Target, linear_layers, shape_of

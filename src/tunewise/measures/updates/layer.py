@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from tunewise.errors import StoreError
 from tunewise.measures._linalg import svd as top_singular
 from tunewise.measures._linalg.svd import Triples
-from tunewise.methods.row_space import one_hot
+from tunewise.methods.draws import one_hot
 from tunewise.models.layers import shape_of
 
 

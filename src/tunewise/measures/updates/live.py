@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tunewise.errors import MeasureError
 from tunewise.measures.updates.folder import updates_between
 from tunewise.measures.updates.layer import LayerUpdate, Updates
+from tunewise.methods.adapters.base import Adapter, adapters_of
 from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import delta
-from tunewise.methods.layer_adapter import LayerAdapter, adapters_of
 from tunewise.models.layers import linear_layers
 
 
@@ -50,6 +50,6 @@ def _of_plain(layer: Any, name: str) -> tuple[Tensor, Tensor]:
     return layer.lora_B[name].weight.double() * layer.scaling[name], layer.lora_A[name].weight
 
 
-def _of_adapter(adapter: LayerAdapter) -> tuple[Tensor, Tensor]:
+def _of_adapter(adapter: Adapter) -> tuple[Tensor, Tensor]:
     right, left = adapter.saved_factors()
     return left.double() * adapter.scale, right

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tunewise.errors import MeasureError, StoreError
 from tunewise.measures.updates.layer import LayerUpdate, Updates, weight_of
 from tunewise.measures.updates.refusal import last_line, refusal
-from tunewise.methods.adapter_files import CONFIG, read_tensors
+from tunewise.methods.files import CONFIG, read_tensors
 from tunewise.models.layers import linear_layers
 
 _STARTS_THAT_KEEP_W0 = (True, False, "gaussian", "orthogonal", "eva")

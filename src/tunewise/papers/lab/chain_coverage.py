@@ -14,8 +14,7 @@ from dataclasses import replace
 
 import tunewise
 from tunewise.catalog import CATALOG, Chain
-from tunewise.methods.attachment import layer_adapters
-from tunewise.methods.columns import ColumnAdapter
+from tunewise.methods.adapters.base import layer_adapters
 from tunewise.papers.lab import chain_targets
 from tunewise.papers.lab.batched import generator, normal
 from tunewise.papers.lab.chains import (
@@ -112,8 +111,7 @@ def _attached(settings: LabSettings) -> Finding:
             if link:
                 tunewise.restart(model)
             (adapter,) = layer_adapters(model)
-            assert isinstance(adapter, ColumnAdapter)
-            differing += int((adapter.columns != expected).sum())
+            differing += int((adapter.where != expected).sum())
     note = f"attach and restart, three methods, {LINKS + 2} links"
     return Finding.exact("columns of attached chains that are not the counted columns", differing, (0.0, 0.0), note)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tunewise
 from tunewise.catalog import CATALOG, Chain
-from tunewise.methods.row_space import one_hot, random_factor
+from tunewise.methods.draws import one_hot, random_factor
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.chains import FEATURES, LINKS, OUTPUTS, RANK, left_over, selected
 from tunewise.papers.lab.contract import Finding, LabSettings, Plot, PlotCurve
@@ -97,7 +97,7 @@ def _target(draw: torch.Generator) -> Tensor:
 
 
 def _factor(seed: int, link: int) -> Tensor:
-    return random_factor(CATALOG["rac"].a_law, seed=seed, layer="layer", link=link, rank=RANK, features=FEATURES)
+    return random_factor(CATALOG["rac"].lora_a_init, seed=seed, layer="layer", link=link, rank=RANK, features=FEATURES)
 
 
 def sweep(target: Tensor, second: Tensor, links: list[Tensor]) -> Tensor:

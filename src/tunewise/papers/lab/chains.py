@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tunewise.catalog import Method
-from tunewise.methods.row_space import columns_of_link
+from tunewise.methods.draws import columns_of_link
 
 RANK, FEATURES, OUTPUTS = 4, 48, 32
 LINKS = FEATURES // RANK

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import tunewise
-from tunewise.methods.attachment import layer_adapters
+from tunewise.methods.adapters.base import layer_adapters
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 

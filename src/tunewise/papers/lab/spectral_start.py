@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import tunewise
-from tunewise.methods.one_step import gradient_svd
+from tunewise.methods.gradient_start import gradient_svd
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve, log_log_slopes
 from tunewise.papers.lab.linear_model import LinearModel, effective_weight, low_rank, moment, spectrum

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from tunewise.methods.adapters.base import layer_adapters
 from tunewise.methods.attach import attach
-from tunewise.methods.attachment import layer_adapters
-from tunewise.methods.columns import ColumnAdapter
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 from tunewise.theory import guaranteed_decrease, largest_safe_step
@@ -278,8 +277,7 @@ def _package_step(problems: Problems, place: int, rate: float) -> tuple[float, f
 
     layer = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.float64)
     (adapter,) = layer_adapters(cla(copy.deepcopy(layer)))
-    assert isinstance(adapter, ColumnAdapter)
-    chosen = adapter.columns.tolist()
+    chosen = adapter.where.tolist()
     order = chosen + [column for column in range(INPUTS) if column not in chosen]
     x, y = torch.empty(SAMPLES, INPUTS, dtype=torch.float64), problems.y[place]
     x[:, order] = problems.x[place]

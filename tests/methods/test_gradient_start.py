@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tunewise
 from contracts import models
 from tunewise.errors import DataError, DivergedError, SpecError
-from tunewise.methods.one_step import GAMMA, OVERSAMPLING, gradient_svd
+from tunewise.methods.gradient_start import GAMMA, OVERSAMPLING, gradient_svd
 
 RANK = 4
 

@@ -1,4 +1,4 @@
-"""PEFT's injection of LoRA layers, and our words for rank, alpha, targets and task in its config."""
+"""PEFT's injection of LoRA layers, with rank, alpha, targets and task in its config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunewise.models.layers import linear_layers
 
 
 def inject_lora(model: nn.Module, done: Attachment) -> PeftModel:
-    """PEFT's own injection. Its random initial values are drawn aside: the global generator is left alone."""
+    """PEFT's own injection, without a change of the global random generator."""
     fused = {t.name: len(t.parts) * done.rank for t in done.targets if t.fused}
     # PEFT's root scaling fits one factor pair a layer; elsewhere alpha is set so that alpha / rank is the scale.
     plain = done.method.trained == "AB" and done.method.chain is None and not fused
@@ -24,13 +24,13 @@ def inject_lora(model: nn.Module, done: Attachment) -> PeftModel:
     linears = linear_layers(base)
     config = LoraConfig(
         r=done.rank,
-        lora_alpha=whole(
+        lora_alpha=as_int(
             done.scale * done.rank if done.method.scaling == "alpha/sqrt(r)" and not by_root else done.alpha
         ),
         lora_dropout=done.dropout,
         target_modules=short_names([t.name for t in done.targets], list(linears)),
         rank_pattern=fused,
-        alpha_pattern={name: whole(done.scale * rank) for name, rank in fused.items()},
+        alpha_pattern={name: as_int(done.scale * rank) for name, rank in fused.items()},
         modules_to_save=list(done.head) or None,
         use_rslora=by_root,
         fan_in_fan_out=all(isinstance(linears[t.name], Conv1D) for t in done.targets),
@@ -41,7 +41,7 @@ def inject_lora(model: nn.Module, done: Attachment) -> PeftModel:
             model.add_adapter(done.adapter_name, config)
             model.set_adapter(done.adapter_name)
             return model
-        # A model without weights (meta device) gets factors without values: counting an 8 B model takes a second.
+        # Factors on the meta device for a model there.
         on_meta = any(p.is_meta for p in model.parameters())
         return get_peft_model(model, config, adapter_name=done.adapter_name, low_cpu_mem_usage=on_meta)
 
@@ -54,7 +54,7 @@ def short_names(names: list[str], linears: list[str]) -> list[str]:
 
 
 def task_type(model: nn.Module) -> TaskType | None:
-    """PEFT's word for what the model is for, by the ending of its class; None where it has no such word."""
+    """PEFT's task type by the name of the model's class; None where there is none."""
     name = type(model).__name__
     for ending, kind in (
         ("ForSequenceClassification", TaskType.SEQ_CLS),
@@ -68,6 +68,6 @@ def task_type(model: nn.Module) -> TaskType | None:
     return None
 
 
-def whole(number: float) -> Any:
-    """An int where it is one: what PEFT's config files hold."""
+def as_int(number: float) -> Any:
+    """An int where the number is one: what PEFT's config files hold."""
     return int(number) if math.isfinite(number) and number == int(number) else number

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewise import CATALOG
-from tunewise.methods.row_space import columns_of_link, one_hot, random_factor
+from tunewise.methods.draws import columns_of_link, one_hot, random_factor
 
 ONE = {"seed": 3, "layer": "encoder.0.query"}
 

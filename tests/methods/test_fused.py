@@ -1,4 +1,4 @@
-"""The lean forward, one autograd node of ours a layer, against PEFT's own forward of modules: outputs, gradients, second
+"""The fused forward, one autograd node a layer, against PEFT's own forward of modules: outputs, gradients, second
 derivatives, hooks, bf16, finished links in the weight, compilation."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import nn
 import tunewise
 from contracts import models
 from tunewise import CATALOG
-from tunewise.methods.attachment import layer_adapters
-from tunewise.methods.fold import differentiable_twice
+from tunewise.methods.adapters.base import layer_adapters
+from tunewise.methods.folding_layer import differentiable_twice
 
 
 def pair(method: str, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
@@ -30,7 +30,7 @@ def pair(method: str, dtype: torch.dtype = torch.float64, **options: Any) -> tup
             tunewise.restart(model)
         models.stir(model, 0.02, seed=2, only="")
         made.append(model)
-    assert [layer.lean for layer in (m.get_base_model()[0] for m in made)] == [True, False]
+    assert [layer.may_fuse for layer in (m.get_base_model()[0] for m in made)] == [True, False]
     return made[0], made[1]
 
 

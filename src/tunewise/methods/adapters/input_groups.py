@@ -1,15 +1,11 @@
-"""Taking columns of an input, once for all layers that read the same one (query, key and value)."""
+"""Columns of an input, taken once for all layers that read the same input (query, key and value)."""
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from tunewise.methods.columns import ColumnAdapter
 
 
 def run_of(columns: Tensor) -> tuple[int, int] | None:
@@ -28,16 +24,40 @@ def take_columns(x: Tensor, columns: Tensor, run: tuple[int, int] | None = None)
     return rows.index_select(1, columns)
 
 
-class InputGroup:
-    """Column adapters of sibling layers. The first one to see an input takes the columns of all of them, the others
-    find theirs there; an adapter that sees another input takes its own."""
+class ColumnSelection:
+    """The columns that an adapter reads: int64 (P r,), part after part, on the layer's device."""
 
-    def __init__(self, members: list[ColumnAdapter]) -> None:
+    columns: Tensor
+    run: tuple[int, int] | None
+    """[start, stop) where the columns are one run."""
+
+    def __init__(self) -> None:
+        self.group = InputGroup([self])
+
+    def select(self, columns: Tensor, device: torch.device) -> None:
+        self.run = None if columns.is_meta else run_of(columns)
+        self.columns = columns.clone() if device.type == "meta" else columns.to(device)
+        self.group.forget()
+
+    def move_to(self, device: torch.device) -> None:
+        self.columns = self.columns.to(device)
+        self.group.forget()
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x[..., columns] as (N, P r) rows: contiguous, or a view of the group's one copy."""
+        return self.group.gather(self, x)
+
+
+class InputGroup:
+    """Selections of sibling layers. The first member that sees an input takes the columns of all members, and the
+    others use that copy; a member that sees another input takes its own columns."""
+
+    def __init__(self, members: list[ColumnSelection]) -> None:
         self.members = members
         self.forget()
 
     def forget(self) -> None:
-        """Drop what is remembered: columns have changed."""
+        """Drop the cached plan and copy: columns have changed."""
         self._plan: tuple[Tensor, tuple[int, int] | None, dict[int, tuple[int, int]]] | None = None
         self._seen: weakref.ref[Tensor] | None = None
         self._version = 0
@@ -47,18 +67,17 @@ class InputGroup:
     def __getstate__(self) -> dict[str, object]:
         return {"members": self.members}
 
-    def __setstate__(self, state: dict[str, list[ColumnAdapter]]) -> None:
+    def __setstate__(self, state: dict[str, list[ColumnSelection]]) -> None:
         self.members = state["members"]
         self.forget()
 
-    def gather(self, member: ColumnAdapter, x: Tensor) -> Tensor:
-        """x[..., member.columns] as (N, P r) rows: contiguous, or a view of the group's one copy."""
+    def gather(self, member: ColumnSelection, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return take_columns(x, member.columns)
         if self._plan is None:
             self._plan = self._make_plan()
         columns, run, places = self._plan
-        if len(places) == 1 or x.is_inference():  # of which torch counts no changes
+        if len(places) == 1 or x.is_inference():  # torch does not count changes of inference tensors
             return take_columns(x, member.columns, member.run)
         me, seen = id(member), self._seen
         taken = self._taken
@@ -69,14 +88,14 @@ class InputGroup:
             self._seen, self._version = weakref.ref(x), x._version
             self._waiting = set(places)
         self._waiting.discard(me)
-        if not self._waiting:  # all served: the backward's references alone keep it
+        if not self._waiting:  # every member has its columns: only the backward keeps the copy
             self._taken = self._seen = None
         start, stop = places[me]
         return taken if stop - start == taken.shape[1] else taken[:, start:stop]
 
     def _split(self, x: Tensor) -> bool:
-        """Part the members for good where those still waiting read another input than those served (keys and values
-        of cross-attention). False where nobody has been served, or it is that very input."""
+        """Split the group for good where waiting members read another input than the served ones (keys and values of
+        cross-attention). False where no member has been served, or the input is the same."""
         late = [m for m in self.members if id(m) in self._waiting]
         if len(late) == len(self.members) or (self._seen is not None and self._seen() is x):
             return False

@@ -1,12 +1,10 @@
 """LoRA-One's start: the best rank-r step of one full gradient (2502.01235, Algorithm 1).
 
 G = -grad of the mean loss over a sample, in eval mode, at W0. With U S V^T its top-r SVD and S normalised by its
-first value, B0 = U sqrt(S) / sqrt(gamma), A0 = sqrt(S) V^T / sqrt(gamma), and dW starts at s B0 A0; W0 is not offset.
+first value, B0 = U sqrt(S) / sqrt(gamma), A0 = sqrt(S) V^T / sqrt(gamma); W0 is not offset.
 
-No full gradient is ever kept: the SVD is randomized (Halko, Martinsson, Tropp 2011, range finder with power
-iterations), and its products G Omega = sum_batches g^T (x Omega) and G^T Q = sum_batches x^T (g Q) are sums over
-batches of skinny products. What it costs above the model is the sketches, (n + m)(r + oversampling) numbers a layer.
-All of it is fp32 and W0 is only read by the forward, so quantized and bf16 bases work.
+No full gradient is kept: the SVD is randomized (Halko, Martinsson, Tropp 2011), and its products G Omega and G^T Q are
+sums over batches of skinny products, in fp32; W0 is only read by the forward, so quantized and bf16 bases work.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import DataError, DivergedError
 from tunewise.methods.attachment import Attachment
-from tunewise.methods.streams import stream
+from tunewise.methods.draws import stream
 from tunewise.models.layers import shape_of
 
 GAMMA = 128.0
@@ -46,10 +44,9 @@ def gradient_svd(
 ) -> dict[Slice, tuple[Tensor, Tensor, Tensor]]:
     """Top-r SVD of G = -grad of the mean loss, for each slice of rows (whole layers unless given).
 
-    Returns {slice: (U (rows, r), S (r,), V (m, r))}, fp32. `batches` are dictionaries of tensors with labels, so that
-    `model(**batch).loss` is the mean loss of a batch; a batch counts by its number of rows. 2 + 2 x
-    `power_iterations` passes over them. The model is left as it was. Raises `DataError` for no batches, or a layer
-    that the loss does not reach; `DivergedError` for a loss that is not finite.
+    Returns {slice: (U (rows, r), S (r,), V (m, r))}, fp32, after 2 + 2 x `power_iterations` passes over `batches`
+    (with labels; a batch counts by its number of rows). Raises `DataError` for no batches, or a layer that the loss
+    does not reach; `DivergedError` for a loss that is not finite.
     """
     batches = list(batches)
     if not batches:
@@ -78,7 +75,7 @@ def gradient_svd(
 
 @torch.no_grad()
 def start_at_gradient(model: PeftModel, done: Attachment, batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Set A and B of every adapted layer to the start of 2502.01235; B = 0 until here, so G is taken at W0."""
+    """Set A and B of every adapted layer to LoRA-One's start. B is 0 until then, so G is taken at W0."""
     base = model.get_base_model()
     adapted: dict[str, Any] = {t.name: base.get_submodule(t.name) for t in done.targets}
     plain = {name: layer.get_base_layer() for name, layer in adapted.items()}
@@ -100,7 +97,7 @@ def start_at_gradient(model: PeftModel, done: Attachment, batches: Iterable[Mapp
 
 
 class _Tap(torch.autograd.Function):
-    """y -> y; the backward hands grad_y to `take`. `anchor` makes y require a gradient in a frozen model."""
+    """y -> y; the backward passes grad_y to `take`. `anchor` makes y require a gradient in a frozen model."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, anchor: Tensor, take: Callable[[Tensor], None]) -> Tensor:

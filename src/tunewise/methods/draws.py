@@ -1,18 +1,26 @@
-"""The row space of dW: which columns a link selects, or which random A it draws.
+"""Every random choice of a method: which columns a link selects, which random A it draws.
 
-Everything here depends on (seed, layer name, link) alone, so a link can be drawn again at any time.
+A choice depends on the seed and its own name (layer, link) alone, so it can be drawn again at any time, two layers of
+one shape never share columns by accident, and an added layer does not change the others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tunewise.catalog import ALaw, Method
-from tunewise.methods.streams import stream
+from tunewise.catalog import LoraAInit, Method
+
+
+def stream(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU generator seeded by sha256 of the seed and the names: the same in every process and on every machine."""
+    text = "\x1f".join([str(seed), *map(str, names)])
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator(device="cpu").manual_seed(number)
 
 
 def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
@@ -34,19 +42,19 @@ def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: i
     return permutation[(_range(rank) + run * rank) % features]
 
 
-def random_factor(law: ALaw, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
+def random_factor(init: LoraAInit, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
     """A random A, fp32 (rank, features), drawn once per link.
 
-    `kaiming`: uniform on +-1/sqrt(features), stock PEFT's law; `normal`: N(0, 0.02^2), that of 2606.13767;
-    `orthonormal`: orthonormal rows, Haar-distributed.
+    `kaiming`: uniform on +-1/sqrt(features), as stock PEFT; `normal`: N(0, 0.02^2), as in 2606.13767; `orthonormal`:
+    orthonormal rows, Haar-distributed.
     """
     generator = stream(seed, "A", layer, link)
-    # Named in full: a script may have moved torch's default dtype and device.
+    # Explicit, because a script may have changed torch's default dtype and device.
     fp32: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-    if law == "kaiming":
+    if init == "kaiming":
         bound = 1.0 / math.sqrt(features)
         return (torch.rand(rank, features, **fp32) * 2 - 1) * bound
-    if law == "normal":
+    if init == "normal":
         return torch.randn(rank, features, **fp32) * 0.02
     gaussian = torch.randn(features, rank, generator=generator, dtype=torch.float64, device="cpu")
     q, r = torch.linalg.qr(gaussian)
@@ -54,7 +62,7 @@ def random_factor(law: ALaw, *, seed: int, layer: str, link: int, rank: int, fea
 
 
 def one_hot(columns: Tensor, features: int) -> Tensor:
-    """The selector S (rank, features) of `columns`: x S^T = x[..., columns]. For saving only, never multiplied."""
+    """The selector S (rank, features) of `columns`, with x S^T = x[..., columns]: the A of a saved column method."""
     selector = torch.zeros(len(columns), features, dtype=torch.float32, device="cpu")
     selector[_range(len(columns)), columns.cpu()] = 1.0
     return selector
