@@ -22,7 +22,7 @@ from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
-from tunewise.training import selection
+from tunewise.training import checkpoints, selection
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, StepDone
 from tunewise.training.journal import read_history
 
@@ -222,15 +222,13 @@ def _dies(*_: object) -> None:
     raise Dies
 
 
-def test_the_record_names_every_way_in_which_the_steps_were_done(
-    tiny_model: Path, toy_csv: Path, tmp_path: Path
-) -> None:
-    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
-    with pytest.raises(Interrupted):
-        run(spec, store, listener=Recorder(stop_at=3), computed=["one way"])
-    assert run(spec, store, computed=["another"]).computed == ["one way", "another"]
-    other = make_spec(tiny_model, toy_csv, seed=1)
-    assert run(other, store).computed == []
+def test_the_record_has_the_largest_number_of_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    assert checkpoints.most_processes(folder, 1) == 1
+    assert checkpoints.most_processes(folder, 4) == 4
+    assert checkpoints.most_processes(folder, 2) == 2  # the first start left no checkpoint
+    (folder / "checkpoint-3").mkdir()
+    assert checkpoints.most_processes(folder, 1) == 2
 
 
 def test_nan_in_a_batch_ends_the_run_as_diverged(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ class TunewiseError(Exception):
     """Anything that the user can mend. `str(error)` is one line."""
 
     exit_code = 2
-    of_all = False
-    """Whether all processes that train together have met it."""
+    on_all_ranks = False
+    """Whether all processes that train together raise it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

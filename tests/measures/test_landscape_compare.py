@@ -62,7 +62,7 @@ def test_a_comparison_draws_each_methods_first_seed_and_more_once_there_is_a_tra
         assert surface["loss"][2][2] == pytest.approx(values["loss"]["value"], rel=1e-6)
         assert values["sharpness_low"] <= values["sharpness"] <= values["sharpness_high"]
         assert set(values["surfaces"]) == {"random"}
-        assert "add --trajectory 20 --again" in values["missing"]["pca"]
+        assert "add --trajectory 20 to train" in values["missing"]["pca"]
     capsys.readouterr()
 
     again = [*flags, "--landscape-kind=random,pca", "--trajectory=4"]

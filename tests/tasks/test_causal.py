@@ -150,7 +150,7 @@ def test_the_epoch_with_the_lowest_perplexity_is_kept(tmp_path, tiny_model):
     selection = Selection(tmp_path / "selected", by="metric")
     for epoch, perplexity in enumerate([9.0, 4.0, 5.0], start=1):
         selection.offer(model, epoch, loss=0.0, metric=perplexity, lower_is_better=True)
-    assert selection.take(model) == 2
+    assert selection.load(model) == 2
 
 
 # --- splits ---------------------------------------------------------------------------------------

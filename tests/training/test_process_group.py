@@ -31,9 +31,9 @@ def test_shares_are_one_process_batches_cut_in_pieces() -> None:
             shares.set_epoch(epoch)
         cut = [list(shares) for shares in parts]
         for step, batch in enumerate(whole):
-            pieces = [cut[rank][step] for rank in range(3) if parts[rank].counts(4 * epoch + step)]
+            pieces = [cut[rank][step] for rank in range(3) if parts[rank].has_examples(4 * epoch + step)]
             assert sorted(i for piece in pieces for i in piece) == sorted(batch)
-        assert len(batch) == 1 and [shares.counts(3) for shares in parts] == [True, False, False]
+        assert len(batch) == 1 and [shares.has_examples(3) for shares in parts] == [True, False, False]
         assert all(len(pieces) == len(whole) == 4 for pieces in cut)
     assert next(iter(whole)) != next(iter(BatchShares(22, 7, 4, SINGLE_PROCESS)))
 
@@ -61,7 +61,7 @@ def test_a_file_and_flags_are_one_run(
     assert invoke(monkeypatch, *words) == 0
     (record,) = RunStore(tmp_path / "runs").records()
     assert (record.spec.method.name, record.spec.method.rank, record.spec.seed) == ("cla", 2, 1)
-    assert record.spec.learning_rate == 0.01 and record.computed == []
+    assert record.spec.learning_rate == 0.01 and record.processes == 1
     said = capsys.readouterr().out
     assert f"adapter  {tmp_path / 'runs' / record.id / 'adapter'}" in said.replace("\n", " ") and "test: loss" in said
 

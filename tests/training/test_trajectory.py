@@ -164,8 +164,8 @@ def test_moments_are_even_and_hold_both_ends() -> None:
 
 
 def test_what_to_do_about_a_missing_trajectory() -> None:
-    assert "add --trajectory 20 --again" in no_trajectory("lora")
-    assert "add --trajectory 20 --trajectory-full --again" in no_trajectory("fft")
+    assert "add --trajectory 20 to train" in no_trajectory("lora")
+    assert "add --trajectory 20 --trajectory-full to train" in no_trajectory("fft")
 
 
 # --- within a run ------------------------------------------------------------------------------------------------
@@ -245,15 +245,14 @@ def test_a_run_begun_without_a_trajectory_begins_anew_for_one(tiny_model: Path, 
     assert files(store.folder(spec.id)) == files(whole.folder(spec.id))
 
 
-def test_a_finished_run_without_one_is_trained_again_only_when_told_so(
+def test_a_finished_run_that_lacks_the_snapshots_asked_for_is_trained_once_more(
     tiny_model: Path, toy_csv: Path, tmp_path: Path
 ) -> None:
     spec, store = spec_of(tiny_model, toy_csv, "cla"), RunStore(tmp_path)
     first = run(spec, store)
-    assert run(spec, store, trajectory=SnapshotOptions(3)) == first
     assert not (store.folder(spec.id) / TRAJECTORY).exists()
-    second = run(spec, store, trajectory=SnapshotOptions(3), again=True)
+    second = run(spec, store, trajectory=SnapshotOptions(3))
     assert (second.results, second.files) == (first.results, first.files)
     assert len(snapshots(store.folder(spec.id) / TRAJECTORY)) == 4
-    third = run(spec, store, trajectory=SnapshotOptions(3), again=True)
+    third = run(spec, store, trajectory=SnapshotOptions(3))
     assert third == second  # it has one now

@@ -131,7 +131,7 @@ def _plan_and_run(spec: Path | None, given: dict[str, Any], own: dict[str, Any],
     except TunewiseError as error:
         if not rank:
             raise
-        if together and not error.of_all:
+        if together and not error.on_all_ranks:
             print(f"error in process {rank}: {error}", file=sys.stderr)
         else:
             time.sleep(_FIRST_WORD)

@@ -63,7 +63,7 @@ def do_work(work: Work, store: RunStore, listener: Listener, task: Task | None =
     """One run, in this process."""
     if work.rule is not None:
         listener = Watch(listener, {work.run.id: work.rule}, store)
-    return run(work.run, store, task=task, listener=listener, trajectory=work.trajectory, again=True, track=work.track)
+    return run(work.run, store, task=task, listener=listener, trajectory=work.trajectory, track=work.track)
 
 
 def check_options(jobs: int | None) -> None:

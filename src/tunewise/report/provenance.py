@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -286,14 +287,12 @@ def _checks(finished: Sequence[RunRecord]) -> list[str]:
 
 
 def _computation(records: Sequence[RunRecord]) -> list[str]:
-    """Runs that were not trained by themselves, by how."""
-    ways: dict[str, int] = {}
-    for record in records:
-        for way in record.computed:
-            ways[way] = ways.get(way, 0) + 1
+    """Runs that several processes trained together."""
+    counts = Counter(record.processes for record in records if record.processes > 1)
     return [
-        f"{count} of {len(records)} runs: {way}; equal to a run by itself up to the rounding of fp32."
-        for way, count in ways.items()
+        f"{count} of {len(records)} runs were trained by {processes} processes, each with a share of every batch; equal "
+        "to a run of one process up to the rounding of fp32."
+        for processes, count in counts.items()
     ]
 
 

@@ -27,7 +27,7 @@ from tunewise.store import locks
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
 from tunewise.store.files import sha256, write_atomically
-from tunewise.store.names import LOCKS, RECORD, RUN_ID, SPEC, TRACEBACK
+from tunewise.store.names import LOCKS, PREDICTIONS, RECORD, RUN_ID, SPEC, TRACEBACK
 from tunewise.store.records import RunRecord
 
 
@@ -115,17 +115,17 @@ class RunStore:
         folder = self.folder(run_id)
         kept = [
             folder / "history.jsonl",
-            folder / "predictions.npz",
+            folder / PREDICTIONS,
             *sorted((folder / "adapter").rglob("*")),
         ]
         return {f.relative_to(folder).as_posix(): sha256(f) for f in kept if f.is_file()}
 
-    def tidy(self, run_id: str, *, going_on: bool = False) -> None:
-        """Remove what is only needed while running; with `going_on`, not what the run would go on from."""
+    def tidy(self, run_id: str, *, keep_checkpoints: bool = False) -> None:
+        """Remove what is only needed while running; with `keep_checkpoints` not what it can continue from."""
         folder = self.folder(run_id)
-        for name in () if going_on else ("checkpoints", "selected"):
+        for name in () if keep_checkpoints else ("checkpoints", "selected"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (SPEC, TRACEBACK) if going_on else ("selected.json", SPEC, TRACEBACK):
+        for name in (SPEC, TRACEBACK) if keep_checkpoints else ("selected.json", SPEC, TRACEBACK):
             (folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunewise.spec import RunSpec, TuningSpec
 
-SCHEMA = 1
+SCHEMA = 2
 
 Status = Literal["done", "running", "failed", "diverged", "oom", "pruned"]
 
@@ -99,9 +99,7 @@ class RunRecord(_Record):
     results: Results | None = None
     check: Check | None = None
     error: str | None = Field(None, description="one line, where status is failed, diverged, oom or pruned")
-    computed: list[str] = Field(
-        default=[], description="in words, where it was not trained by itself: equal to that up to rounding"
-    )
+    processes: int = Field(1, description="the most that trained it together; equal to one up to rounding")
     files: dict[str, str] = Field(default={}, description="file name relative to the folder -> sha256")
 
 

@@ -181,12 +181,12 @@ def _path(run_id: str, folder: Path) -> Iterator[Fault]:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Fault(run_id, TRAJECTORY, f"can't be read ({error}); train it again with --again", "file")
+        yield Fault(run_id, TRAJECTORY, f"can't be read ({error}); train it again with --trajectory", "file")
         return
     wrong = [f"{name} {said}" for name in sums if (said := _wrong(file.parent, name, sums[name]))]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        yield Fault(run_id, TRAJECTORY, f"{wrong[0]}{more}; train it again with --again", "file")
+        yield Fault(run_id, TRAJECTORY, f"{wrong[0]}{more}; train it again with --trajectory", "file")
 
 
 def _unreadable(file: Path, kind: type[BaseModel], remedy: str) -> str | None:

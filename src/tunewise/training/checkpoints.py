@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from tunewise.store.files import sha256, write_atomically
 
 SEAL = "checksums.json"
-_WAYS = "ways.json"
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the checksums of a checkpoint's files: from now on it is whole."""
+    """Write the checksums of the files of a checkpoint: from now on it counts."""
     sums = {f.name: sha256(f) for f in sorted(checkpoint.iterdir()) if f.is_file() and f.name != SEAL}
     write_atomically(checkpoint / SEAL, json.dumps(sums, indent=1))
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_intact(checkpoint: Path) -> bool:
     """Whether every file is there and as it was written."""
     try:
         sums: dict[str, str] = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
@@ -29,10 +27,9 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; half-written and damaged ones beside it are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        if is_whole(checkpoint):
+    """The newest intact checkpoint; incomplete and damaged newer ones are removed."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+        if is_intact(checkpoint):
             return checkpoint
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
@@ -43,15 +40,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def ways(folder: Path, now: Sequence[str]) -> list[str]:
-    """In words, how the steps of a run have been done that are not done as in a run by itself: those of earlier starts
-    that left checkpoints here, and `now`."""
-    note = folder / _WAYS
-    earlier: list[str] = []
+def most_processes(folder: Path, now: int) -> int:
+    """The largest number of processes that trained a part of this run: `now`, or before the checkpoints here."""
+    note = folder / "processes.json"
+    earlier = 1
     if note.exists() and any(folder.glob("checkpoint-*")):
-        earlier = json.loads(note.read_text(encoding="utf-8"))
-    found = list(dict.fromkeys([*earlier, *now]))
-    if found:
+        earlier = int(json.loads(note.read_text(encoding="utf-8")))
+    most = max(earlier, now)
+    if most > 1:
         folder.mkdir(exist_ok=True)
-        write_atomically(note, json.dumps(found))
-    return found
+        write_atomically(note, json.dumps(most))
+    return most

@@ -1,8 +1,7 @@
-"""The processes that train one model together: started by `torchrun` or `accelerate launch`, or one alone.
+"""The processes that train one model together, as `torchrun` or `accelerate launch` starts them; one alone otherwise.
 
-Every process does the same in the same order; the first one alone writes. What it finds out or decides (which
-checkpoint, who has the run) the others are told. With one process nothing here does anything. Each process has a copy
-of the model.
+All processes do the same in the same order, each with a copy of the model. Rank 0 alone decides and writes; the others
+receive its results and its errors. With one process nothing here does anything.
 """
 
 from __future__ import annotations
@@ -32,47 +31,44 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among all."""
+    """The place of this process among those that train one model."""
 
     rank: int = 0
     world_size: int = 1
     local_world_size: int | None = None
-    """How many of them are on this machine; all of them unless known."""
+    """Processes on this machine; all of them unless given."""
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes."""
         return self.rank == 0
 
     def on_rank_zero(self, work: Callable[[], _Result]) -> _Result:
-        """What the first process finds, for all; a `TunewiseError` of its own is raised by all."""
+        """Do the work on rank 0; all ranks return its result or raise its `TunewiseError` or `OSError`."""
         if self.world_size == 1:
             return work()
-        told: list[Any] = [None, None]
-        if self.is_rank_zero:
-            told = list(_tried(work))
-        dist.broadcast_object_list(told, src=0)
-        found, error = told
+        answer: list[Any] = list(_try(work)) if self.is_rank_zero else [None, None]
+        dist.broadcast_object_list(answer, src=0)
+        result, error = answer
         if error is not None:
-            raise _of_all(error)
-        return cast(_Result, found)
+            raise _on_all_ranks(error)
+        return cast(_Result, result)
 
     def on_every_rank(self, work: Callable[[], _Result]) -> _Result:
-        """What each process finds, for itself; a `TunewiseError` of any is raised by all."""
+        """Do the work on each rank and return its own result; an error of any rank is raised by all."""
         if self.world_size == 1:
             return work()
-        found, own = _tried(work)
+        result, own = _try(work)
         errors: list[Any] = [None] * self.world_size
         dist.all_gather_object(errors, own)
         for rank, error in enumerate(errors):
             if error is not None:
                 if rank and isinstance(error, TunewiseError):
                     error.args = (f"process {rank}: {error}",)
-                raise _of_all(error)
-        return cast(_Result, found)
+                raise _on_all_ranks(error)
+        return cast(_Result, result)
 
     def sum(self, *values: float) -> list[float]:
-        """The sum of each value over all processes."""
+        """The sum of each value over all ranks."""
         if self.world_size == 1:
             return list(values)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -80,35 +76,29 @@ class ProcessGroup:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
-    def any(self, flag: bool) -> bool:
-        """Whether it holds anywhere."""
-        return self.sum(float(flag))[0] > 0
-
-    def describe(self) -> list[str]:
-        """For the record: nothing of one process."""
-        if self.world_size == 1:
-            return []
-        return [f"trained by {self.world_size} processes, each with a share of every batch"]
+    def wait(self) -> None:
+        """Until all ranks have come here."""
+        self.sum(0.0)
 
     def raise_if_stopped(self, listener: Listener) -> None:
-        """Raise `Interrupted` in all where one is to stop."""
-        if self.any(listener.stop_requested):
-            raise _of_all(Interrupted(INTERRUPTED_MESSAGE))
+        """Raise `Interrupted` on all ranks where the listener of any asked for a stop."""
+        if self.sum(float(listener.stop_requested))[0]:
+            raise _on_all_ranks(Interrupted(INTERRUPTED_MESSAGE))
 
-    def batch_check(self, listener: Listener) -> Callable[[], None]:
-        """The listener's own check where it is the only one; one of several may not stop by itself."""
+    def stop_check(self, listener: Listener) -> Callable[[], None]:
+        """What to call between batches: one rank of several must not stop by itself."""
         return listener.check if self.world_size == 1 else lambda: None
 
     @contextlib.contextmanager
     def lock_run(self, store: RunStore, run_id: str) -> Iterator[Path]:
-        """The run's lock, held by the first process for all. Raises `RunLocked` in all."""
-        with contextlib.ExitStack() as held:
-            self.on_rank_zero(lambda: held.enter_context(store.lock(run_id)) and None)
+        """The folder of a run, locked by rank 0 for all. Raises `RunLocked` on all ranks."""
+        with contextlib.ExitStack() as stack:
+            self.on_rank_zero(lambda: stack.enter_context(store.lock(run_id)) and None)
             yield store.folder(run_id)
-            self.on_rank_zero(lambda: None)  # nobody leaves before the first has written
+            self.wait()  # until rank 0 has written
 
     def leave(self) -> None:
-        """Part from the others, for good: nothing of the group is left, its threads least of all."""
+        """Close the group for good, with all of its threads."""
         gc.collect()  # models hold the group, and themselves
         dist.destroy_process_group()
 
@@ -124,42 +114,28 @@ _UNSUPPORTED = {
 
 @contextlib.contextmanager
 def join_process_group() -> Iterator[ProcessGroup]:
-    """This process among those that it was started with, for as long as they work together. Raises `SpecError` for a
-    way of sharing that runs have not.
+    """The group that this process was started in. Raises `SpecError` for an unsupported kind of launch.
 
-    A group made here is left on any end that the user is told of in a line. A process that ended within it would be
-    aborted now and then: gloo's threads let go of a last operation's tensors when Python is already shutting down. NCCL
-    has no such threads, and waits for all: there, and after other errors, who met an error just ends.
+    A group that is opened here is closed on every end that the user sees as one line. A process that ended inside it
+    would be aborted now and then: threads of gloo release the tensors of the last operation while Python is shutting
+    down. NCCL has no such threads and waits for all ranks, so after an error there the process just ends.
     """
-    others = dist.is_initialized()
+    was_open = dist.is_initialized()
     process_group = _connect()
-    ours = dist.is_initialized() and not others
+    opened = dist.is_initialized() and not was_open
     try:
         yield process_group
     except (TunewiseError, OSError) as error:
-        if ours and dist.get_backend() == "gloo":
-            met: BaseException | None = error
-            while met is not None:  # frames hold the model, also those of what an error was raised from
-                traceback.clear_frames(met.__traceback__)
-                met = met.__context__
-            with contextlib.suppress(RuntimeError):  # the error is what is to be heard of
+        if opened and dist.get_backend() == "gloo":
+            cause: BaseException | None = error
+            while cause is not None:  # frames hold the model, also those of the errors that came before
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__context__
+            with contextlib.suppress(RuntimeError):  # the first error is the one to report
                 process_group.leave()
         raise
-    if ours:
+    if opened:
         process_group.leave()
-
-
-def _tried(work: Callable[[], _Result]) -> tuple[_Result | None, Exception | None]:
-    try:
-        return work(), None
-    except (TunewiseError, OSError) as error:  # the others would wait for it
-        return None, error
-
-
-def _of_all(error: Exception) -> Exception:
-    if isinstance(error, TunewiseError):
-        error.of_all = True
-    return error
 
 
 def _connect() -> ProcessGroup:
@@ -179,9 +155,22 @@ def _connect() -> ProcessGroup:
     return ProcessGroup(state.process_index, state.num_processes, local_world_size=int(local) if local else None)
 
 
+def _try(work: Callable[[], _Result]) -> tuple[_Result | None, Exception | None]:
+    try:
+        return work(), None
+    except (TunewiseError, OSError) as error:  # else the other ranks would wait for ever
+        return None, error
+
+
+def _on_all_ranks(error: Exception) -> Exception:
+    if isinstance(error, TunewiseError):
+        error.on_all_ranks = True
+    return error
+
+
 class BatchShares:
-    """Batches of indexes: of every batch that one process would train on, this process's share, every `world`-th
-    example. The batches are those of one process, in its order, to the last and smaller one."""
+    """Indexes of this process's share of every batch: each `world_size`-th example of the batches, in their order, that
+    one process would train on, the last and smaller one included."""
 
     def __init__(self, examples: int, batch_size: int, seed: int, process_group: ProcessGroup) -> None:
         self.examples, self.batch_size, self.process_group = examples, batch_size, process_group
@@ -194,28 +183,28 @@ class BatchShares:
         order = list(self.sampler)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            # Who has no share of a last batch computes on an example that does not count.
+            # A rank without a share of the last batch computes an example that does not count.
             yield batch[self.process_group.rank :: self.process_group.world_size] or batch[:1]
 
     def set_epoch(self, epoch: int) -> None:
-        """Whose order is to come next."""
+        """The epoch that is iterated over next."""
         self.sampler.set_epoch(epoch)
 
-    def counts(self, step: int) -> bool:
-        """Whether this process has a share of the batch of optimizer step `step` (from 0) at all."""
+    def has_examples(self, step: int) -> bool:
+        """Whether this process has a share of the batch of optimizer step `step`, from 0."""
         start = (step % len(self)) * self.batch_size
         return min(self.batch_size, self.examples - start) > self.process_group.rank
 
 
 class SharedBatchLoader(DataLoader[Any]):
-    """A loader whose order of an epoch can be set, as the Trainer does."""
+    """A loader that passes the epoch on to `BatchShares`, as the Trainer expects."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 def scale_to_batch(loss: Tensor, units: float, process_group: ProcessGroup) -> Tensor:
-    """A share's mean loss, scaled so that the mean over processes (what their gradients are averaged to) is the mean
-    over the whole batch. `units`: examples or target tokens of the share."""
+    """The mean loss of a share, scaled so that the mean over ranks is the mean over the whole batch. `units`: examples
+    or target tokens of the share."""
     (total,) = process_group.sum(units)
     return loss * (units * process_group.world_size / total)

@@ -1,4 +1,4 @@
-"""The epoch that is kept: its weights on disk as soon as it is the best so far."""
+"""The epoch that is kept: its weights are on disk as soon as it is the best so far."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 class Selection:
-    """Lowest validation loss, or best validation metric; the earlier epoch where two are equal.
-
-    Offering an epoch again (after a resume) has the same outcome as the first time.
-    """
+    """Lowest validation loss, or best validation metric; of equal epochs the earlier one. Offering an epoch again
+    after a resume has the same outcome as the first time."""
 
     def __init__(
         self, folder: Path, by: Literal["loss", "metric"], process_group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
         self.folder = folder
-        self.process_group = process_group
         self.by = by
+        self.process_group = process_group
         self.note = folder.with_suffix(".json")
 
+    @property
+    def rule(self) -> str:
+        """In words, for the record."""
+        return "lowest validation loss" if self.by == "loss" else "best validation metric"
+
     def offer(self, model: nn.Module, epoch: int, loss: float, metric: float, lower_is_better: bool = False) -> None:
-        """Keep the model's trained tensors if this epoch is the best so far."""
+        """Save the trained tensors of the model if this epoch is the best so far."""
         rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
-        if not self.process_group.on_rank_zero(lambda: self._is_best(epoch, rank)):
-            return
-        if self.process_group.is_rank_zero:
+        is_best = self.process_group.on_rank_zero(lambda: self._is_best(epoch, rank))
+        if is_best and self.process_group.is_rank_zero:
             with out_of_memory_noted("while the weights of an epoch were saved"):
                 save(model, self.folder)
                 write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
 
-    def take(self, model: nn.Module) -> int:
-        """Put the selected epoch's weights into the model; returns the epoch's number, from 1.
-
-        Raises `StoreError` where they are gone.
-        """
+    def load(self, model: nn.Module) -> int:
+        """Load the weights of the selected epoch into the model; returns the number of the epoch, from 1."""
         best = self._best()
         if best is None:
             raise StoreError(f"the weights of the selected epoch are gone from {self.folder}; remove the run's folder")
@@ -51,7 +50,7 @@ class Selection:
         return int(best["epoch"])
 
     def forget(self) -> None:
-        """Start afresh."""
+        """Start from scratch."""
         self.note.unlink(missing_ok=True)
 
     def _is_best(self, epoch: int, rank: float) -> bool:
@@ -62,8 +61,3 @@ class Selection:
         if not self.note.exists() or not self.folder.exists():
             return None
         return json.loads(self.note.read_text(encoding="utf-8"))
-
-    @property
-    def rule(self) -> str:
-        """In words, for the record."""
-        return "lowest validation loss" if self.by == "loss" else "best validation metric"

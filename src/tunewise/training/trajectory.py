@@ -30,11 +30,10 @@ from tunewise.methods.adapters.base import Adapter, layer_adapters
 from tunewise.methods.attachment import attachment
 from tunewise.methods.fold_updates import refold
 from tunewise.store.files import sha256, write_atomically
+from tunewise.store.names import TRAJECTORY
 from tunewise.store.records import RunRecord
 from tunewise.training.build import total_steps
 
-TRAJECTORY = "trajectory"
-"""The folder's name in a run's folder."""
 INDEX = "trajectory.json"
 FORMAT = 1
 COUNT = 20
@@ -63,7 +62,9 @@ class Snapshot:
         """Raises `StoreError` where the file is not as it was written, or gone."""
         try:
             if sha256(self.path) != self.checksum:
-                raise StoreError(f"{self.path} is not as it was written; train that run again with a trajectory")
+                raise StoreError(
+                    f"{self.path} is not as it was written; remove it and train that run again with --trajectory"
+                )
         except OSError as error:
             raise StoreError(f"{self.path} can't be read: {error}") from None
 
@@ -142,7 +143,7 @@ def lacks_snapshots(record: RunRecord, folder: Path, wanted: SnapshotOptions | N
 def no_trajectory(method: str) -> str:
     """What to do about a run that kept none."""
     flags = "--trajectory 20" if SnapshotOptions().applies_to(method) else "--trajectory 20 --trajectory-full"
-    return f"kept no trajectory; add {flags} --again to train it once more with one (the result is the same)"
+    return f"kept no snapshots; add {flags} to train it once more with them (the result is the same)"
 
 
 def moments(total: int, count: int) -> list[int]:
@@ -150,7 +151,7 @@ def moments(total: int, count: int) -> list[int]:
     return sorted({round(total * i / count) for i in range(count + 1)})
 
 
-def is_whole(folder: Path, count: int, total: int, until: int) -> bool:
+def has_snapshots_until(folder: Path, count: int, total: int, until: int) -> bool:
     """Whether the trajectory of a training of `total` steps that keeps `count` snapshots has none missing up to step
     `until`."""
     try:

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from tunewise.measures.base import Values
 from tunewise.measures.finished import Check, FinishedRun
+from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES
 from tunewise.training.evaluation import evaluate
-
-TRAIN_LOSSES = "train_losses"
-"""Its name in a run's `predictions.npz`."""
 
 
 def clip_range(classes: int) -> float:
@@ -65,7 +63,7 @@ def losses_of(run: FinishedRun, check: Check) -> tuple[NDArray[np.float64], NDAr
     """Losses of all training and all test examples: from the run's predictions where they are kept, else computed."""
     kept: dict[str, NDArray[np.float64]] = {}
     try:
-        with np.load(run.folder / "predictions.npz") as file:
+        with np.load(run.folder / PREDICTIONS) as file:
             if TRAIN_LOSSES in file:
                 kept["train"] = file[TRAIN_LOSSES].astype(np.float64)
             logits, labels = torch.from_numpy(file["logits"]), torch.from_numpy(file["labels"])
