@@ -42,7 +42,7 @@ def wanted(model: Path, method: str = "lora", *, rank: int = 16, seed: int = 0, 
 def needed(one: Wanted, **changes: int) -> int:
     """By the forecast, called as `tunewise plan` does."""
     settings = {"batch": one.run.training.batch_size, "length": one.run.training.max_length, **changes}
-    (found,) = forecast(load_config(one.run.model), one.head, [one.run.method], **settings)
+    (found,) = forecast(load_config(one.run.model), TextClassification, one.head, [one.run.method], **settings)
     return found.memory_bytes
 
 
@@ -196,7 +196,13 @@ def test_processes_of_one_run_each_have_a_share_of_its_batch(
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus)
     one = wanted(tiny_model, "fft", batch=62)
     (found,) = forecast(
-        load_config(one.run.model), one.head, [one.run.method], batch=16, length=64, device="cuda" if gpus else "cpu"
+        load_config(one.run.model),
+        TextClassification,
+        one.head,
+        [one.run.method],
+        batch=16,
+        length=64,
+        device="cuda" if gpus else "cpu",
     )
     each = found.memory_bytes + found.gradient_bytes  # and the buckets of DDP
     said = r"in each process \(.*batch_size 31" if gpus else r"for 4 processes \(.*batch_size 31.*or processes 2"

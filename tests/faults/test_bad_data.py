@@ -65,8 +65,8 @@ BAD_FILES = [
     ("a.csv", "text,label\nx,1\ny\0,2\n", "a.csv, line 3:", "NUL byte", "--encoding utf-16"),
     ("a.csv", "Text,label\nx,1\n", "a.csv:", "no column 'text'", "did you mean 'Text'?"),
     ("a.csv", "review,label\nx,1\n", "a.csv:", "no column 'text'", "choose one of: label, review"),
-    ("a.csv", "text;label\nx;1\n", "a.csv:", "parted by ';'", "save it with commas"),
-    ("a.csv", "text\tlabel\nx\t1\n", "a.csv:", "parted by tabs", "as .tsv"),
+    ("a.csv", "text;label\nx;1\n", "a.csv:", "separated by ';'", "save it with commas"),
+    ("a.csv", "text\tlabel\nx\t1\n", "a.csv:", "separated by tabs", "as .tsv"),
     ("a.csv", "text,text,label\nx,y,1\n", "a.csv:", "two columns are named 'text'", "rename one"),
     (
         "a.csv",

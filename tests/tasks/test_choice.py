@@ -162,8 +162,8 @@ def test_openbookqa_is_read_as_it_comes(shared_data, tiny_model):
     )  # fmt: skip
     assert (len(task.validation), len(task.test)) == (500, 500)
     assert Counter(e["labels"] for e in task.test) == {0: 138, 1: 126, 2: 132, 3: 104}
-    assert "train: 14 examples removed, whose question test has." in task.facts.notes
-    assert "train: 7 examples removed, whose question validation has." in task.facts.notes
+    assert "train: 14 examples removed, since the same question is in test." in task.facts.notes
+    assert "train: 7 examples removed, since the same question is in validation." in task.facts.notes
     assert len(task.train) == 4_957 - 21 - sum(int(n.split()[1]) for n in task.facts.notes if "duplicate" in n)
 
 

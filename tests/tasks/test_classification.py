@@ -138,10 +138,10 @@ def test_all_that_was_dropped_or_kept_on_purpose_is_in_the_notes(three_files):
     assert load(three_files).notes == [
         "train: 1 exact duplicate dropped.",
         "train: 1 text with more than one label kept (train.csv, line 5 and train.csv, line 6).",
-        "test: 1 repeated text kept, so that the file is scored whole.",
-        "validation: 1 example removed, whose text test has.",
-        "train: 1 example removed, whose text validation has.",
-        "train: 2 examples removed, whose text test has.",
+        "test: 1 repeated text kept, so that the whole file is scored.",
+        "validation: 1 example removed, since the same text is in test.",
+        "train: 1 example removed, since the same text is in validation.",
+        "train: 2 examples removed, since the same text is in test.",
     ]
 
 
@@ -332,7 +332,7 @@ def test_trec_has_its_fifty_labels_and_its_known_overlaps(shared_data, tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (4_566, 806, 500)
     assert note(data, "train: 70 exact duplicates dropped")
     assert note(data, "train: 1 text with more than one label")
-    assert note(data, "train: 10 examples removed, whose text test has")
+    assert note(data, "train: 10 examples removed, since the same text is in test")
     assert note(data, "test: no example of 8 of 50 labels")
     assert_disjoint(data)
 

@@ -205,7 +205,7 @@ def test_repeats_are_found_by_their_pixels_whatever_the_encoding(tmp_path, vit, 
     Image.open(train / "blue" / "001.png").save(train / "blue" / "twice.bmp")
     task = load(vit, path=str(train), test=str(test))
     assert "train: 1 exact duplicate dropped." in task.facts.notes
-    assert "train: 1 example removed, whose image test has." in task.facts.notes
+    assert "train: 1 example removed, since the same image is in test." in task.facts.notes
     sources = [e["image"].row.source.name for e in (*task.train, *task.validation)]
     assert "leak.webp" not in sources and "twice.bmp" not in sources
     assert len(sources) == 24

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -63,22 +62,3 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks themselves, in order; none where the model has none."""
     found = find_blocks(model)
     return [] if found is None else list(model.get_submodule(found.name).children())
-
-
-def frozen_depth(model: Any, head: Sequence[str]) -> int:
-    """How many blocks, counted from the input, nothing trained lies in or below: the number of the first block with a
-    trained parameter, all of them where the head alone (its modules are named by `head`) is trained.
-
-    0 where a trained parameter lies elsewhere, in the embeddings say. `model` may be a `PeftModel`.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    blocks = find_blocks(base)
-    if blocks is None:
-        return 0
-    first = blocks.count
-    for name, parameter in base.named_parameters():
-        if not parameter.requires_grad or name.split(".")[0] in head:
-            continue
-        number = blocks.number_of(name)
-        first = min(first, 0 if number is None else number)
-    return first

@@ -19,8 +19,8 @@ from tunewise.models.load import load_config
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.contract import Encoded, Split
-from tunewise.tasks.files import read_rows, table_columns
-from tunewise.tasks.labels import check_columns, refuse_blank
+from tunewise.tasks.files import read_rows, refuse_blank, table_columns
+from tunewise.tasks.labels import check_columns
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
 from tunewise.tasks.text_inputs import TextTask
 

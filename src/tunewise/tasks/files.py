@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,16 +36,12 @@ class Row:
 
 
 def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") -> list[Row]:
-    """The rows of a file, or of a folder of class folders of .txt files, in their order there; at least one.
+    """The rows of a file, or of a folder of class folders of .txt files, in order; at least one.
 
-    Reads .csv, .tsv, .jsonl, .ndjson, .txt (each also .gz) and .parquet. A .txt file has the one column `text`, a line
-    that is not blank a row. Numbers become text, in JSON as they are
-    written; true and false become words. A folder has the columns `text` and `label` (the class folder's
-    name) and is read in the order of names. `encoding` is one codec, or several tried in turn for each file:
-    'utf-8,latin-1'; a byte-order mark is dropped.
-
-    Raises `DataError` for a file that is absent, unreadable, empty, damaged or ragged, that lacks a column or
-    has a null in one; `SpecError` for an unknown encoding.
+    A .txt file has the one column `text`, each line that is not blank a row. A folder has the columns `text` and
+    `label` (the name of the class folder) and is read in the order of names. Numbers become text, in JSON as they are
+    written; true and false become words. `encoding` is one codec, or several that are tried in turn. Raises `DataError`
+    for what can't be read, and `SpecError` for an unknown encoding.
     """
     candidates = codecs_of(encoding)
     files = data_files(path)
@@ -59,18 +55,27 @@ def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") ->
         text = decoded(content_of(path), candidates, path.name)
         if not text.strip():
             raise DataError(f"{path.name}: the file is empty; give one with examples")
-        parse = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows, "txt": _txt_rows}[kind]
+        parse = {"csv": _delimited_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows, "txt": _txt_rows}[kind]
         rows = parse(text, columns, path.name)
     if not rows:
-        raise DataError(f"{path.name}: the file names its columns and has no rows; give one with examples")
+        raise DataError(no_rows(path))
     return rows
 
 
-def data_files(path: Path) -> list[Path]:
-    """What `read_rows` reads for `path`: itself, or the sorted .txt files of its sorted class folders.
+def no_rows(path: Path) -> str:
+    """The message for a file without rows."""
+    return f"{path.name}: the file names its columns and has no rows; give one with examples"
 
-    Raises `DataError` where there is none.
-    """
+
+def refuse_blank(row: Row, columns: Iterable[str]) -> None:
+    """Raises `DataError` for a cell with nothing but blanks."""
+    for column in columns:
+        if not row.values[column].strip():
+            raise DataError(f"{row.where}: column {column!r} is empty; fill it in or remove the row")
+
+
+def data_files(path: Path) -> list[Path]:
+    """The path itself, or the sorted .txt files of its sorted class folders. Raises `DataError` where there is none."""
     try:
         if path.is_dir():
             return _class_files(path)
@@ -149,30 +154,24 @@ def table_columns(path: Path, encoding: str = "utf-8") -> list[str]:
 
 def _column_hint(column: str, names: Sequence[str]) -> str:
     if len(names) == 1:
-        for separator, called in ((";", "';'"), ("\t", "tabs"), ("|", "'|'"), (",", "commas")):
+        for separator, name in ((";", "';'"), ("\t", "tabs"), ("|", "'|'"), (",", "commas")):
             if separator in names[0]:
-                return f"; the fields seem to be parted by {called}: save it with commas, or with tabs as .tsv"
+                return f"; the fields seem to be separated by {name}: save it with commas, or with tabs as .tsv"
     # A file without a header line has whole texts where names should be.
-    return suggest_nearest(column, [name if len(name) <= 40 else name[:37] + "..." for name in names])
+    return suggest_nearest(column, [n if len(n) <= 40 else n[:37] + "..." for n in names])
 
 
-def read_objects(path: Path, encoding: str = "utf-8") -> Iterator[tuple[dict[str, Any], str]]:
-    """Every row of a json lines or parquet file whole, lists and objects in it as they are, and where it stands.
-
-    Raises `DataError` as `read_rows` does, and for a file of another kind.
-    """
+def read_objects(
+    path: Path, encoding: str = "utf-8", columns: Sequence[str] | None = None
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a json lines or parquet file, lists and objects in them as they are, and where each stands. Raises
+    `DataError` as `read_rows` does, and for a file of another kind."""
     data_files(path)
     kind = format_of(path)
     if kind == "parquet":
-        with parquet_file(path) as file:
-            for number, row in enumerate(file.read().to_pylist(), start=1):
-                yield row, f"{path.name}, row {number}"
+        yield from _parquet_objects(path, columns)
     elif kind == "jsonl":
-        text = decoded(content_of(path), codecs_of(encoding), path.name)
-        for line, record in enumerate(io.StringIO(text, newline=""), start=1):
-            if record.strip():
-                where = f"{path.name}, line {line}"
-                yield _json_object(record, where), where
+        yield from _json_objects(decoded(content_of(path), codecs_of(encoding), path.name), path.name)
     else:
         raise DataError(f"{path.name}: a {kind} file holds no lists; give json lines or parquet")
 
@@ -204,22 +203,18 @@ def as_text(value: Any, column: str, where: str) -> str:
 # --- csv and tsv ----------------------------------------------------------------------------------
 
 
-def _csv_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
-    return _delimited_rows(text, columns, file, delimiter=",", quoting=csv.QUOTE_MINIMAL)
-
-
 def _tsv_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
-    """Tab-separated rows, whose fields may be quoted (spreadsheets, pandas) or raw (most benchmark files).
+    """Tab-separated rows, with fields that are quoted (spreadsheets, pandas) or raw (most benchmark files).
 
-    Quotes are taken as such where every field fits and no row runs over several lines that could stand alone:
-    in a raw file a stray quote would otherwise swallow all lines up to the next one, unseen.
+    Quotes count as such where every field fits and no row runs over several lines that are rows by themselves: in a raw
+    file a stray quote would otherwise swallow all lines up to the next quote.
     """
     try:
-        raw = _delimited_rows(text, columns, file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        raw = _delimited_rows(text, columns, file, "\t", csv.QUOTE_NONE)
     except DataError as fault:
         raw, raw_fault = None, fault
     try:
-        quoted = _delimited_rows(text, columns, file, delimiter="\t", quoting=csv.QUOTE_MINIMAL)
+        quoted = _delimited_rows(text, columns, file, "\t")
     except DataError:
         if raw is None:
             raise raw_fault from None
@@ -227,7 +222,9 @@ def _tsv_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
     return quoted if raw is None or len(raw) == len(quoted) else raw
 
 
-def _delimited_rows(text: str, columns: Sequence[str], file: str, *, delimiter: str, quoting: int) -> list[Row]:
+def _delimited_rows(
+    text: str, columns: Sequence[str], file: str, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL
+) -> list[Row]:
     with _fields_of_any_size():
         # newline="" keeps the line ends inside quoted fields as they are.
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
@@ -291,14 +288,16 @@ def _txt_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
 
 def _jsonl_rows(text: str, columns: Sequence[str], file: str) -> list[Row]:
     rows = []
-    for line, record_text in enumerate(io.StringIO(text, newline=""), start=1):
-        if not record_text.strip():
-            continue
-        where = f"{file}, line {line}"
-        record = _json_object(record_text, where)
+    for record, where in _json_objects(text, file):
         column_positions(list(record), columns, where)
         rows.append(_row({column: record[column] for column in columns}, where))
     return rows
+
+
+def _json_objects(text: str, file: str) -> Iterator[tuple[dict[str, Any], str]]:
+    for line, record in enumerate(io.StringIO(text, newline=""), start=1):
+        if record.strip():
+            yield _json_object(record, f"{file}, line {line}"), f"{file}, line {line}"
 
 
 def _json_object(text: str, where: str) -> dict[str, Any]:
@@ -320,17 +319,23 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> list[Row]:
+    return [_row(cells, where) for cells, where in _parquet_objects(path, columns)]
+
+
+def _parquet_objects(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[dict[str, Any], str]]:
     """Parquet has no lines: rows are counted from 1."""
     with parquet_file(path) as file:
-        column_positions(file.schema_arrow.names, columns, path.name)
-        table = file.read(columns=list(columns))
-        cells = (dict(zip(columns, row)) for row in zip(*(table.column(c).to_pylist() for c in columns)))
-        return [_row(row, f"{path.name}, row {number}") for number, row in enumerate(cells, start=1)]
+        column_positions(file.schema_arrow.names, columns or (), path.name)
+        number = 0
+        for batch in file.iter_batches(256, columns=columns and list(columns)):
+            for row in batch.to_pylist():
+                number += 1
+                yield row, f"{path.name}, row {number}"
 
 
 @contextmanager
 def parquet_file(path: Path) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile`; whatever pyarrow finds wrong with it becomes a `DataError`."""
+    """An open `pyarrow.parquet.ParquetFile`; errors of pyarrow become a `DataError`."""
     import pyarrow  # here, because it takes longer to import than all the rest
     from pyarrow import parquet
 

@@ -1,7 +1,4 @@
-"""Labelled images where they lie: a folder of class folders, a parquet file with images in it, a table of paths.
-
-Nothing is decoded here. Whatever is wrong with a file becomes a `DataError` of one line, as in `files.py`.
-"""
+"""Labelled images out of a folder of class folders, a parquet file of images, or a table of paths; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -14,7 +11,18 @@ from typing import Any
 
 from tunewise.errors import DataError, SpecError, suggest_nearest
 from tunewise.locate import digest
-from tunewise.tasks.files import column_positions, data_files, format_of, parquet_file, read_rows, table_columns
+from tunewise.tasks.files import (
+    as_text,
+    column_positions,
+    data_files,
+    format_of,
+    no_rows,
+    parquet_file,
+    read_objects,
+    read_rows,
+    refuse_blank,
+    table_columns,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _NAMES = ("image", "img")  # of a column that holds images
@@ -23,7 +31,7 @@ _PATH_NAMES = (*_NAMES, "file_name", "path", "file")  # of one that holds paths 
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One image: its file, or its encoded bytes; its label as text; where it stands ('train.parquet, row 17')."""
+    """One image: its file or its encoded bytes, its label as text, and its place ('train.parquet, row 17')."""
 
     source: Path | bytes
     label: str
@@ -42,32 +50,24 @@ class ImageRow:
 
 
 def read_images(path: Path, image: str | None, label: str, *, encoding: str = "utf-8") -> list[ImageRow]:
-    """The rows of a folder of class folders (in the order of names), a parquet file or a table of paths; at least one.
+    """The rows of a folder of class folders (sorted by name), a parquet file or a table of paths; at least one.
 
     `image` is the column of images (parquet: bytes, or Hugging Face's struct of bytes and path) or of paths (csv,
-    tsv, jsonl; relative ones from the table's folder); found by its name where None. Labels of a parquet file whose
-    metadata names its classes are those names.
-
-    Raises `DataError` for what is absent, unreadable, empty or lacks a column; `SpecError` for a column asked of a
-    folder.
+    tsv, jsonl; relative to the table); detected by its name where None. Raises `DataError` for what can't be read, and
+    `SpecError` for a column of a folder.
     """
     if path.is_dir():
         if image is not None:
             raise SpecError(f"{path} is a folder of class folders, which has no column {image!r}; leave --image out")
         return [ImageRow(file, file.parent.name, f"{file.parent.name}/{file.name}") for file in folder_images(path)]
-    data_files(path)  # says what is the matter where there is no such file
+    data_files(path)  # raises where there is no such file
     if format_of(path) == "parquet":
         return _parquet_images(path, image, label)
     image = image or _by_name(table_columns(path, encoding), _PATH_NAMES, path)
     rows = read_rows(path, [image, label], encoding=encoding)
-    found = []
     for row in rows:
-        name, said = row.values[image].strip(), row.values[label].strip()
-        for column, value in ((image, name), (label, said)):
-            if not value:
-                raise DataError(f"{row.where}: column {column!r} is empty; fill it in or remove the row")
-        found.append(ImageRow(path.parent / name, said, row.where))
-    return found
+        refuse_blank(row, [image, label])
+    return [ImageRow(path.parent / row.values[image].strip(), row.values[label].strip(), row.where) for row in rows]
 
 
 def folder_images(folder: Path) -> list[Path]:
@@ -99,13 +99,15 @@ def _is_image(file: Path) -> bool:
 
 
 def looks_like_images(path: Path) -> bool:
-    """Whether the data is images by its form alone: class folders with images in them, a parquet column of images."""
+    """Whether the layout shows images: class folders with images in them, a parquet column of images."""
     if path.is_dir():
         return any(holds_images(child) for child in path.iterdir() if not child.name.startswith("."))
     if path.suffix.lower() != ".parquet" or not path.exists():
         return False
     with parquet_file(path) as file:
-        return any(_is_image_column(field) for field in file.schema_arrow)
+        fields = [field for field in file.schema_arrow if _holds_bytes(field.type)]
+    # Bytes beside a path, as Hugging Face has it, or bytes under a name of an image; other bytes may be text.
+    return any(field.type.num_fields > 0 or field.name in _NAMES for field in fields)
 
 
 def image_digest(path: Path, image: str | None, label: str, encoding: str) -> str:
@@ -127,33 +129,26 @@ def image_digest(path: Path, image: str | None, label: str, encoding: str) -> st
 def _parquet_images(path: Path, image: str | None, label: str) -> list[ImageRow]:
     with parquet_file(path) as file:
         schema = file.schema_arrow
-        image = image or _image_column(schema, path)
-        column_positions(schema.names, [image, label], path.name)
-        if not _holds_bytes(schema.field(image).type):
-            raise DataError(
-                f"{path.name}: column {image!r} holds {schema.field(image).type}; images are bytes, or a struct of "
-                "bytes and path"
-            )
-        names = _class_names(schema.metadata, label)
-        rows: list[ImageRow] = []
-        for batch in file.iter_batches(256, columns=[image, label]):
-            cells = zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True)
-            for cell, target in cells:
-                where = f"{path.name}, row {len(rows) + 1}"
-                rows.append(ImageRow(_source(cell, image, path, where), _label(target, names, label, where), where))
+    image = image or _image_column(schema, path)
+    column_positions(schema.names, [image, label], path.name)
+    if not _holds_bytes(schema.field(image).type):
+        raise DataError(
+            f"{path.name}: column {image!r} holds {schema.field(image).type}; images are bytes, or a struct of bytes "
+            "and path"
+        )
+    names = _class_names(schema.metadata, label)
+    rows = [
+        ImageRow(_source(row[image], image, path, where), _label(row[label], names, label, where), where)
+        for row, where in read_objects(path, columns=[image, label])
+    ]
     if not rows:
-        raise DataError(f"{path.name}: the file names its columns and has no rows; give one with examples")
+        raise DataError(no_rows(path))
     return rows
 
 
 def _image_column(schema: Any, path: Path) -> str:
-    holding = [field.name for field in schema if _holds_bytes(field.type)]
-    return holding[0] if len(holding) == 1 else _by_name(schema.names, _NAMES, path)
-
-
-def _is_image_column(field: Any) -> bool:
-    """Bytes beside a path, as Hugging Face has it, or bytes under a name that says so; other bytes may be text."""
-    return _holds_bytes(field.type) and (field.type.num_fields > 0 or field.name in _NAMES)
+    names = [field.name for field in schema if _holds_bytes(field.type)]
+    return names[0] if len(names) == 1 else _by_name(schema.names, _NAMES, path)
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -175,16 +170,11 @@ def _source(cell: Any, image: str, path: Path, where: str) -> Path | bytes:
 
 
 def _label(target: Any, names: Sequence[str], column: str, where: str) -> str:
-    if target is None or (names and target == -1):
-        raise DataError(f"{where}: column {column!r} is {'null' if target is None else target}; a class is needed")
-    if not isinstance(target, int | str) or isinstance(target, bool):
-        kind = type(target).__name__
-        raise DataError(f"{where}: column {column!r} holds a {kind}; a class's number or name is expected")
     if names and isinstance(target, int):
         if not 0 <= target < len(names):
             raise DataError(f"{where}: column {column!r} is {target}, and the file names {len(names)} classes")
         return names[target]
-    text = str(target).strip()
+    text = as_text(target, column, where).strip()
     if not text:
         raise DataError(f"{where}: column {column!r} is empty; fill it in or remove the row")
     return text
@@ -200,8 +190,8 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str]:
     return [str(name) for name in names]
 
 
-def _by_name(columns: Sequence[str], known: Sequence[str], path: Path) -> str:
-    for name in known:
+def _by_name(columns: Sequence[str], usual: Sequence[str], path: Path) -> str:
+    for name in usual:
         if name in columns:
             return name
     raise DataError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from tunewise.errors import DataError, SpecError, suggest_nearest
 from tunewise.locate import resolve
 from tunewise.spec import DataSpec
-from tunewise.tasks.files import Row, read_rows
+from tunewise.tasks.files import read_rows, refuse_blank
 from tunewise.tasks.splits import Record, Splits, make_splits, number_aware, read_parts
 from tunewise.text_format import join_names
 
@@ -73,13 +73,6 @@ def _absent_labels(splits: Splits, labels: Sequence[str]) -> list[str]:
         if absent:
             notes.append(f"{part}: no example of {len(absent)} of {len(labels)} labels: {join_names(absent)}.")
     return notes
-
-
-def refuse_blank(row: Row, columns: Iterable[str]) -> None:
-    """Raises `DataError` for a cell with nothing but blanks."""
-    for column in columns:
-        if not row.values[column].strip():
-            raise DataError(f"{row.where}: column {column!r} is empty; fill it in or remove the row")
 
 
 def read_texts(spec: DataSpec, path: str) -> list[Record]:

@@ -1,10 +1,7 @@
-"""Examples parted for a fair comparison: nothing that is trained on is evaluated on.
+"""Disjoint training, validation and test data: repeats, overlaps, parts cut from train, subsamples.
 
-    drop repeats -> take overlaps out of train -> cut the parts that have no file -> subsample
-
-Everything is decided by the examples and `DataSpec.split_seed`, never by a run's seed, so that all methods and
-seeds see the same splits. What was dropped, moved or cut is said in `Splits.notes`. It is all one whether an example
-is a text, a pair, an image or a question: only its key, its label and its stratum are looked at.
+All random draws depend on `DataSpec.split_seed` alone, never on the seed of a run, so that all methods and seeds see the
+same splits. Only the key, label and stratum of an example matter, whether it is a text, a pair, an image or a question.
 """
 
 from __future__ import annotations
@@ -28,12 +25,9 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example, as far as splitting looks at it.
-
-    `key` is what a model sees of it (a text, a pair, the digest of an image): equal keys are one input. `label` is its
-    target as text, `stratum` what subsamples and cuts keep the shares of (the label, or "" for all alike), `where`
-    its place in a file, `content` whatever the task makes of it later.
-    """
+    """One example before it is encoded. `key` is what a model sees of it (a text, a pair, the digest of an image), so
+    equal keys are one input. `label` is its target as text, `stratum` what subsamples keep the shares of (the label, or
+    "" for all), `where` its place in a file, `content` what the task encodes."""
 
     key: Hashable
     label: str
@@ -45,15 +39,20 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Splits:
     """Disjoint train, validation and test (no key is in two), each in the order of its file, and sentences on what was
-    done."""
+    dropped, moved or cut."""
 
     parts: dict[str, list[Record]]
     notes: list[str]
 
 
 def read_parts(spec: DataSpec, read: Callable[[str], list[Record]]) -> dict[str, list[Record]]:
-    """The records of each part that has a file, train first."""
-    check_fractions(spec)
+    """The records of each part that has a file, train first. Raises `SpecError` where the parts to cut leave nothing to
+    train on."""
+    if spec.validation is None and spec.test is None and spec.validation_fraction + spec.test_fraction >= 1:
+        raise SpecError(
+            f"validation_fraction {spec.validation_fraction} and test_fraction {spec.test_fraction} leave "
+            "nothing to train on; together they must be below 1"
+        )
     return {part: read(path) for part, path in part_paths(spec).items()}
 
 
@@ -64,39 +63,25 @@ def make_splits(
 
     Of train, exact repeats are dropped (one input with two labels stays), and so is every input that validation
     or test has too; an input in validation and test stays in test alone. Parts without a file are then cut from
-    train, stratified; a stratum's last example, and inputs with two labels, stay in train. Sizes asked for are
-    stratified subsamples of the parts: they never move an example from one part to another.
+    train, stratified; a stratum's last example, and inputs with two labels, stay in train. With `many_targets` an input
+    usually has several (a prompt its completions), and whole inputs are cut. Sizes are stratified subsamples of the
+    parts: they never move an example to another part.
 
-    With `many_targets` it is usual that one input has several (a prompt its completions): what is cut from train is
-    whole inputs with all of their targets.
-
-    Raises `DataError` where too few examples are left to cut a part from, or a stratum is gone from train;
-    `SpecError` where the cut fractions leave nothing to train on.
+    Raises `DataError` where too few examples are left to cut a part from, or a stratum is gone from train.
     """
-    notes: list[str] = []
+    splitter = _Splitter(spec, noun)
     train, evaluation = records["train"], {part: records[part] for part in records if part != "train"}
     strata = {record.stratum for record in train}
-    train = _drop_repeats(train, notes)
-    ambiguous = set() if many_targets else _inputs_with_two_labels(train, noun, notes)
+    train = splitter.drop_repeats(train)
+    ambiguous: set[Hashable] = set()
     if not many_targets:
-        _report_repeats(evaluation, noun, notes)
-    train, evaluation = _drop_overlaps(train, evaluation, noun, notes)
-    _refuse_lost_strata(train, strata, spec)
-    if many_targets:
-        train, cut = _cut_whole_inputs(train, spec, noun, notes)
-    else:
-        train, cut = _cut_missing_parts(train, spec, ambiguous, notes)
+        ambiguous = splitter.inputs_with_two_labels(train)
+        splitter.report_repeats(evaluation)
+    train, evaluation = splitter.drop_overlaps(train, evaluation)
+    splitter.refuse_lost_strata(train, strata)
+    train, cut = splitter.cut_whole_inputs(train) if many_targets else splitter.cut_missing_parts(train, ambiguous)
     parts = {"train": train, **evaluation, **cut}
-    return Splits({part: _subsample(parts[part], part, spec, notes) for part in PARTS}, notes)
-
-
-def check_fractions(spec: DataSpec) -> None:
-    """Raises `SpecError` where the parts to be cut leave nothing to train on."""
-    if spec.validation is None and spec.test is None and spec.validation_fraction + spec.test_fraction >= 1:
-        raise SpecError(
-            f"validation_fraction {spec.validation_fraction} and test_fraction {spec.test_fraction} leave "
-            "nothing to train on; together they must be below 1"
-        )
+    return Splits({part: splitter.subsample(parts[part], part) for part in PARTS}, splitter.notes)
 
 
 def number_aware(label: str) -> tuple[bool, float, list[tuple[int, str]], str]:
@@ -109,135 +94,162 @@ def number_aware(label: str) -> tuple[bool, float, list[tuple[int, str]], str]:
     return (True, 0.0, [(len(p) if i % 2 else 0, p) for i, p in enumerate(pieces)], label)
 
 
-# --- repeats and overlaps -------------------------------------------------------------------------
+class _Splitter:
+    """The steps of `make_splits`; each adds its sentences to `notes`."""
 
+    def __init__(self, spec: DataSpec, noun: str) -> None:
+        self.spec = spec
+        self.noun = noun
+        self.notes: list[str] = []
 
-def _drop_repeats(train: Sequence[Record], notes: list[str]) -> list[Record]:
-    first: dict[tuple[Hashable, str], Record] = {}
-    for record in train:
-        first.setdefault((record.key, record.label), record)
-    if len(first) < len(train):
-        notes.append(f"train: {pluralize(len(train) - len(first), 'exact duplicate')} dropped.")
-    return list(first.values())
+    # --- repeats and overlaps ---------------------------------------------------------------------
 
+    def drop_repeats(self, train: Sequence[Record]) -> list[Record]:
+        first: dict[tuple[Hashable, str], Record] = {}
+        for record in train:
+            first.setdefault((record.key, record.label), record)
+        if len(first) < len(train):
+            self.notes.append(f"train: {pluralize(len(train) - len(first), 'exact duplicate')} dropped.")
+        return list(first.values())
 
-def _inputs_with_two_labels(train: Iterable[Record], noun: str, notes: list[str]) -> set[Hashable]:
-    """Inputs that occur under more than one label, in a `train` without exact repeats."""
-    first: dict[Hashable, Record] = {}
-    ambiguous: dict[Hashable, str] = {}
-    for record in train:
-        if first.setdefault(record.key, record) is not record:
-            ambiguous.setdefault(record.key, f"{first[record.key].where} and {record.where}")
-    if ambiguous:
-        example = next(iter(ambiguous.values()))
-        notes.append(f"train: {pluralize(len(ambiguous), noun)} with more than one label kept ({example}).")
-    return set(ambiguous)
-
-
-def _report_repeats(evaluation: Mapping[str, Sequence[Record]], noun: str, notes: list[str]) -> None:
-    for part, records in evaluation.items():
-        repeats = len(records) - len({record.key for record in records})
-        if repeats:
-            notes.append(f"{part}: {pluralize(repeats, f'repeated {noun}')} kept, so that the file is scored whole.")
-
-
-def _drop_overlaps(
-    train: list[Record], evaluation: Mapping[str, list[Record]], noun: str, notes: list[str]
-) -> tuple[list[Record], dict[str, list[Record]]]:
-    """Each input in one part only, test before validation before train, whatever its labels."""
-    evaluation = dict(evaluation)
-    if "validation" in evaluation and "test" in evaluation:
-        kept = _without(evaluation["validation"], evaluation["test"], "validation", "test", noun, notes)
-        if not kept:
-            raise DataError(f"validation: all of its {noun}s are in test too; give two different files")
-        evaluation["validation"] = kept
-    for part, records in evaluation.items():
-        train = _without(train, records, "train", part, noun, notes)
-    return train, evaluation
-
-
-def _without(
-    records: list[Record], others: Iterable[Record], part: str, other: str, noun: str, notes: list[str]
-) -> list[Record]:
-    theirs = {record.key for record in others}
-    kept = [record for record in records if record.key not in theirs]
-    if len(kept) < len(records):
-        notes.append(f"{part}: {pluralize(len(records) - len(kept), 'example')} removed, whose {noun} {other} has.")
-    return kept
-
-
-def _refuse_lost_strata(train: Iterable[Record], strata: Iterable[str], spec: DataSpec) -> None:
-    left = {record.stratum for record in train}
-    for stratum in sorted(strata, key=number_aware):
-        if stratum not in left:
-            of = f" of label {stratum!r}" if stratum else ""
-            raise DataError(
-                f"{spec.path}: every training example{of} is also in the validation or test "
-                "file; give training examples that those files do not hold"
+    def inputs_with_two_labels(self, train: Iterable[Record]) -> set[Hashable]:
+        """Inputs that occur under more than one label, in a `train` without exact repeats."""
+        first: dict[Hashable, Record] = {}
+        ambiguous: dict[Hashable, str] = {}
+        for record in train:
+            if first.setdefault(record.key, record) is not record:
+                ambiguous.setdefault(record.key, f"{first[record.key].where} and {record.where}")
+        if ambiguous:
+            example = next(iter(ambiguous.values()))
+            self.notes.append(
+                f"train: {pluralize(len(ambiguous), self.noun)} with more than one label kept ({example})."
             )
+        return set(ambiguous)
 
+    def report_repeats(self, evaluation: Mapping[str, Sequence[Record]]) -> None:
+        for part, records in evaluation.items():
+            repeats = len(records) - len({record.key for record in records})
+            if repeats:
+                what = pluralize(repeats, f"repeated {self.noun}")
+                self.notes.append(f"{part}: {what} kept, so that the whole file is scored.")
 
-# --- cutting and subsampling ----------------------------------------------------------------------
+    def drop_overlaps(
+        self, train: list[Record], evaluation: dict[str, list[Record]]
+    ) -> tuple[list[Record], dict[str, list[Record]]]:
+        """Each input in one part only, test before validation before train, whatever its labels."""
+        if "validation" in evaluation and "test" in evaluation:
+            rest = self._without(evaluation["validation"], evaluation["test"], "validation", "test")
+            if not rest:
+                raise DataError(f"validation: all of its {self.noun}s are in test too; give two different files")
+            evaluation = {**evaluation, "validation": rest}
+        for part, records in evaluation.items():
+            train = self._without(train, records, "train", part)
+        return train, evaluation
 
+    def _without(self, records: list[Record], others: Iterable[Record], part: str, other: str) -> list[Record]:
+        keys = {record.key for record in others}
+        rest = [record for record in records if record.key not in keys]
+        if len(rest) < len(records):
+            what = pluralize(len(records) - len(rest), "example")
+            self.notes.append(f"{part}: {what} removed, since the same {self.noun} is in {other}.")
+        return rest
 
-def _cut_missing_parts(
-    train: list[Record], spec: DataSpec, ambiguous: set[Hashable], notes: list[str]
-) -> tuple[list[Record], dict[str, list[Record]]]:
-    """What is left of train, and the parts cut from it; both fractions are of train as it was before."""
-    missing = [part for part in ("test", "validation") if getattr(spec, part) is None]
-    by_label = any(record.stratum for record in train)
-    if missing and by_label:
-        _report_single_examples(train, notes)
-    whole = len(train)
-    wanted = {part: max(1, round(whole * getattr(spec, f"{part}_fraction"))) for part in missing}
-    spare = sum(_spare(train, ambiguous).values())
-    sizes = _allot(min(spare, sum(wanted.values())), wanted, most=wanted)
-    cut = {}
-    for part, size in sizes.items():
-        quotas = _allot(size, _counts(train), most=_spare(train, ambiguous))
-        cut[part], train = _draw(train, quotas, f"{spec.split_seed}|split|{part}", kept_back=ambiguous)
-        if not cut[part]:
-            of = f" of {pluralize(len(quotas), 'label')}" if by_label else ""
-            check = f", or check the column {spec.label!r}" if by_label else ""
-            raise DataError(
-                f"{spec.path}: {pluralize(whole, 'example')}{of} are too few to "
-                f"cut a {part} part from; name a {part} file{check}"
+    def refuse_lost_strata(self, train: Iterable[Record], strata: Iterable[str]) -> None:
+        left = {record.stratum for record in train}
+        for stratum in sorted(strata, key=number_aware):
+            if stratum not in left:
+                of = f" of label {stratum!r}" if stratum else ""
+                raise DataError(
+                    f"{self.spec.path}: every training example{of} is also in the validation or test "
+                    "file; give training examples that those files do not hold"
+                )
+
+    # --- cutting and subsampling ------------------------------------------------------------------
+
+    def _missing(self) -> list[str]:
+        return [part for part in ("test", "validation") if getattr(self.spec, part) is None]
+
+    def _wanted(self, part: str, count: int) -> int:
+        return max(1, round(count * getattr(self.spec, f"{part}_fraction")))
+
+    def cut_missing_parts(
+        self, train: list[Record], ambiguous: set[Hashable]
+    ) -> tuple[list[Record], dict[str, list[Record]]]:
+        """The rest of train, and the parts cut from it; both fractions are of train before the cuts."""
+        spec, count = self.spec, len(train)
+        by_label = any(record.stratum for record in train)
+        wanted = {part: self._wanted(part, count) for part in self._missing()}
+        if wanted and by_label:
+            self._report_single_examples(train)
+        spare = sum(_spare(train, ambiguous).values())
+        cut = {}
+        for part, size in _allot(min(spare, sum(wanted.values())), wanted, most=wanted).items():
+            quotas = _allot(size, _counts(train), most=_spare(train, ambiguous))
+            cut[part], train = _draw(train, quotas, f"{spec.split_seed}|split|{part}", kept_back=ambiguous)
+            if not cut[part]:
+                of = f" of {pluralize(len(quotas), 'label')}" if by_label else ""
+                check = f", or check the column {spec.label!r}" if by_label else ""
+                raise DataError(
+                    f"{spec.path}: {pluralize(count, 'example')}{of} are too few to "
+                    f"cut a {part} part from; name a {part} file{check}"
+                )
+            self.notes.append(
+                f"{part}: no file given; {len(cut[part]):,} of {count:,} examples cut from train "
+                f"({_stratified(by_label)}split seed {spec.split_seed})."
             )
-        notes.append(
-            f"{part}: no file given; {len(cut[part]):,} of {whole:,} examples cut from train "
-            f"({_stratified(by_label)}split seed {spec.split_seed})."
-        )
-    return train, cut
+        return train, cut
 
-
-def _cut_whole_inputs(
-    train: list[Record], spec: DataSpec, noun: str, notes: list[str]
-) -> tuple[list[Record], dict[str, list[Record]]]:
-    """As `_cut_missing_parts`, for inputs with many targets each: inputs are drawn until the part is large enough."""
-    whole = len(train)
-    cut = {}
-    for part in [part for part in ("test", "validation") if getattr(spec, part) is None]:
-        sizes = Counter(record.key for record in train)
-        generator = random.Random(f"{spec.split_seed}|split|{part}")
-        shuffled = sorted((generator.random(), place, key) for place, key in enumerate(sizes))
-        wanted = max(1, round(whole * getattr(spec, f"{part}_fraction")))
-        taken: set[Hashable] = set()
-        while wanted > 0 and len(taken) < len(sizes) - 1:
-            key = shuffled[len(taken)][2]
-            taken.add(key)
-            wanted -= sizes[key]
-        if not taken:
-            raise DataError(
-                f"{spec.path}: all {whole:,} examples have one and the same {noun}, so that no {part} part can be cut; "
-                f"name a {part} file"
+    def cut_whole_inputs(self, train: list[Record]) -> tuple[list[Record], dict[str, list[Record]]]:
+        """As `cut_missing_parts`, for inputs with many targets each: inputs are drawn until the part is large enough."""
+        spec, count = self.spec, len(train)
+        cut = {}
+        for part in self._missing():
+            sizes = Counter(record.key for record in train)
+            generator = random.Random(f"{spec.split_seed}|split|{part}")
+            shuffled = sorted((generator.random(), place, key) for place, key in enumerate(sizes))
+            wanted = self._wanted(part, count)
+            taken: set[Hashable] = set()
+            while wanted > 0 and len(taken) < len(sizes) - 1:
+                key = shuffled[len(taken)][2]
+                taken.add(key)
+                wanted -= sizes[key]
+            if not taken:
+                raise DataError(
+                    f"{spec.path}: all {count:,} examples have one and the same {self.noun}, so that no {part} part can "
+                    f"be cut; name a {part} file"
+                )
+            cut[part] = [record for record in train if record.key in taken]
+            train = [record for record in train if record.key not in taken]
+            self.notes.append(
+                f"{part}: no file given; {len(cut[part]):,} of {count:,} examples cut from train, "
+                f"{pluralize(len(taken), self.noun)} with all of their targets (split seed {spec.split_seed})."
             )
-        cut[part] = [record for record in train if record.key in taken]
-        train = [record for record in train if record.key not in taken]
-        notes.append(
-            f"{part}: no file given; {len(cut[part]):,} of {whole:,} examples cut from train, "
-            f"{pluralize(len(taken), noun)} with all of their targets (split seed {spec.split_seed})."
-        )
-    return train, cut
+        return train, cut
+
+    def _report_single_examples(self, train: Iterable[Record]) -> None:
+        single = [label for label, count in _counts(train).items() if count == 1]
+        if single:
+            what = pluralize(len(single), "label")
+            self.notes.append(f"train: the only example of {what} stays here: {join_names(single)}.")
+
+    def subsample(self, records: list[Record], part: str) -> list[Record]:
+        """As many examples as the spec asks of this part, stratified; every stratum once in train where that fits."""
+        size, seed = getattr(self.spec, f"{part}_size"), self.spec.split_seed
+        if size is None or size == len(records):
+            return records
+        if size > len(records):
+            self.notes.append(f"{part}: {size:,} examples asked for, all {len(records):,} there are used.")
+            return records
+        counts = _counts(records)
+        least = 1 if part == "train" and size >= len(counts) else 0
+        quotas = _allot(size, counts, most=counts, least=least)
+        drawn, _ = _draw(records, quotas, f"{seed}|subsample|{part}")
+        by_label = _stratified(any(record.stratum for record in records))
+        self.notes.append(f"{part}: {size:,} of {len(records):,} examples kept ({by_label}split seed {seed}).")
+        return drawn
+
+
+# --- draws ----------------------------------------------------------------------------------------
 
 
 def _stratified(by_label: bool) -> str:
@@ -245,34 +257,10 @@ def _stratified(by_label: bool) -> str:
 
 
 def _spare(train: Sequence[Record], ambiguous: set[Hashable]) -> dict[str, int]:
-    """How many examples of each stratum can be cut: one at least is left to train on, and so are inputs with two
-    labels, which would else be trained on under one label and scored under the other."""
+    """How many examples of each stratum can be cut: at least one is left to train on, and so are inputs with two
+    labels, which would otherwise be trained on under one label and scored under the other."""
     free = Counter(record.stratum for record in train if record.key not in ambiguous)
     return {stratum: min(free[stratum], count - 1) for stratum, count in _counts(train).items()}
-
-
-def _report_single_examples(train: Iterable[Record], notes: list[str]) -> None:
-    single = [label for label, count in _counts(train).items() if count == 1]
-    if single:
-        notes.append(f"train: the only example of {pluralize(len(single), 'label')} stays here: {join_names(single)}.")
-
-
-def _subsample(records: list[Record], part: str, spec: DataSpec, notes: list[str]) -> list[Record]:
-    """As many examples as `spec` asks of this part, stratified; every stratum once in train where that fits."""
-    size = getattr(spec, f"{part}_size")
-    if size is None:
-        return records
-    if size > len(records):
-        notes.append(f"{part}: {size:,} examples asked for, all {len(records):,} there are used.")
-        return records
-    counts = _counts(records)
-    least = 1 if part == "train" and size >= len(counts) else 0
-    quotas = _allot(size, counts, most=counts, least=least)
-    drawn, _ = _draw(records, quotas, f"{spec.split_seed}|subsample|{part}")
-    if len(drawn) < len(records):
-        by_label = _stratified(any(record.stratum for record in records))
-        notes.append(f"{part}: {size:,} of {len(records):,} examples kept ({by_label}split seed {spec.split_seed}).")
-    return drawn
 
 
 def _counts(records: Iterable[Record]) -> dict[str, int]:
@@ -282,10 +270,8 @@ def _counts(records: Iterable[Record]) -> dict[str, int]:
 
 
 def _allot(total: int, counts: Mapping[str, int], *, most: Mapping[str, int], least: int = 0) -> dict[str, int]:
-    """`total` shared out in proportion to `counts`: whole shares within bounds, by largest remainder.
-
-    The shares sum to `total` where the bounds allow it; of equal remainders the earlier key comes first.
-    """
+    """`total` in shares proportional to `counts`, whole numbers within bounds by largest remainder; of equal remainders
+    the earlier key comes first. The shares sum to `total` where the bounds allow it."""
     whole = sum(counts.values())
     exact = {key: total * count / whole for key, count in counts.items()}
     shares = {key: min(max(math.floor(exact[key]), least), most[key]) for key in counts}
@@ -309,10 +295,8 @@ def _allot(total: int, counts: Mapping[str, int], *, most: Mapping[str, int], le
 def _draw(
     records: Sequence[Record], quotas: Mapping[str, int], stream: str, kept_back: Container[Hashable] = ()
 ) -> tuple[list[Record], list[Record]]:
-    """The drawn records and the others, both in their old order; one random stream for each stratum.
-
-    Seeded by text and drawn by `random()` alone, which Python promises to keep the same across versions.
-    """
+    """The drawn records and the others, both in their old order; one random stream for each stratum, seeded by text and
+    drawn by `random()` alone, which Python promises to keep the same across versions."""
     places: dict[str, list[int]] = {stratum: [] for stratum in quotas}
     for place, record in enumerate(records):
         if record.key not in kept_back:
