@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from command_line import invoke
 from tiny import save_tiny_model, save_toy_csv
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers of a terminal that they do not have
@@ -40,3 +42,16 @@ def _few_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`tunewise WORDS` in this process: exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = invoke(monkeypatch, *map(str, words))
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run

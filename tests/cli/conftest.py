@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tunewise import evidence
-from tunewise.cli.main import run as tunewise
 from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import (
@@ -110,18 +108,3 @@ def _costs(methods: Sequence[str]) -> CostReport:
 def comparison(tmp_path: Path) -> Path:
     """The folder of a finished comparison of three methods over three seeds, its costs measured."""
     return write_comparison(tmp_path / "runs")
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`tunewise WORDS` in this process: exit code, stdout, stderr."""
-
-    def invoke(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tunewise", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            tunewise()
-            raise SystemExit(0)
-        shown = capsys.readouterr()
-        return int(stop.value.code or 0), shown.out, shown.err
-
-    return invoke

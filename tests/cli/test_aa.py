@@ -55,7 +55,7 @@ def test_own_runs_are_split_where_there_are_enough(tmp_path: Path, call) -> None
 def test_seeds_that_do_not_differ_prove_nothing(tmp_path: Path, call) -> None:
     folder = write_comparison(tmp_path, {"lora": [0.9, 0.9, 0.9]}, costs=False)
     _, out, _ = call("aa", folder, "--repeats=20", "--seeds=3")
-    assert "so this says nothing" in out
+    assert "so this shows nothing" in out
 
 
 def test_what_means_nothing_gets_one_line(comparison: Path, tmp_path: Path, call) -> None:

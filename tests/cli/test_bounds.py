@@ -120,9 +120,9 @@ def test_what_is_wrong_is_said_in_a_line(
     for words, why in (
         ([str(tmp_path / "none")], "no such folder"),
         ([str(tmp_path)], "no adapter folder"),
-        ([str(cla.folder), "--samples=3"], "a run knows"),
+        ([str(cla.folder), "--samples=3"], "has its examples and classes"),
         ([str(cla.adapter), "--step-size"], "needs a run folder"),
-        ([str(cla.folder), "--input-bound=0"], "above 0"),
+        ([str(cla.folder), "--input-bound=0"], "Must be > 0"),
         ([str(other)], "--base"),
         ([str(cla.adapter), "--base=/nowhere"], "no such folder"),
     ):

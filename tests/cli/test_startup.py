@@ -35,4 +35,4 @@ def test_a_bad_spec_is_refused_before_torch_is_imported() -> None:
 
 def test_importing_tunewise_is_free() -> None:
     loaded = imported_by("import tunewise")
-    assert not loaded & {*HEAVY, "pydantic", "typer", "rich"}
+    assert not loaded & {*HEAVY, "pydantic", "cyclopts", "rich"}

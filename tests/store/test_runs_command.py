@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from stored_runs import stored_spec, write_run, write_unfinished
-from tunewise.cli.main import run as run_command
 from tunewise.store.documents import write_document
 from tunewise.store.folders import RunStore
 from tunewise.store.records import Measured
@@ -22,15 +21,8 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tunewise", "runs", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            run_command()
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out, said.err
-
-    return call
+def call(call: Call) -> Call:
+    return lambda *words: call("runs", *words)
 
 
 @pytest.fixture
@@ -144,7 +136,7 @@ def test_diff_has_what_differs_and_nothing_else(runs: Path, call: Call) -> None:
     assert lines[0].split() == [one, two]
     assert ["method.name", "lora", "cla"] in [line.split() for line in lines]
     assert len(lines) == 1 + 2 + 4 + 2
-    assert call("diff", one, one, runs)[1] == f"{one} and {one} differ in nothing\n"
+    assert call("diff", one, one, runs)[1] == f"{one} and {one} do not differ\n"
     code, _, err = call("diff", one, stored_spec("paca", 3).id, runs)
     assert code == 3 and "did not come to its end" in err
 
@@ -177,7 +169,7 @@ def test_gc_asks_a_person(runs: Path, call: Call, monkeypatch: pytest.MonkeyPatc
 
 
 def test_verify_ends_with_3_until_it_is_mended(runs: Path, call: Call) -> None:
-    assert call("verify", runs)[:2] == (0, "4 runs checked: all as written\n")
+    assert call("verify", runs)[:2] == (0, "4 runs checked: no faults\n")
     spec = stored_spec("lora", 0)
     (runs / spec.id / "predictions.npz").write_bytes(b"")
     code, out, _ = call("verify", runs)
@@ -193,7 +185,7 @@ def test_verify_leaves_running_runs_out(runs: Path, call: Call) -> None:
     spec = stored_spec("lora", 0)
     (runs / spec.id / "predictions.npz").write_bytes(b"")
     with RunStore(runs).lock(spec.id):
-        assert call("verify", runs)[:2] == (0, "3 runs checked: all as written; 1 being run now were left out\n")
+        assert call("verify", runs)[:2] == (0, "3 runs checked: no faults; 1 in progress were left out\n")
 
 
 def test_no_verb_imports_torch(runs: Path) -> None:

@@ -1,59 +1,56 @@
-"""What `tunewise compare` prints: the plan before the runs, what came of them after."""
+"""What `tunewise compare` prints: the plan before the runs, the results after them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tunewise.cli.tables import rich_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tunewise.comparison import Comparison
     from tunewise.planning import Plan, PlannedMethod
+    from tunewise.spec import ExecutionOptions
     from tunewise.store.folders import RunStore
 
 
-def show_plan(plan: Plan, console: Any, folder: str) -> None:
+def show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: Console) -> None:
     """Sizes of the data, what each method trains and at which rate, how many runs are left."""
-    from rich.table import Table
-
-    from tunewise.tasks.splits import pluralize
+    from tunewise.text_format import pluralize
 
     data = plan.data
-    todo = len(plan.runs) - len(plan.done)
     size = f"{pluralize(len(plan.methods), 'method')} x {pluralize(len(plan.spec.seeds), 'seed')}"
     console.print(
         f"[bold]{size}[/bold] on {plan.spec.model.path}: "
         f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples"
-        f"{f', {len(data.labels)} classes' if data.labels else ''}; {pluralize(plan.steps, 'step')} a run",
-        highlight=False,
+        f"{f', {len(data.labels)} classes' if data.labels else ''}; {pluralize(plan.steps, 'step')} a run"
     )
     for note in data.notes:
-        console.print(f"  - {note}", style="dim", highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, right in (
-        ("method", False),
-        ("trained", True),
-        ("adapter", True),
-        ("head", True),
-        ("share", True),
-        ("rate", True),
-    ):
-        table.add_column(name, justify="right" if right else "left")
+        console.print(f"  - {note}", style="dim", markup=False)
+    rows = []
     for planned in plan.methods:
         facts = planned.facts
-        table.add_row(
-            planned.method.label,
-            f"{facts.trainable:,}",
-            f"{facts.adapter:,}",
-            f"{facts.head:,}",
-            f"{facts.trainable / facts.parameters:.3%}",
-            _rate(planned, plan),
-        )
-    console.print(table)
-    ready = f", {len(plan.done)} done already" if plan.done else ""
-    console.print(f"{pluralize(todo, 'run')} to do{ready}; everything goes to {folder}", highlight=False)
+        counts = [f"{count:,}" for count in (facts.trainable, facts.adapter, facts.head)]
+        share = f"{facts.trainable / facts.parameters:.3%}"
+        rows.append([planned.method.label, *counts, share, _rate(planned, plan)])
+    console.print(rich_table(("method", "trained", "adapter", "head", "share", "rate"), rows))
+    done = f", {len(plan.done)} done already" if plan.done else ""
+    todo = pluralize(len(plan.runs) - len(plan.done), "run")
+    console.print(f"{todo} to do{done}; everything goes to {options.out}")
+    if plan.spec.tuning is not None:
+        from tunewise.tuning import waiting_trials
+
+        count = waiting_trials(plan, store)
+        trials = pluralize(count, "trial") if count else "trials beyond the grids"  # none left in them, not settled yet
+        console.print(f"before them {trials} for the learning rates")
+    if options.jobs is not None:
+        processes = "processes" if options.jobs > 1 else "process"
+        console.print(f"runs in {options.jobs} {processes} of one thread each")
 
 
 def _rate(planned: PlannedMethod, plan: Plan) -> str:
-    """The rate, or the grid that will be searched."""
+    """The learning rate, or the grid that will be searched."""
     tuning = plan.spec.tuning
     method, common = planned.method.learning_rate, plan.spec.training.learning_rate
     if tuning is None or (not tuning.given and (method or common)):
@@ -64,48 +61,23 @@ def _rate(planned: PlannedMethod, plan: Plan) -> str:
     return f"{min(rates):g} to {max(rates):g}"
 
 
-def show_besides(plan: Plan, store: RunStore, console: Any) -> None:
-    """Trials that come before the runs."""
-    if plan.spec.tuning is not None:
-        from tunewise.tasks.splits import pluralize
-        from tunewise.tuning import waiting_trials
-
-        count = waiting_trials(plan, store)
-        trials = pluralize(count, "trial") if count else "trials beyond the grids"  # none left in them, yet not settled
-        console.print(f"before them {trials} for the learning rates", highlight=False)
-
-
-def show_manner(jobs: int | None, console: Any) -> None:
-    """Of a dry run: in how many processes runs would be done."""
-    if jobs is not None:
-        processes = f"{jobs} processes of one thread each" if jobs > 1 else "a process of one thread"
-        console.print(f"runs in {processes}", highlight=False)
-
-
-def show_result(found: Comparison, console: Any) -> None:
-    """The table, the recommendation, where the report and the recommended adapter are."""
+def show_result(result: Comparison, console: Console) -> None:
+    """The table, the recommendation, and where the report and the recommended adapter are."""
     from tunewise.report.table import console_table
 
-    console.print()
-    console.print(console_table(found.summaries, found.recommendation))
-    console.print()
-    if found.tuning is not None:
-        rates = ", ".join(
+    console.print("", console_table(result.summaries, result.recommendation), "", sep="\n")
+    if result.tuning is not None:
+        rates = [
             f"{row.method} {row.chosen:g}"
             + (" (given)" if row.given else f" (the {row.edge} tried)" if row.edge else "")
-            for row in found.tuning.methods
-        )
-        console.print(f"Learning rates: {rates}", highlight=False, markup=False)
-        console.print()
-    for sentence in found.recommendation.sentences:
-        console.print(sentence, highlight=False, markup=False)
-    console.print()
-    console.print(f"report   {found.report}", highlight=False, soft_wrap=True)
-    chosen = [r for r in found.records if r.spec.method.label == found.recommendation.choice and r.status == "done"]
+            for row in result.tuning.methods
+        ]
+        console.print(f"Learning rates: {', '.join(rates)}\n", markup=False)
+    console.print(*result.recommendation.sentences, "", sep="\n", markup=False)
+    console.print(f"report   {result.report}", soft_wrap=True)
+    choice = result.recommendation.choice
+    chosen = [r for r in result.records if r.spec.method.label == choice and r.status == "done"]
     if chosen:
-        adapter = found.folder.parent / chosen[0].id / "adapter"
-        console.print(
-            f"adapter  {adapter}  ({chosen[0].spec.method.label}, seed {chosen[0].spec.seed})",
-            highlight=False,
-            soft_wrap=True,
-        )
+        adapter = result.folder.parent / chosen[0].id / "adapter"
+        label = f"({choice}, seed {chosen[0].spec.seed})"
+        console.print(f"adapter  {adapter}  {label}", soft_wrap=True)

@@ -1,28 +1,34 @@
-"""`tunewise export`: a run's adapter as stock LoRA, merged into its model, or as compact columns."""
+"""`tunewise export`: an adapter as stock LoRA, merged into its model, or as compact columns."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
-from tunewise.cli.found import RUN_OR_ADAPTER, run_or_adapter
+from tunewise.cli import flags
+from tunewise.cli.locating import run_or_adapter
 from tunewise.errors import SpecError
 
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help=RUN_OR_ADAPTER)],
-    to: Annotated[str, typer.Option(help="lora (stock), merged (the whole model), or columns (compact).")] = "lora",
-    out: Annotated[Path | None, typer.Option(help="Folder to write.  [default: RUN-FORM beside it]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Precision of a merged model: fp32, bf16, fp16.")] = None,
-    runs: Annotated[Path, typer.Option(help="The runs folder, for a run by its id.")] = Path("runs"),
+    run: flags.RunOrAdapter,
+    /,
+    *,
+    to: Annotated[
+        Literal["lora", "merged", "columns"], Parameter(help="Stock LoRA, the whole model, or compact columns.")
+    ] = "lora",
+    out: Annotated[Path | None, Parameter(help="Folder to write; RUN-FORM beside the run unless given.")] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None, Parameter(help="Precision of a merged model; the base model's own.")
+    ] = None,
+    runs: flags.RunsFolder = Path("runs"),
 ) -> None:
-    """Hand a trained adapter on in the form that the next tool wants."""
-    if dtype is not None and dtype not in _PRECISIONS:
-        raise SpecError(f"--dtype {dtype!r}; choose fp32, bf16 or fp16")
+    """Write the adapter in the form that the next tool reads."""
     run = run_or_adapter(run, runs)
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     target = out or run.parent / f"{run.name}-{to}"
@@ -37,29 +43,21 @@ def export(
     from tunewise.store.folders import RunStore
     from tunewise.tasks.build import task_class
 
-    if to not in ("lora", "merged", "columns"):
-        raise SpecError(f"--to {to!r}; choose lora, merged or columns")
     base = batch = None
     if to == "merged":
         record = RunStore(run.parent).record(run.name) if adapter != run else None
         if record is None:
             raise SpecError(f"{run} has no run.json, so its base model is not known; use tunewise.export in Python")
         assert record.data is not None
-        found = task_class(record.spec.task).stand_in(record.spec.model, record.spec.data, record.data.labels)
-        base = load_model(record.spec.model, found.head, seed=record.spec.seed, pad_token_id=found.pad_token_id)
-        batch = found.inputs
-    done = write(
-        adapter,
-        to,  # type: ignore[arg-type]
-        target,
-        base=base,
-        batch=batch,
-        dtype=getattr(torch, _PRECISIONS[dtype]) if dtype else None,
-    )
-    typer.echo(f"{done.path}  ({done.size / 1e6:.2f} MB)")
+        sample = task_class(record.spec.task).stand_in(record.spec.model, record.spec.data, record.data.labels)
+        base = load_model(record.spec.model, sample.head, seed=record.spec.seed, pad_token_id=sample.pad_token_id)
+        batch = sample.inputs
+    precision = getattr(torch, _PRECISIONS[dtype]) if dtype else None
+    exported = write(adapter, to, target, base=base, batch=batch, dtype=precision)
+    print(f"{exported.path}  ({exported.size / 1e6:.2f} MB)")
     if to == "merged":
-        found.processor.save_pretrained(target)
-    if done.max_logit_difference is not None:
-        typer.echo(f"largest difference of logits, merged against unmerged: {done.max_logit_difference:.2g}")
-    if done.warning:
-        typer.echo(f"warning: {done.warning}", err=True)
+        sample.processor.save_pretrained(target)
+    if exported.max_logit_difference is not None:
+        print(f"largest difference of logits, merged against unmerged: {exported.max_logit_difference:.2g}")
+    if exported.warning:
+        print(f"warning: {exported.warning}", file=sys.stderr)

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
+
+from tunewise.cli import flags
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tunewise.papers.lab.results import Result
+
+_COLOURS = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow"}
 
 
 def lab(
-    name: Annotated[str | None, typer.Argument(help="An experiment, or all; without one they are listed.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    full: Annotated[
-        bool, typer.Option("--full", help="Larger sizes and more repetitions: minutes, not seconds.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Results and plots go to OUT/NAME.")] = Path("lab"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the machine-readable results.")] = False,
-) -> None:
-    """Test the theorems numerically, on a CPU: expectation, plot, verdict.
-
-    Leaves with 1 where a theorem is refuted.
-    """
+    name: Annotated[str | None, Parameter(help="An experiment, or all; they are listed unless given.")] = None,
+    /,
+    *,
+    seed: Annotated[int, Parameter(help="Seed of all random numbers.")] = 0,
+    full: Annotated[flags.Switch, Parameter(help="Larger sizes and more repetitions: minutes, not seconds.")] = False,
+    out: Annotated[Path, Parameter(help="Results and plots go to OUT/NAME.")] = Path("lab"),
+    as_json: flags.Json = False,
+) -> int:
+    """Run the experiments."""
     from tunewise.papers.lab.registry import STATEMENTS, get_statement
 
     if name is None:
         _list(as_json)
-        return
+        return 0
     names = list(STATEMENTS) if name == "all" else [get_statement(name).name]
 
     from tunewise.quiet import quiet_libraries
@@ -36,67 +40,53 @@ def lab(
     quiet_libraries()
     from rich.console import Console
 
-    console = Console(stderr=as_json)
+    console, results = Console(stderr=as_json, highlight=False), []
     with console.status("starting ...") as status:
         from tunewise.papers.lab.contract import LabSettings
         from tunewise.papers.lab.results import as_data, make_folder, run_experiment, write_result
 
         settings = LabSettings(seed=seed, scale="full" if full else "quick")
-        results = []
-        for each in names:
-            status.update(f"{each} ...")
-            make_folder(out, each)
-            result = run_experiment(each, settings)
-            place = write_result(result, out)
+        for experiment in names:
+            status.update(f"{experiment} ...")
+            make_folder(out, experiment)
+            result = run_experiment(experiment, settings)
+            folder = write_result(result, out)
             results.append(result)
             if not as_json:
-                _show(result, place, console)
+                _show(result, folder, console)
     if as_json:
-        import json
-
         data = [as_data(result) for result in results]
         print(json.dumps(data if name == "all" else data[0], ensure_ascii=False))
-    if any(result.verdict == "refuted" for result in results):
-        raise typer.Exit(1)
+    return 1 if any(result.verdict == "refuted" for result in results) else 0
 
 
 def _list(as_json: bool) -> None:
+    from dataclasses import asdict
+
     from tunewise.papers.lab.registry import STATEMENTS
 
     if as_json:
-        import json
-        from dataclasses import asdict
-
         print(json.dumps([asdict(s) for s in STATEMENTS.values()], ensure_ascii=False))
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(highlight=False, markup=False)
     for s in STATEMENTS.values():
-        console.print(s.name, style="bold", highlight=False)
-        console.print(f"  {s.theorem}  ({s.source}; {s.mark})", highlight=False, markup=False)
-        console.print(f"  expected: {s.expectation}", style="dim", highlight=False, markup=False)
+        console.print(s.name, style="bold")
+        console.print(f"  {s.theorem}  ({s.source}; {s.mark})")
+        console.print(f"  expected: {s.expectation}", style="dim")
 
 
-def _show(result: Result, place: Path, console: object) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _show(result: Result, folder: Path, console: Console) -> None:
+    from tunewise.cli.tables import rich_table
     from tunewise.number_format import seconds
     from tunewise.papers.lab.results import finding_row
 
-    assert isinstance(console, Console)
-    colour = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow"}
-    console.print(
-        f"[bold]{result.statement.name}[/bold]  [{colour[result.verdict]}]{result.verdict}[/]", highlight=False
-    )
-    console.print(f"  {result.statement.expectation}", style="dim", highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("finding", "measured", "interval", "expected", "verdict"):
-        table.add_column(title, justify="left" if title in ("finding", "verdict") else "right")
-    for finding in result.measurement.findings:
-        row = finding_row(finding)
-        verdict = f"[{colour.get(row['verdict'], 'dim')}]{row['verdict']}[/]"
-        table.add_row(row["what"], row["value"], row["interval"], row["expected"], verdict)
-    console.print(table, highlight=False)
-    console.print(f"  {seconds(result.seconds)}; plot {place / 'plot.html'}\n", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{result.statement.name}[/bold]  [{_COLOURS[result.verdict]}]{result.verdict}[/]")
+    console.print(f"  {result.statement.expectation}", style="dim", markup=False)
+    rows = []
+    for finding in map(finding_row, result.measurement.findings):
+        verdict = f"[{_COLOURS.get(finding['verdict'], 'dim')}]{finding['verdict']}[/]"
+        rows.append([*(finding[key] for key in ("what", "value", "interval", "expected")), verdict])
+    console.print(rich_table(("finding", "measured", "interval", "expected", "verdict"), rows, left=("verdict",)))
+    console.print(f"  {seconds(result.seconds)}; plot {folder / 'plot.html'}\n", soft_wrap=True)

@@ -1,71 +1,105 @@
-"""`tunewise`: one thin file a verb. Torch is imported when a verb needs it, so `--help` answers at once."""
+"""`tunewise`: one module per command, imported when the command is used, so that `--help` answers at once."""
 
 from __future__ import annotations
 
+import os
 import sys
 
-import typer
+# Looking for pydantic's plug-ins reads the metadata of every installed package; tunewise has none.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+from cyclopts import App, CycloptsError
 
 import tunewise
-from tunewise.cli import aa as aa_verb
-from tunewise.cli import bounds as bounds_verb
-from tunewise.cli import compare as compare_verb
-from tunewise.cli import export as export_verb
-from tunewise.cli import inspect as inspect_verb
-from tunewise.cli import lab as lab_verb
-from tunewise.cli import paper as paper_verb
-from tunewise.cli import plan as plan_verb
-from tunewise.cli import recommend as recommend_verb
-from tunewise.cli import report as report_verb
-from tunewise.cli import runs as runs_verb
-from tunewise.cli import sweep as sweep_verb
-from tunewise.cli import train as train_verb
 from tunewise.errors import NoRoom, TunewiseError, is_out_of_memory
 
-app = typer.Typer(
-    help="Which fine-tuning method, at which rank, for my model, my data, my budget? Answered with evidence.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # "rich" takes the "[default: 8]" of a help text for a style, and drops it
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-app.command("plan")(plan_verb.plan)
-app.command("compare")(compare_verb.compare)
-app.command("train")(train_verb.train)
-app.command("sweep")(sweep_verb.sweep)
-app.command("recommend")(recommend_verb.recommend)
-app.command("report")(report_verb.report)
-app.command("aa")(aa_verb.aa)
-app.add_typer(runs_verb.app, name="runs")
-app.command("bounds")(bounds_verb.bounds)
-app.command("inspect")(inspect_verb.inspect)
-app.command("export")(export_verb.export)
-app.command("lab")(lab_verb.lab)
-app.add_typer(paper_verb.app, name="paper")
+COMMANDS = {
+    "compare": """Train several methods over seeds, compare and recommend one, write a report.
+
+The same command again does what is missing, and only that.""",
+    "sweep": """Run every combination of the lists in a spec file, and write a table.
+
+The same command again does what is missing, and only that; two at once share the runs.""",
+    "train": """Train one method once: a run folder with adapter, record and history.
+
+The same command again goes on from the last checkpoint. On several processes, each with a copy of the model and a share
+of every batch: torchrun --nproc-per-node 2 -m tunewise train ...; each with a shard of the model (FSDP2): accelerate
+launch --use_fsdp --fsdp_version 2 -m tunewise train ...""",
+    "plan": "Forecast parameters, memory, disk and bounds of every method from a model's config alone.",
+    "recommend": """Recommend the cheapest method that is not significantly worse than the best, within limits.
+
+Exit code 5 where no method is within the limits.""",
+    "report": "Rebuild the report of finished runs, or print its table as CSV, Markdown or LaTeX.",
+    "inspect": """Analyse an adapter: singular values of its update, effective ranks, intruder dimensions.
+
+The weights of the base model are decomposed once and cached.""",
+    "bounds": "Compute bounds on the generalization gap of a run or an adapter, with their assumptions.",
+    "export": "Write an adapter as stock LoRA, merged into its model, or as compact columns.",
+    "runs": "List, show, compare, clean and verify run folders.",
+    "aa": """Compare a method with itself: how often are equal methods called different?
+
+Exit code 1 where that is more often than 95 % intervals allow (19 of 200).""",
+    "lab": """Test the theorems numerically on a CPU: expectation, plot, verdict.
+
+Exit code 1 where a theorem is refuted.""",
+    "paper": "Run the experiments of 'Beyond LoRA' (arXiv 2606.13767); show its tables beside ours.",
+}
+GROUPS_OF_COMMANDS = {
+    "runs": {
+        "ls": "One line per run, for any number of runs.",
+        "show": "Specification, results, costs, measures, files, environment and problems of a run.",
+        "diff": "Differences of two runs: specification, environment, results.",
+        "gc": """Remove what is not needed any more: temporary files, runs without a checkpoint, unused caches.
+
+Finished runs and runs in progress are never removed.""",
+        "verify": """Check finished runs: records, checksums, histories, adapters, measures, snapshots.
+
+One line per fault; exit code 3 if there are any.""",
+    },
+    "paper": {
+        "list": "The 24 presets with their hyperparameters (Table 7), or the 14 data sets.",
+        "run": """Run a preset as an ordinary comparison.
+
+What makes it smaller than the paper's is marked in every table.""",
+        "table": "Our numbers beside the printed ones, with differences and intervals.",
+        "sweep": "Write an ablation as a spec file for `tunewise sweep`.",
+    },
+}
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"tunewise {tunewise.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
-) -> None:
-    pass
+def build_app() -> App:
+    """The command line; the modules of commands are imported by name when used."""
+    app = App(
+        name="tunewise",
+        help="Which fine-tuning method, at which rank, for my model, my data, my budget? Answered with evidence.",
+        help_format="plaintext",
+        version=f"tunewise {tunewise.__version__}",
+    )
+    for position, (name, text) in enumerate(COMMANDS.items()):
+        if name in GROUPS_OF_COMMANDS:
+            group = App(name=name, help=text, sort_key=position, help_format="plaintext", version_flags=())
+            for inner, inner_text in GROUPS_OF_COMMANDS[name].items():
+                group.command(f"tunewise.cli.{name}:{name}_{inner}", name=inner, help=inner_text)
+            app.command(group)
+        else:
+            app.command(f"tunewise.cli.{name}:{name}", name=name, help=text, sort_key=position)
+    return app
 
 
 def run() -> None:
-    """The console script: what the user can mend is one line on stderr and an exit code, never a traceback."""
+    """The console script: what the user can fix is one line on stderr and an exit code, never a traceback."""
     try:
-        app()
+        result = build_app()(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except TunewiseError as error:
         sys.stdout.flush()
         print(f"error: {error}" if error.exit_code != 130 else str(error), file=sys.stderr)
         sys.exit(error.exit_code)
+    except CycloptsError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader, `head` say, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if is_out_of_memory(error):
             where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
@@ -79,3 +113,4 @@ def run() -> None:
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunewise.cli.run_tables import aligned, value
+from tunewise.cli.tables import aligned, format_value
 from tunewise.errors import StoreError
 from tunewise.store import locks
 from tunewise.store.comparisons import comparisons, cost_of_run
@@ -91,8 +91,8 @@ def _results(known: dict[str, Any]) -> list[str]:
     lines = [["", "examples", "loss", *metrics]]
     for split in _SPLITS:
         one = results[split]
-        scores = [value(one["metrics"].get(name)) for name in metrics]
-        lines.append([f"  {split}", str(one["examples"]), value(one["loss"]), *scores])
+        scores = [format_value(one["metrics"].get(name)) for name in metrics]
+        lines.append([f"  {split}", str(one["examples"]), format_value(one["loss"]), *scores])
     more = {
         "gap": f"{known['gap']:+.6g} nats (test loss - train loss)",
         "selected": f"epoch {results['selected_epoch']}, {results['selected_by']}",
@@ -109,7 +109,7 @@ def _part(title: str, lines: list[str]) -> list[str]:
 
 
 def _pairs(content: dict[str, Any]) -> list[str]:
-    lines = [[f"  {key}", value(one)] for key, one in content.items() if one not in (None, [], {})]
+    lines = [[f"  {key}", format_value(one)] for key, one in content.items() if one not in (None, [], {})]
     return aligned(lines) if lines else []
 
 
@@ -126,7 +126,7 @@ def _measures(folder: Path) -> dict[str, dict[str, Any]]:
 def _measured(one: dict[str, Any]) -> str:
     if one["values"] is None:
         return str(one["error"])
-    numbers = [f"{key} {value(v)}" for key, v in flat(one["values"]).items() if isinstance(v, int | float | str)]
+    numbers = [f"{key} {format_value(v)}" for key, v in flat(one["values"]).items() if isinstance(v, int | float | str)]
     more = f", and {len(numbers) - _MEASURED} more" if len(numbers) > _MEASURED else ""
     return ", ".join(numbers[:_MEASURED]) + more if numbers else f"made in {one['seconds']:.1f} s"
 

@@ -1,189 +1,159 @@
-"""`tunewise plan`: what each method would train, need and be bounded by, before anything is loaded or trained."""
+"""`tunewise plan`: what each method would train and need, and its bounds, before anything is loaded or trained."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
+from cyclopts import Parameter
 
-from tunewise.cli import options
-from tunewise.cli.narrow import narrowed, room
+from tunewise.cli import flags
+from tunewise.cli.tables import fit_columns, rich_table, terminal_width
 from tunewise.errors import SpecError
+from tunewise.spec import MethodSpec, ModelSpec, StudySpec, load_yaml, merge_specs, parse
 
-_SPARED = ("share", "weights", "optimizer", "kept")
-"""Columns that a narrow terminal does without, the first of them first."""
+_OPTIONAL = ("share", "weights", "optimizer", "kept")
+"""Columns that a narrow terminal does without, in this order."""
 _WIDE = 1000
-"""Columns of a pipe, which has room for all."""
+"""Columns of a pipe."""
 
 
+@flags.spec_flags(StudySpec, only=("model", "task", "methods", "rank", "targets", "batch_size"))
 def plan(
-    model: Annotated[
-        str | None, options.source(help="Folder with a config.json, hub id, or package:MODULE/path.")
-    ] = None,
-    methods: Annotated[str | None, options.methods(help="Names with commas.  [default: all of the catalog]")] = None,
-    rank: options.Rank = None,
-    targets: options.Targets = None,
-    task: Annotated[
-        str | None, options.source(help="text, image or causal.  [default: what the model was made for]")
-    ] = None,
-    labels: Annotated[int, options.source(help="Classes that the task head tells apart.", min=1)] = 2,
-    samples: Annotated[int | None, options.source(help="Training examples, for the theory's bounds.", min=1)] = None,
-    batch_size: Annotated[int | None, options.training(help="[default: 16]", min=1)] = None,
-    length: Annotated[int | None, options.training(help="Tokens of an example.  [default: 128]", min=1)] = None,
-    dtype: Annotated[Literal["fp32", "bf16"], options.training(help="Of the frozen weights and activations.")] = "fp32",
-    device: Annotated[Literal["cpu", "cuda"], options.training(help="Whose attention kernels are meant.")] = "cpu",
-    checkpointing: Annotated[
-        bool, options.training("--gradient-checkpointing", help="Layers are computed again in the backward.")
+    given: dict[str, Any],
+    *,
+    labels: Annotated[flags.Count, Parameter(help="Classes of the task head.")] = 2,
+    samples: Annotated[flags.Count | None, Parameter(help="Training examples, for the theory's bounds.")] = None,
+    length: Annotated[flags.Count | None, Parameter(help="Tokens of an example; at most 128 unless given.")] = None,
+    dtype: Annotated[Literal["fp32", "bf16"], Parameter(help="Of the frozen weights and activations.")] = "fp32",
+    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Device that the attention kernels run on.")] = "cpu",
+    gradient_checkpointing: Annotated[
+        flags.Switch, Parameter(help="Activations are computed again in the backward pass.")
     ] = False,
-    spec: Annotated[Path | None, typer.Option(help="Spec file of a comparison; flags given here win.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    spec: flags.SpecFile = None,
+    as_json: flags.Json = False,
 ) -> None:
-    """What each method would train, need in memory and on disk, and be bounded by: from the model's config alone."""
-    content = _content(spec)
-    asked = _asked(content, methods, rank, targets)
-    model_spec = _model(content, model)
+    """Forecast from the model's config alone."""
+    content = merge_specs(load_yaml(spec) if spec else {}, given)
+    model = content.get("model")
+    if not model:
+        raise SpecError("'model' is missing: give --model or a --spec file")
+    model = parse(ModelSpec, {"path": model} if isinstance(model, str) else model)
     training = content.get("training") or {}
     data = content.get("data") if isinstance(content.get("data"), dict) else {}
     question: dict[str, Any] = {
-        "methods": asked,
-        "task": task or content.get("task"),
+        "methods": _methods(content),
+        "task": content.get("task"),
         "labels": labels,
         "samples": samples or (data or {}).get("train_size"),
-        "batch": batch_size or training.get("batch_size", 16),
+        "batch": training.get("batch_size", 16),
         "length": length or training.get("max_length"),
         "dtype": dtype,
         "device": device,
-        "checkpointing": checkpointing,
+        "checkpointing": gradient_checkpointing,
     }
-    from tunewise.preview import kept
-
-    key = kept.key_of(model_spec, question)
-    rows = kept.read(key) if key else None
-    if rows is None:
-        rows = _forecast(model_spec, question)
-        if key:
-            kept.write(key, rows)
+    rows = _cached_forecast(model, question)
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print(json.dumps(rows, indent=1))
     else:
         _show(rows, question)
 
 
-def _content(spec: Path | None) -> dict[str, Any]:
-    if spec is None:
-        return {}
-    from tunewise.spec import load_yaml
-
-    return load_yaml(spec)
-
-
-def _model(content: dict[str, Any], flag: str | None) -> Any:
-    from tunewise.spec import ModelSpec, parse
-
-    said = content.get("model")
-    said = {"path": said} if isinstance(said, str) else dict(said or {})
-    if flag:
-        said = {"path": flag}
-    if not said.get("path"):
-        raise SpecError("'model' is missing: give --model or a --spec file")
-    return parse(ModelSpec, said)
-
-
-def _asked(content: dict[str, Any], methods: str | None, rank: int | None, targets: str | None) -> list[dict[str, Any]]:
-    """The methods as a comparison would read them: short forms spread out, names checked."""
+def _methods(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The methods as a comparison would read them; the whole catalog where none is named."""
     from tunewise.catalog import CATALOG
-    from tunewise.spec import StudySpec, parse
 
-    given = {key: content[key] for key in ("methods", "rank", "alpha", "targets") if content.get(key) is not None}
-    given |= {key: value for key, value in (("methods", methods), ("rank", rank)) if value is not None}
-    if targets is not None:
-        given["targets"] = targets
-    listed = "methods" in given
-    given.setdefault("methods", ",".join(CATALOG))
-    checked = parse(StudySpec, {"model": "-", "data": "-", **given})
-    found = [m.model_dump(mode="json", exclude={"learning_rate"}) for m in checked.methods]
-    return found if listed else [{**m, "optional": True} for m in found]
+    settings = {key: content[key] for key in ("methods", "rank", "alpha", "targets") if content.get(key) is not None}
+    checked = parse(StudySpec, {"model": "-", "data": "-", "methods": ",".join(CATALOG), **settings})
+    methods = [m.model_dump(mode="json", exclude={"learning_rate"}) for m in checked.methods]
+    return methods if "methods" in settings else [{**m, "optional": True} for m in methods]
 
 
-def _forecast(model: Any, question: dict[str, Any]) -> list[dict[str, Any]]:
+def _cached_forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]]:
+    from tunewise.preview import kept
+
+    key = kept.key_of(model, question)
+    rows: list[dict[str, Any]] | None = kept.read(key) if key else None
+    if rows is None:
+        rows = _forecast(model, question)
+        if key:
+            kept.write(key, rows)
+    return rows
+
+
+def _forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]]:
     from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
     from tunewise.models.load import load_config
     from tunewise.preview.forecast import forecast
-    from tunewise.spec import MethodSpec
     from tunewise.tasks.build import detect_model_task, task_class
 
     config = load_config(model)
     task = task_class(question["task"] or detect_model_task(config))
     head = task.make_head([f"label {i}" for i in range(question["labels"])])
-    wanted = []
+    methods = []
     for method in question["methods"]:
         optional = method.get("optional") and head.pretrained and method["name"] == "head"
         if not optional:  # a language model has no task head to train alone
-            wanted.append(MethodSpec(**{k: v for k, v in method.items() if k != "optional"}))
+            methods.append(MethodSpec(**{k: v for k, v in method.items() if k != "optional"}))
     settings = {key: question[key] for key in ("batch", "samples", "dtype", "device", "checkpointing")}
     longest = getattr(config, "max_position_embeddings", None)
     settings["length"] = question["length"] or min(128, longest if isinstance(longest, int) and longest > 0 else 128)
-    return [row.model_dump(mode="json") for row in forecast(config, task, head, wanted, **settings)]
+    return [row.model_dump(mode="json") for row in forecast(config, task, head, methods, **settings)]
 
 
 def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
+    with_bound = any(row["information_bound"] is not None for row in rows)
+    titles = ["method", "trained", "share", "memory", "weights", "optimizer", "kept", "disk"]
+    lines = [[*titles, *(["bound"] if with_bound else [])], *(_cells(row, with_bound) for row in rows)]
+    (titles, *cells), note = fit_columns(lines, _OPTIONAL, terminal_width())
+    Console(width=terminal_width() or _WIDE).print(rich_table(titles, cells))
+    console = Console(highlight=False)
+    if note:
+        console.print(note, style="dim")
+    for paragraph in _explanations(rows, question, with_bound):
+        console.print(paragraph)
+
+
+def _cells(row: dict[str, Any], with_bound: bool) -> list[str]:
     from tunewise.number_format import memory, short_count
+
+    cells = [
+        row["method"],
+        short_count(row["trainable_parameters"]),
+        f"{row['trainable_share']:.3%}",
+        *(memory(row[key]) for key in ("memory_bytes", "weight_bytes", "optimizer_bytes", "activation_bytes")),
+        memory(row["disk_bytes"]),
+    ]
+    if with_bound:
+        cells.append("" if row["information_bound"] is None else f"{row['information_bound']:.3g}")
+    return cells
+
+
+def _explanations(rows: list[dict[str, Any]], question: dict[str, Any], with_bound: bool) -> list[str]:
     from tunewise.preview.machine import beyond_tensors
 
-    console = Console()
-    with_bound = any(row["information_bound"] is not None for row in rows)
-    names = ["trained", "share", "memory", "weights", "optimizer", "kept", "disk", *(["bound"] if with_bound else [])]
-    lines = [["method", *names]]
-    for row in rows:
-        cells = [
-            short_count(row["trainable_parameters"]),
-            f"{row['trainable_share']:.3%}",
-            *(memory(row[key]) for key in ("memory_bytes", "weight_bytes", "optimizer_bytes", "activation_bytes")),
-            memory(row["disk_bytes"]),
-        ]
-        if with_bound:
-            cells.append("" if row["information_bound"] is None else f"{row['information_bound']:.3g}")
-        lines.append([row["method"], *cells])
-    (heads, *shown), left_out = narrowed(lines, _SPARED, room())
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in heads:
-        if name == "method":
-            table.add_column(name, overflow="fold")
-        else:
-            table.add_column(name, justify="right", no_wrap=True)
-    for cells in shown:
-        table.add_row(*cells)
-    Console(width=room() or _WIDE).print(table)
-    if left_out:
-        console.print(left_out, style="dim", highlight=False)
-    length = question["length"] or "at most 128"
-    size = f"batches of {question['batch']} x {length} tokens, {question['dtype']}, AdamW"
-    chains = any(row["link_bytes"] for row in rows)
-    links = "A chain is counted in its last link, which holds W0's values under the links before it. " if chains else ""
-    console.print(
-        f"\nmemory: of the tensors alive at the worst moment of a step, {size}. kept: between forward and backward. "
-        f"disk: the adapter. {links}{beyond_tensors(question['device'])}",
-        highlight=False,
-    )
+    size = f"batches of {question['batch']} x {question['length'] or 'at most 128'} tokens, {question['dtype']}, AdamW"
+    links = ""
+    if any(row["link_bytes"] for row in rows):
+        links = "A chain is counted in its last link, which holds W0's values under the links before it. "
+    paragraphs = [
+        f"\nmemory: of the tensors alive at the peak of a step, {size}. kept: between forward and backward. "
+        f"disk: the adapter. {links}{beyond_tensors(question['device'])}"
+    ]
     if with_bound:
-        console.print(
+        paragraphs.append(
             f"bound: on the expected gap with {question['samples']:,} examples, sigma 1, 32 bits (arXiv 2606.13767, "
-            "Theorem 7). Far above any loss, as here, it says nothing of the size of the gap; it orders the methods.",
-            highlight=False,
+            "Theorem 7). Far above any loss, as here, it does not give the size of the gap; it orders the methods."
         )
         ranks = next((row for row in rows if row["rank_for_existence"] is not None), None)
         if ranks:
-            console.print(
+            paragraphs.append(
                 f"ranks (arXiv 2402.11867, lazy training): a solution of rank {ranks['rank_for_existence']} exists; "
-                "from "
-                f"{ranks['rank_without_spurious_minima']} on no spurious minima; by the later, weaker demand from "
-                f"{ranks['rank_for_generic_features']} on (arXiv 2605.03724).",
-                highlight=False,
+                f"from {ranks['rank_without_spurious_minima']} on no spurious minima; by the later, weaker condition "
+                f"from {ranks['rank_for_generic_features']} on (arXiv 2605.03724)."
             )
+    return paragraphs

@@ -1,110 +1,150 @@
-"""Live progress: which run of how many, epoch, loss, remaining time; plain lines where there is no terminal."""
+"""The progress of a study: a bar for all runs and one for each run in progress; lines where there is no terminal."""
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
-from tunewise.cli.display import Display
-from tunewise.cli.live_curves import LiveCurves
-from tunewise.planning import Plan
 from tunewise.text_format import format_duration
-from tunewise.training.events import (
-    EpochDone,
-    Event,
-    Phase,
-    RunFinished,
-    RunStarted,
-    RunsToDo,
-    StepDone,
-)
+from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, RunsToDo, StepDone
+
+LINE_EVERY = 30.0
+"""Seconds between two lines about the steps of runs, where there is no terminal."""
 
 
 @dataclass
-class _UnderWay:
+class _Running:
     name: str
+    bar: TaskID
     total: int
     step: int
     loss: float | None = None
-    """A running mean: single batches jump about."""
+    """A running mean: the loss of single batches varies a lot."""
 
 
-class LiveProgress(Display):
-    """Draws the events of a comparison, whose runs go on one at a time or side by side."""
+class StudyProgress(Listener):
+    """Shows the events of a study while it is entered. Ctrl-C once asks for a stop at the next step, after which a
+    checkpoint is written; twice stops at once."""
 
-    def __init__(self, console: Console, plan: Plan) -> None:
-        self.todo = len(plan.runs) - len(plan.done)
-        self.curves = LiveCurves()
-        super().__init__(console, self.todo, self.curves)
-        self.plan = plan
-        self.begun = time.monotonic()
-        self.steps_done = 0
+    def __init__(self, console: Console, runs: int, steps_per_run: int) -> None:
+        self.console, self.runs, self.steps_per_run = console, runs, steps_per_run
+        self.progress = Progress(
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32)),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=console,
+            refresh_per_second=4,
+        )
+        self.all = self.progress.add_task("runs", total=runs, note="")
         self.finished: set[str] = set()
-        self._runs: dict[str, _UnderWay] = {}
-        self._named = ""
-        """The run that the last plain line was about."""
+        self.steps_done = 0
+        self._running: dict[str, _Running] = {}
+        self._begun = self._last_line = time.monotonic()
+        self._old_handler: Any = None
+
+    def __enter__(self) -> Self:
+        self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.progress.stop()
+        signal.signal(signal.SIGINT, self._old_handler)
 
     def on(self, event: Event) -> None:
-        self.curves.on(event)
+        """Show an event."""
         match event:
             case RunStarted():
-                self.finished.discard(event.run_id)  # it had no room among others, and goes on alone
-                run = _UnderWay(f"{event.label}, seed {event.seed}", event.total_steps, event.first_step)
-                self._runs[event.run_id] = run
-                resumed = f"from step {event.first_step}" if event.first_step else ""
-                self.show(event, run.name, resumed)
-                self._count()
-                if not self.live:
-                    number = len(self.finished) + len(self._runs)
-                    self._print(event.run_id, f"[{number}/{self.todo}] {run.name} {resumed}".rstrip())
-            case StepDone() if event.run_id in self._runs:
-                self.steps_done += 1
-                run = self._runs[event.run_id]
-                run.step = event.step
-                run.loss = event.loss if run.loss is None else 0.9 * run.loss + 0.1 * event.loss
-                epochs = self.plan.spec.training.epochs
-                self.show(event, note=f"epoch {min(int(event.epoch) + 1, epochs)}/{epochs}  loss {run.loss:.3f}")
-                self._count()
-            case EpochDone():
-                said = f"validation loss {event.validation_loss:.4f}, {event.metric} {event.value:.4f}"
-                self._say(event.run_id, f"epoch {event.epoch}: {said}")
+                self._start(event)
+            case StepDone() if event.run_id in self._running:
+                self._step(self._running[event.run_id], event)
+            case EpochDone() if event.run_id in self._running:
+                scores = f"validation loss {event.validation_loss:.4f}, {event.metric} {event.value:.4f}"
+                self._line(f"    {self._running[event.run_id].name}, epoch {event.epoch}: {scores}")
             case Phase():
-                self.show(event)
-                if not event.detail and not event.name.startswith("saving"):
-                    self._say(event.run_id, event.name)
+                run = self._running.get(event.run_id)
+                note = f"{event.name}, {event.detail}" if event.detail else event.name
+                self.progress.update(run.bar if run else self.all, note=note)
             case RunsToDo():
-                self.todo = len(self.finished) + event.count
+                self.runs = len(self.finished) + event.count
                 self._count()
             case RunFinished():
-                self.show(event)
-                self._runs.pop(event.run_id, None)
-                self.finished.add(event.run_id)
-                left = self._count()
-                line = f"[{len(self.finished)}/{self.todo}] {event.label}, seed {event.seed}: {event.status}"
-                self._print(event.run_id, f"{line} in {event.seconds:.0f} s{f'   {left}' if left else ''}")
+                self._finish(event)
 
     def steps_left(self) -> int:
-        """Of the runs under way and of those that are still to begin."""
-        waiting = max(0, self.todo - len(self.finished) - len(self._runs))
-        return waiting * self.plan.steps + sum(run.total - run.step for run in self._runs.values())
+        """Of the runs in progress and of those still to begin."""
+        waiting = max(0, self.runs - len(self.finished) - len(self._running))
+        return waiting * self.steps_per_run + sum(run.total - run.step for run in self._running.values())
+
+    def remaining(self) -> str:
+        """Time left at the pace so far, in words; empty while that is unknown."""
+        steps = self.steps_left()
+        if self.steps_done < 5 or not steps:
+            return ""
+        return f"about {format_duration((time.monotonic() - self._begun) / self.steps_done * steps)} left"
+
+    def run_name(self, event: RunStarted | RunFinished) -> str:
+        """How a run is called on the screen."""
+        return f"{event.label}, seed {event.seed}"
+
+    def _start(self, event: RunStarted) -> None:
+        self._remove(event.run_id)
+        self.finished.discard(event.run_id)  # it is tried once more
+        resumed = f"from step {event.first_step}" if event.first_step else ""
+        name = self.run_name(event)
+        bar = self.progress.add_task(name, total=event.total_steps, completed=event.first_step, note=resumed)
+        self._running[event.run_id] = _Running(name, bar, event.total_steps, event.first_step)
+        self._count()
+        number = len(self.finished) + len(self._running)
+        self._line(f"[{number}/{self.runs}] {name} {resumed}".rstrip())
+
+    def _step(self, run: _Running, event: StepDone) -> None:
+        self.steps_done += 1
+        run.step = event.step
+        run.loss = event.loss if run.loss is None else 0.9 * run.loss + 0.1 * event.loss
+        self.progress.update(run.bar, completed=event.step, note=f"epoch {event.epoch:.1f}  loss {run.loss:.3f}")
+        left = self._count()
+        if time.monotonic() - self._last_line > LINE_EVERY:
+            step = f"step {event.step:,}/{event.total_steps:,}, loss {run.loss:.3f}"
+            self._line(f"    {run.name}: {step}{f', {left}' if left else ''}")
+
+    def _finish(self, event: RunFinished) -> None:
+        self._remove(event.run_id)
+        self.finished.add(event.run_id)
+        left = self._count()
+        result = f"{self.run_name(event)}: {event.status} in {format_duration(event.seconds)}"
+        line = f"[{len(self.finished)}/{self.runs}] {result}   {left}".rstrip()
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _remove(self, run_id: str) -> None:
+        if run_id in self._running:
+            self.progress.remove_task(self._running.pop(run_id).bar)
 
     def _count(self) -> str:
-        """Bring the bar of all up to date; returns the time left at the pace so far, in words, everything that runs do
-        besides stepping included."""
-        left = ""
-        if self.steps_done >= 5 and (steps := self.steps_left()):
-            left = f"about {format_duration((time.monotonic() - self.begun) / self.steps_done * steps)} left"
-        self.progress.update(self.all, completed=len(self.finished), total=self.todo, note=left)
+        left = self.remaining()
+        self.progress.update(self.all, completed=len(self.finished), total=self.runs, note=left)
         return left
 
-    def _say(self, run_id: str, words: str) -> None:
-        """A plain line where there is no terminal. It says which run it is of where the line before is of another."""
-        if not self.live:
-            which = f"{self._runs[run_id].name}, " if run_id in self._runs and run_id != self._named else ""
-            self._print(run_id, f"    {which}{words}")
+    def _line(self, text: str) -> None:
+        """A line where there is no terminal to draw bars on."""
+        if not self.console.is_terminal:
+            self._last_line = time.monotonic()
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _print(self, run_id: str, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._named = run_id or self._named
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        self.stop_requested = True
+        self.console.print("stopping at the next step; press Ctrl-C again to stop at once")

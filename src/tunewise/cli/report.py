@@ -3,61 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
-from tunewise.cli.found import RUNS_HELP, finished
-from tunewise.errors import SpecError, TunewiseError, suggest_nearest
+from tunewise.cli import flags
+from tunewise.cli.locating import read_study
+from tunewise.errors import SpecError, TunewiseError
 
-_FORMATS = {"html": "html", "csv": "csv", "md": "md", "markdown": "md", "latex": "latex", "tex": "latex"}
+_ENDINGS = {"html": "html", "csv": "csv", "md": "md", "markdown": "md", "latex": "latex", "tex": "latex"}
 
 
 def report(
-    runs: Annotated[Path, typer.Argument(help=RUNS_HELP)] = Path("runs"),
+    runs: flags.Study = Path("runs"),
+    /,
+    *,
     out: Annotated[
-        Path | None, typer.Option(help="File to write.  [default: report.html in the comparison's folder; else stdout]")
+        Path | None, Parameter(help="File to write; report.html in the study's folder, else stdout.")
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="html, csv, md or latex.  [default: by --out's ending, else html]")
+        Literal["html", "csv", "md", "latex"] | None, Parameter(help="By the ending of --out, else html.")
     ] = None,
 ) -> None:
-    """Rebuild the report from finished runs, or print its table as CSV, Markdown or LaTeX."""
-    kind = _kind(format, out)
+    """Write the report, or print its table."""
+    kind = format or _format_of(out)
     if kind == "html":
         from tunewise.quiet import quiet_libraries
 
         quiet_libraries()
-        known = finished(runs, measures=True)
+        study = read_study(runs, measures=True)
         from tunewise.comparison import conclude
 
-        typer.echo(str(conclude(known, out).report))
+        print(conclude(study, out).report)
         return
-    known = finished(runs)
+    study = read_study(runs)
     from tunewise.advise.recommend import recommend
     from tunewise.advise.summary import summarise
     from tunewise.report import table
     from tunewise.store.files import write_atomically
 
-    summaries = summarise(known.records, known.costs, known.spec.reference)
+    summaries = summarise(study.records, study.costs, study.spec.reference)
     try:
-        recommendation = recommend(summaries, tuning=known.tuning)
-    except TunewiseError:  # no finished run: the table says so
+        recommendation = recommend(summaries, tuning=study.tuning)
+    except TunewiseError:  # no finished run: the table shows that
         recommendation = None
     writer = {"csv": table.csv, "md": table.markdown, "latex": table.latex}[kind]
-    text = writer(table.build_table(summaries, recommendation, known.costs))
+    text = writer(table.build_table(summaries, recommendation, study.costs))
     if out is None:
-        typer.echo(text, nl=False)
+        print(text, end="")
     else:
         write_atomically(out, text)
-        typer.echo(str(out))
+        print(out)
 
 
-def _kind(asked: str | None, out: Path | None) -> str:
-    if asked is None:
-        asked = out.suffix.removeprefix(".") if out and out.suffix else "html"
-        if asked not in _FORMATS:
-            raise SpecError(f"--out {out}: no format has the ending .{asked}; give --format html, csv, md or latex")
-    if asked not in _FORMATS:
-        raise SpecError(f"--format {asked!r}{suggest_nearest(asked, ['html', 'csv', 'md', 'latex'])}")
-    return _FORMATS[asked]
+def _format_of(out: Path | None) -> str:
+    ending = out.suffix.removeprefix(".") if out and out.suffix else "html"
+    if ending not in _ENDINGS:
+        raise SpecError(f"--out {out}: no format has the ending .{ending}; give --format html, csv, md or latex")
+    return _ENDINGS[ending]

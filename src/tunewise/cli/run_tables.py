@@ -7,9 +7,8 @@ import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from tunewise.cli.narrow import narrowed, wrapped
+from tunewise.cli.tables import aligned, fit_columns, format_value, wrapped
 from tunewise.store.filters import COLUMNS
 from tunewise.store.table import RunRow
 from tunewise.text_format import pluralize
@@ -31,7 +30,7 @@ _HEAD = (
     "started",
 )
 _RIGHT = ("rank", "alpha", "rate", "seed", "test", "gap", "seconds")
-_SPARED = ("started", "seconds", "data", "model", "metric", "alpha", "seed", "rate")
+_OPTIONAL = ("started", "seconds", "data", "model", "metric", "alpha", "seed", "rate")
 """Columns that a narrow terminal does without, the first of them first."""
 _PATH = 24
 """Characters of a path that are shown: its end, which tells one from another."""
@@ -51,10 +50,10 @@ def lines_of(rows: Sequence[RunRow], ids: Collection[str], width: int = 0) -> li
                 row.id[:length],
                 row.status,
                 row.method or "",
-                value(row.rank, ""),
+                format_value(row.rank, ""),
                 _number(row.alpha, "{:g}"),
                 _number(row.rate, "{:.3g}"),
-                value(row.seed, ""),
+                format_value(row.seed, ""),
                 _end(row.model),
                 _end(row.data),
                 row.metric or "",
@@ -64,7 +63,7 @@ def lines_of(rows: Sequence[RunRow], ids: Collection[str], width: int = 0) -> li
                 (row.started or "")[:16].replace("T", " "),
             ]
         )
-    lines, left_out = narrowed(lines, _SPARED, width)
+    lines, left_out = fit_columns(lines, _OPTIONAL, width)
     shown = aligned(lines, right=[i for i, name in enumerate(lines[0]) if name in _RIGHT])
     if not width:
         return [shown[0], *(f"{line}  {_short(r.problem)}" if r.problem else line for line, r in zip(shown[1:], rows))]
@@ -92,26 +91,6 @@ def csv_of(rows: Iterable[RunRow]) -> str:
     writer.writerow(COLUMNS)
     writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
     return text.getvalue()
-
-
-def aligned(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Lines of cells as text in columns, two spaces apart; those in `right` end together."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    formats = [f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths)]
-    return ["  ".join(f.format(cell) for f, cell in zip(formats, line, strict=True)).rstrip() for line in lines]
-
-
-def value(what: Any, nothing: str = "-") -> str:
-    """A value in a line: numbers with six digits, lists with commas."""
-    if what is None:
-        return nothing
-    if isinstance(what, bool):
-        return "yes" if what else "no"
-    if isinstance(what, float):
-        return f"{what:.6g}"
-    if isinstance(what, list):
-        return ", ".join(value(one) for one in what)
-    return " ".join(str(what).split())
 
 
 def _number(what: float | None, form: str) -> str:

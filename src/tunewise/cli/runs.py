@@ -1,4 +1,4 @@
-"""`tunewise runs`: list, show, compare, clean and verify the run folders. None of it needs torch."""
+"""`tunewise runs`: list, show, compare, clean and verify the run folders. None of it imports torch."""
 
 from __future__ import annotations
 
@@ -7,39 +7,35 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
+from tunewise.cli import flags
 from tunewise.errors import SpecError
 
-app = typer.Typer(
-    help="List, show, compare, clean and verify finished and unfinished runs.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
-
-_Runs = Annotated[Path, typer.Argument(metavar="[RUNS]", help="The runs folder.")]
-_Run = Annotated[str, typer.Argument(metavar="RUN", help="The beginning of a run's id, or its folder.")]
-_Json = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
+_Runs = Annotated[Path, Parameter(help="The runs folder.")]
+_Run = Annotated[str, Parameter(help="Beginning of a run's id, or its folder.")]
 
 
-@app.command("ls")
-def ls(
+def runs_ls(
     runs: _Runs = Path("runs"),
-    method: Annotated[str | None, typer.Option(help="Names, with commas.")] = None,
+    /,
+    *,
+    method: Annotated[str | None, Parameter(help="Names, separated by commas.")] = None,
     status: Annotated[
-        str | None, typer.Option(help="done, running, unfinished, diverged, oom, pruned, failed, unreadable.")
+        str | None, Parameter(help="done, running, unfinished, diverged, oom, pruned, failed, unreadable.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A part of the model's path.")] = None,
+    model: Annotated[str | None, Parameter(help="A part of the model's path.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=VALUE, a column or a key of the specification: epochs=3. Several must all fit."),
+        Parameter(negative=(), help="KEY=VALUE of a column or of the spec: epochs=3. May be repeated."),
     ] = None,
-    sort: Annotated[str, typer.Option(help="A column; with a minus before it from the largest down.")] = "started",
-    as_json: _Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="All columns, as CSV.")] = False,
+    sort: Annotated[str, Parameter(help="A column; with a minus before it in descending order.")] = "started",
+    as_json: flags.Json = False,
+    as_csv: Annotated[bool, Parameter("--csv", negative=(), help="All columns, as CSV.")] = False,
 ) -> None:
-    """One line a run, from any number of them."""
+    """Print one line per run."""
+    from tunewise.cli.run_tables import csv_of, lines_of, summary_of
+    from tunewise.cli.tables import terminal_width
     from tunewise.store.filters import ordered, plain, selected
     from tunewise.store.table import table
 
@@ -47,138 +43,121 @@ def ls(
     rows = table(runs)
     kept = ordered(selected(rows, method=method, status=status, model=model, where=where or ()), sort)
     if as_json:
-        typer.echo(json.dumps([plain(row) for row in kept], indent=1))
+        print(json.dumps([plain(row) for row in kept], indent=1))
     elif as_csv:
-        from tunewise.cli.run_tables import csv_of
-
-        typer.echo(csv_of(kept), nl=False)
+        print(csv_of(kept), end="")
     else:
-        from tunewise.cli.narrow import room
-        from tunewise.cli.run_tables import lines_of, summary_of
-
         ids = [row.id for row in rows]
-        typer.echo("\n".join([*lines_of(kept, ids, room()), summary_of(kept, len(rows), runs)]))
+        print(*lines_of(kept, ids, terminal_width()), summary_of(kept, len(rows), runs), sep="\n")
 
 
-@app.command("show")
-def show(run: _Run, runs: _Runs = Path("runs"), as_json: _Json = False) -> None:
-    """A run's specification, results, costs, measures, files, environment and problems."""
+def runs_show(run: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json = False) -> None:
+    """Print what is known about a run."""
     from tunewise.cli.one_run import facts, text
     from tunewise.store.lookup import find_run
 
-    store, run_id = find_run(run, runs)
-    known = facts(store, run_id)
-    typer.echo(json.dumps(known, indent=1) if as_json else text(known))
+    content = facts(*find_run(run, runs))
+    print(json.dumps(content, indent=1) if as_json else text(content))
 
 
-@app.command("diff")
-def diff(first: _Run, second: _Run, runs: _Runs = Path("runs"), as_json: _Json = False) -> None:
-    """In what two runs differ: specification, environment, results."""
-    from tunewise.cli.run_tables import aligned, value
+def runs_diff(first: _Run, second: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json = False) -> None:
+    """Print the differences of two runs."""
+    from tunewise.cli.tables import aligned, format_value
     from tunewise.store.differences import differences
     from tunewise.store.lookup import find_run, record_of
 
-    one, two = (record_of(*find_run(name, runs)) for name in (first, second))
-    found = differences(one, two)
+    a, b = (record_of(*find_run(name, runs)) for name in (first, second))
+    found = differences(a, b)
     if as_json:
         parts: dict[str, dict[str, Any]] = {"spec": {}, "environment": {}, "results": {}}
-        for each in found:
-            parts[each.part][each.key] = [each.first, each.second]
-        typer.echo(json.dumps({"first": one.id, "second": two.id, **parts}, indent=1))
+        for difference in found:
+            parts[difference.part][difference.key] = [difference.first, difference.second]
+        print(json.dumps({"first": a.id, "second": b.id, **parts}, indent=1))
         return
     if not found:
-        typer.echo(f"{one.id} and {two.id} differ in nothing")
+        print(f"{a.id} and {b.id} do not differ")
         return
-    lines = [["", one.id, two.id]]
-    for part in dict.fromkeys(each.part for each in found):
+    lines = [["", a.id, b.id]]
+    for part in dict.fromkeys(difference.part for difference in found):
         lines.append([part, "", ""])
-        lines += [[f"  {e.key}", value(e.first), value(e.second)] for e in found if e.part == part]
-    typer.echo("\n".join(aligned(lines)))
+        lines += [[f"  {d.key}", format_value(d.first), format_value(d.second)] for d in found if d.part == part]
+    print(*aligned(lines), sep="\n")
 
 
-@app.command("gc")
-def gc(
+def runs_gc(
     runs: _Runs = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what may go, and stop.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it without asking.")] = False,
+    /,
+    *,
+    dry_run: Annotated[flags.Switch, Parameter(help="Print what would be removed, and stop.")] = False,
+    yes: Annotated[flags.Switch, Parameter(("--yes", "-y"), help="Remove it without asking.")] = False,
     all_unfinished: Annotated[
-        bool,
-        typer.Option("--all-unfinished", help="Unfinished runs with checkpoints, too: they start from step 0 again."),
+        flags.Switch, Parameter(help="Also unfinished runs with checkpoints; they start from step 0 again.")
     ] = False,
     trials: Annotated[
-        bool,
-        typer.Option("--trials", help="Adapters of learning-rate trials, too; their records and curves stay."),
+        flags.Switch, Parameter(help="Also the adapters of learning-rate trials; records and curves stay.")
     ] = False,
     caches: Annotated[
-        bool, typer.Option("--caches", help="All that measures keep of base models, too; it is made again when wanted.")
+        flags.Switch, Parameter(help="Also what measures cache of base models; it is computed again when needed.")
     ] = False,
-) -> None:
-    """Remove what nobody needs: temporary files of stopped processes, leftovers of runs without a checkpoint, caches
-    and costs that no run here is about, locks that nobody holds. Never a finished run, nor one that is being run."""
-    from tunewise.cli.run_tables import aligned
+) -> int:
+    """Remove what is not needed any more."""
+    from tunewise.cli.tables import aligned
     from tunewise.store.files import size
     from tunewise.store.folders import RunStore
     from tunewise.store.garbage import Wanted, leftovers, remove
 
     _check_folder(runs)
     store = RunStore(runs)
-    found = leftovers(store, Wanted(unfinished=all_unfinished, trials=trials, caches=caches))
-    if not found:
-        typer.echo(f"nothing to remove in {runs}")
-        return
-    total = sum(one.bytes for one in found)
-    lines = [[size(one.bytes), str(one.path.relative_to(runs)), one.why] for one in found]
-    typer.echo("\n".join([*aligned(lines, right=(0,)), f"{size(total)} in all"]))
+    items = leftovers(store, Wanted(unfinished=all_unfinished, trials=trials, caches=caches))
+    if not items:
+        print(f"nothing to remove in {runs}")
+        return 0
+    total = sum(item.bytes for item in items)
+    lines = [[size(item.bytes), str(item.path.relative_to(runs)), item.why] for item in items]
+    print(*aligned(lines, right=(0,)), f"{size(total)} in all", sep="\n")
     if dry_run:
-        return
+        return 0
     if not yes:
         if not sys.stdin.isatty():
-            raise SpecError("nothing is removed without being asked for: --yes to remove, --dry-run to look only")
-        typer.confirm("Remove it?", abort=True)
-    freed, stayed = remove(store, found)
-    typer.echo("\n".join([*stayed, f"{size(freed)} removed"]))
+            raise SpecError("nothing was removed: give --yes to remove, or --dry-run to look only")
+        if input("Remove it? [y/N] ").strip().lower() not in ("y", "yes"):
+            return 1
+    freed, stayed = remove(store, items)
+    print(*stayed, f"{size(freed)} removed", sep="\n")
+    return 0
 
 
-@app.command("verify")
-def verify(
+def runs_verify(
     runs: _Runs = Path("runs"),
+    /,
+    *,
     fix: Annotated[
-        bool,
-        typer.Option("--fix", help="Move the records of damaged runs aside, so that they are run again when wanted."),
+        flags.Switch, Parameter(help="Move the records of damaged runs aside, so that they are run again when needed.")
     ] = False,
-) -> None:
-    """Check that all finished runs are as they were written: records, checksums, histories, adapters, measures,
-    trajectories. One line a fault; exit code 3 where there is any."""
+) -> int:
+    """Check the files of all finished runs."""
     from tunewise.store.folders import RunStore
     from tunewise.store.verification import faults_beside, faults_of_run, mend
-    from tunewise.tasks.splits import pluralize
+    from tunewise.text_format import pluralize
 
     _check_folder(runs)
-    store, found, checked, locked = RunStore(runs), [], 0, 0
-    for run_id in store.ids():
-        if store.is_locked(run_id):
-            locked += 1
-            continue
-        faults = faults_of_run(store, run_id)
-        checked += 1
-        found += faults
-        for fault in faults:
-            typer.echo(str(fault))
-    beside = faults_beside(runs)
-    for fault in beside:
-        typer.echo(str(fault))
-    found += beside
-    damaged = len({fault.run for fault in found})
-    skipped = f"; {locked} being run now were left out" if locked else ""
-    said = f"{pluralize(len(found), 'fault')} in {pluralize(damaged, 'folder')}" if found else "all as written"
-    typer.echo(f"{pluralize(checked, 'run')} checked: {said}{skipped}")
-    if found:
-        if fix:
-            for line in mend(store, found):
-                typer.echo(line)
-        elif any(fault.mends for fault in found):
-            typer.echo("`tunewise runs verify --fix` marks what is damaged to be made again")
-        raise typer.Exit(3)
+    store = RunStore(runs)
+    ids = store.ids()
+    running = [run_id for run_id in ids if store.is_locked(run_id)]
+    faults = [fault for run_id in ids if run_id not in running for fault in faults_of_run(store, run_id)]
+    faults += faults_beside(runs)
+    for fault in faults:
+        print(fault)
+    damaged = len({fault.run for fault in faults})
+    skipped = f"; {len(running)} in progress were left out" if running else ""
+    result = f"{pluralize(len(faults), 'fault')} in {pluralize(damaged, 'folder')}" if faults else "no faults"
+    print(f"{pluralize(len(ids) - len(running), 'run')} checked: {result}{skipped}")
+    if fix:
+        for line in mend(store, faults):
+            print(line)
+    elif any(fault.mends for fault in faults):
+        print("`tunewise runs verify --fix` moves damaged files aside, so that they are made again")
+    return 3 if faults else 0
 
 
 def _check_folder(runs: Path) -> None:

@@ -17,7 +17,7 @@ class RayOptions(Frozen):
 
     flag_group: ClassVar[str] = "Ray"
 
-    address: Annotated[str | None, Flag("ray-address")] = Field(
+    address: Annotated[str | None, Flag("ray_address")] = Field(
         None, description="Cluster to join: auto, HOST:6379; a Ray of this machine's own unless given."
     )
     cpus_per_run: float = Field(1.0, ge=0, description="CPU cores that a run takes.")
@@ -39,14 +39,14 @@ class ExecutionOptions(Frozen):
     track: Annotated[list[str], Flag(group="Measurements")] = Field(
         [], description="Trackers to report to as well, separated by commas: tensorboard, wandb, trackio."
     )
-    executor: Literal["serial", "processes", "ray"] | None = Field(
+    executor: Annotated[Literal["serial", "processes", "ray"] | None, Flag("on")] = Field(
         None, description="Where runs are done: serial (in this process), processes (with --jobs), or ray."
     )
     jobs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
         None, description="Processes that run side by side, one thread each; all in this process unless given."
     )
     ray: RayOptions = RayOptions()
-    force: bool = Field(False, description="Start where memory or disk look too small.")
+    force: bool = Field(False, description="Start even if memory or disk look too small.")
 
     @field_validator("out")
     @classmethod

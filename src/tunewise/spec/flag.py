@@ -9,10 +9,12 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Flag:
-    """Stands in a field's `Annotated[...]`. `name`: of the flag, instead of the field's; `group`: of the help page."""
+    """Stands in a field's `Annotated[...]`. `name`: of the flag, instead of the field's; `group`: of the help page;
+    `default`: what the help page shows as the default, nothing where it is empty."""
 
     name: str | None = None
     group: str | None = None
+    default: str | None = None
     hidden: bool = False
 
     @staticmethod

@@ -19,7 +19,7 @@ TaskName = Annotated[str, AfterValidator(TASKS.check)]
 class Frozen(BaseModel):
     """Immutable, unknown keys refused, NaN and infinity refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class ModelSpec(Frozen):
@@ -196,7 +196,7 @@ class TuningSpec(Frozen):
 
     flag_group: ClassVar[str] = "Learning-rate search"
 
-    trials: Annotated[int, Flag("tune")] = Field(
+    trials: Annotated[int, Flag("tune", default="")] = Field(
         4, ge=2, le=50, description="Search each method's learning rate first: number of rates to try; 0: no search."
     )
     factor: Annotated[float, Flag("tune_factor")] = Field(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from tunewise.catalog import get_method
+from tunewise.spec.flag import Flag
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
 # Bumped when the same spec would give another result, so that old folders are not taken for new ones.
@@ -19,13 +20,19 @@ PROTOCOL = 1
 class RunSpec(Frozen):
     """One run: one method, one seed. `id` is its content hash."""
 
-    task: TaskName = "text"
+    task: Annotated[TaskName, Flag(group="Model and data", default="")] = Field(
+        "text", description="What is learned; recognised from the form of the data unless given."
+    )
     model: ModelSpec
     data: DataSpec
     method: MethodSpec
     training: TrainingSpec = TrainingSpec()
-    seed: int = Field(0, ge=0)
-    metric: str | None = Field(None, description="the main metric; the task's own unless given")
+    seed: Annotated[int, Flag(group="Training")] = Field(
+        0, ge=0, description="Seed of the initial values, the order of examples and dropout."
+    )
+    metric: Annotated[str | None, Flag(group="Training")] = Field(
+        None, description="Main metric; the task's own unless given."
+    )
 
     @property
     def learning_rate(self) -> float:

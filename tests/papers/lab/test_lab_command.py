@@ -9,9 +9,7 @@ import sys
 from dataclasses import asdict
 
 import pytest
-from typer.testing import CliRunner
 
-from tunewise.cli.main import app
 from tunewise.errors import SpecError, StoreError
 from tunewise.pages import palette
 from tunewise.papers.lab import results
@@ -96,45 +94,45 @@ def test_listing_imports_neither_torch_nor_plotly():
         assert each.theorem in flat and each.expectation in flat and each.source in flat
 
 
-def test_the_list_as_json_has_the_same():
-    done = CliRunner().invoke(app, ["lab", "--json"])
-    assert json.loads(done.stdout) == [asdict(s) for s in STATEMENTS.values()]
+def test_the_list_as_json_has_the_same(call):
+    _code, out, _err = call("lab", "--json")
+    assert json.loads(out) == [asdict(s) for s in STATEMENTS.values()]
 
 
-def test_an_unknown_name_is_one_line_with_the_nearest():
+def test_an_unknown_name_is_one_line_with_the_nearest(call):
     with pytest.raises(SpecError, match=r"unknown experiment 'spurious-minimum'; did you mean 'spurious-minima'\?$"):
         get_statement("spurious-minimum")
-    done = CliRunner().invoke(app, ["lab", "spurious-minimum"])
-    assert isinstance(done.exception, SpecError)
+    code, _out, err = call("lab", "spurious-minimum")
+    assert code == 2 and "did you mean" in err
 
 
-def test_a_confirmed_experiment_writes_both_files_and_leaves_with_0(faked, tmp_path):
+def test_a_confirmed_experiment_writes_both_files_and_leaves_with_0(faked, tmp_path, call):
     faked(0.5)
-    done = CliRunner().invoke(app, ["lab", "step-size", "--out", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    assert "confirmed" in done.output
+    code, out, _err = call("lab", "step-size", "--out", tmp_path)
+    assert code == 0, out
+    assert "confirmed" in out
     data = json.loads((tmp_path / "step-size" / "result.json").read_text())
     assert data["verdict"] == "confirmed" and data["settings"] == {"seed": 0, "scale": "quick"}
     assert (tmp_path / "step-size" / "plot.html").stat().st_size > 1e6  # plotly is inside
 
 
-def test_a_refuted_experiment_leaves_with_1_and_says_so(faked, tmp_path):
+def test_a_refuted_experiment_leaves_with_1_and_says_so(faked, tmp_path, call):
     faked(1.5)
-    done = CliRunner().invoke(app, ["lab", "step-size", "--out", str(tmp_path)])
-    assert done.exit_code == 1
-    assert "refuted" in done.output
+    code, out, _err = call("lab", "step-size", "--out", tmp_path)
+    assert code == 1
+    assert "refuted" in out
 
 
-def test_seed_and_scale_reach_the_experiment_and_json_is_the_file(faked, tmp_path):
+def test_seed_and_scale_reach_the_experiment_and_json_is_the_file(faked, tmp_path, call):
     faked(0.0)
-    done = CliRunner().invoke(app, ["lab", "step-size", "--seed", "7", "--full", "--json", "--out", str(tmp_path)])
-    data = json.loads(done.stdout)
+    code, out, _err = call("lab", "step-size", "--seed", "7", "--full", "--json", "--out", tmp_path)
+    data = json.loads(out)
     assert data["settings"]["seed"] == 7 and data["settings"]["scale"] == "full"
-    assert data["findings"][0]["value"] == 7 and data["verdict"] == "refuted" and done.exit_code == 1
+    assert data["findings"][0]["value"] == 7 and data["verdict"] == "refuted" and code == 1
     assert data == json.loads((tmp_path / "step-size" / "result.json").read_text())
 
 
-def test_all_runs_every_experiment_and_json_is_a_list(monkeypatch, tmp_path):
+def test_all_runs_every_experiment_and_json_is_a_list(monkeypatch, tmp_path, call):
     seen = []
 
     def stand_in(name):
@@ -142,9 +140,9 @@ def test_all_runs_every_experiment_and_json_is_a_list(monkeypatch, tmp_path):
         return fake(0.5)
 
     monkeypatch.setattr(results, "load", stand_in)
-    done = CliRunner().invoke(app, ["lab", "all", "--json", "--out", str(tmp_path)])
+    _code, out, _err = call("lab", "all", "--json", "--out", tmp_path)
     assert seen == NAMES
-    assert [each["experiment"] for each in json.loads(done.stdout)] == NAMES
+    assert [each["experiment"] for each in json.loads(out)] == NAMES
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
 
 
@@ -172,11 +170,11 @@ def test_the_page_is_offline_and_what_a_name_holds_is_text(faked):
     assert made.count('data-figure="step-size-0"') == 1
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(monkeypatch, tmp_path, call):
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setattr(results, "load", lambda name: pytest.fail("it ran"))
-    done = CliRunner().invoke(app, ["lab", "step-size", "--out", str(tmp_path / "taken")])
-    assert isinstance(done.exception, StoreError) and "--out" in str(done.exception)
+    code, _out, err = call("lab", "step-size", "--out", tmp_path / "taken")
+    assert code == 3 and "--out" in err
 
 
 def test_a_file_that_cannot_be_written_is_a_typed_error(faked, tmp_path):
