@@ -1,4 +1,4 @@
-"""All that is known of one run, for `tunewise runs show`."""
+"""Everything about one run, for `tunewise runs show`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from tunewise.cli.tables import aligned, format_value
 from tunewise.errors import StoreError
+from tunewise.spec import RunSpec
 from tunewise.store import locks
 from tunewise.store.comparisons import comparisons, cost_of_run
 from tunewise.store.documents import read_document
@@ -16,126 +17,108 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import Measured
 from tunewise.store.verification import faults_of_run
 
-_MEASURED = 6
+_MOST_NUMBERS = 6
 """Numbers of a measure that are shown; `--json` has all."""
 _SPLITS = ("train", "validation", "test")
+_HEAD = ("folder", "held_by", "checkpoint", "started", "seconds", "error")
 
 
-def facts(store: RunStore, run_id: str) -> dict[str, Any]:
+def collect_facts(store: RunStore, run_id: str) -> dict[str, Any]:
     """What there is to know, as plain data."""
     folder = store.folder(run_id)
     locked = store.is_locked(run_id)
-    status: str
     try:
-        record = store.record(run_id)
-        status = "running" if locked else record.status if record else "unfinished"
+        record, status = store.record(run_id), "unfinished"
     except StoreError:
-        record, status = None, "running" if locked else "unreadable"
-    spec = record.spec if record else _planned(store.root, run_id)
-    found = cost_of_run(store.root, run_id)
-    costs = {"device": found[0].device, **found[1].model_dump(mode="json")} if found else None
+        record, status = None, "unreadable"
+    spec = record.spec if record else _planned_spec(store, run_id)
+    costs = cost_of_run(store.root, run_id)
     content = record.model_dump(mode="json") if record else {}
+    known = ("started", "seconds", "error", "model", "data", "results", "check", "environment")
     return {
         "id": run_id,
-        "status": status,
+        "status": "running" if locked else record.status if record else status,
         "folder": str(folder),
         "held_by": locks.holder(store.lock_file(run_id)) if locked else None,
-        "checkpoint": _checkpoint(folder),
-        "started": content.get("started"),
-        "seconds": content.get("seconds"),
-        "error": content.get("error"),
+        "checkpoint": None if record and record.status == "done" else _checkpoint(folder),
         "learning_rate": spec.learning_rate if spec else None,
         "spec": spec.model_dump(mode="json") if spec else None,
-        "model": content.get("model"),
-        "data": content.get("data"),
-        "results": content.get("results"),
+        **{key: content.get(key) for key in known},
         "gap": record.results.gap if record and record.results else None,
-        "check": content.get("check"),
-        "costs": costs,
+        "costs": {"device": costs[0].device, **costs[1].model_dump(mode="json")} if costs else None,
         "measures": _measures(folder),
         "files": {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()},
-        "environment": content.get("environment"),
         "problems": [] if locked else [f"{f.file}: {f.what}" for f in faults_of_run(store, run_id)],
     }
 
 
-def text(known: dict[str, Any]) -> str:
-    """The same for people, without what is empty."""
-    head = {key: known[key] for key in ("folder", "held_by", "started", "seconds", "error")}
-    if known["status"] != "done":
-        head["checkpoint"] = known["checkpoint"]
-    spec = {**flat(known["spec"] or {}), "learning_rate": known["learning_rate"]}
-    model = {**(known["model"] or {}), "layers": len(known["model"]["layers"])} if known["model"] else {}
-    data = {key: known["data"][key] for key in (*_SPLITS, "notes")} if known["data"] else {}
-    environment = flat(known["environment"] or {})
-    parts = [
-        f"run {known['id']}: {known['status']}",
-        *_pairs(head),
-        *_part("specification", _pairs(spec)),
-        *_part("model and data", [*_pairs(model), *_pairs(data)]),
-        *_part("results", _results(known)),
-        *_part("costs, by the probe", _pairs(flat(known["costs"] or {}))),
-        *_part("measures", _pairs({name: _measured(one) for name, one in known["measures"].items()})),
-        *_part("environment", _pairs({key.removeprefix("versions."): one for key, one in environment.items()})),
-        *_part("files", aligned([[f"  {size(n)}", name] for name, n in known["files"].items()] or [["", ""]], (0,))),
-        *_part("problems", [f"  {one}" for one in known["problems"]]),
-    ]
-    return "\n".join(parts)
-
-
-def _results(known: dict[str, Any]) -> list[str]:
-    results = known["results"]
-    if not results:
-        return []
-    metrics = list(results["test"]["metrics"])
-    lines = [["", "examples", "loss", *metrics]]
-    for split in _SPLITS:
-        one = results[split]
-        scores = [format_value(one["metrics"].get(name)) for name in metrics]
-        lines.append([f"  {split}", str(one["examples"]), format_value(one["loss"]), *scores])
-    more = {
-        "gap": f"{known['gap']:+.6g} nats (test loss - train loss)",
-        "selected": f"epoch {results['selected_epoch']}, {results['selected_by']}",
-        "reloaded": f"logits within {known['check']['max_logit_difference']:.2g}, by {known['check']['loader']}"
-        if known["check"]
-        else None,
+def format_facts(facts: dict[str, Any]) -> str:
+    """The same as text, without what is empty."""
+    model, data = facts["model"] or {}, facts["data"] or {}
+    sizes = {key: data.get(key) for key in (*_SPLITS, "notes")}
+    sections = {
+        f"run {facts['id']}: {facts['status']}": {key: facts[key] for key in _HEAD},
+        "specification": {**flat(facts["spec"] or {}), "learning_rate": facts["learning_rate"]},
+        "model and data": {**model, "layers": len(model.get("layers", ())), **sizes},
+        "results": _results(facts),
+        "costs, by the probe": flat(facts["costs"] or {}),
+        "measures": {name: _numbers(measured) for name, measured in facts["measures"].items()},
+        "environment": flat(facts["environment"] or {}),
+        "files": {name: size(count) for name, count in facts["files"].items()},
+        "problems": dict.fromkeys(facts["problems"], ""),
     }
-    return [*aligned(lines, right=range(1, len(lines[0]))), *_pairs(more)]
+    lines: list[str] = []
+    for title, content in sections.items():
+        rows = [[f"  {key}", format_value(value)] for key, value in content.items() if value not in (None, [], {}, 0)]
+        lines += ["", title, *aligned(rows)] if rows else []
+    return "\n".join(lines[1:])
 
 
-def _part(title: str, lines: list[str]) -> list[str]:
-    lines = [line for line in lines if line.strip()]
-    return ["", title, *lines] if lines else []
+def _results(facts: dict[str, Any]) -> dict[str, Any]:
+    results, check = facts["results"], facts["check"]
+    if not results:
+        return {}
+    scores = {
+        split: f"loss {format_value(results[split]['loss'])}, {_pairs(results[split]['metrics'])}, "
+        f"{results[split]['examples']} examples"
+        for split in _SPLITS
+    }
+    return {
+        **scores,
+        "gap": f"{facts['gap']:+.6g} nats (test loss - train loss)",
+        "selected": f"epoch {results['selected_epoch']}, {results['selected_by']}",
+        "reloaded": f"logits within {check['max_logit_difference']:.2g}, by {check['loader']}" if check else None,
+    }
 
 
-def _pairs(content: dict[str, Any]) -> list[str]:
-    lines = [[f"  {key}", format_value(one)] for key, one in content.items() if one not in (None, [], {})]
-    return aligned(lines) if lines else []
+def _pairs(content: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {format_value(value)}" for key, value in content.items())
 
 
 def _measures(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {}
+    measures = {}
     for file in sorted(folder.glob("measures/*.json")):
         try:
-            found[file.stem] = read_document(file, Measured, "").model_dump(mode="json")
+            measures[file.stem] = read_document(file, Measured, "").model_dump(mode="json")
         except (StoreError, FileNotFoundError):
-            continue  # among the problems
-    return found
+            continue  # listed under problems
+    return measures
 
 
-def _measured(one: dict[str, Any]) -> str:
-    if one["values"] is None:
-        return str(one["error"])
-    numbers = [f"{key} {format_value(v)}" for key, v in flat(one["values"]).items() if isinstance(v, int | float | str)]
-    more = f", and {len(numbers) - _MEASURED} more" if len(numbers) > _MEASURED else ""
-    return ", ".join(numbers[:_MEASURED]) + more if numbers else f"made in {one['seconds']:.1f} s"
+def _numbers(measured: dict[str, Any]) -> str:
+    if measured["values"] is None:
+        return str(measured["error"])
+    numbers = {key: value for key, value in flat(measured["values"]).items() if isinstance(value, int | float | str)}
+    shown = _pairs(dict(list(numbers.items())[:_MOST_NUMBERS]))
+    more = f", and {len(numbers) - _MOST_NUMBERS} more" if len(numbers) > _MOST_NUMBERS else ""
+    return shown + more if numbers else f"computed in {measured['seconds']:.1f} s"
 
 
-def _planned(root: Path, run_id: str) -> Any:
-    """What a run without a record is, by what was noted when it was begun, or by a comparison."""
-    if (begun := RunStore(root).begun(run_id)) is not None:
+def _planned_spec(store: RunStore, run_id: str) -> RunSpec | None:
+    """The spec of a run without a record: as noted at its start, or from a study."""
+    if (begun := store.begun(run_id)) is not None:
         return begun
-    return next((run for _, spec in comparisons(root) for run in spec.runs() if run.id == run_id), None)
+    return next((run for _, spec in comparisons(store.root) for run in spec.runs() if run.id == run_id), None)
 
 
 def _checkpoint(folder: Path) -> str | None:

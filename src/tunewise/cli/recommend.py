@@ -139,22 +139,20 @@ def _as_json(advice: _Advice) -> dict[str, Any]:
 def _show(advice: _Advice, difference: str) -> None:
     from rich.console import Console
 
-    from tunewise.cli.tables import rich_table
-    from tunewise.number_format import TWO_SEEDS
+    from tunewise.advise.decision import describe_broken_limits
+    from tunewise.report.table import console_table
 
     console = Console(highlight=False, markup=False)
-    summaries, recommendation = advice.summaries, advice.recommendation
+    recommendation = advice.recommendation
     console.print(*recommendation.sentences, "", sep="\n")
-    metric = f"test {summaries[0].metric.replace('_', ' ')}"
-    titles = ("method", metric, "gap, nats", "training", "peak", "trained", "")
-    by_merit = sorted(summaries, key=lambda s: s.merit, reverse=True)
-    console.print(rich_table(titles, [_row(s, advice) for s in by_merit], left=("",)))
-    if any(len(s.seeds) == 2 for s in summaries):
-        console.print("", TWO_SEEDS, sep="\n")
+    console.print(console_table(advice.summaries, recommendation), "", sep="\n")
+    if recommendation.runner_up:
+        console.print(f"runner-up: {recommendation.runner_up}")
+    beyond = [text for s in advice.summaries if (text := describe_broken_limits(s, advice.limits))]
+    if beyond:
+        console.print(f"beyond the limits: {'; '.join(beyond)}")
     if recommendation.would_change:
-        console.print("\nWhat would change this:")
-        for sentence in recommendation.would_change:
-            console.print(f"  - {sentence}")
+        console.print("\nWhat would change this:", *(f"  - {text}" for text in recommendation.would_change), sep="\n")
     if advice.further_seeds:
         amounts = ", ".join(f"{label} {count}" for label, count in advice.further_seeds.items())
         console.print(
@@ -164,32 +162,3 @@ def _show(advice: _Advice, difference: str) -> None:
     console.print(f"\ncomparison  {advice.study.folder}", soft_wrap=True)
     if advice.adapter:
         console.print(f"adapter     {advice.adapter}", soft_wrap=True)
-
-
-def _row(s: MethodSummary, advice: _Advice) -> list[str]:
-    from tunewise.advise.decision import describe_broken_limits
-    from tunewise.advise.units import format_bytes, format_seconds
-    from tunewise.number_format import widest
-
-    roles = {advice.recommendation.choice: "the choice", advice.recommendation.runner_up: "runner-up"}
-    role = roles.get(s.label) or describe_broken_limits(s, advice.limits) or ("" if s.seeds else "no finished run")
-    if not role and s.label in advice.recommendation.pareto:
-        role = "in the Pareto set"
-    return [
-        s.label,
-        _interval(s.test_metric, 100 if s.is_share else 1, 2, widest(s.metric, s.is_share)),
-        _interval(s.gap, 1, 3),
-        format_seconds(s.training_seconds) if s.training_seconds else "–",
-        format_bytes(s.peak_bytes) if s.peak_bytes else "–",
-        f"{s.trainable:,}" if s.trainable else "–",
-        role,
-    ]
-
-
-def _interval(interval: Any, scale: float, digits: int, widest: float | None = None) -> str:
-    from tunewise.number_format import plus_minus
-
-    def shown(value: float) -> str:
-        return f"{scale * value:.{digits}f}"
-
-    return "–" if interval is None else shown(interval.mean) + plus_minus(interval.half_width, shown, widest)

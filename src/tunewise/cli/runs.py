@@ -53,11 +53,11 @@ def runs_ls(
 
 def runs_show(run: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json = False) -> None:
     """Print what is known about a run."""
-    from tunewise.cli.one_run import facts, text
+    from tunewise.cli.one_run import collect_facts, format_facts
     from tunewise.store.lookup import find_run
 
-    content = facts(*find_run(run, runs))
-    print(json.dumps(content, indent=1) if as_json else text(content))
+    facts = collect_facts(*find_run(run, runs))
+    print(json.dumps(facts, indent=1) if as_json else format_facts(facts))
 
 
 def runs_diff(first: _Run, second: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json = False) -> None:
