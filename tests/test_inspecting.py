@@ -73,9 +73,9 @@ def test_an_adapter_names_its_base_and_its_form_of_it(stock: Path, model: Path) 
     found = inspect(stock)
     base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
     updates = updates_of(stock, base)
-    assert [layer.name for layer in found.spectra] == list(updates)
+    assert list(found.spectrum.layers) == list(updates)
     assert found.base == str(model) and found.family == "lora" and found.decomposed == 4
-    for name, layer in zip(updates, found.intruders):
+    for name, layer in found.intruders.layers.items():
         expected = layer_intruders(updates[name], BaseSpectra(None).of(updates[name].base))
         assert layer.cosines == pytest.approx(expected.cosines, abs=1e-12)
     assert inspect(stock).decomposed == 0  # kept
@@ -89,16 +89,16 @@ def test_layers_are_found_in_whatever_form_of_the_model_has_them(kind: str, mode
         folder = make_adapter(model, tmp_path / "a", LoHaConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
     found = inspect(folder, base=str(model))
     prefix = "" if kind == "encoder" else "bert."
-    assert [s.name for s in found.spectra] == [f"{prefix}encoder.layer.{i}.attention.self.query" for i in range(2)]
+    assert list(found.spectrum.layers) == [f"{prefix}encoder.layer.{i}.attention.self.query" for i in range(2)]
 
 
 def test_a_run_knows_its_base_its_data_and_its_cache(finished: Path) -> None:
     record = RunStore(finished.parent).record(finished.name)
     assert record is not None and record.results is not None
     found = inspect(finished, scale=[0, 1])
-    assert found.scaled[1].scores is not None and found.scaled[0].scores is not None
-    assert found.scaled[1].scores.loss == pytest.approx(record.results.test.loss, abs=1e-5)
-    assert found.scaled[1].count == sum(layer.count() for layer in found.intruders)
+    assert found.scaled_intruders[0].loss is not None
+    assert found.scaled_intruders[1].loss == pytest.approx(record.results.test.loss, abs=1e-5)
+    assert found.scaled_intruders[1].count == found.intruders.count()
     assert found.scaled_on.startswith("the run's test split")
     assert list((finished.parent / "cache" / "base-spectra").iterdir())
     assert record.id in found.of and inspect(finished).decomposed == 0
@@ -114,17 +114,17 @@ def test_an_adapter_of_ours_is_called_by_its_method_and_not_by_what_its_files_ar
                 parameter.fill_(0.1)
     folder = save(adapted, tmp_path / "adapter")
     found = inspect(folder, base=str(model))
-    assert found.family == "cla" and found.spectra
+    assert found.family == "cla" and found.spectrum.layers
 
 
 def test_other_data_is_taken_whole(finished: Path, toy_csv: Path) -> None:
     found = inspect(finished, scale=[1], data=DataSpec(path=str(toy_csv)))
-    assert found.scaled[0].scores is not None and found.scaled[0].scores.examples == 120
+    assert found.scaled_intruders[0].loss is not None and found.scaled_on.endswith("(120)")
 
 
 def test_a_stock_adapter_is_evaluated_on_data(stock: Path, toy_csv: Path) -> None:
     found = inspect(stock, scale=[1, 0.5], data=DataSpec(path=str(toy_csv)))
-    assert all(s.scores is not None and s.scores.examples == 120 for s in found.scaled)
+    assert all(s.loss is not None for s in found.scaled_intruders) and found.scaled_on.endswith("(120)")
 
 
 def test_a_language_models_adapter_is_evaluated_on_text(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_language_models_adapter_is_evaluated_on_text(tmp_path: Path) -> None:
     text = tmp_path / "stories.csv"
     text.write_text("text\n" + "\n".join(f"the cat and dog number {i} near a horse" for i in range(40)) + "\n")
     found = inspect(folder, scale=[1, 0], data=DataSpec(path=str(text)))
-    assert all(s.scores is not None and "perplexity" in s.scores.metrics for s in found.scaled)
+    assert all("perplexity" in s.metrics for s in found.scaled_intruders)
 
 
 def test_two_models(model: Path, tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_two_models(model: Path, tmp_path: Path) -> None:
         other.encoder.layer[0].attention.self.query.weight.add_(0.01)
     other.save_pretrained(tmp_path / "other")
     found = inspect(base=str(model), model_b=str(tmp_path / "other"))
-    changed = [s.name for s in found.spectra if s.values]
-    assert changed == ["encoder.layer.0.attention.self.query"] and len(found.spectra) == 13
+    changed = [name for name, layer in found.spectrum.layers.items() if layer.values]
+    assert changed == ["encoder.layer.0.attention.self.query"] and len(found.spectrum.layers) == 13
     assert found.family == "full model"
     with pytest.raises(SpecError, match="weights alone"):
         inspect(base=str(model), model_b=str(tmp_path / "other"), scale=[1], data=DataSpec(path="x.csv"))
@@ -220,7 +220,7 @@ def test_full_fine_tuning_knows_its_base_by_its_files(
     digest = model_digest(ModelSpec(path=str(model)))
     spec = spec.model_copy(update={"model": ModelSpec(path=str(model), digest=digest)})
     folder = store.folder(run(spec, store).id)
-    assert len(inspect(folder).spectra) == 13
+    assert len(inspect(folder).spectrum.layers) == 13
     other = shutil.copytree(model, tmp_path / "other")
     weights = AutoModel.from_pretrained(other)
     with torch.no_grad():
@@ -237,7 +237,7 @@ class TestCommandLine:
         assert "0.query" in out and "Intruders by threshold" in out and "Intruders scaled" in out
         assert max(map(len, out.splitlines())) <= 80
         every = inspect(stock)
-        assert f"{sum(layer.count() for layer in every.intruders)} / 40" in out
+        assert f"{every.intruders.count()} / 40" in out
 
     def test_json_alone_on_stdout_and_a_page(self, stock: Path, monkeypatch, capsys, tmp_path: Path) -> None:
         page = tmp_path / "page.html"
@@ -261,7 +261,7 @@ class TestCommandLine:
             (["{stock}", "--top-k", "many"], "--top-k many"),
             (["{stock}", "--scale", "a,b"], "--scale a,b"),
             (["{stock}", "--threshold", "2"], "threshold"),
-            (["{stock}", "--scale", "1", "--data", "x.csv", "--task", "txt"], "--task txt: no such task"),
+            (["{stock}", "--scale", "1", "--data", "x.csv", "--task", "txt"], "unknown task 'txt'"),
             ([], "adapter folder"),
         ],
     )

@@ -21,7 +21,7 @@ from tunewise.inspecting import inspect
 from tunewise.measures._weight_space.batches import FixedBatches, plain_model
 from tunewise.measures.collect import collect
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.sharpness.hessian import of_parameters
+from tunewise.measures.sharpness.hessian import figures_of_parameters
 from tunewise.measures.updates.folder import updates_of
 from tunewise.methods.loading import load
 from tunewise.store.folders import RunStore
@@ -65,7 +65,7 @@ def by_a_hessian(run: FinishedRun, adapter: Path) -> object:
 
     model = Model()
     batches = FixedBatches([{"x": torch.ones(1)}], [torch.zeros(1)], lambda logits, labels: logits)
-    return of_parameters(model, [model.weight], batches, eigenvalues=1, probes=1, seed=0)
+    return figures_of_parameters(model, [model.weight], batches, eigenvalues=1, probes=1, seed=0)
 
 
 # What raises, what is done, and what any other error is called there.
@@ -150,7 +150,7 @@ def test_a_measure_that_ran_out_of_memory_says_so_and_is_made_the_next_time(
         return {name: found[name][trained.record.id] for name in found}
 
     with monkeypatch.context() as patch:
-        patch.setattr("tunewise.measures.spectrum.compute.all_spectra", raising(OUT_OF_MEMORY[1]))
+        patch.setattr("tunewise.measures.spectrum.compute.spectra_of", raising(OUT_OF_MEMORY[1]))
         first = measured()
     assert first["spectrum"].values is None and str(first["spectrum"].error).startswith("out of memory")
     assert first["intruders"].values is not None
@@ -162,7 +162,7 @@ def test_a_measure_that_ran_out_of_memory_says_so_and_is_made_the_next_time(
 def test_on_the_command_line_it_is_one_line(
     trained: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tunewise.inspecting.all_spectra", raising(OUT_OF_MEMORY[0]))
+    monkeypatch.setattr("tunewise.inspecting.spectra_of", raising(OUT_OF_MEMORY[0]))
     monkeypatch.setattr(sys, "argv", ["tunewise", "inspect", str(trained.folder)])
     with pytest.raises(SystemExit) as left:
         command()

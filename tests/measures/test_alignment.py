@@ -13,12 +13,17 @@ from finished_runs import finished
 from test_run import make_spec
 from tunewise.errors import MeasureError
 from tunewise.measures.alignment import compute as module
-from tunewise.measures.alignment.compute import alignment
-from tunewise.measures.finished import FinishedRun
+from tunewise.measures.alignment.compute import AlignmentResult, compute
+from tunewise.measures.base import MeasureSettings
+from tunewise.measures.finished import FinishedRun, no_check
 from tunewise.methods.delta import delta
 from tunewise.run import run
 from tunewise.store.folders import RunStore
 from tunewise.training.build import one_step_batches
+
+
+def alignment(one: FinishedRun) -> AlignmentResult:
+    return compute(one, MeasureSettings(), no_check)
 
 
 def dense_gradient(one: FinishedRun) -> dict[str, torch.Tensor]:
@@ -40,57 +45,57 @@ def test_the_angles_are_those_of_dense_decompositions(tiny_model: Path, toy_csv:
     """LoRA at the selected epoch: dense fp64 SVDs of dW and of the gradient; within 1 degree, since the spaces of the
     gradient are found by a randomized method."""
     one = finished(tiny_model, toy_csv, tmp_path, "lora")
-    found = alignment(one, lambda: None)
+    found = alignment(one)
     gradient = dense_gradient(one)
     rank = one.spec.method.rank
     for place, (layer, dw) in enumerate(delta(one.model).items()):
-        assert found["layers"][place]["name"] == layer
+        assert found.layers[place].name == layer
         u, _, vh = torch.linalg.svd(dw.double())
         gu, _, gvh = torch.linalg.svd(gradient[layer])
         for side, expected in (
             ("left", angles(u[:, :rank], gu[:, :rank])),
             ("right", angles(vh[:rank].T, gvh[:rank].T)),
         ):
-            assert found["selected"][f"{side}_mean"][place] == pytest.approx(expected.mean(), abs=1.0)
-            assert found["selected"][f"{side}_largest"][place] == pytest.approx(expected.max(), abs=1.0)
+            assert getattr(found.selected, f"{side}_mean")[place] == pytest.approx(expected.mean(), abs=1.0)
+            assert getattr(found.selected, f"{side}_largest")[place] == pytest.approx(expected.max(), abs=1.0)
 
 
 def test_lora_one_starts_in_the_gradients_spaces(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    found = alignment(finished(tiny_model, toy_csv, tmp_path, "lora-one"), lambda: None)
-    start = found["points"][0]
-    assert start["step"] == 0
+    found = alignment(finished(tiny_model, toy_csv, tmp_path, "lora-one"))
+    start = found.points[0]
+    assert start.step == 0
     for key in ("left_largest", "right_largest"):
-        assert max(start[key]) < 0.5
-    later = found["points"][-1]
-    assert min(later["left_mean"]) > 0.1
+        assert max(getattr(start, key)) < 0.5
+    later = found.points[-1]
+    assert min(later.left_mean) > 0.1
 
 
 @pytest.mark.parametrize("method", ["cla", "asym"])
 def test_a_frozen_row_space_keeps_its_angles(method: str, tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     """cla: the first r axes; asym: the rows of its A. The left space moves."""
     one = finished(tiny_model, toy_csv, tmp_path, method)
-    found = alignment(one, lambda: None)
-    assert found["points"][0]["right_mean"] == [None] * len(found["layers"])  # dW = 0: no space yet
-    moving = found["points"][1:]
+    found = alignment(one)
+    assert found.points[0].right_mean == [None] * len(found.layers)  # dW = 0: no space yet
+    moving = found.points[1:]
     assert len(moving) == 3
     gradient = dense_gradient(one)
-    for place, layer in enumerate(found["layers"]):
-        right = [point["right_mean"][place] for point in moving]
+    for place, layer in enumerate(found.layers):
+        right = [point.right_mean[place] for point in moving]
         assert max(right) - min(right) < 1e-3
-        left = [point["left_mean"][place] for point in moving]
+        left = [point.left_mean[place] for point in moving]
         assert max(left) - min(left) > 1e-3
         if method == "cla":
-            rank = found["rank"]
-            axes = torch.eye(layer["features"], dtype=torch.float64)[:, :rank]
-            expected = angles(axes, torch.linalg.svd(gradient[layer["name"]])[2][:rank].T)
+            rank = found.rank
+            axes = torch.eye(layer.features, dtype=torch.float64)[:, :rank]
+            expected = angles(axes, torch.linalg.svd(gradient[layer.name])[2][:rank].T)
             assert right[0] == pytest.approx(expected.mean(), abs=1.0)
 
 
 def test_without_a_trajectory_the_end_alone(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    found = alignment(finished(tiny_model, toy_csv, tmp_path, "rac", trajectory=False), lambda: None)
-    assert found["points"] == []
-    assert found["waits_for_trajectory"] is True
-    assert all(0 < angle <= 90 for angle in found["selected"]["left_mean"])
+    found = alignment(finished(tiny_model, toy_csv, tmp_path, "rac", trajectory=False))
+    assert found.points == []
+    assert found.lacks_snapshots is True
+    assert all(0 < angle <= 90 for angle in found.selected.left_mean)
 
 
 def test_the_gradient_is_taken_once_a_seed_and_the_model_left_as_it_was(
@@ -99,7 +104,7 @@ def test_the_gradient_is_taken_once_a_seed_and_the_model_left_as_it_was(
     first = finished(tiny_model, toy_csv, tmp_path, "lora")
     before = {n: t.clone() for n, t in first.model.state_dict().items()}
     base = {n: t.clone() for n, t in first.base.state_dict().items()}
-    alignment(first, lambda: None)
+    alignment(first)
     for model, kept in ((first.model, before), (first.base, base)):
         state = model.state_dict()
         assert all(torch.equal(state[n], t) for n, t in kept.items())
@@ -108,13 +113,12 @@ def test_the_gradient_is_taken_once_a_seed_and_the_model_left_as_it_was(
         raise AssertionError("the cache was not used")
 
     monkeypatch.setattr(module, "gradient_svd", never)
-    found = alignment(finished(tiny_model, toy_csv, tmp_path, "paca"), lambda: None)
-    assert len(found["points"]) == 4
+    found = alignment(finished(tiny_model, toy_csv, tmp_path, "paca"))
+    assert len(found.points) == 4
     other = make_spec(tiny_model, toy_csv, "paca", seed=1)
     with pytest.raises(AssertionError, match="cache"):
         alignment(
-            FinishedRun(run(other, RunStore(tmp_path)), RunStore(tmp_path).folder(other.id), first.task, first.cache),
-            lambda: None,
+            FinishedRun(run(other, RunStore(tmp_path)), RunStore(tmp_path).folder(other.id), first.task, first.cache)
         )
 
 
@@ -123,15 +127,15 @@ def test_full_fine_tuning_is_looked_at_where_an_adapter_would_be(
 ) -> None:
     """Query and value, by a dense decomposition of W - W0."""
     one = finished(tiny_model, toy_csv, tmp_path, "fft", trajectory=False)
-    found = alignment(one, lambda: None)
-    assert [layer["name"].rpartition(".")[2] for layer in found["layers"]] == ["query", "value"] * 2
-    gradient, rank = dense_gradient(one), found["rank"]
-    name = found["layers"][1]["name"]
+    found = alignment(one)
+    assert [layer.name.rpartition(".")[2] for layer in found.layers] == ["query", "value"] * 2
+    gradient, rank = dense_gradient(one), found.rank
+    name = found.layers[1].name
     dw = (one.model.get_submodule(name).weight - one.base.get_submodule(name).weight).detach().double()
     expected = angles(torch.linalg.svd(dw)[0][:, :rank], torch.linalg.svd(gradient[name])[0][:, :rank])
-    assert found["selected"]["left_mean"][1] == pytest.approx(expected.mean(), abs=1.0)
+    assert found.selected.left_mean[1] == pytest.approx(expected.mean(), abs=1.0)
 
 
 def test_a_method_without_an_update_is_told_so(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match="head alone"):
-        alignment(finished(tiny_model, toy_csv, tmp_path, "head", trajectory=False), lambda: None)
+        alignment(finished(tiny_model, toy_csv, tmp_path, "head", trajectory=False))

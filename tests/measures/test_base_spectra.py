@@ -77,7 +77,7 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
 def test_a_folder_that_cant_be_written_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     spectra = BaseSpectra(tmp_path / "file" / "spectra")
-    with pytest.warns(UserWarning, match="can't be kept"):
+    with pytest.warns(UserWarning, match="can't be cached"):
         found = spectra.of(weight())
     assert found.u.shape == (12, 9)
 

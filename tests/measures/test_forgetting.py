@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from tiny import save_tiny_model, save_toy_csv
+from tunewise.measures.base import MeasureSettings
 from tunewise.measures.collect import collect
-from tunewise.measures.finished import FinishedRun
-from tunewise.measures.forgetting.compute import backbone, drift, features, forgetting
+from tunewise.measures.finished import FinishedRun, no_check
+from tunewise.measures.forgetting.compute import backbone, compute, drift, features
 from tunewise.measures.forgetting.held_out import documentation, held_out, masked
 from tunewise.models.language import language_model
 from tunewise.planning import make_plan
@@ -43,6 +42,10 @@ def finished(tmp_path_factory):
     return plan, records, store
 
 
+def forgetting(opened):
+    return compute(opened, MeasureSettings(), no_check)
+
+
 def open_again(finished, number):
     plan, records, store = finished
     record = records[number]
@@ -51,20 +54,20 @@ def open_again(finished, number):
 
 def test_drift_of_nothing_is_nothing():
     f = torch.randn(20, 8)
-    assert drift(f, f.clone()) == pytest.approx({"drift": 0.0, "turn": 0.0, "similarity": 1.0}, abs=1e-12)
+    assert drift(f, f.clone()).model_dump() == pytest.approx({"drift": 0.0, "turn": 0.0, "similarity": 1.0}, abs=1e-12)
 
 
 def test_drift_of_a_stretch_and_of_a_rotation():
     f = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
     stretched = drift(f, 1.5 * f)
-    assert stretched["drift"] == pytest.approx(0.5)
-    assert stretched["turn"] == pytest.approx(0.0, abs=1e-9)
-    assert stretched["similarity"] == pytest.approx(1.0)  # CKA does not see an isotropic stretch
+    assert stretched.drift == pytest.approx(0.5)
+    assert stretched.turn == pytest.approx(0.0, abs=1e-9)
+    assert stretched.similarity == pytest.approx(1.0)  # CKA does not see an isotropic stretch
     turned = drift(f, -f)
-    assert turned["drift"] == pytest.approx(2.0)
-    assert turned["turn"] == pytest.approx(2.0)
+    assert turned.drift == pytest.approx(2.0)
+    assert turned.turn == pytest.approx(2.0)
     q = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(2)))[0]
-    assert drift(f, f @ q)["similarity"] == pytest.approx(1.0)  # nor a rotation
+    assert drift(f, f @ q).similarity == pytest.approx(1.0)  # nor a rotation
 
 
 def test_similarity_is_cka_by_its_kernel_form():
@@ -73,7 +76,7 @@ def test_similarity_is_cka_by_its_kernel_form():
     centre = torch.eye(30).double() - 1 / 30
     one, other = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
     expected = float((one * other).sum() / (one.norm() * other.norm()))
-    assert drift(x, y)["similarity"] == pytest.approx(expected)
+    assert drift(x, y).similarity == pytest.approx(expected)
 
 
 def test_the_passages_are_prose_and_always_the_same():
@@ -98,22 +101,22 @@ def test_features_leave_padding_out(finished):
 def test_a_trained_run_drifts_and_is_left_as_it_was(finished, number):
     opened = open_again(finished, number)
     before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
-    values = forgetting(opened, lambda: None)
-    assert values["drift"] > 1e-3
-    assert 0 <= values["similarity"] <= 1
-    assert "loss" not in values  # the tiny checkpoint is a plain encoder
+    values = forgetting(opened)
+    assert values.drift > 1e-3
+    assert 0 <= values.similarity <= 1
+    assert values.loss is None  # the tiny checkpoint is a plain encoder
     after = opened.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    json.dumps(values, allow_nan=False)
-    assert forgetting(open_again(finished, number), lambda: None) == values  # from the cache
+    values.model_dump_json()
+    assert forgetting(open_again(finished, number)) == values  # from the cache
 
 
 def test_an_untouched_model_forgets_nothing(finished):
     opened = open_again(finished, 0)
     opened.__dict__["model"] = opened.base
-    values = forgetting(opened, lambda: None)
-    assert values["drift"] == 0.0
-    assert values["turn"] == pytest.approx(0.0, abs=1e-12)
+    values = forgetting(opened)
+    assert values.drift == 0.0
+    assert values.turn == pytest.approx(0.0, abs=1e-12)
 
 
 def test_collected_once_and_kept(finished):
@@ -147,9 +150,9 @@ def test_masked_language_loss_where_the_checkpoint_has_a_head(tmp_path):
     for one in plan.runs:  # lora, then fft: its embeddings move, and the tied decoder with them
         record = run(one, store, task=plan.task)
         opened = FinishedRun(record, store.folder(record.id), plan.task, store.root / "cache")
-        values = forgetting(opened, lambda: None)
-        assert values["loss"]["kind"] == "masked"
-        assert values["loss"]["difference"] != 0.0
+        values = forgetting(opened)
+        assert values.loss.kind == "masked"
+        assert values.loss.difference != 0.0
         # By hand: the checkpoint's own model with the merged weights written into it.
         from transformers import BertForMaskedLM
 
@@ -167,7 +170,7 @@ def test_masked_language_loss_where_the_checkpoint_has_a_head(tmp_path):
                 at = wanted != -100
                 if bool(at.any()):  # the model's words are few: some passages are unknown tokens alone
                     losses.append(float(torch.nn.functional.cross_entropy(row[at], wanted[at])))
-        assert values["loss"]["after"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert values.loss.after == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_masking_depends_on_the_seed_alone_and_spares_special_tokens(tmp_path):

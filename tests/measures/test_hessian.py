@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from measures import quadratic
 from tunewise.errors import MeasureError
 from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures.finished import FinishedRun
-from tunewise.measures.sharpness.hessian import hessian_figures, of_parameters, products
+from tunewise.measures.sharpness.hessian import Logits, figures_of_parameters, hessian_figures
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
@@ -27,28 +25,17 @@ from tunewise.tasks.build import build_task
 FIGURES = {"eigenvalues": 3, "probes": 4, "seed": 0}
 
 
-class Plain(nn.Module):
-    """Inputs -> logits, of a network that takes keywords."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Any) -> torch.Tensor:
-        return self.model(**inputs).logits
-
-
 def test_a_quadratic_has_its_own_trace_and_eigenvalues() -> None:
     """Diagonal: sign vectors give the trace without error; and every batch has the same, so the intervals close."""
     spectrum = torch.linspace(0.1, 4.0, 22, dtype=torch.float64)
     model = quadratic.Quadratic(torch.diag(spectrum), [(3, 4), (2, 5)])
     batches = quadratic.batches(model)
-    found = of_parameters(Plain(model), [layer.weight for layer in model.layers], batches, **FIGURES)
-    assert found["parameters"] == 22
-    assert found["trace"] == pytest.approx(
+    found = figures_of_parameters(Logits(model), [layer.weight for layer in model.layers], batches, **FIGURES)
+    assert found.parameters == 22
+    assert found.trace.model_dump() == pytest.approx(
         {"value": float(spectrum.sum()), "low": float(spectrum.sum()), "high": float(spectrum.sum())}
     )
-    values = [one["value"] for one in found["eigenvalues"]]
+    values = [one.value for one in found.eigenvalues]
     assert values == pytest.approx([4.0, 4.0 - 3.9 / 21, 4.0 - 7.8 / 21], rel=1e-4)
 
 
@@ -99,37 +86,12 @@ def test_the_trained_factors_of_a_network_have_the_dense_hessians_figures(
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrix = dense(model, wanted, batches).double()
     values = torch.linalg.eigvalsh(matrix).flip(0)
-    assert found["parameters"] == len(values)
-    assert [one["value"] for one in found["eigenvalues"]] == pytest.approx(values[:2].tolist(), rel=0.01)
+    assert found.parameters == len(values)
+    assert [one.value for one in found.eigenvalues] == pytest.approx(values[:2].tolist(), rel=0.01)
     off_diagonal = matrix - matrix.diagonal().diag()
     error = float((2 * off_diagonal.square().sum() / 6).sqrt())  # of Hutchinson's estimate with sign vectors
-    assert found["trace"]["value"] == pytest.approx(float(matrix.trace()), abs=4 * error)
-    assert found["trace"]["low"] < found["trace"]["value"] < found["trace"]["high"]
-
-
-def test_double_backward_and_curvlinops_give_the_same_products() -> None:
-    """On a network with attention, to 1e-5."""
-    pytest.importorskip("curvlinops")
-    model = Plain(tunewise.attach(models.make("bert"), "lora", rank=2)).eval()
-    models.stir(model)
-    batch = models.batch("bert")
-    batches = FixedBatches([batch], [batch.pop("labels")], lambda o, y: F.cross_entropy(o, y, reduction="none"))
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    vector = torch.randn(sum(p.numel() for p in wanted), generator=torch.Generator().manual_seed(0))
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        (library,), by = products(model, wanted, batches)
-        (own,), other = products(model, wanted, batches, library=False)
-        assert (by, other) == ("curvlinops", "double backward")
-        torch.testing.assert_close(own(vector), library(vector), rtol=1e-5, atol=1e-6)
-
-
-def test_without_curvlinops_torch_does_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "curvlinops", None)
-    model = quadratic.Quadratic(torch.diag(torch.arange(1.0, 23.0, dtype=torch.float64)), [(3, 4), (2, 5)])
-    found = of_parameters(Plain(model), [layer.weight for layer in model.layers], quadratic.batches(model), **FIGURES)
-    assert found["by"] == "double backward"
-    assert found["trace"]["value"] == pytest.approx(22 * 23 / 2)
-    assert found["eigenvalues"][0]["value"] == pytest.approx(22.0, rel=1e-4)
+    assert found.trace.value == pytest.approx(float(matrix.trace()), abs=4 * error)
+    assert found.trace.low < found.trace.value < found.trace.high
 
 
 def test_a_part_without_a_second_derivative_is_one_line() -> None:
@@ -139,4 +101,4 @@ def test_a_part_without_a_second_derivative_is_one_line() -> None:
     batches = FixedBatches([batch], [batch.pop("labels")], lambda o, y: F.cross_entropy(o, y, reduction="none"))
     wanted = [p for p in model.parameters() if p.requires_grad]
     with pytest.raises(MeasureError, match="no second derivative"):
-        of_parameters(Plain(model), wanted, batches, **FIGURES)
+        figures_of_parameters(Logits(model), wanted, batches, **FIGURES)

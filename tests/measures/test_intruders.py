@@ -18,12 +18,8 @@ from measures.planted import COSINE, layer, orthonormal, plant, random_update
 from tunewise.measures._linalg import merged_svd as low_rank_change
 from tunewise.measures._linalg.base_spectra import BaseSpectra
 from tunewise.measures._linalg.merged_svd import top_of_merged
-from tunewise.measures.intruders.compute import (
-    curve,
-    layer_intruders,
-    random_baseline,
-    scale_intruders,
-)
+from tunewise.measures.intruders.compute import IntrudersResult, layer_intruders, random_baseline
+from tunewise.measures.intruders.scaled import scale_intruders
 from tunewise.measures.updates.folder import updates_of
 from tunewise.measures.updates.layer import LayerUpdate
 
@@ -45,7 +41,7 @@ def test_agrees_with_two_dense_decompositions(shape: tuple[int, int], rank: int)
     update = random_update(*shape, rank, size=0.4, seed=rank)
     found = layer_intruders(update, NO_CACHE.of(update.base), 10)
     cosines, values = dense_cosines(update, 10)
-    assert found.how == ("lanczos" if min(shape) > 44 else "plain")
+    assert found.solver == ("lanczos" if min(shape) > 44 else "plain")
     assert np.abs(np.array(found.cosines) - cosines.numpy()).max() < 1e-10
     assert np.abs(np.array(found.values) - values.numpy()).max() < 1e-10
 
@@ -57,7 +53,7 @@ def test_a_dense_update_agrees_too(shape: tuple[int, int]) -> None:
     update = LayerUpdate.of_dense("layer", layer(low.base), lambda: noise)
     found = layer_intruders(update, NO_CACHE.of(update.base), 10)
     cosines, values = dense_cosines(update, 10)
-    assert found.how == "gram"
+    assert found.solver == "gram"
     assert np.abs(np.array(found.cosines) - cosines.numpy()).max() < 1e-10
     assert np.abs(np.array(found.values) - values.numpy()).max() < 1e-10
 
@@ -71,7 +67,7 @@ def test_tall_updates_that_lie_almost_inside_the_span_of_w0(outside: float) -> N
     update = LayerUpdate.of_factors("layer", base, 4 * mixed, orthonormal(80, 4, 6).T)
     found = layer_intruders(update, NO_CACHE.of(update.base), 10)
     cosines, values = dense_cosines(update, 10)
-    assert found.how == "lanczos"
+    assert found.solver == "lanczos"
     assert np.abs(np.array(found.cosines) - cosines.numpy()).max() < 1e-10
     assert np.abs(np.array(found.values) - values.numpy()).max() < 1e-10
 
@@ -94,7 +90,8 @@ def test_planted_intruders_are_counted_exactly(shape: tuple[int, int], count: in
     assert found.cosines[:count] == pytest.approx([COSINE] * count, abs=1e-10)
     assert found.cosines[count:] == pytest.approx([1.0] * (10 - count), abs=1e-10)
     assert found.values == pytest.approx(planted.values_after[:10].tolist(), abs=1e-9)
-    assert curve([found, found], [0.2, 0.3, 0.999999]) == [0, 2 * count, 2 * count]
+    both = IntrudersResult(top_k=10, threshold=0.3, layers={"a": found, "b": found})
+    assert [both.count(t) for t in (0.2, None, 0.999999)] == [0, 2 * count, 2 * count]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -183,7 +180,7 @@ def test_near_ties_are_left_to_the_plain_way() -> None:
     base = layer(u * values @ v.T)
     small = 1e-13 * torch.ones(100, 1, dtype=torch.float64)
     update = LayerUpdate.of_factors("layer", base, small, small.T)
-    assert top_of_merged(update, NO_CACHE.of(update.base), 10).how == "plain"
+    assert top_of_merged(update, NO_CACHE.of(update.base), 10).solver == "plain"
 
 
 @pytest.mark.parametrize("fault", ["passes one over", "stops too early", "gives up"])
@@ -200,10 +197,10 @@ def test_what_lanczos_gets_wrong_is_noticed(fault: str, monkeypatch: pytest.Monk
             return values[kept], vectors[:, kept]
         return values[1:], vectors[:, 1:] + 1e-8
 
-    assert top_of_merged(update, NO_CACHE.of(update.base), 10).how == "lanczos"
+    assert top_of_merged(update, NO_CACHE.of(update.base), 10).solver == "lanczos"
     monkeypatch.setattr(low_rank_change, "eigsh", faulty)
     found = top_of_merged(update, NO_CACHE.of(update.base), 10)
-    assert found.how == "plain"
+    assert found.solver == "plain"
     assert (found.cosines.abs().amax(0) - expected).abs().max() < 1e-10
 
 

@@ -19,9 +19,9 @@ from tunewise.errors import MeasureError
 from tunewise.measures._estimate import jackknife, mean_over_batches
 from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures._weight_space.directions import random_direction, weights_of
-from tunewise.measures._weight_space.plane import Plane
-from tunewise.measures.landscape.surface import Rows, losses_over
-from tunewise.measures.sharpness.worst_rise import epsilon_sharpness, second_differences, worst_rise
+from tunewise.measures._weight_space.plane import Plane, second_differences
+from tunewise.measures.landscape.surface import RowFile, losses_over
+from tunewise.measures.sharpness.worst_rise import epsilon_sharpness, worst_rise
 
 SHAPES = [(3, 4), (2, 5)]
 AXIS = np.linspace(-2, 2, 9).tolist()
@@ -58,14 +58,13 @@ def bert_batches(name: str = "bert", count: int = 3, rows: int = 4) -> FixedBatc
     return FixedBatches(made, labels, losses)
 
 
-@pytest.mark.parametrize("together", [1, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_the_landscape_of_a_quadratic_is_that_quadratic(together: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_the_landscape_of_a_quadratic_is_that_quadratic(dtype: torch.dtype, tolerance: float) -> None:
     """Against the closed form in fp64, relative to the largest loss."""
     model = network(dtype)
     batches = quadratic.batches(model)
     first, second = directions(model)
-    found, _ = losses_over(model, Plane(moved(model), first, second), AXIS, AXIS, batches, together=together)
+    found = losses_over(model, Plane(moved(model), first, second), AXIS, AXIS, batches)
     hessian, centre = model.hessian.double(), model.weights().detach().double()
     expected = np.empty_like(found)
     for i, y in enumerate(AXIS):
@@ -78,33 +77,13 @@ def test_the_landscape_of_a_quadratic_is_that_quadratic(together: int, dtype: to
     assert np.abs(found - expected).max() <= tolerance * expected.max()
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
-def test_points_together_are_points_one_by_one(name: str) -> None:
-    """One forward for several stacked weights, to 1e-5 of the loss, on three architectures."""
-    model = models.make(name)
-    batches = bert_batches(name)
-    if name == "gpt2":
-        batches = FixedBatches(
-            batches.inputs,
-            batches.labels,
-            lambda logits, labels: F.cross_entropy(logits.double().transpose(1, 2), labels, reduction="none").mean(1),
-        )
-    plane = Plane(moved(model), *directions(model))
-    axis = np.linspace(-1, 1, 5).tolist()
-    one, count = losses_over(model, plane, axis, axis, batches, together=1)
-    several, many = losses_over(model, plane, axis, axis, batches, together=3)
-    assert (count, many) == (1, 3)
-    np.testing.assert_allclose(several, one, rtol=1e-5)
-    assert one.std() > 0.01
-
-
 def test_the_origin_has_the_models_own_loss_and_the_model_keeps_its_bits() -> None:
     model = models.make("bert")
     batches = bert_batches()
     before, places = bits(model), {name: p.data_ptr() for name, p in model.named_parameters()}
     here = batches.evaluate(model)
     axis = [-1.0, 0.0, 1.0]
-    found, _ = losses_over(model, Plane(moved(model), *directions(model)), axis, axis, batches, together=1)
+    found = losses_over(model, Plane(moved(model), *directions(model)), axis, axis, batches)
     assert found[1, 1].tolist() == here.tolist()
     assert not np.allclose(found[0, 0], found[1, 1])
     assert bits(model) == before
@@ -123,7 +102,7 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was() -> None:
 
     calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        losses_over(model, Plane(moved(model), *directions(model)), AXIS, AXIS, bert_batches(), together=1, check=stop)
+        losses_over(model, Plane(moved(model), *directions(model)), AXIS, AXIS, bert_batches(), check=stop)
     assert bits(model) == before
 
 
@@ -145,7 +124,6 @@ def test_no_rounding_adds_up_along_a_row(dtype: torch.dtype) -> None:
         for x in (0.3, -1.0, 2.0):
             plane.move(x)
         assert torch.equal(model.weight, last)
-        assert torch.equal(plane.stacked([1.0, 2.0])["weight"][1], last)
 
 
 def test_each_row_of_a_direction_is_as_long_as_the_weights_row() -> None:
@@ -193,28 +171,27 @@ def test_a_stopped_grid_goes_on_where_it_was(tmp_path: Path) -> None:
     model, file = network(), tmp_path / "rows.jsonl"
     batches = quadratic.batches(model)
     plane = Plane(moved(model), *directions(model))
-    whole, _ = losses_over(model, plane, AXIS, AXIS, batches, together=1)
+    whole = losses_over(model, plane, AXIS, AXIS, batches)
 
     def stop() -> None:
         calls.append(0)
-        if len(calls) > 35:
+        if len(calls) > 30:
             raise KeyboardInterrupt
 
     calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        losses_over(model, plane, AXIS, AXIS, batches, together=1, rows=Rows(file, {"grid": 9}), check=stop)
+        losses_over(model, plane, AXIS, AXIS, batches, rows=RowFile(file, {"grid": 9}), check=stop)
     text = file.read_text()
     assert len(text.splitlines()) == 4  # its head and three rows
     file.write_text(text[:-9])
-    rows = Rows(file, {"grid": 9})
-    assert sorted(rows.done) == [0, 1]
+    rows = RowFile(file, {"grid": 9})
+    assert sorted(rows.rows) == [0, 1]
     calls.clear()
-    found, _ = losses_over(model, plane, AXIS, AXIS, batches, rows=rows, check=lambda: calls.append(0))
-    assert len(calls) == 7 * 10
+    found = losses_over(model, plane, AXIS, AXIS, batches, rows=rows, check=lambda: calls.append(0))
+    assert len(calls) == 7 * 9
     assert np.array_equal(found, whole)
-    assert sorted(Rows(file, {"grid": 9}).done) == list(range(9))
-    assert Rows(file, {"grid": 11}).done == {}
-    assert not file.exists()
+    assert sorted(RowFile(file, {"grid": 9}).rows) == list(range(9))
+    assert RowFile(file, {"grid": 11}).rows == {}
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -256,7 +233,7 @@ def test_the_worst_rise_within_one_rows_reach_is_that_of_the_dense_problem() -> 
     rise = float(gradient @ move + 0.5 * move @ hessian @ move)
     assert float(worst.mean() - here.mean()) == pytest.approx(rise, rel=1e-6)
     figure = epsilon_sharpness(here, worst)
-    assert figure["value"] == pytest.approx(100 * rise / (1 + float(here.mean())), rel=1e-6)
+    assert figure.value == pytest.approx(100 * rise / (1 + float(here.mean())), rel=1e-6)
 
 
 def test_the_worst_rise_stays_within_reach_and_above_random_directions() -> None:
@@ -266,7 +243,7 @@ def test_the_worst_rise_stays_within_reach_and_above_random_directions() -> None
     first, second = directions(model)
     here, worst = worst_rise(model, weights, first, batches, epsilon=0.1, steps=5)
     axis = [-0.1, -0.05, 0.0, 0.05, 0.1]
-    found, _ = losses_over(model, Plane(moved(model), first, second), axis, axis, batches, together=1)
+    found = losses_over(model, Plane(moved(model), first, second), axis, axis, batches)
     within = [found[i, j].mean() for i in range(5) for j in range(5) if abs(axis[i]) + abs(axis[j]) <= 0.1]
     assert float(here.mean()) < max(within) < float(worst.mean())
 
@@ -275,8 +252,8 @@ def test_the_jackknife_of_a_mean_is_the_t_interval() -> None:
     values = np.random.default_rng(0).normal(size=9)
     whole = jackknife(values, float)
     low, high = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
-    assert (whole["value"], whole["low"], whole["high"]) == pytest.approx((values.mean(), low, high))
-    assert mean_over_batches(values) == pytest.approx(whole)
+    assert (whole.value, whole.low, whole.high) == pytest.approx((values.mean(), low, high))
+    assert mean_over_batches(values).model_dump() == pytest.approx(whole.model_dump())
 
 
 def test_the_jackknife_of_a_ratio_covers_it() -> None:
@@ -287,5 +264,5 @@ def test_the_jackknife_of_a_ratio_covers_it() -> None:
         x = draw.gamma(4.0, 1.0, 30)
         y = 2 * x + draw.normal(size=30)
         found = jackknife(np.stack([x, y], axis=1), lambda mean: mean[1] / mean[0])
-        hits += found["low"] <= 2.0 <= found["high"]
+        hits += found.low <= 2.0 <= found.high
     assert 920 <= hits <= 980

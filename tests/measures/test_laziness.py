@@ -10,8 +10,14 @@ import torch
 from finished_runs import finished
 from linears import Linears, adapted, jitter
 from tunewise.catalog import CATALOG
-from tunewise.measures.laziness.compute import change_of, distances, laziness
+from tunewise.measures.base import MeasureSettings
+from tunewise.measures.finished import FinishedRun, no_check
+from tunewise.measures.laziness.compute import Distances, LazinessResult, change_of, compute, distances
 from tunewise.training.linearised import linear_parts, live_change, moved_outputs
+
+
+def laziness(one: FinishedRun) -> LazinessResult:
+    return compute(one, MeasureSettings(), no_check)
 
 
 def test_a_linear_network_is_exactly_lazy() -> None:
@@ -21,9 +27,9 @@ def test_a_linear_network_is_exactly_lazy() -> None:
     change = {name: value.detach() for name, value in live_change(model, twin).items()}
     start, derivative = linear_parts(twin, change, {"x": x})
     found = distances(start, start + derivative, moved_outputs(twin, change, {"x": x}))
-    assert found["distance"] == pytest.approx(0.0, abs=1e-14)
-    assert found["agreement"] == 1.0
-    assert found["moved"] > 0.1
+    assert found.distance == pytest.approx(0.0, abs=1e-14)
+    assert found.agreement == 1.0
+    assert found.moved > 0.1
 
 
 def test_two_linear_layers_miss_the_product_of_both_updates() -> None:
@@ -38,8 +44,8 @@ def test_two_linear_layers_miss_the_product_of_both_updates() -> None:
     start, derivative = linear_parts(twin, change, {"x": x})
     found = distances(start, start + derivative, moved_outputs(twin, change, {"x": x}))
     moved = x @ ((w2 + d2) @ (w1 + d1) - w2 @ w1).T
-    assert found["distance"] == pytest.approx(float((x @ (d2 @ d1).T).norm() / moved.norm()), rel=1e-12)
-    assert found["moved"] == pytest.approx(float(moved.norm() / (x @ (w2 @ w1).T).norm()), rel=1e-12)
+    assert found.distance == pytest.approx(float((x @ (d2 @ d1).T).norm() / moved.norm()), rel=1e-12)
+    assert found.moved == pytest.approx(float(moved.norm() / (x @ (w2 @ w1).T).norm()), rel=1e-12)
 
 
 def test_the_backbone_is_linearised_where_the_head_has_come_to() -> None:
@@ -54,24 +60,24 @@ def test_the_backbone_is_linearised_where_the_head_has_come_to() -> None:
     torch.testing.assert_close(start, x @ ((w2 + d2) @ w1).T, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(derivative, x @ ((w2 + d2) @ d1).T, rtol=1e-12, atol=1e-12)
     end = moved_outputs(twin, {**first, **second}, {"x": x})
-    assert distances(start, start + derivative, end)["distance"] == pytest.approx(0.0, abs=1e-14)
+    assert distances(start, start + derivative, end).distance == pytest.approx(0.0, abs=1e-14)
 
 
 def test_where_nothing_has_moved_there_is_no_distance() -> None:
     logits = torch.ones(3, 2, dtype=torch.float64)
-    assert distances(logits, logits, logits)["distance"] is None
+    assert distances(logits, logits, logits).distance is None
 
 
 def test_training_the_head_alone_is_lazy(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     """The logits are linear in the head over frozen features: 0 at every snapshot, to fp32 rounding."""
-    found = laziness(finished(tiny_model, toy_csv, tmp_path, "head"), lambda: None)
-    assert found["points"][0]["step"] == 0
-    assert found["points"][0]["train"]["distance"] is None
-    for point in [*found["points"][1:], found["selected"]]:
+    found = laziness(finished(tiny_model, toy_csv, tmp_path, "head"))
+    assert found.points[0].step == 0
+    assert found.points[0].train.distance is None
+    for point in [*found.points[1:], found.selected]:
         for part in ("train", "test"):
-            assert point[part]["distance"] < 1e-3
-            assert point[part]["moved"] > 1e-3
-        assert point["backbone"] == {"distance": None, "moved": 0.0, "agreement": 1.0}
+            assert getattr(point, part).distance < 1e-3
+            assert getattr(point, part).moved > 1e-3
+        assert point.backbone == Distances(distance=None, moved=0.0, agreement=1.0)
 
 
 @pytest.mark.parametrize("method", ["lora", "fft"])
@@ -80,10 +86,10 @@ def test_the_distance_agrees_with_finite_differences(
 ) -> None:
     """Df by central differences in fp64 on the test examples; the measure is fp32, so to 1 %."""
     one = finished(tiny_model, toy_csv, tmp_path, method, trajectory=False)
-    measured = laziness(one, lambda: None)["selected"]
-    found = measured["test"]
-    assert 0 < measured["backbone"]["distance"] < 10
-    assert measured["backbone"]["distance"] != measured["train"]["distance"]
+    measured = laziness(one).selected
+    found = measured.test
+    assert 0 < measured.backbone.distance < 10
+    assert measured.backbone.distance != measured.train.distance
     change = {name: value.double() for name, value in change_of(one.model, one.base).items()}
     base = one.task.load_model(one.spec.seed).eval().double()
     batch = {k: v for k, v in one.task.collate(list(one.task.test)[:32]).items() if k != "labels"}
@@ -92,8 +98,8 @@ def test_the_distance_agrees_with_finite_differences(
         h = 1e-4
         ahead, behind = (moved_outputs(base, {n: s * h * d for n, d in change.items()}, batch) for s in (1, -1))
     linear = start + (ahead - behind) / (2 * h)
-    assert found["distance"] == pytest.approx(float((end - linear).norm() / (end - start).norm()), rel=1e-2)
-    assert found["moved"] == pytest.approx(float((end - start).norm() / start.norm()), rel=1e-3)
+    assert found.distance == pytest.approx(float((end - linear).norm() / (end - start).norm()), rel=1e-2)
+    assert found.moved == pytest.approx(float((end - start).norm() / start.norm()), rel=1e-3)
 
 
 @pytest.mark.parametrize("method", [*sorted(CATALOG), "peft:dora"])
@@ -121,11 +127,11 @@ def test_w0_plus_the_change_is_the_trained_model(method: str, tiny_model: Path, 
 def test_a_run_is_measured_along_its_way_and_left_as_it_was(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     one = finished(tiny_model, toy_csv, tmp_path, "c3la")
     before = {n: t.clone() for n, t in one.model.state_dict().items()}
-    found = laziness(one, lambda: None)
-    assert [point["step"] for point in found["points"]] == [s.step for s in one.snapshots]
-    assert found["waits_for_trajectory"] is False
-    assert found["examples"] == {"train": 32, "test": 24}
-    moved = [point["train"]["moved"] for point in found["points"]]
+    found = laziness(one)
+    assert [point.step for point in found.points] == [s.step for s in one.snapshots]
+    assert found.lacks_snapshots is False
+    assert (found.train_examples, found.test_examples) == (32, 24)
+    moved = [point.train.moved for point in found.points]
     assert moved[0] == 0.0 and moved[-1] > moved[1]
     state = one.model.state_dict()
     assert all(torch.equal(state[n], t) for n, t in before.items())

@@ -115,5 +115,5 @@ def test_paths_without_a_plane_are_refused(tiny_model: File, toy_csv: File, tmp_
         combinations(torch.zeros(5, 5, dtype=torch.float64))
     with pytest.raises(MeasureError, match="0 snapshots"):
         Path(finished("lora", tiny_model, toy_csv, tmp_path / "none", count=0))
-    with pytest.raises(MeasureError, match="2 snapshots of the way span no plane"):
+    with pytest.raises(MeasureError, match="2 snapshots span no plane"):
         Path(finished("lora", tiny_model, toy_csv, tmp_path / "two", count=1))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewise.measures._linalg.angles import by_chance, principal_angles
+from tunewise.measures._linalg.angles import principal_angles, random_angles
 
 
 def subspace(generator: np.random.Generator, n: int, p: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_chance_agrees_with_subspaces_drawn_whole(n: int, p: int, q: int) -> Non
     generator = np.random.default_rng(1)
     fixed = subspace(generator, n, p)
     drawn = np.array([principal_angles(fixed, subspace(generator, n, q)) for _ in range(400)])
-    chance = by_chance(n, p, q, draws=400)
+    chance = random_angles(n, p, q, draws=400)
     for value, sample in ((chance.mean, drawn.mean(axis=1)), (chance.largest, drawn.max(axis=1))):
         assert abs(value - sample.mean()) <= 5 * np.sqrt(2) * sample.std() / 20 + 1e-4
     assert chance.low <= chance.mean <= chance.high
@@ -66,5 +66,5 @@ def test_chance_agrees_with_subspaces_drawn_whole(n: int, p: int, q: int) -> Non
 
 def test_mean_squared_cosine_is_the_share_of_dimensions() -> None:
     """E ||P Q||_F^2 / q = p / n: chance's mean angle lies where that says, in a large space."""
-    assert by_chance(1000, 10, 10).mean == pytest.approx(np.degrees(np.arccos(np.sqrt(0.01))), abs=1.0)
-    assert by_chance(100, 100, 3).largest == pytest.approx(0.0, abs=1e-5)
+    assert random_angles(1000, 10, 10).mean == pytest.approx(np.degrees(np.arccos(np.sqrt(0.01))), abs=1.0)
+    assert random_angles(100, 100, 3).largest == pytest.approx(0.0, abs=1e-5)

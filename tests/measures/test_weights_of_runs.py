@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tunewise.measures.settings import IntruderSettings
 
 from tiny import save_tiny_model
 from tunewise.errors import MeasureError
 from tunewise.measures._linalg.base_spectra import FOLDER
-from tunewise.measures.finished import FinishedRun
-from tunewise.measures.intruders.compute import intruders
-from tunewise.measures.spectrum.compute import spectrum
+from tunewise.measures.base import MeasureSettings
+from tunewise.measures.finished import Check, FinishedRun, no_check
+from tunewise.measures.intruders import compute as intruder_module
+from tunewise.measures.intruders.compute import IntruderSettings, IntrudersResult
+from tunewise.measures.spectrum import compute as spectrum_module
+from tunewise.measures.spectrum.compute import SpectrumResult
 from tunewise.models.layers import linear_layers
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
@@ -23,6 +25,14 @@ from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 
 METHODS = ["lora", "c3la", "paca", "fft", "peft:dora", pytest.param("peft:pissa", marks=pytest.mark.slow)]
+
+
+def spectrum(of: FinishedRun, check: Check = no_check) -> SpectrumResult:
+    return spectrum_module.compute(of, MeasureSettings(), check)
+
+
+def intruders(of: FinishedRun, check: Check = no_check, **settings: Any) -> IntrudersResult:
+    return intruder_module.compute(of, IntruderSettings(**settings), check)
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +74,20 @@ def test_agree_with_a_dense_computation_and_change_nothing(method: str, finished
     files = {file: sha256(file) for file in sorted(of.folder.rglob("*")) if file.is_file()}
     calls: list[int] = []
 
-    found = {"spectrum": spectrum(of, lambda: calls.append(1)), "intruders": intruders(of, lambda: calls.append(1))}
+    spectra, counted = spectrum(of, lambda: calls.append(1)), intruders(of, lambda: calls.append(1))
 
     for held, state, tree in zip((base, model), states, trees):
         assert all(torch.equal(t, state[n]) for n, t in held.state_dict().items())
         assert tree == [(n, type(m)) for n, m in held.named_modules()]
     assert files == {file: sha256(file) for file in sorted(of.folder.rglob("*")) if file.is_file()}
-    json.dumps(found, allow_nan=False)
-    layers = found["spectrum"]["layers"]
+    layers = spectra.layers
     assert len(calls) == 2 * len(layers)
     assert len(layers) == (13 if method == "fft" else 4)  # fft: 6 a block and the pooler; not the head
     after, before = merged_weights(of), linear_layers(base)
     for name, layer in layers.items():
         w0 = before[name].weight.detach().double()
         values = torch.linalg.svdvals(after[name] - w0)
-        known = torch.tensor(layer["values"], dtype=torch.float64)
+        known = torch.tensor(layer.values, dtype=torch.float64)
         # the merged model is in fp32: its own rounding is in the reference
         noise = 3e-7 * float(w0.abs().max()) * max(w0.shape) ** 0.5
         assert (known - values[: len(known)]).abs().max() < noise
@@ -86,34 +95,34 @@ def test_agree_with_a_dense_computation_and_change_nothing(method: str, finished
         u0, u1 = (torch.linalg.svd(w, full_matrices=False)[0] for w in (w0, after[name]))
         cosines = (u1.T @ u0).abs().max(dim=1).values[:10]
         gaps = torch.linalg.svdvals(after[name])[:11].diff().abs().min()
-        error = (torch.tensor(found["intruders"]["layers"][name]["cosines"]) - cosines).abs().max()
+        error = (torch.tensor(counted.layers[name].cosines) - cosines).abs().max()
         assert error < 20 * noise / float(gaps)
 
 
 def test_one_decomposition_serves_all_methods_and_seeds(finished) -> None:
     folder = finished("lora").cache / FOLDER
-    intruders(finished("lora"), lambda: None)
+    intruders(finished("lora"))
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert before
     for method in ("c3la", "paca"):
-        intruders(finished(method), lambda: None)
-        spectrum(finished(method), lambda: None)
+        intruders(finished(method))
+        spectrum(finished(method))
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
 def test_settings_change_what_is_counted(finished) -> None:
-    plain = intruders(finished("lora"), lambda: None)
-    every = intruders(finished("lora"), lambda: None, settings=IntruderSettings(top_k="all", threshold=1.0))
-    assert (plain["top_k"], plain["vectors"], every["top_k"], every["vectors"]) == (10, 40, "all", 256)
-    assert every["threshold"] == 1.0 and every["count"] >= plain["count"]
-    for name, layer in plain["layers"].items():
-        assert every["layers"][name]["cosines"][:10] == pytest.approx(layer["cosines"], abs=1e-9)
+    plain = intruders(finished("lora"))
+    every = intruders(finished("lora"), top_k="all", threshold=1.0)
+    assert (plain.top_k, plain.vectors, every.top_k, every.vectors) == (10, 40, "all", 256)
+    assert every.threshold == 1.0 and every.count() >= plain.count()
+    for name, layer in plain.layers.items():
+        assert every.layers[name].cosines[:10] == pytest.approx(layer.cosines, abs=1e-9)
 
 
 def test_a_head_alone_has_no_update(finished) -> None:
     for measure in (spectrum, intruders):
         with pytest.raises(MeasureError, match="no weight of the backbone"):
-            measure(finished("head"), lambda: None)
+            measure(finished("head"))
 
 
 def test_a_damaged_adapter_is_a_reason_and_no_crash(finished) -> None:
@@ -123,6 +132,6 @@ def test_a_damaged_adapter_is_a_reason_and_no_crash(finished) -> None:
     try:
         file.write_bytes(whole[:-9])
         with pytest.raises(MeasureError, match="can't be read"):
-            spectrum(of, lambda: None)
+            spectrum(of)
     finally:
         file.write_bytes(whole)

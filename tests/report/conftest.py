@@ -11,6 +11,7 @@ import pytest
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import TunewiseError
+from tunewise.measures.collect import Collected
 from tunewise.report.data import ReportData
 from tunewise.spec import RunSpec, StudySpec
 from tunewise.store.records import (
@@ -54,7 +55,11 @@ class Comparison:
 
     @property
     def data(self) -> ReportData:
-        return ReportData(**vars(self))
+        return self.data_with({})
+
+    def data_with(self, measured: Collected) -> ReportData:
+        """The same with results of measures."""
+        return ReportData(**vars(self), measured=measured)
 
 
 def make(

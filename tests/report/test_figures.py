@@ -8,7 +8,7 @@ import pytest
 
 from tunewise.catalog import CATALOG
 from tunewise.pages import palette
-from tunewise.pages.figures import GapBar, gap_per_method
+from tunewise.pages.figures import Bar, bars
 from tunewise.report import curves, figures, panels
 from tunewise.report.figures import Point
 
@@ -175,5 +175,5 @@ def test_an_empty_class_divides_nothing_by_zero():
 
 
 def test_gap_bars_without_interval():
-    figure = gap_per_method([GapBar("lora", 0.1, None, None, [(0, 0.1)])], palette.marks(["lora"]))
+    figure = bars([Bar("lora", 0.1, None, None, [(0, 0.1)])], palette.marks(["lora"]))
     assert [t.x[0] for t in figure.data] == [0.1, 0.1]

@@ -17,14 +17,14 @@ def data_of(made: Any, **changes: Any) -> ReportData:
 
 
 def row_of(found: Any, method: str, grid: int = 0) -> dict[str, str]:
-    made = found.grids[grid]
+    made = found.tables[grid]
     return next(dict(zip(made.columns, row)) for row in made.rows if row[0] == method)
 
 
 def test_every_method_but_the_reference_has_a_row_with_the_tables_own_interval(whole: Any) -> None:
     found = section(data_of(whole))
     assert found is not None
-    assert [row[0] for row in found.grids[0].rows] == [s.label for s in whole.summaries if not s.is_reference]
+    assert [row[0] for row in found.tables[0].rows] == [s.label for s in whole.summaries if not s.is_reference]
     summary = next(s for s in whole.summaries if s.label == "cla")
     compared = summary.metric_comparison
     shown = row_of(found, "cla")

@@ -7,16 +7,15 @@ import math
 from typing import Any
 
 import pytest
-from tunewise.measures.along_runs import curves_of, middle
 
 from report.conftest import make
-from report.test_weight_sections import data_of
+from report.test_weight_sections import data_of, section_of
 from tunewise.catalog import get_method
-from tunewise.measures._linalg.angles import by_chance
-from tunewise.measures.alignment import section as alignment_section
-from tunewise.measures.bounds import section as bounds_section
+from tunewise.measures._linalg.angles import random_angles
+from tunewise.measures.base import SectionData
 from tunewise.measures.bounds.theorems import Facts, LayerNorms, theorems
-from tunewise.measures.laziness import section as laziness_section
+from tunewise.measures.laziness.compute import LazinessResult
+from tunewise.measures.section_parts import median, snapshot_curves
 from tunewise.pages.section import Section
 from tunewise.store.records import RunRecord
 
@@ -25,30 +24,40 @@ METHODS = ("lora", "cla")
 
 def bounds_values(record: RunRecord, gap: float = 0.05) -> dict[str, Any]:
     facts = Facts(
-        layers=[LayerNorms(str(i), (384, 384), 10.0, 1.0, 2.0) for i in range(12)],
+        layers=[LayerNorms(name=str(i), shape=(384, 384), base=10.0, update=1.0, frobenius=2.0) for i in range(12)],
         method=get_method(record.spec.method.name), rank=8, alpha=16.0, links=None, parameters=0, head=1000,
-        input_bound=50.0, input_bound_is="given", samples=400, classes=3, loss_range=math.log(3),
+        input_bound=50.0, input_bound_source="given", samples=400, classes=3, loss_range=math.log(3),
     )  # fmt: skip
     return {
         "gap": {"range": math.log(3), "train": 0.2, "test": 0.2 + gap, "gap": gap, "error": 0.01, "clipped": 0.1},
-        "lines": [line.content() for line in theorems(facts)],
-        "facts": {"samples": 400, "classes": 3, "head": 1000, "layers": []},
+        "lines": [line.model_dump() for line in theorems(facts)],
+        "facts": {
+            "samples": 400,
+            "classes": 3,
+            "head": 1000,
+            "layers": [],
+            "input_bound": 50.0,
+            "input_bound_source": "given",
+            "loss_range": math.log(3),
+            "bits": 32,
+            "delta": 0.05,
+            "curvature": None,
+        },
     }
 
 
 def said(section: Section) -> str:
-    return " ".join([*section.words, *section.notes])
+    return " ".join([*section.paragraphs, *section.notes])
 
 
 def test_nothing_measured_nothing_said() -> None:
     data = data_of(make(METHODS))
-    for module in (bounds_section, alignment_section, laziness_section):
-        assert module.section(data) is None
+    assert [section_of(name, data) for name in ("bounds", "alignment", "laziness")] == [None] * 3
 
 
 def test_a_vacuous_bound_is_called_so_with_what_it_would_take() -> None:
     data = data_of(make(METHODS), bounds=lambda r: bounds_values(r, 0.05 if r.spec.method.name == "lora" else 0.02))
-    found = bounds_section.section(data)
+    found = section_of("bounds", data)
     assert found is not None
     p = 12 * 8 * 384 + 1000  # cla has the fewest
     bound = math.log(3) / 2 * math.sqrt(2 * 32 * p * math.log(2) / 400)
@@ -56,11 +65,11 @@ def test_a_vacuous_bound_is_called_so_with_what_it_would_take() -> None:
     assert f"that of cla, {bound:.3g}, {bound / 0.02:,.0f} times its measured gap of 0.02" in said(found)
     assert f"from about {round(400 * (bound / math.log(3)) ** 2):,} on" in said(found)
     assert "from rank 49 on" in said(found)  # 49 x 50 / 2 = 1225 > 3 x 400
-    rows = {row[0]: row for row in found.grids[0].rows}
+    rows = {row[0]: row for row in found.tables[0].rows}
     assert rows["cla"][1] == f"{12 * 8 * 384:,}"
     assert rows["cla"][5] == f"{bound:.3g}"
     assert rows["lora"][6] == f"{float(rows['lora'][5]) / 0.05:,.0f} ×" or rows["lora"][6].endswith("×")
-    other = {row[0]: row for row in found.grids[1].rows}
+    other = {row[0]: row for row in found.tables[1].rows}
     assert other["lora"][5].startswith("10^")
     assert any("transformer" in note for note in found.notes)
     figure = json.loads(found.panels[0].json)
@@ -76,54 +85,54 @@ def test_a_bound_that_says_something_is_called_so() -> None:
                 line["value"] = 0.4
         return values
 
-    words = said(bounds_section.section(data_of(make(METHODS), bounds=of)))
-    assert "It says something for cla" in words
+    words = said(section_of("bounds", data_of(make(METHODS), bounds=of)))
+    assert "It is informative for cla" in words
     assert "vacuous for every method" not in words
 
 
 def test_a_gap_below_zero_has_a_place_on_a_logarithmic_axis() -> None:
-    found = bounds_section.section(data_of(make(METHODS), bounds=lambda r: bounds_values(r, -0.01)))
+    found = section_of("bounds", data_of(make(METHODS), bounds=lambda r: bounds_values(r, -0.01)))
     figure = json.loads(found.panels[0].json)
     assert all(x > 0 for trace in figure["data"] for x in trace["x"])
     assert any(trace.get("text") == ["−"] for trace in figure["data"])
-    assert {row[6] for row in found.grids[0].rows} == {"–"}
+    assert {row[6] for row in found.tables[0].rows} == {"–"}
 
 
 def alignment_values(angle: float, points: bool = True) -> dict[str, Any]:
-    chance = by_chance(384, 8, 8)
+    chance = random_angles(384, 8, 8)
     side = {"mean": chance.mean, "low": chance.low, "high": chance.high, "largest": chance.largest}
     keys = ("left_mean", "left_largest", "right_mean", "right_largest")
     empty: dict[str, Any] = {key: [None, None] for key in keys}
     end = {key: [angle, angle - 10] for key in keys}
     way = [{"step": 0, **empty}, {"step": 15, **{k: [80.0, 80.0] for k in keys}}, {"step": 30, **end}]
-    layers = [{"name": n, "rows": [0, 384], "features": 384, "chance": {"left": side, "right": side}} for n in "qv"]
+    layers = [{"name": n, "rows": [0, 384], "features": 384, "chance_left": side, "chance_right": side} for n in "qv"]
     return {"rank": 8, "samples": 128, "layers": layers, "selected": end, "points": way if points else [],
-            "waits_for_trajectory": not points}  # fmt: skip
+            "lacks_snapshots": not points}  # fmt: skip
 
 
 def test_alignment_counts_the_layers_that_are_nearer_than_chance() -> None:
     def of(record: RunRecord) -> Any:
         return alignment_values({"lora": 40.0, "cla": 89.5}[record.spec.method.name])
 
-    found = alignment_section.section(data_of(make(METHODS), alignment=of))
+    found = section_of("alignment", data_of(make(METHODS), alignment=of))
     assert found is not None
     assert "lora: 6 of 6 on the side of the outputs, 6 of 6 on the side of the inputs" in said(found)
     assert "cla: 3 of 6 on the side of the outputs" in said(found)  # 79.5 in one layer of two, three seeds
     assert len(found.panels) == 2
-    assert len(found.folded) == 2
-    rows = {row[0]: row for row in found.grids[0].rows}
+    assert len(found.collapsed) == 2
+    rows = {row[0]: row for row in found.tables[0].rows}
     assert rows["lora"][1] == "35.0 (35.0–35.0)"
-    assert rows["by chance"][1] == f"{by_chance(384, 8, 8).mean:.1f}"
+    assert rows["by chance"][1] == f"{random_angles(384, 8, 8).mean:.1f}"
     curve = next(t for t in json.loads(found.panels[0].json)["data"] if t.get("name") == "lora")
     assert curve["x"] == [1.5, 3.0]  # epochs; nothing where dW is zero
     assert curve["y"] == [80.0, 35.0]
 
 
 def test_without_trajectories_the_ends_alone_and_how_to_have_more() -> None:
-    found = alignment_section.section(data_of(make(METHODS), alignment=lambda r: alignment_values(50.0, points=False)))
+    found = section_of("alignment", data_of(make(METHODS), alignment=lambda r: alignment_values(50.0, points=False)))
     assert found.panels == []
     assert "--trajectory" in said(found)
-    lazy = laziness_section.section(data_of(make(METHODS), laziness=lambda r: laziness_values(0.2, points=False)))
+    lazy = section_of("laziness", data_of(make(METHODS), laziness=lambda r: laziness_values(0.2, points=False)))
     assert len(lazy.panels) == 2
     assert "--trajectory" in said(lazy)
 
@@ -134,8 +143,8 @@ def laziness_values(distance: float | None, points: bool = True, share: float = 
         return {**whole, "backbone": {"distance": d and d * share, "moved": moved, "agreement": 0.75}}
 
     way = [{"step": 0, **point(None, 0.0)}, {"step": 15, **point(0.01, 0.5)}, {"step": 30, **point(distance, 2.0)}]
-    return {"examples": {"train": 32, "test": 32}, "selected": point(distance, 2.0), "points": way if points else [],
-            "waits_for_trajectory": not points}  # fmt: skip
+    return {"train_examples": 32, "test_examples": 32, "selected": point(distance, 2.0), "points": way if points else [],
+            "lacks_snapshots": not points}  # fmt: skip
 
 
 def test_the_answer_on_laziness_is_computed_from_the_distances() -> None:
@@ -144,12 +153,12 @@ def test_the_answer_on_laziness_is_computed_from_the_distances() -> None:
     def of(record: RunRecord) -> Any:
         return laziness_values(distances[record.spec.method.name])
 
-    found = laziness_section.section(data_of(make(tuple(distances)), laziness=of))
+    found = section_of("laziness", data_of(make(tuple(distances)), laziness=of))
     words = said(found)
     assert "It holds for head (1e-06); it holds in part for cla (0.3); it does not hold for lora (0.7)" in words
-    assert "there is nothing to say of paca, whose backbone did not move" in words
+    assert "nothing can be said of paca: the backbone did not move" in words
     assert "more than doubles" not in words
-    rows = {row[0]: row for row in found.grids[0].rows}
+    rows = {row[0]: row for row in found.tables[0].rows}
     assert rows["cla"][1:] == ["0.3", "0.3", "0.3", "2", "75 %"]
     assert rows["paca"][1] == "–"
     curve = next(t for t in json.loads(found.panels[0].json)["data"] if t.get("name") == "lora")
@@ -161,21 +170,22 @@ def test_what_head_and_backbone_do_together_is_said_apart() -> None:
     data = data_of(
         make(METHODS), laziness=lambda r: laziness_values(0.8, share=0.05 if r.spec.method.name == "cla" else 1)
     )
-    words = said(laziness_section.section(data))
+    words = said(section_of("laziness", data))
     assert "It holds for cla (0.04); it does not hold for lora (0.8)" in words
     assert "more than doubles for cla: most of it is the product" in words
 
 
 def test_curves_keep_to_the_points_that_all_seeds_have() -> None:
     made = make(("lora",), seeds=2)
-    found = [
-        (made.records[0], {"points": [{"step": 0, "y": 1.0}, {"step": 30, "y": 3.0}]}),
-        (made.records[1], {"points": [{"step": 0, "y": None}, {"step": 30, "y": 5.0}]}),
-    ]
-    curve = curves_of(found, lambda point: point["y"])["lora"]
-    assert (curve.x, curve.mean, curve.low, curve.high, curve.seeds) == ([3.0], [4.0], [3.0], [5.0], 2)
+    first, second = laziness_values(0.3), laziness_values(0.5)
+    second["points"] = second["points"][1:]
+    runs = [(r, LazinessResult.model_validate(v)) for r, v in zip(made.records, (first, second))]
+    curve = snapshot_curves(SectionData(runs, {}), lambda result: result.points, lambda point: point.train.distance)
+    found = curve["lora"]
+    assert (found.x, found.low, found.high) == ([1.5, 3.0], [0.01, 0.3], [0.01, 0.5])
+    assert found.mean == pytest.approx([0.01, 0.4])
 
 
 @pytest.mark.parametrize(("values", "expected"), [([], None), ([None], None), ([3.0, None, 1.0], 2.0), ([5, 1, 2], 2)])
 def test_the_median_of_what_is_known(values: list[float | None], expected: float | None) -> None:
-    assert middle(values) == expected
+    assert median(values) == expected

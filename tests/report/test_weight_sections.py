@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tunewise.measures.families import family_marks, parents
 
 from report.conftest import Comparison, make
-from tunewise.measures.intruders import section as intruders_section
-from tunewise.measures.spectrum import section as spectrum_section
+from tunewise.measures.section_parts import family_marks, parents, short_layers
 from tunewise.pages import palette
-from tunewise.pages.figures import short_layers
+from tunewise.pages.section import Section
+from tunewise.registry import MEASURES
 from tunewise.report import gap_predictors_section
 from tunewise.report.data import ReportData
 from tunewise.report.sections import build_sections
@@ -24,8 +23,9 @@ LAYERS = ["encoder.layer.0.attention.self.query", "encoder.layer.0.attention.sel
 
 
 def intruder_values(cosines: Mapping[str, list[float]]) -> dict[str, Any]:
-    layers = {n: {"shape": [50, 40], "baseline": 0.4, "cosines": c, "values": c} for n, c in cosines.items()}
-    return {"top_k": 4, "threshold": 0.6, "count": 0, "vectors": 8, "layers": layers}
+    common = {"shape": [50, 40], "baseline": 0.4, "solver": "plain"}
+    layers = {n: {"name": n, "cosines": c, "values": c, **common} for n, c in cosines.items()}
+    return {"top_k": 4, "threshold": 0.6, "layers": layers}
 
 
 def spectrum_values(effective_rank: float, energy: float | None = 0.25) -> dict[str, Any]:
@@ -35,13 +35,23 @@ def spectrum_values(effective_rank: float, energy: float | None = 0.25) -> dict[
         "values": [effective_rank, 0.5],
         "effective_rank": effective_rank,
         "stable_rank": 1.5,
+        "norm": 1.0,
+        "base_norm": 10.0,
         "relative_norm": 0.1,
         "relative_spectral_norm": 0.1,
         "top": 5,
         "energy_left": energy,
         "energy_right": energy,
     }
-    return {"effective_rank": effective_rank, "layers": dict.fromkeys(LAYERS, layer)}
+    layers = {name: {"name": name, **layer} for name in LAYERS}
+    return {"effective_rank": effective_rank, "stable_rank": 1.5, "relative_norm": 0.1, "layers": layers}
+
+
+def section_of(name: str, data: ReportData) -> Section | None:
+    """The section of one measure."""
+    measure = MEASURES.get(name)
+    section_data = data.section_data(measure)
+    return None if section_data is None else measure.section(section_data)
 
 
 def data_of(made: Comparison, **measures: Callable[[Any], dict[str, Any] | str]) -> ReportData:
@@ -59,11 +69,8 @@ def data_of(made: Comparison, **measures: Callable[[Any], dict[str, Any] | str])
 
 def test_nothing_measured_nothing_said() -> None:
     data = data_of(make())
-    assert [s(data) for s in (intruders_section.section, spectrum_section.section, gap_predictors_section.section)] == [
-        None,
-        None,
-        None,
-    ]
+    assert section_of("intruders", data) is None and section_of("spectrum", data) is None
+    assert gap_predictors_section.section(data) is None
 
 
 def test_intruders_are_counted_over_the_weights_that_all_change() -> None:
@@ -76,21 +83,21 @@ def test_intruders_are_counted_over_the_weights_that_all_change() -> None:
             cosines["pooler.dense"] = [0.0, 0.0, 0.0, 0.0]
         return intruder_values(cosines)
 
-    found = intruders_section.section(data_of(make(), intruders=of))
+    found = section_of("intruders", data_of(make(), intruders=of))
     assert found is not None
-    rows = {row[0]: row for row in found.grids[0].rows}
+    rows = {row[0]: row for row in found.tables[0].rows}
     assert list(rows) == ["fft", "lora", "cla", "paca"]
-    assert found.grids[0].columns[1:5] == ["below 0.2", "below 0.4", "below 0.6", "below 0.8"]
+    assert found.tables[0].columns[1:5] == ["below 0.2", "below 0.4", "below 0.6", "below 0.8"]
     assert [cell.split()[0] for cell in rows["lora"][1:5]] == ["1.00", "1.00", "3.00", "3.00"]
     assert [cell.split()[0] for cell in rows["fft"][1:5]] == ["1.00", "1.00", "1.00", "1.00"]
     assert rows["lora"][5] == "6.0 of 8" and rows["fft"][5] == "6.0 of 12"  # fft's third weight is in its total alone
-    assert "over the 2 weights that all methods change" in found.words[0]
+    assert "over the 2 weights that all methods change" in found.paragraphs[0]
     assert any("head: no weight" in note for note in found.notes)
     curve = next(t for t in found.panels[0].figure.data if t.name == "lora")
     at = dict(zip(curve.x, curve.y))
     assert (at[0.1], at[0.11], at[0.5], at[0.51], at[0.95], at[0.96], at[1.0]) == (0, 1, 1, 3, 3, 4, 4)
     assert found.panels[0].figure.layout.shapes[0].x0 == 0.4
-    heat = found.folded[0].figure.data[0]
+    heat = found.collapsed[0].figure.data[0]
     assert heat.z[1][2] is None and heat.z[0][2] == 4  # lora does not touch the pooler
 
 
@@ -98,8 +105,8 @@ def test_methods_without_a_common_weight_are_said_to_have_none() -> None:
     def of(record):
         return intruder_values({f"{record.spec.method.name}.layer": [0.5]})
 
-    found = intruders_section.section(data_of(make(["lora", "cla"]), intruders=of))
-    assert found is not None and "no weight is changed by all" in found.words[0]
+    found = section_of("intruders", data_of(make(["lora", "cla"]), intruders=of))
+    assert found is not None and "no weight is changed by all" in found.paragraphs[0]
 
 
 def test_a_chain_is_solid_and_its_parent_dashed_in_one_colour() -> None:
@@ -121,9 +128,9 @@ def test_a_chain_is_solid_and_its_parent_dashed_in_one_colour() -> None:
 def test_spectra_give_means_and_energies_over_chance() -> None:
     made = make(["lora", "cla"])
     data = data_of(made, spectrum=lambda r: spectrum_values(2.0 + r.spec.seed, None if r.spec.seed else 0.25))
-    found = spectrum_section.section(data)
+    found = section_of("spectrum", data)
     assert found is not None
-    row = found.grids[0].rows[0]
+    row = found.tables[0].rows[0]
     assert row[2].startswith("3.00 ±")
     assert row[4].startswith("10.00")  # 0.1 in per cent
     assert row[5] == "2.50" and row[6] == "2.00"  # 0.25 over 5 / 50 and 5 / 40, of the one seed that has it
@@ -142,11 +149,11 @@ def test_a_number_that_orders_many_methods_as_the_gap_does_is_said_to_predict_it
 
     found = gap_predictors_section.section(data_of(made, spectrum=rank_by_gap))
     assert found is not None
-    rows = {row[0]: row for row in found.grids[0].rows}
+    rows = {row[0]: row for row in found.tables[0].rows}
     rank = rows["effective rank of dW"]
     assert rank[1] == "5" and rank[2] == ("+1.00" if sign > 0 else "−1.00")
     assert rank[4] == "0.017" and rank[5] == "yes"  # 2 of 120 orders; the norm is the same everywhere: not tested
-    assert f"effective rank of dW ({answer} where the gap is larger)" in found.words[1]
+    assert f"effective rank of dW ({answer} where the gap is larger)" in found.paragraphs[1]
     assert rows["relative norm of dW"][2:] == ["–", "–", "–", "can't be said"]
 
 
@@ -155,25 +162,39 @@ def test_a_correlation_that_chance_gives_is_not_called_a_prediction() -> None:
     values = {"head": 3.0, "fft": 1.0, "lora": 2.0, "cla": 5.0, "paca": 4.0}
     data = data_of(made, spectrum=lambda r: spectrum_values(values[r.spec.method.label]))
     found = gap_predictors_section.section(data)
-    assert found is not None and "None is shown to go with the gap" in found.words[1]
-    assert "only an almost perfect order" in found.words[1]
+    assert found is not None and "None is shown to go with the gap" in found.paragraphs[1]
+    assert "only an almost perfect order" in found.paragraphs[1]
     few = make(["lora", "cla", "paca"])
     found = gap_predictors_section.section(
         data_of(few, spectrum=lambda r: spectrum_values(values[r.spec.method.label]))
     )
-    assert found is not None and "3 methods are too few" in found.words[1]
+    assert found is not None and "3 methods are too few" in found.paragraphs[1]
 
 
 def test_sharpness_and_drift_join_where_they_were_measured() -> None:
     made = make()
 
     def sharpness(record):
-        return {"sharpness": 1.0 + len(record.spec.method.label), "epsilon_sharpness": {"value": 2.0}}
+        estimate = {"low": 0.0, "high": 9.0}
+        return {
+            "sharpness": {"value": 1.0 + len(record.spec.method.label), **estimate},
+            "epsilon_sharpness": {"value": 2.0, **estimate},
+            "loss": {"value": 0.5, **estimate},
+            "spread": 0.1,
+            "hessian": None,
+            "hessian_missing": None,
+            "weights": 10,
+            "batches": 2,
+            "batch_size": 8,
+        }
 
-    data = data_of(made, sharpness=sharpness, forgetting=lambda r: {"drift": 0.1 * r.spec.seed})
+    def forgetting(record):
+        return {"drift": 0.1 * record.spec.seed, "turn": 0.1, "similarity": 0.9, "source": "texts", "loss": None}
+
+    data = data_of(made, sharpness=sharpness, forgetting=forgetting)
     found = gap_predictors_section.section(data)
     assert found is not None
-    assert [row[0] for row in found.grids[0].rows] == ["sharpness", "ε-sharpness", "drift of the features"]
+    assert [row[0] for row in found.tables[0].rows] == ["sharpness", "ε-sharpness", "drift of the features"]
 
 
 def test_all_sections_can_be_written_as_json_and_stand_in_the_page() -> None:
@@ -185,11 +206,11 @@ def test_all_sections_can_be_written_as_json_and_stand_in_the_page() -> None:
     )
     found = {s.key: s for s in build_sections(data)}
     assert {"spectrum", "intruders", "predictors"} <= found.keys()
-    keys = [p.key for s in found.values() for p in (*s.panels, *s.folded)]
+    keys = [p.key for s in found.values() for p in (*s.panels, *s.collapsed)]
     assert len(keys) == len(set(keys))
     for section in found.values():
-        for panel in (*section.panels, *section.folded):
-            assert panel.words and json.loads(panel.json)["data"]
+        for panel in (*section.panels, *section.collapsed):
+            assert panel.alt_text and json.loads(panel.json)["data"]
 
 
 def test_layers_are_named_by_what_tells_them_apart() -> None:

@@ -1,0 +1,143 @@
+"""Landscapes of runs: first seeds alone, snapshots that come later, other settings, a stop, the files beside the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from test_run import make_spec
+from tunewise.errors import SpecError
+from tunewise.measures.base import SectionData
+from tunewise.measures.collect import collect, result_of
+from tunewise.measures.landscape.files import write_landscapes
+from tunewise.measures.landscape.surface import RowFile
+from tunewise.pages import palette
+from tunewise.registry import MEASURES
+from tunewise.run import run
+from tunewise.store.folders import RunStore
+from tunewise.store.records import RunRecord
+from tunewise.tasks.build import build_task
+from tunewise.training.events import Listener
+from tunewise.training.trajectory import SnapshotOptions
+
+SETTINGS: dict[str, object] = {"grid": 5, "batches": 2, "kinds": "random,pca"}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Finished runs of some methods and seeds."""
+
+    model: Path
+    data: Path
+    store: RunStore
+    methods: tuple[str, ...] = ("lora", "head")
+    seeds: tuple[int, ...] = (0, 1)
+
+    def records(self, snapshots: int = 0) -> list[RunRecord]:
+        options = SnapshotOptions(snapshots) if snapshots else None
+        specs = [make_spec(self.model, self.data, m, seed=seed) for seed in self.seeds for m in self.methods]
+        return [run(spec, self.store, trajectory=options) for spec in specs]
+
+    def measure(self, records: list[RunRecord], **settings: object) -> dict[tuple[str, int], dict[str, Any]]:
+        """Values by method and seed."""
+        task = build_task(records[0].spec)
+        given = {"landscape": {**SETTINGS, **settings}}
+        found = collect(["landscape"], records, self.store, task, Listener(), given)["landscape"]
+        names = {r.id: (r.spec.method.name, r.spec.seed) for r in records}
+        return {names[run_id]: measured.values or {} for run_id, measured in found.items()}
+
+
+@pytest.fixture
+def runs(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> Runs:
+    return Runs(tiny_model, toy_csv, RunStore(tmp_path))
+
+
+def test_first_seeds_are_drawn_and_more_once_there_are_snapshots(runs: Runs, tmp_path: Path) -> None:
+    first = runs.measure(runs.records())
+    assert set(first) == {("lora", 0), ("head", 0)}
+    for values in first.values():
+        surface = values["surfaces"]["random"]
+        assert np.array(surface["loss"]).shape == (5, 5)
+        assert surface["x"] == surface["y"] == [-2, -1, 0, 1, 2]
+        assert surface["loss"][2][2] == pytest.approx(values["loss"]["value"], rel=1e-6)
+        assert values["sharpness"]["low"] <= values["sharpness"]["value"] <= values["sharpness"]["high"]
+        assert set(values["surfaces"]) == {"random"} and values["lacks_snapshots"]
+        assert "--trajectory 20" in values["missing"]["pca"]
+    assert runs.measure(runs.records()) == first  # read
+
+    records = runs.records(snapshots=4)
+    second = runs.measure(records)
+    for key, values in second.items():
+        surface, path = values["surfaces"]["pca"], values["surfaces"]["pca"]["path"]
+        assert values["surfaces"]["random"]["loss"] == first[key]["surfaces"]["random"]["loss"]
+        assert values["missing"] == {} and not values["lacks_snapshots"]
+        assert min(surface["x"]) < min(path["x"]) <= max(path["x"]) < max(surface["x"])
+        assert min(surface["y"]) < min(path["y"]) <= max(path["y"]) < max(surface["y"])
+        assert len(path["step"]) == 5 and path["step"][0] == 0
+        assert 0.5 < sum(surface["explained"]) <= 1.0
+
+    pytest.importorskip("matplotlib")
+    measure = MEASURES.get("landscape")
+    collected = collect(
+        ["landscape"], records, runs.store, build_task(records[0].spec), Listener(), {"landscape": SETTINGS}
+    )
+    pairs = [(r, result_of(measure, collected["landscape"][r.id])) for r in records[:2]]
+    data = SectionData(pairs, palette.marks(runs.methods))
+    files = {file.name for file in write_landscapes(tmp_path / "landscape", data)}
+    stems = ("random", "random-surfaces", "pca", "pca-surfaces", "basins")
+    assert files == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
+    assert "principal direction" in (tmp_path / "landscape" / "pca.svg").read_text()
+
+
+def test_other_settings_compute_it_again_and_the_same_ones_do_not(runs: Runs, tmp_path: Path) -> None:
+    records = runs.records()[:1]
+    runs.measure(records)
+    file = next(tmp_path.glob("*/measures/landscape.json"))
+    time = file.stat().st_mtime_ns
+    runs.measure(records)
+    assert file.stat().st_mtime_ns == time
+    runs.measure(records, grid=3)
+    assert len(json.loads(file.read_text())["values"]["surfaces"]["random"]["x"]) == 3
+
+
+def test_a_stop_in_the_middle_keeps_the_rows_that_are_done(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second call evaluates what is missing, and ends with what a single call would have ended with."""
+    records = runs.records()[:1]
+    whole = runs.measure(records)["lora", 0]
+    next(tmp_path.glob("*/measures/landscape.json")).unlink()
+    add, added = RowFile.add, []
+
+    def stop(self: RowFile, row: int, losses: list) -> None:
+        add(self, row, losses)
+        if row == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RowFile, "add", stop)
+        runs.measure(records)
+    assert len(next(tmp_path.glob("*/measures/landscape-random.rows.jsonl")).read_text().splitlines()) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFile, "add", lambda self, row, losses: (added.append(row), add(self, row, losses)))
+        again = runs.measure(records)["lora", 0]
+    assert added == [3, 4]
+    for values in (again, whole):
+        values["surfaces"]["random"].pop("seconds")
+    assert again == whole
+    assert not list(tmp_path.glob("*/measures/*.rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"kinds": "randm"}, "measure landscape: kinds.0 = 'randm'"), ({"grid": 1}, "grid = 1: input should be greater")],
+)
+def test_wrong_settings_are_one_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message) as error:
+        MEASURES.get("landscape").parse_settings(settings)
+    assert "\n" not in str(error.value)
