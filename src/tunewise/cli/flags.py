@@ -139,7 +139,7 @@ def _flag_type(annotation: Any) -> Any:
     if len(options) == 1 and (options[0] in (int, float, bool) or get_origin(options[0]) is Literal):
         return options[0] | None
     if get_origin(options[0]) is dict:
-        return dict[str, dict[str, str]] | None
+        return dict[str, dict[str, int | float | str]] | None
     return str | None
 
 

@@ -8,7 +8,7 @@ import sys
 # Looking for pydantic's plug-ins reads the metadata of every installed package; tunewise has none.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 import tunewise
 from tunewise.errors import NoRoom, TunewiseError, is_out_of_memory
@@ -74,6 +74,7 @@ def build_app() -> App:
         help="Which fine-tuning method, at which rank, for my model, my data, my budget? Answered with evidence.",
         help_format="plaintext",
         version=f"tunewise {tunewise.__version__}",
+        default_parameter=Parameter(allow_repeating=True),  # the last one wins
     )
     for position, (name, text) in enumerate(COMMANDS.items()):
         if name in GROUPS_OF_COMMANDS:
