@@ -15,8 +15,10 @@ import torch
 
 import tunewise
 from contracts import models
+from contracts.toy_method import ROW
 from tunewise import CATALOG, Method
 
+METHODS: dict[str, Method] = {**CATALOG, ROW.name: ROW}
 RANK = 4
 KINDS = ["bert", "gpt2", "llama", "vit"]
 NOT_OFFERED = {("head", "gpt2")}  # a language model has no task head
@@ -28,12 +30,12 @@ def targets_of(name: str, kind: str) -> Any:
 
 
 def combinations(*, adapters: bool = False) -> Any:
-    """(method, model) over the catalog, as pytest parameters; only methods with an adapter where asked."""
+    """(method, model) over the catalog and a toy method, as pytest parameters; only methods with an adapter where asked."""
     return pytest.mark.parametrize(
         ("name", "kind"),
         [
             pytest.param(name, kind, id=f"{name}-{kind}")
-            for name, method in CATALOG.items()
+            for name, method in METHODS.items()
             for kind in KINDS
             if (name, kind) not in NOT_OFFERED and (method.adapts or not adapters)
         ],
@@ -41,11 +43,11 @@ def combinations(*, adapters: bool = False) -> Any:
 
 
 def attach(name: str | Method, kind: str, **options: Any) -> Any:
-    method = CATALOG[name] if isinstance(name, str) else name
+    method = METHODS[name] if isinstance(name, str) else name
     if method.start == "gradient":
         options.setdefault("batches", [models.batch(kind, seed=7)])
     options.setdefault("targets", targets_of(method.name, kind))
-    return tunewise.attach(models.make(kind), name, rank=RANK, **options)
+    return tunewise.attach(models.make(kind), method, rank=RANK, **options)
 
 
 @functools.cache
@@ -79,7 +81,7 @@ def is_base(key: str) -> bool:
 def grown(name: str, kind: str) -> Any:
     """Trained for two steps; a chain for two more in each of two further links."""
     model = copy.deepcopy(trained(name, kind).model)
-    if CATALOG[name].chain is not None:
+    if METHODS[name].chain is not None:
         for _ in range(2):
             tunewise.restart(model)
             models.train(model, models.batch(kind), steps=2)

@@ -15,8 +15,7 @@ import torch
 import tunewise
 from contracts import fresh_process as fresh
 from contracts import models
-from contracts.every import KINDS, RANK, attach, combinations, is_base, stepped, trained
-from tunewise import CATALOG
+from contracts.every import KINDS, METHODS, RANK, attach, combinations, is_base, stepped, trained
 from tunewise.errors import ModelError, SpecError
 from tunewise.methods.gradient_start import GAMMA
 from tunewise.models.layers import linear_layers
@@ -29,10 +28,10 @@ def test_attaching_leaves_the_outputs_as_they_are(name, kind):
     """To 1e-6 in fp32; lora-one: the outputs of W0 + the best rank-r step of one full gradient, to 1e-4."""
     base, inputs = models.make(kind), models.batch(kind)
     expected = models.logits(base, inputs)
-    if CATALOG[name].start == "gradient":
-        expected = models.logits(stepped_densely(kind, CATALOG[name].scale(RANK, 2 * RANK)), inputs)
+    if METHODS[name].start == "gradient":
+        expected = models.logits(stepped_densely(kind, METHODS[name].scale(RANK, 2 * RANK)), inputs)
     found = models.logits(attach(name, kind), inputs)
-    tolerance = 1e-4 if CATALOG[name].start == "gradient" else 1e-6
+    tolerance = 1e-4 if METHODS[name].start == "gradient" else 1e-6
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
@@ -81,7 +80,7 @@ def test_exactly_these_parameters_are_trained(name, kind):
         "B": count["B"] + count["head"],
         "columns": count["B"] + count["head"],
         "A": (256 if kind == "gpt2" else count["A"]) + count["head"],
-    }[CATALOG[name].trained]
+    }[METHODS[name].trained]
     model = attach(name, kind)
     assert tunewise.trainable_parameters(model) == expected
     optimizer = tunewise.optimizer(model, lr=1e-3)
@@ -138,7 +137,7 @@ def test_two_steps_under_gradient_checkpointing_are_the_same_bit_for_bit(name, k
 def test_the_adapter_alone_lowers_the_loss(name, kind):
     """10 steps at 1e-2 without the head: at least a tenth lower on the batch it is trained on."""
     model = attach(name, kind)
-    losses = models.train(model, models.batch(kind), steps=11, only="lora_" if CATALOG[name].adapts else "")
+    losses = models.train(model, models.batch(kind), steps=11, only="lora_" if METHODS[name].adapts else "")
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -188,14 +187,14 @@ def test_merging_adds_delta_and_unmerging_takes_it_back(name, kind):
             continue
         dense = delta[layer].T if kind == "gpt2" else delta[layer]
         torch.testing.assert_close(tensor, base[key] + dense, rtol=0, atol=1e-6)
-        if CATALOG[name].selects_columns:
+        if METHODS[name].selects_columns:
             assert int(delta[layer].any(dim=0).sum()) == RANK * (2 if kind == "gpt2" and distinct(name) else 1)
             assert torch.equal(tensor[dense == 0], base[key][dense == 0])
 
 
 def distinct(name: str) -> bool:
     """Whether the slices of one fused projection have columns of their own."""
-    return CATALOG[name].where == "sampled"
+    return METHODS[name].where == "sampled"
 
 
 @pytest.mark.parametrize("kind", KINDS)

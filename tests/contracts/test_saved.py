@@ -17,8 +17,7 @@ from peft import PeftModel
 import tunewise
 from contracts import fresh_process as fresh
 from contracts import models
-from contracts.every import KINDS, NOT_OFFERED, RANK, attach, combinations, grown, targets_of
-from tunewise import CATALOG
+from contracts.every import KINDS, METHODS, NOT_OFFERED, RANK, attach, combinations, grown, targets_of
 
 HERE = Path(__file__).parent
 
@@ -39,7 +38,7 @@ def test_saved_and_loaded_it_computes_the_same(name, kind, tmp_path):
     assert tunewise.trainable_parameters(loaded) == tunewise.trainable_parameters(model)
     method = tunewise.attachment(loaded).method
     assert (method.trained, method.where, method.chain, method.start) == (
-        (CATALOG[name].trained, CATALOG[name].where, CATALOG[name].chain, CATALOG[name].start)
+        (METHODS[name].trained, METHODS[name].where, METHODS[name].chain, METHODS[name].start)
     )
 
 
@@ -48,7 +47,7 @@ def elsewhere(tmp_path_factory):
     """What a fresh process finds for every combination: stock PEFT's logits, tunewise's digests."""
     folder = tmp_path_factory.mktemp("elsewhere")
     cases: dict[str, dict[str, Any]] = {"stock": {}, "built": {}}
-    for name, method in CATALOG.items():
+    for name, method in METHODS.items():
         for kind in KINDS:
             if (name, kind) in NOT_OFFERED:
                 continue
@@ -80,14 +79,14 @@ def test_the_saved_config_states_the_rank_and_alpha_of_all_links(name, kind, tmp
     model = grown(name, kind)
     folder = tunewise.save(model, tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
-    links = 3 if CATALOG[name].chain is not None else 1
+    links = 3 if METHODS[name].chain is not None else 1
     fused = kind == "gpt2" and targets_of(name, kind) == "qv"
     ranks = list(config["rank_pattern"].values()) if fused else [config["r"]]
     alphas = list(config["alpha_pattern"].values()) if fused else [config["lora_alpha"]]
     assert set(ranks) == {links * RANK * (2 if fused else 1)}
     for rank, alpha in zip(ranks, alphas, strict=True):
         scale = alpha / math.sqrt(rank) if config["use_rslora"] else alpha / rank
-        assert scale == pytest.approx(CATALOG[name].scale(RANK, 2 * RANK), rel=1e-12)
+        assert scale == pytest.approx(METHODS[name].scale(RANK, 2 * RANK), rel=1e-12)
     assert isinstance(model, PeftModel) and model.peft_config["default"].peft_type == config["peft_type"] == "LORA"
 
 
@@ -99,7 +98,7 @@ def test_two_processes_build_and_train_the_same_bits(name, kind, elsewhere):
     assert fresh.digests(kind, name, targets_of(name, kind)) == elsewhere["digests"][f"{name} {kind}"]
 
 
-DRAWING = [name for name, method in CATALOG.items() if method.where in ("random", "sampled")]
+DRAWING = [name for name, method in METHODS.items() if method.where in ("random", "sampled")]
 
 
 def row_spaces(model: Any) -> dict[str, torch.Tensor]:
@@ -116,7 +115,7 @@ def test_another_seed_layer_or_link_draws_another_row_space(name, kind):
     assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
     if kind == "gpt2":  # the slices of one projection too
         assert not any(torch.equal(a[:RANK], a[RANK:]) for a in drawn)
-    if CATALOG[name].chain is not None:
+    if METHODS[name].chain is not None:
         model = attach(name, kind)
         tunewise.restart(model)
         after = row_spaces(model)
