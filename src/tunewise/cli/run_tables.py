@@ -1,4 +1,4 @@
-"""Plain tables of runs for a terminal or a pipe: thousands of lines at once, so no layout engine."""
+"""The table of `tunewise runs ls`: thousands of lines at once, so plain text."""
 
 from __future__ import annotations
 
@@ -8,70 +8,39 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from tunewise.cli.tables import aligned, fit_columns, format_value, wrapped
+from tunewise.cli.tables import aligned, fit_columns, wrapped
 from tunewise.store.filters import COLUMNS
 from tunewise.store.table import RunRow
 from tunewise.text_format import pluralize
 
-_HEAD = (
-    "id",
-    "status",
-    "method",
-    "rank",
-    "alpha",
-    "rate",
-    "seed",
-    "model",
-    "data",
-    "metric",
-    "test",
-    "gap",
-    "seconds",
-    "started",
+_TEXTS = ("id", "status", "method", "model", "data", "metric", "started")
+_NUMBERS = {"rank": "d", "alpha": "g", "rate": ".3g", "seed": "d", "test": ".4f", "gap": "+.4f", "seconds": ".1f"}
+_SHOWN = (
+    *("id", "status", "method", "rank", "alpha", "rate", "seed"),
+    *("model", "data", "metric", "test", "gap", "seconds", "started"),
 )
-_RIGHT = ("rank", "alpha", "rate", "seed", "test", "gap", "seconds")
 _OPTIONAL = ("started", "seconds", "data", "model", "metric", "alpha", "seed", "rate")
-"""Columns that a narrow terminal does without, the first of them first."""
+"""Columns that a narrow terminal does without, in this order."""
 _PATH = 24
-"""Characters of a path that are shown: its end, which tells one from another."""
+"""Characters of a path that are shown: its end, where paths differ."""
 
 
 def lines_of(rows: Sequence[RunRow], ids: Collection[str], width: int = 0) -> list[str]:
-    """The table, with ids cut to as much as tells them apart from all of `ids`; why a run has no result stands at the
-    end of its line. With a `width`, columns that do not fit are left out, which a last line says: with their value
-    where all rows have one, and else where to find them; and why a run has no result stands below it."""
+    """The table, with ids as short as distinguishes all of `ids`, and why a run has no result. With a `width`, columns
+    that do not fit are left out, as a last line says."""
     if not rows:
         return []
-    length = _enough(ids)
-    lines = [list(_HEAD)]
-    for row in rows:
-        lines.append(
-            [
-                row.id[:length],
-                row.status,
-                row.method or "",
-                format_value(row.rank, ""),
-                _number(row.alpha, "{:g}"),
-                _number(row.rate, "{:.3g}"),
-                format_value(row.seed, ""),
-                _end(row.model),
-                _end(row.data),
-                row.metric or "",
-                _number(row.test, "{:.4f}"),
-                _number(row.gap, "{:+.4f}"),
-                _number(row.seconds, "{:.1f}"),
-                (row.started or "")[:16].replace("T", " "),
-            ]
-        )
-    lines, left_out = fit_columns(lines, _OPTIONAL, width)
-    shown = aligned(lines, right=[i for i, name in enumerate(lines[0]) if name in _RIGHT])
-    if not width:
-        return [shown[0], *(f"{line}  {_short(r.problem)}" if r.problem else line for line, r in zip(shown[1:], rows))]
-    found = [shown[0]]
-    for line, row in zip(shown[1:], rows, strict=True):
-        found.append(line)
-        found += wrapped(row.problem or "", width, "    ")
-    return found + wrapped(left_out, width)
+    length = next((n for n in range(8, 16) if len({run_id[:n] for run_id in ids}) == len(ids)), 16)
+    lines, note = fit_columns([_SHOWN, *(_cells(row, length) for row in rows)], _OPTIONAL, width)
+    head, *shown = aligned(lines, right=[i for i, title in enumerate(lines[0]) if title in _NUMBERS])
+    result = [head]
+    for line, row in zip(shown, rows, strict=True):
+        problem = row.problem or ""
+        if width:
+            result += [line, *wrapped(problem, width, "    ")]
+        else:
+            result.append(f"{line}  {problem if len(problem) <= 80 else problem[:79] + '…'}".rstrip())
+    return result + (wrapped(note, width) if width else [])
 
 
 def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:
@@ -85,7 +54,7 @@ def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:
 
 
 def csv_of(rows: Iterable[RunRow]) -> str:
-    """All columns, a line a run; what is not known is empty."""
+    """All columns, a line per run; what is not known is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -93,23 +62,13 @@ def csv_of(rows: Iterable[RunRow]) -> str:
     return text.getvalue()
 
 
-def _number(what: float | None, form: str) -> str:
-    return "" if what is None else form.format(what)
-
-
-def _end(path: str | None) -> str:
-    if path is None or len(path) <= _PATH:
-        return path or ""
-    return "…" + path[1 - _PATH :]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _enough(ids: Collection[str]) -> int:
-    """As many characters as it takes for all ids to differ, 8 at least."""
-    for length in range(8, 16):
-        if len({one[:length] for one in ids}) == len(ids):
-            return length
-    return 16
+def _cells(row: RunRow, length: int) -> list[str]:
+    cells = {name: getattr(row, name) or "" for name in _TEXTS}
+    for name, form in _NUMBERS.items():
+        value = getattr(row, name)
+        cells[name] = "" if value is None else format(value, form)
+    for name in ("model", "data"):
+        if len(cells[name]) > _PATH:
+            cells[name] = "…" + cells[name][1 - _PATH :]
+    cells |= {"id": row.id[:length], "started": cells["started"][:16].replace("T", " ")}
+    return [cells[name] for name in _SHOWN]
