@@ -1,4 +1,4 @@
-"""Sizes and times: read generously, written shortly, refused with one line."""
+"""Sizes and times: parsed from flags, formatted, refused in one line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewise.advise.units import format_bytes, format_seconds, parse_memory, parse_seconds, parse_tolerance
+from tunewise.advise.units import format_seconds, parse_memory, parse_seconds, parse_tolerance
 from tunewise.errors import SpecError
+from tunewise.number_format import memory
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_what_is_no_time_is_refused(text):
 
 @given(st.integers(1, 2**43))
 def test_a_size_that_is_written_is_read_back_within_what_is_shown(size):
-    assert parse_memory(format_bytes(size)) == pytest.approx(size, rel=5e-3, abs=1)
+    assert parse_memory(memory(size)) == pytest.approx(size, rel=5e-3, abs=1)
 
 
 @given(st.floats(0.1, 1e6))

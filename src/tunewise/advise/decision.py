@@ -10,8 +10,9 @@ from tunewise.advise.objectives import Criterion, Objective, objectives_for
 from tunewise.advise.pareto import pareto_labels, select_cheapest
 from tunewise.advise.statistics import Comparison
 from tunewise.advise.summary import MethodSummary
-from tunewise.advise.units import format_bytes, format_seconds
+from tunewise.advise.units import format_seconds
 from tunewise.errors import NoMethodWithinLimits, SpecError, TunewiseError
+from tunewise.number_format import memory
 
 # Two means that differ by the rounding of floats are equal.
 ROUNDING = 1e-9
@@ -183,7 +184,7 @@ def _broken_limits(method: MethodSummary, limits: Limits) -> dict[_Limit, str]:
         if peak is None:
             broken["memory"] = f"the peak memory of {method.label} was not measured"
         elif peak > limits.max_memory_bytes:
-            broken["memory"] = f"{method.label} needs {format_bytes(peak)} of {format_bytes(limits.max_memory_bytes)}"
+            broken["memory"] = f"{method.label} needs {memory(peak)} of {memory(limits.max_memory_bytes)}"
     if limits.max_seconds is not None:
         time = method.training_seconds
         if time is None:
@@ -202,7 +203,7 @@ def suggest_limits(finished: Sequence[MethodSummary], limits: Limits) -> str:
         only = [(m, need) for m in finished if set(broken[m.label]) == {limit} and (need := _need(m, limit))]
         if only:
             method, need = min(only, key=lambda pair: pair[1])
-            amount = format_bytes(int(need)) if limit == "memory" else format_seconds(need)
+            amount = memory(int(need)) if limit == "memory" else format_seconds(need)
             suggestions.append(f"the {limit} limit would have to be {amount} for {method.label}")
     if suggestions:
         return f"no method fits the limits; {', or '.join(suggestions)}; compare cheaper methods, or raise a limit"
