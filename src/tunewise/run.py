@@ -20,8 +20,8 @@ from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
 from tunewise.methods.saving import save
 from tunewise.methods.verify import verify
 from tunewise.spec import RunSpec
-from tunewise.store.disk import full_disk_named
 from tunewise.store.environment import environment
+from tunewise.store.files import full_disk_named
 from tunewise.store.folders import RunStore
 from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES, TRAJECTORY
 from tunewise.store.records import Check, ModelFacts, Results, RunRecord, Status

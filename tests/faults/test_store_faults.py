@@ -19,7 +19,7 @@ from tunewise.errors import StoreError
 from tunewise.store import files, table_index
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
-from tunewise.store.garbage import Wanted, leftovers, remove
+from tunewise.store.garbage import leftovers, remove
 from tunewise.store.records import RunRecord
 from tunewise.store.table import table
 from tunewise.store.verification import faults_of_run
@@ -123,7 +123,7 @@ def test_a_really_full_disk_loses_no_record_and_can_be_cleaned(
         with pytest.raises(SystemExit) as stop:
             run_command()
         assert stop.value.code == 0 and capsys.readouterr().out.count("\n") == 4
-        freed, stayed = remove(store, leftovers(store, Wanted(unfinished=True)))
+        freed, stayed = remove(store, leftovers(store, unfinished=True))
         assert freed > 1000 and stayed == []
         assert not stopped.exists()
         store.write(record.model_copy(update={"seconds": 99.0}))
@@ -176,7 +176,7 @@ def test_run_names_cannot_leave_the_runs_folder(tmp_path: Path, capsys: pytest.C
     folder = write_unfinished(root, stored_spec(), checkpoint=False)
     (folder / "link").symlink_to(outside)
     store = RunStore(root)
-    remove(store, leftovers(store, Wanted(unfinished=True, caches=True)))
+    remove(store, leftovers(store, unfinished=True, caches=True))
     assert not folder.exists()
     assert (outside / "precious").read_text() == "x"
 

@@ -15,13 +15,13 @@ from tunewise.store import garbage
 from tunewise.store.documents import write_document
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
-from tunewise.store.garbage import STALE, Wanted, leftovers, remove
-from tunewise.store.records import CostRecord, CostReport, MethodTuning, StepTime, Trial, TuningReport
+from tunewise.store.garbage import STALE, leftovers, remove
+from tunewise.store.records import MethodTuning, Trial, TuningReport
 from tunewise.store.verification import faults_of_run
 
 
 def names(root: Path, **wanted: bool) -> set[str]:
-    return {str(one.path.relative_to(root)) for one in leftovers(RunStore(root), Wanted(**wanted))}
+    return {str(one.path.relative_to(root)) for one in leftovers(RunStore(root), **wanted)}
 
 
 def old(path: Path) -> Path:
@@ -37,7 +37,9 @@ def plant(path: Path, size: int = 100) -> Path:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file()}
+    """All files but the locks, which stay."""
+    files = [f for f in root.rglob("*") if f.is_file() and f.parent.name != ".locks"]
+    return {str(f.relative_to(root)): f.read_bytes() for f in files}
 
 
 def test_a_tidy_store_has_nothing_to_go(tmp_path: Path) -> None:
@@ -68,7 +70,6 @@ def test_leftovers_of_stopped_processes_go_and_finished_runs_stay_byte_for_byte(
     bare = write_unfinished(tmp_path, stored_spec(seed=1), checkpoint=False)
     old(plant(tmp_path / "costs" / ".0.json.abcdefgh"))
     plant(tmp_path / "costs" / ".1.json.abcdefgh")  # young: a process may be writing it
-    plant(tmp_path / ".locks" / record.id)
     found = leftovers(RunStore(tmp_path))
     assert {str(one.path.relative_to(tmp_path)) for one in found} == {
         f"{record.id}/.run.json.abcd1234",
@@ -80,7 +81,6 @@ def test_leftovers_of_stopped_processes_go_and_finished_runs_stay_byte_for_byte(
         f"{record.id}/selected.json",
         bare.name,
         "costs/.0.json.abcdefgh",
-        f".locks/{record.id}",
     }
     before = sum(len(data) for data in content(tmp_path).values())
     freed, stayed = remove(RunStore(tmp_path), found)
@@ -100,7 +100,7 @@ def test_checkpoints_are_kept_unless_asked_for(tmp_path: Path) -> None:
     folder = write_unfinished(tmp_path, stored_spec(), checkpoint=True)
     assert names(tmp_path) == set()
     assert names(tmp_path, unfinished=True) == {folder.name}
-    (one,) = leftovers(RunStore(tmp_path), Wanted(unfinished=True))
+    (one,) = leftovers(RunStore(tmp_path), unfinished=True)
     assert one.bytes == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) > 1000
 
 
@@ -129,13 +129,13 @@ def test_a_damaged_record_goes_once_the_run_was_done_again(tmp_path: Path) -> No
     assert names(tmp_path) == {f"{record.id}/run.damaged.json"}
 
 
-def test_nothing_of_a_leased_run_goes_not_even_if_the_lease_came_after_the_look(tmp_path: Path) -> None:
+def test_nothing_of_a_locked_run_goes_not_even_if_the_lock_came_after_the_look(tmp_path: Path) -> None:
     spec = stored_spec()
     folder = write_unfinished(tmp_path, spec, checkpoint=False)
     plant(folder / ".history.jsonl.abcdefgh")
     store = RunStore(tmp_path)
     with store.lock(spec.id):
-        assert leftovers(store, Wanted(unfinished=True)) == []
+        assert leftovers(store, unfinished=True) == []
     found = leftovers(store)
     assert folder in {one.path for one in found}
     before = content(tmp_path)
@@ -159,72 +159,17 @@ def test_a_run_that_came_to_its_end_after_the_look_stays(tmp_path: Path) -> None
     assert RunStore(tmp_path).finished(spec.id) == record
 
 
-def test_a_run_that_was_on_its_way_here_goes_unless_its_driver_is_at_work(tmp_path: Path) -> None:
-    store, here, away = RunStore(tmp_path), "a" * 16, "b" * 16
-    for run in (here, away):
-        plant(tmp_path / f".{run}.x1y2z3a_" / run / "run.json")
-        old(tmp_path / f".{run}.x1y2z3a_")
-    plant(tmp_path / f".{'c' * 16}.x1y2z3a_" / "run.json")  # of now
-    with store.lock(here):
-        assert names(tmp_path) == {f".{away}.x1y2z3a_"}
-    found = [one for one in leftovers(store) if one.path.name.startswith(".")]
-    with store.lock(here):
-        assert len(remove(store, found)[1]) == 1
-    assert (tmp_path / f".{here}.x1y2z3a_").exists() and not (tmp_path / f".{away}.x1y2z3a_").exists()
-
-
 def test_unreadable_records_are_left_to_verify(tmp_path: Path) -> None:
     record = write_run(tmp_path, stored_spec())
     (tmp_path / record.id / "run.json").write_text("{")
-    old(plant(tmp_path / "cache" / "behaviour-ffff-1.npz"))
     assert names(tmp_path, unfinished=True, trials=True) == set()
 
 
-def test_caches_of_models_that_no_run_is_of_go(tmp_path: Path) -> None:
-    record = write_run(tmp_path, stored_spec(digest="a" * 64))
-    old(plant(tmp_path / "cache" / f"behaviour-{'a' * 16}-1.npz"))
-    old(plant(tmp_path / "cache" / f"behaviour-{'c' * 16}-1.npz"))
-    plant(tmp_path / "cache" / f"behaviour-{'d' * 16}-1.npz")
-    plant(tmp_path / "cache" / "base-spectra" / "0.safetensors")
-    assert names(tmp_path) == {f"cache/behaviour-{'c' * 16}-1.npz"}
+def test_caches_go_only_on_demand(tmp_path: Path) -> None:
+    write_run(tmp_path, stored_spec())
+    old(plant(tmp_path / "cache" / "behaviour-0.npz"))
+    assert names(tmp_path) == set()
     assert names(tmp_path, caches=True) == {"cache"}
-    for file in (tmp_path / record.id).rglob("*"):
-        if file.is_file():
-            file.unlink()
-    for folder in (tmp_path / record.id / "adapter", tmp_path / record.id):
-        folder.rmdir()
-    old(tmp_path / "cache")
-    assert names(tmp_path) == {"cache"}
-
-
-def _costs(method: str) -> CostReport:
-    row = CostRecord(
-        method=method,
-        step=StepTime(median=1, low=1, high=1, steps=3),
-        ratio_to_floor=1,
-        ratio_low=1,
-        ratio_high=1,
-        samples_per_second=1,
-        saved_bytes=1,
-        peak_bytes=None,
-        base_bytes=None,
-        trainable=1,
-    )
-    return CostReport(device="cpu", batch_size=1, max_length=8, tokens=8, rows=[row])
-
-
-def test_costs_that_no_comparison_is_about_go(tmp_path: Path) -> None:
-    spec = StudySpec.model_validate({"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text"})
-    folder = tmp_path / f"compare-{spec.id}"
-    write_atomically(folder / "compare.json", spec.model_dump_json())
-    for number, method in enumerate(("lora", "cla")):
-        write_document(tmp_path / "costs" / f"{number}.json", _costs(method))
-        old(tmp_path / "costs" / f"{number}.json")
-    assert names(tmp_path) == {"costs/1.json"}  # the comparison has no costs yet and may be waiting for the first
-    write_document(folder / "costs.json", _costs("lora"))
-    assert names(tmp_path) == {"costs/1.json"}
-    write_document(folder / "costs.json", _costs("paca"))
-    assert names(tmp_path) == {"costs/0.json", "costs/1.json"}
 
 
 def test_adapters_of_trials_go_on_demand_and_the_trial_still_counts_as_done(tmp_path: Path) -> None:
@@ -253,7 +198,7 @@ def test_adapters_of_trials_go_on_demand_and_the_trial_still_counts_as_done(tmp_
     before = store.record(trial.id)
     assert names(tmp_path) == set()
     assert names(tmp_path, trials=True) == {f"{trial.id}/adapter"}
-    remove(store, leftovers(store, Wanted(trials=True)))
+    remove(store, leftovers(store, trials=True))
     after = store.finished(trial.id)
     assert after is not None and before is not None
     assert after.results == before.results

@@ -1,4 +1,4 @@
-"""Locks: one holder at a time, however often others look, and whoever removes files of locks."""
+"""Locks: one holder at a time, however often others look, even when it is killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,15 +20,14 @@ RUN = "0123456789abcdef"
 HOLDER = """
 import sys, time
 from pathlib import Path
-from typing import Any
-from tunewise.store.locks import taken
-with taken(Path(sys.argv[1])):
+from tunewise.store.locks import hold
+with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_lease_is_held_until_its_process_ends_even_by_sigkill(tmp_path: Path) -> None:
+def test_a_lock_is_held_until_its_process_ends_even_by_sigkill(tmp_path: Path) -> None:
     file = tmp_path / "locks" / RUN
     assert not locks.is_held(file)
     child = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True)
@@ -37,14 +35,13 @@ def test_a_lease_is_held_until_its_process_ends_even_by_sigkill(tmp_path: Path) 
         assert child.stdout is not None and child.stdout.readline() == "held\n"
         assert locks.is_held(file)
         assert locks.holder(file).startswith(f"process {child.pid} on ")
-        with pytest.raises(locks.RunLocked, match=f"process {child.pid} on "), locks.taken(file):
+        with pytest.raises(locks.RunLocked, match=f"process {child.pid} on "), locks.hold(file):
             pass
-        assert not locks.remove(file)
     finally:
         child.kill()
         child.wait()
     assert not locks.is_held(file)
-    with locks.taken(file):
+    with locks.hold(file):
         assert locks.is_held(file)
 
 
@@ -53,13 +50,13 @@ def test_looking_never_makes_a_run_fail(tmp_path: Path) -> None:
     file = tmp_path / RUN
     file.touch()
     looking = file.open("rb")
-    assert locks._try(looking, fcntl.LOCK_SH)
+    fcntl.flock(looking, fcntl.LOCK_SH)
     assert not locks.is_held(file)  # two may look at once
     threading.Timer(0.2, looking.close).start()
     begun = time.monotonic()
-    with locks.taken(file):
+    with locks.hold(file):
         assert time.monotonic() - begun > 0.1
-        with pytest.raises(locks.RunLocked), locks.taken(file):
+        with pytest.raises(locks.RunLocked), locks.hold(file):
             pass
     assert not locks.is_held(file)
 
@@ -68,22 +65,19 @@ def test_a_look_that_never_ends_is_not_waited_for_for_ever(tmp_path: Path, monke
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
     (tmp_path / RUN).touch()
     with (tmp_path / RUN).open("rb") as looking:
-        assert locks._try(looking, fcntl.LOCK_SH)
-        with pytest.raises(locks.RunLocked), locks.taken(tmp_path / RUN):
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(locks.RunLocked), locks.hold(tmp_path / RUN):
             pass
 
 
-def test_two_never_hold_one_lease_while_its_file_is_removed_again_and_again(tmp_path: Path) -> None:
+def test_two_threads_never_hold_one_lock_while_others_look(tmp_path: Path) -> None:
     file = tmp_path / RUN
-    inside, worst, held, removed = [0], [0], [0], [0]
+    inside, worst, held = [0], [0], [0]
     deadline = time.monotonic() + 60
 
-    def going_on() -> bool:
-        return (held[0] < 60 or removed[0] < 15) and time.monotonic() < deadline
-
     def work() -> None:
-        while going_on():
-            with contextlib.suppress(locks.RunLocked), locks.taken(file):
+        while held[0] < 60 and time.monotonic() < deadline:
+            with contextlib.suppress(locks.RunLocked), locks.hold(file):
                 inside[0] += 1
                 worst[0] = max(worst[0], inside[0])
                 held[0] += 1
@@ -91,39 +85,16 @@ def test_two_never_hold_one_lease_while_its_file_is_removed_again_and_again(tmp_
                 inside[0] -= 1
             time.sleep(0.0005)
 
-    def clean() -> None:
-        while going_on():
-            removed[0] += file.exists() and locks.remove(file)
-            time.sleep(0.0003)
+    def look() -> None:
+        while held[0] < 60 and time.monotonic() < deadline:
+            locks.is_held(file)
 
-    threads = [threading.Thread(target=what) for what in (work, work, work, clean, clean)]
+    threads = [threading.Thread(target=what) for what in (work, work, work, look, look)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert worst == [1]
-    assert held[0] >= 60 and removed[0] >= 15
-
-
-def test_a_lease_whose_file_is_removed_between_opening_and_locking_still_keeps_others_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A lock on a file that has no name any more would keep nobody out."""
-    file = tmp_path / RUN
-    real, removals = locks._try, []
-
-    def late(handle: Any, kind: int) -> bool:
-        if not removals and handle.mode == "ab+":  # the first attempt of whoever takes it
-            removals.append(locks.remove(file))
-        return real(handle, kind)
-
-    monkeypatch.setattr(locks, "_try", late)
-    with locks.taken(file):
-        assert removals == [True]
-        assert file.exists()
-        with pytest.raises(locks.RunLocked), locks.taken(file):
-            pass
-        assert not locks.remove(file)
+    assert worst == [1] and held[0] >= 60
 
 
 def test_a_run_says_who_has_it(tmp_path: Path) -> None:
@@ -142,7 +113,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     message = r"can't be locked \(No locks available\); put the runs on"
-    with pytest.raises(StoreError, match=message), locks.taken(tmp_path / RUN):
+    with pytest.raises(StoreError, match=message), locks.hold(tmp_path / RUN):
         pass

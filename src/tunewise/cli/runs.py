@@ -104,11 +104,11 @@ def runs_gc(
     from tunewise.cli.tables import aligned
     from tunewise.store.files import size
     from tunewise.store.folders import RunStore
-    from tunewise.store.garbage import Wanted, leftovers, remove
+    from tunewise.store.garbage import leftovers, remove
 
     _check_folder(runs)
     store = RunStore(runs)
-    items = leftovers(store, Wanted(unfinished=all_unfinished, trials=trials, caches=caches))
+    items = leftovers(store, unfinished=all_unfinished, trials=trials, caches=caches)
     if not items:
         print(f"nothing to remove in {runs}")
         return 0

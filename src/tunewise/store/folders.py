@@ -138,7 +138,7 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(locks.taken(self.lock_file(run_id)))
+                held.enter_context(locks.hold(self.lock_file(run_id)))
             except locks.RunLocked as error:
                 raise locks.RunLocked(f"run {run_id} is being run by {error}; wait for it, or stop it") from None
             folder.mkdir(exist_ok=True)  # it may have been cleared away in between
