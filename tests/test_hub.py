@@ -75,7 +75,7 @@ def test_a_run_records_the_commits_and_is_the_run_of_the_local_files(hub, tmp_pa
 
 
 def test_what_the_hub_does_not_give_is_one_line(hub, tmp_path):
-    with pytest.raises(ModelError, match="model 'maker/other' is no folder here and can't be had from the hub"):
+    with pytest.raises(ModelError, match="model 'maker/other' is no local folder and can't be fetched from the hub"):
         model_folder(ModelSpec(path="maker/other"))
     with pytest.raises(ModelError, match=r"give a local one \(--model\)$"):
         model_folder(ModelSpec(path="maker/other"))
@@ -83,7 +83,7 @@ def test_what_the_hub_does_not_give_is_one_line(hub, tmp_path):
         flag = "--base" if words["base"] == "maker/other" else "--model-b"
         with pytest.raises(ModelError, match=rf"'maker/other'.*give a local one \({flag}\)$"):
             inspect(**words)
-    with pytest.raises(SpecError, match=r"data set 'maker/none' is no folder here.*\(--data\)$"):
+    with pytest.raises(SpecError, match=r"data set 'maker/none' is no local folder.*\(--data\)$"):
         resolve("hub:maker/none/train.csv")
     with pytest.raises(SpecError, match="holds no such file"):
         resolve("hub:maker/toy/main/test.csv")

@@ -92,9 +92,9 @@ print(">", load_config(ModelSpec(path="maker/coded", trust_remote_code=True)).mo
     assert lines[0] == f"> hub:maker/toy@{second}/main/train.csv"
     assert lines[1] == f"> {len(files['main/train.csv'])}"
     assert lines[2] == f"> {commit} 32 True"
-    assert lines[3].startswith("> 0 data set 'maker/toy' is no folder here and can't be had from the hub")
+    assert lines[3].startswith("> 0 data set 'maker/toy' is no local folder and can't be fetched from the hub")
     assert lines[4].endswith("the repository holds no such file or folder")
-    assert lines[5].startswith("> 0 model 'maker/none' is no folder here and can't be had from the hub")
+    assert lines[5].startswith("> 0 model 'maker/none' is no local folder and can't be fetched from the hub")
     assert lines[6].startswith("> 0 model 'maker/coded': its config.json can't be used")
     assert lines[7] == "> ['config.json']" and lines[8] == "> own"
     fetched = [line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]

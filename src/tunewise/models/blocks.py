@@ -1,4 +1,4 @@
-"""The repeated blocks of a model, by number: which of them are adapted, and below which all is frozen."""
+"""The repeated blocks of a model, by number."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Blocks:
     count: int
 
     def number_of(self, module: str) -> int | None:
-        """In which block a module or parameter lies, by its name; None where it lies in none."""
+        """The number of the block that contains a module or parameter, by its name; None outside of the blocks."""
         if not module.startswith(self.name + "."):
             return None
         return int(module[len(self.name) + 1 :].partition(".")[0])
 
     def chosen(self, layers: Layers) -> set[int]:
-        """The numbers that `layers` names. Raises `ModelError` for a block that is not there."""
+        """The numbers that `layers` names. Raises `ModelError` for a block that doesn't exist."""
         if isinstance(layers, str):
             last = _LAST.fullmatch(layers.strip())
             if last is None:

@@ -1,8 +1,7 @@
-"""The end of a model: what a task asks for there, and which modules it is.
+"""The head of a model: what a task asks for, and which modules it is.
 
-The task head is everything outside the backbone that is not a language-model head: RoBERTa's `classifier` (dense and
-projection), DeBERTa's `pooler` and `classifier`, Llama's `score`. BERT's pooler is inside its backbone and stays
-frozen with it. A language-model head belongs to the pretrained model: frozen too.
+The task head is everything outside the backbone that is not a language-model head: RoBERTa's `classifier`, DeBERTa's
+`pooler` and `classifier`, Llama's `score`. BERT's pooler is inside its backbone and stays frozen with it.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Head:
 
 
 def head_modules(model: Any) -> list[str]:
-    """Names of the direct children of `model` that make up its task head; empty where it has none."""
+    """Names of the direct children of `model` that are its task head; empty where it has none."""
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix:
         return []
@@ -76,15 +75,9 @@ def head_modules(model: Any) -> list[str]:
 
 
 def prepare(model: Any, head: Head) -> None:
-    """Make the model take images of the head's size.
-
-    A vision transformer has one position embedding a patch of the images it was pretrained on. Given images of
-    another size, transformers interpolates them where `interpolate_pos_encoding=True` is passed to `forward`; hooks
-    pass it here, to the backbone and its embeddings too (they are called by themselves where features are compared),
-    so that the parameters stay those of the checkpoint and adapters fit it as they are.
-
-    Batch normalisation keeps its pretrained averages: training would change them, and no adapter holds them.
-    """
+    """Make the model take images of the head's size: hooks pass `interpolate_pos_encoding=True` to its modules, so that
+    the parameters stay those of the checkpoint. Batch normalisation keeps its pretrained averages, which training would
+    change and no adapter holds."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_pre_hook(_by_its_averages)

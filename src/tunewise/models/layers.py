@@ -1,8 +1,7 @@
-"""Which layers of a model are adapted: words that mean the same in every architecture, names and patterns.
+"""Which layers of a model are adapted: words for every architecture, names and patterns.
 
-`"qv"` (query and value), `"attention"` (every linear of the attention blocks) and `"all-linear"` (every linear of
-the repeated blocks; poolers, embeddings and heads not). A projection that holds q, k and v in one weight is
-adapted in the asked slices of its output alone.
+`"qv"`: query and value; `"attention"`: every linear layer of the attention blocks; `"all-linear"`: every linear layer
+of the repeated blocks. A weight that holds q, k and v is adapted in the requested slices of its output alone.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by name; a layer that already carries adapters counts as the layer it was."""
+    """Every linear layer by name; a layer with adapters counts as its base layer."""
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     inside = tuple(name + "." for name in adapted)
     found: dict[str, nn.Module] = {}
@@ -85,12 +84,11 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 def find_targets(
     model: nn.Module, targets: str | Sequence[str] | Sequence[Target], layers: Layers | None = None
 ) -> list[Target]:
-    """The layers that `targets` names, in the model's order; with `layers` those in these blocks alone.
+    """The layers that `targets` names, in the model's order; with `layers` only those in these blocks.
 
-    `targets` is a word (`"qv"`, `"attention"`, `"all-linear"`) or names: a leaf (`"query"`, `"q_proj"`), the end of
-    a path (`"output.dense"`), a whole path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no
-    layer has that very name; or `Target`s, as found before. `layers` are numbers of blocks from 0 (PEFT's
-    `layers_to_transform`), or `"last 2"`. Raises `ModelError` with the nearest names where one matches nothing.
+    `targets` is a word (`"qv"`, `"attention"`, `"all-linear"`), `Target`s, or names: a leaf (`"query"`), the end of a
+    path (`"output.dense"`), a path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no layer has that
+    name. `layers` are numbers of blocks from 0, or `"last 2"`. Raises `ModelError` with the nearest names.
     """
     if layers is not None:
         return _in_blocks(model, find_targets(model, targets), layers)

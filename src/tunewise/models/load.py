@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from tunewise.errors import ModelError, is_out_of_memory
+from tunewise.errors import ModelError, first_line, is_out_of_memory
 from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
 from tunewise.models.head import Head, prepare
@@ -23,8 +25,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @lru_cache(maxsize=8)
 def model_folder(spec: ModelSpec, flag: str = "--model") -> Path:
-    """The local folder of the model, unpacked or fetched where need be. Raises `ModelError`, which names the `flag` by
-    which another model is given."""
+    """The local folder of the model, unpacked or fetched if necessary. Raises `ModelError`, which names the `flag` for
+    another model."""
     if spec.path.startswith("package:") or Path(spec.path).exists():
         path = resolve(spec.path)
         folder = unpack(path) if path.suffix == ".zip" else path
@@ -50,12 +52,12 @@ def _from_hub(spec: ModelSpec, flag: str = "--model") -> Snapshot:
 
 
 def weights_folder(spec: ModelSpec) -> Path:
-    """The same, for one who reads the weights. Raises `ModelError` too where they are a pickle alone: reading one may
-    run code, and the model's digest does not cover it."""
+    """The folder, if its weights can be read safely. Raises `ModelError` where they are a pickle: reading one may run
+    code, and the digest of the model does not cover it."""
     folder = model_folder(spec)
     if any(folder.glob("*.safetensors")):
         return folder
-    for file in sorted(one for pattern in _PICKLES for one in folder.glob(pattern)):
+    for file in sorted(path for pattern in _PICKLES for path in folder.glob(pattern)):
         raise ModelError(
             f"model {spec.path!r} has its weights as a pickle ({file.name}), which is not read; where you trust it, "
             "load it by transformers and save it with save_pretrained, which writes safetensors"
@@ -64,7 +66,7 @@ def weights_folder(spec: ModelSpec) -> Path:
 
 
 def pinned_model(spec: ModelSpec) -> ModelSpec:
-    """The model with the commit that a hub's files are of as its revision; a local one as it is."""
+    """A hub model with its commit as revision; a local model unchanged."""
     if spec.path.startswith("package:") or Path(spec.path).exists():
         return spec
     model_folder(spec)  # raises for what is no hub id
@@ -82,19 +84,15 @@ def model_digest(spec: ModelSpec) -> str:
 def load_config(spec: ModelSpec) -> Any:
     """The model's configuration. Raises `ModelError` where it can't be read."""
     folder = model_folder(spec)
-    try:
+    with refusal(spec, "its config.json can't be used"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {spec.path!r}: its config.json can't be used ({_first_line(error)})") from None
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
     """The model's tokenizer, with a padding token (the end-of-text token where it has none of its own)."""
     folder = model_folder(spec)
-    try:
+    with refusal(spec, "its tokenizer can't be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {spec.path!r}: its tokenizer can't be loaded ({_first_line(error)})") from None
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"model {spec.path!r}: its tokenizer has neither a padding nor an end-of-text token")
@@ -103,32 +101,19 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
 
 def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | None = None) -> nn.Module:
-    """The model with the head that a task needs, fp32, on the CPU.
-
-    A new head's initial values depend on `seed` alone: every method at one seed starts from the same one. Raises
-    `ModelError` where the model can't be loaded so.
-    """
+    """The model with the head that a task needs, fp32, on the CPU. The initial values of a new head depend on `seed`
+    alone, so that every method starts from the same one. Raises `ModelError`."""
     folder = weights_folder(spec)
-    transformers_logging.disable_progress_bar()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # "some weights are newly initialised" is what a new head means
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = head.model_class.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=spec.trust_remote_code,
-                ignore_mismatched_sizes=True,  # a checkpoint with a head for other classes
-                **head.config(),
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(f"model {spec.path!r} can't be loaded as {head.description}: {_first_line(error)}") from None
-    finally:
-        transformers_logging.set_verbosity(level)
+    with quiet_loading(), refusal(spec, f"it can't be loaded as {head.description}"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = head.model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            ignore_mismatched_sizes=True,  # a checkpoint with a head for other classes
+            **head.config(),
+        )
     if pad_token_id is not None:
         model.config.pad_token_id = pad_token_id
     prepare(model, head)
@@ -140,14 +125,30 @@ def meta_model(spec: ModelSpec, head: Head) -> nn.Module:
     config = load_config(spec)
     for key, value in head.config().items():
         setattr(config, key, value)
-    try:
-        with torch.device("meta"):
-            model = head.model_class.from_config(config, trust_remote_code=spec.trust_remote_code)
-    except ValueError as error:
-        raise ModelError(f"model {spec.path!r} can't be made {head.description}: {_first_line(error)}") from None
+    with refusal(spec, f"it can't be made {head.description}"), torch.device("meta"):
+        model = head.model_class.from_config(config, trust_remote_code=spec.trust_remote_code)
     prepare(model, head)
     return model
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+@contextmanager
+def refusal(spec: ModelSpec, fault: str) -> Iterator[None]:
+    """Errors of transformers within the block become a `ModelError`: the fault and the first line of the reason."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"model {spec.path!r}: {fault} ({first_line(error)})") from None
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar, and no warning that a new head is newly initialised."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

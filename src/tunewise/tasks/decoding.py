@@ -1,4 +1,4 @@
-"""From the bytes of a file to its text; what is wrong with it is a `DataError` that names file and line."""
+"""From the bytes of a file to its text; faults become a `DataError` that names file and line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def codecs_of(encoding: str) -> list[str]:
-    """The codecs that `encoding` names, with commas. Raises `SpecError` for one that Python lacks."""
+    """The codecs that `encoding` names, separated by commas. Raises `SpecError` for an unknown one."""
     names = [name.strip() for name in encoding.split(",") if name.strip()]
     for name in names:
         try:
@@ -43,7 +43,7 @@ def content_of(path: Path) -> bytes:
 
 
 def decoded(content: bytes, candidates: Sequence[str], name: str) -> str:
-    """Text by the first codec that fits, without byte-order mark. The fault told is the first codec's."""
+    """Text by the first codec that fits, without byte-order mark. A `DataError` has the fault of the first codec."""
     content = content.removeprefix(codecs.BOM_UTF8)
     faults = []
     for codec in candidates:
@@ -77,5 +77,5 @@ def _refuse_nul(text: str, name: str) -> None:
         line = text.count("\n", 0, at) + 1
         raise DataError(
             f"{name}, line {line}: a NUL byte, so this is not plain text; say --encoding utf-16 if it is "
-            "UTF-16, else mend or remove the line"
+            "UTF-16, else correct or remove the line"
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from tunewise.errors import ModelError
+from tunewise.errors import ModelError, first_line
 from tunewise.locate import resolve
 from tunewise.models.head import Head, needs_interpolation
 from tunewise.models.language import has_causal_head
@@ -127,10 +127,9 @@ class ImageClassification(ClassificationScores):
             with torch.no_grad():
                 model(pixel_values=torch.zeros(1, channels, height, width, device="meta"))
         except (ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise ModelError(
-                f"model {self.model_spec.path!r} can't take images of {channels} x {height} x {width} ({reason}); "
-                "another --image-size may fit"
+                f"model {self.model_spec.path!r} can't take images of {channels} x {height} x {width} "
+                f"({first_line(error)}); another --image-size may fit"
             ) from None
         if needs_interpolation(model, (height, width)):
             return [

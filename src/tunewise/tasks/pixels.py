@@ -1,8 +1,7 @@
-"""From an encoded image to a model's input: decoded once, shown to the model by its own image processor.
+"""From an encoded image to the input of a model, by the model's own image processor.
 
-The processor's geometry (resizing, cropping) gives whole numbers from 0 to 255, which are what is kept; its
-arithmetic (rescaling, normalising) is done on batches. Both together are checked against the processor itself, and
-where they differ (a processor with steps of its own) its own output is kept instead.
+Resizing and cropping give whole numbers from 0 to 255, which are cached; rescaling and normalising are done on batches.
+Both together are checked against the processor itself, and where they differ its own output is cached instead.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from tunewise.errors import DataError, ModelError, SpecError
-from tunewise.models.load import load_config, model_folder
+from tunewise.models.load import load_config, model_folder, refusal
 from tunewise.spec import ModelSpec
 from tunewise.tasks.image_files import ImageRow
 
@@ -44,10 +43,7 @@ class Decoded:
 
 
 def decode(row: ImageRow, mode: str = "RGB") -> Decoded:
-    """The image of a row, turned as its EXIF says and converted to `mode`, "RGB" or "L".
-
-    Raises `DataError`, naming the row, for what can't be read as an image.
-    """
+    """The image of a row, turned as its EXIF says and converted to `mode`, "RGB" or "L". Raises `DataError`."""
     content = row.content()
     try:
         with warnings.catch_warnings():
@@ -90,10 +86,7 @@ def _origin(image: Image.Image) -> str:
 
 
 class Pixels:
-    """A model's image processor at one size.
-
-    `size` is (channels, height, width) of what the model sees, `mode` the form that `decode` is to give.
-    """
+    """The image processor of a model at one `size`, (channels, height, width), for images of one `mode`."""
 
     def __init__(self, model: ModelSpec, image_size: int | None) -> None:
         self.notes: list[str] = []
@@ -101,26 +94,26 @@ class Pixels:
         self.processor = _resized(_processor(model, self.mode, self.notes), image_size, model)
         noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
         probe = Image.fromarray(noise).convert(self.mode)
-        whole = self._run(probe)
-        if self._run(probe.transpose(Image.Transpose.ROTATE_90)).shape != whole.shape:
+        expected = self._run(probe)
+        if self._run(probe.transpose(Image.Transpose.ROTATE_90)).shape != expected.shape:
             raise ModelError(f"model {model.path!r}: its image processor leaves images in different sizes")
-        self.size: tuple[int, int, int] = whole.shape
+        self.size: tuple[int, int, int] = expected.shape
         self.compact = True
-        kept = self.prepare(probe)
-        if kept.dtype != np.uint8 or float((self.batch([kept]) - torch.from_numpy(whole)).abs().max()) > 1e-5:
-            self.compact = False
+        prepared = self.prepare(probe)
+        error = (self.batch([prepared]) - torch.from_numpy(expected)).abs().max()
+        self.compact = prepared.dtype == np.uint8 and float(error) <= 1e-5
 
     def prepare(self, image: Image.Image) -> NDArray[Any]:
-        """What is kept of an image: (channels, height, width), uint8 where `compact`, else fp32."""
+        """What to cache of an image: (channels, height, width), uint8 where `compact`, else fp32."""
         if not self.compact:
             return self._run(image)
-        found = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
-        values: NDArray[Any] = found["pixel_values"][0]
+        output = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        values: NDArray[Any] = output["pixel_values"][0]
         return values
 
-    def batch(self, kept: list[NDArray[Any]]) -> Tensor:
-        """The model's input from what `prepare` kept: (batch, channels, height, width), fp32."""
-        values = torch.from_numpy(np.stack(kept)).float()
+    def batch(self, prepared: list[NDArray[Any]]) -> Tensor:
+        """The model's input from what `prepare` returned: (batch, channels, height, width), fp32."""
+        values = torch.from_numpy(np.stack(prepared)).float()
         if not self.compact:
             return values
         if self.processor.do_rescale:
@@ -132,13 +125,13 @@ class Pixels:
 
     def _run(self, image: Image.Image) -> NDArray[Any]:
         """The processor's own output for one image, fp32."""
-        found = self.processor(image, return_tensors="np")
-        if set(found) != {"pixel_values"} or np.ndim(found["pixel_values"]) != 4:
+        output = self.processor(image, return_tensors="np")
+        if set(output) != {"pixel_values"} or np.ndim(output["pixel_values"]) != 4:
             raise ModelError(
-                f"{type(self.processor).__name__} gives {', '.join(found)}; a model that takes one tensor pixel_values "
+                f"{type(self.processor).__name__} gives {', '.join(output)}; a model that takes one tensor pixel_values "
                 "of shape (batch, channels, height, width) is needed"
             )
-        values: NDArray[Any] = np.asarray(found["pixel_values"][0], dtype=np.float32)
+        values: NDArray[Any] = np.asarray(output["pixel_values"][0], dtype=np.float32)
         return values
 
 
@@ -156,11 +149,8 @@ def _processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
     folder = model_folder(model)
     if not any((folder / name).exists() for name in _PROCESSOR_FILES):
         return _default_processor(model, mode, notes)
-    try:
+    with refusal(model, "its image processor can't be loaded"):
         return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"model {model.path!r}: its image processor can't be loaded ({reason})") from None
 
 
 def _default_processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
@@ -168,7 +158,7 @@ def _default_processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
     own = getattr(getattr(config, "vision_config", config), "image_size", None)
     side = max(own) if isinstance(own, list | tuple) else own
     notes.append(
-        "The model brings no image processor (preprocessor_config.json): images are resized to a square (bicubic) and "
+        "The model has no image processor (preprocessor_config.json): images are resized to a square (bicubic) and "
         "normalised with ImageNet's mean and deviation."
     )
     mean, deviation = (IMAGENET_MEAN, IMAGENET_STD) if mode == "RGB" else ((0.5,), (0.5,))
