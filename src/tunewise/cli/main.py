@@ -35,7 +35,7 @@ Exit code 5 where no method is within the limits.""",
 The weights of the base model are decomposed once and cached.""",
     "bounds": "Compute bounds on the generalization gap of a run or an adapter, with their assumptions.",
     "export": "Write an adapter as stock LoRA, merged into its model, or as compact columns.",
-    "runs": "List, show, compare, clean and verify run folders.",
+    "runs": "List, show, clean and verify run folders.",
     "aa": """Compare a method with itself: how often are equal methods called different?
 
 Exit code 1 where that is more often than 95 % intervals allow (19 of 200).""",
@@ -47,8 +47,7 @@ Exit code 1 where a theorem is refuted.""",
 GROUPS_OF_COMMANDS = {
     "runs": {
         "ls": "One line per run, for any number of runs.",
-        "show": "Specification, results, costs, measures, files, environment and problems of a run.",
-        "diff": "Differences of two runs: specification, environment, results.",
+        "show": "Spec, results, costs, measures, files, environment and problems of a run, as YAML.",
         "gc": """Remove what is not needed any more: temporary files, runs without a checkpoint, unused caches.
 
 Finished runs and runs in progress are never removed.""",

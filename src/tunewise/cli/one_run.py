@@ -5,22 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunewise.cli.tables import aligned, format_value
 from tunewise.errors import StoreError
 from tunewise.spec import RunSpec
 from tunewise.store import locks
 from tunewise.store.comparisons import comparisons, cost_of_run
 from tunewise.store.documents import read_document
-from tunewise.store.files import size
-from tunewise.store.filters import flat
 from tunewise.store.folders import RunStore
 from tunewise.store.records import Measured
 from tunewise.store.verification import faults_of_run
-
-_MOST_NUMBERS = 6
-"""Numbers of a measure that are shown; `--json` has all."""
-_SPLITS = ("train", "validation", "test")
-_HEAD = ("folder", "held_by", "checkpoint", "started", "seconds", "error")
 
 
 def collect_facts(store: RunStore, run_id: str) -> dict[str, Any]:
@@ -52,49 +44,6 @@ def collect_facts(store: RunStore, run_id: str) -> dict[str, Any]:
     }
 
 
-def format_facts(facts: dict[str, Any]) -> str:
-    """The same as text, without what is empty."""
-    model, data = facts["model"] or {}, facts["data"] or {}
-    sizes = {key: data.get(key) for key in (*_SPLITS, "notes")}
-    sections = {
-        f"run {facts['id']}: {facts['status']}": {key: facts[key] for key in _HEAD},
-        "specification": {**flat(facts["spec"] or {}), "learning_rate": facts["learning_rate"]},
-        "model and data": {**model, "layers": len(model.get("layers", ())), **sizes},
-        "results": _results(facts),
-        "costs, by the probe": flat(facts["costs"] or {}),
-        "measures": {name: _numbers(measured) for name, measured in facts["measures"].items()},
-        "environment": flat(facts["environment"] or {}),
-        "files": {name: size(count) for name, count in facts["files"].items()},
-        "problems": dict.fromkeys(facts["problems"], ""),
-    }
-    lines: list[str] = []
-    for title, content in sections.items():
-        rows = [[f"  {key}", format_value(value)] for key, value in content.items() if value not in (None, [], {}, 0)]
-        lines += ["", title, *aligned(rows)] if rows else []
-    return "\n".join(lines[1:])
-
-
-def _results(facts: dict[str, Any]) -> dict[str, Any]:
-    results, check = facts["results"], facts["check"]
-    if not results:
-        return {}
-    scores = {
-        split: f"loss {format_value(results[split]['loss'])}, {_pairs(results[split]['metrics'])}, "
-        f"{results[split]['examples']} examples"
-        for split in _SPLITS
-    }
-    return {
-        **scores,
-        "gap": f"{facts['gap']:+.6g} nats (test loss - train loss)",
-        "selected": f"epoch {results['selected_epoch']}, {results['selected_by']}",
-        "reloaded": f"logits within {check['max_logit_difference']:.2g}, by {check['loader']}" if check else None,
-    }
-
-
-def _pairs(content: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {format_value(value)}" for key, value in content.items())
-
-
 def _measures(folder: Path) -> dict[str, dict[str, Any]]:
     measures = {}
     for file in sorted(folder.glob("measures/*.json")):
@@ -103,15 +52,6 @@ def _measures(folder: Path) -> dict[str, dict[str, Any]]:
         except (StoreError, FileNotFoundError):
             continue  # listed under problems
     return measures
-
-
-def _numbers(measured: dict[str, Any]) -> str:
-    if measured["values"] is None:
-        return str(measured["error"])
-    numbers = {key: value for key, value in flat(measured["values"]).items() if isinstance(value, int | float | str)}
-    shown = _pairs(dict(list(numbers.items())[:_MOST_NUMBERS]))
-    more = f", and {len(numbers) - _MOST_NUMBERS} more" if len(numbers) > _MOST_NUMBERS else ""
-    return shown + more if numbers else f"computed in {measured['seconds']:.1f} s"
 
 
 def _planned_spec(store: RunStore, run_id: str) -> RunSpec | None:

@@ -27,7 +27,6 @@ class _Advice:
     recommendation: Recommendation
     limits: Limits
     criterion: str
-    further_seeds: dict[str, int]
 
     @property
     def adapter(self) -> Path | None:
@@ -47,9 +46,6 @@ def recommend(
     tolerance: Annotated[str, Parameter(help="Points that may be given away for a cheaper method.")] = "0",
     criterion: Annotated[
         str | None, Parameter(help="A metric, gap, or METRIC+gap as in arXiv 2606.13767; the metric unless given.")
-    ] = None,
-    difference: Annotated[
-        str | None, Parameter(help="Also print how many further seeds would show a difference of so many points.")
     ] = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -76,30 +72,11 @@ def recommend(
     share = summaries[0].is_share
     limits = replace(limits, tolerance=parse_tolerance(tolerance, share))
     recommendation = decide(summaries, limits, kind, study.tuning)
-    size = parse_tolerance(difference, share) if difference is not None else None
-    if size == 0:
-        raise SpecError("--difference 0: give a size above 0")
-    further = _further_seeds(summaries, recommendation.choice, size) if size else {}
-    advice = _Advice(study, summaries, recommendation, limits, kind, further)
+    advice = _Advice(study, summaries, recommendation, limits, kind)
     if as_json:
         print(json.dumps(_as_json(advice), indent=1))
     else:
-        _show(advice, f"{100 * (size or 0):g} points" if share else f"{size or 0:g}")
-
-
-def _further_seeds(summaries: list[MethodSummary], choice: str, size: float) -> dict[str, int]:
-    """Seeds beyond those there are, for each method beside the choice."""
-    from tunewise.advise.objectives import objectives_for
-    from tunewise.advise.pooled_variance import seeds_needed
-
-    chosen = next(s for s in summaries if s.label == choice)
-    (objective,) = objectives_for("metric", chosen)
-    scores = {s.label: objective.values(s) for s in summaries if s.seeds}
-    return {
-        s.label: seeds_needed(scores, s.label, choice, size, objective.resolution(chosen))
-        for s in summaries
-        if s is not chosen and len(s.metric_by_seed.keys() & chosen.metric_by_seed.keys()) > 1
-    }
+        _show(advice)
 
 
 def _as_json(advice: _Advice) -> dict[str, Any]:
@@ -119,7 +96,6 @@ def _as_json(advice: _Advice) -> dict[str, Any]:
             "over_items": asdict(s.item_comparison) if s.item_comparison else None,
             "in_pareto_set": s.label in advice.recommendation.pareto,
             "beyond_limits": describe_broken_limits(s, advice.limits) or None,
-            "further_seeds": advice.further_seeds.get(s.label),
         }
         for s in advice.summaries
     ]
@@ -136,7 +112,7 @@ def _as_json(advice: _Advice) -> dict[str, Any]:
     }
 
 
-def _show(advice: _Advice, difference: str) -> None:
+def _show(advice: _Advice) -> None:
     from rich.console import Console
 
     from tunewise.advise.decision import describe_broken_limits
@@ -153,12 +129,6 @@ def _show(advice: _Advice, difference: str) -> None:
         console.print(f"beyond the limits: {'; '.join(beyond)}")
     if recommendation.would_change:
         console.print("\nWhat would change this:", *(f"  - {text}" for text in recommendation.would_change), sep="\n")
-    if advice.further_seeds:
-        amounts = ", ".join(f"{label} {count}" for label, count in advice.further_seeds.items())
-        console.print(
-            f"\nFurther seeds to see a difference of {difference} to {recommendation.choice} four times in five, if "
-            f"the spread stays the same: {amounts}."
-        )
     console.print(f"\ncomparison  {advice.study.folder}", soft_wrap=True)
     if advice.adapter:
         console.print(f"adapter     {advice.adapter}", soft_wrap=True)

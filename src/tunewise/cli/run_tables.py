@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from tunewise.cli.tables import aligned, fit_columns, wrapped
-from tunewise.store.filters import COLUMNS
 from tunewise.store.table import RunRow
 from tunewise.text_format import pluralize
 
@@ -51,15 +48,6 @@ def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:
         return f"no runs in {place}" if not of else f"none of the {pluralize(of, 'run')} in {place} fits"
     shown = f"{total:,} of {pluralize(of, 'run')}" if total < of else pluralize(total, "run")
     return f"{shown}: {', '.join(f'{count:,} {status}' for status, count in counts.most_common())}"
-
-
-def csv_of(rows: Iterable[RunRow]) -> str:
-    """All columns, a line per run; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([getattr(row, name) for name in COLUMNS] for row in rows)
-    return text.getvalue()
 
 
 def _cells(row: RunRow, length: int) -> list[str]:

@@ -1,11 +1,11 @@
-"""`tunewise runs`: list, show, compare, clean and verify the run folders. None of it imports torch."""
+"""`tunewise runs`: list, show, clean and verify the run folders. None of it imports torch."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -31,10 +31,9 @@ def runs_ls(
     ] = None,
     sort: Annotated[str, Parameter(help="A column; with a minus before it in descending order.")] = "started",
     as_json: flags.Json = False,
-    as_csv: Annotated[bool, Parameter("--csv", negative=(), help="All columns, as CSV.")] = False,
 ) -> None:
     """Print one line per run."""
-    from tunewise.cli.run_tables import csv_of, lines_of, summary_of
+    from tunewise.cli.run_tables import lines_of, summary_of
     from tunewise.cli.tables import terminal_width
     from tunewise.store.filters import ordered, plain, selected
     from tunewise.store.table import table
@@ -44,8 +43,6 @@ def runs_ls(
     kept = ordered(selected(rows, method=method, status=status, model=model, where=where or ()), sort)
     if as_json:
         print(json.dumps([plain(row) for row in kept], indent=1))
-    elif as_csv:
-        print(csv_of(kept), end="")
     else:
         ids = [row.id for row in rows]
         print(*lines_of(kept, ids, terminal_width()), summary_of(kept, len(rows), runs), sep="\n")
@@ -53,35 +50,17 @@ def runs_ls(
 
 def runs_show(run: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json = False) -> None:
     """Print what is known about a run."""
-    from tunewise.cli.one_run import collect_facts, format_facts
+    import yaml
+
+    from tunewise.cli.one_run import collect_facts
     from tunewise.store.lookup import find_run
 
     facts = collect_facts(*find_run(run, runs))
-    print(json.dumps(facts, indent=1) if as_json else format_facts(facts))
-
-
-def runs_diff(first: _Run, second: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json = False) -> None:
-    """Print the differences of two runs."""
-    from tunewise.cli.tables import aligned, format_value
-    from tunewise.store.differences import differences
-    from tunewise.store.lookup import find_run, record_of
-
-    a, b = (record_of(*find_run(name, runs)) for name in (first, second))
-    found = differences(a, b)
     if as_json:
-        parts: dict[str, dict[str, Any]] = {"spec": {}, "environment": {}, "results": {}}
-        for difference in found:
-            parts[difference.part][difference.key] = [difference.first, difference.second]
-        print(json.dumps({"first": a.id, "second": b.id, **parts}, indent=1))
-        return
-    if not found:
-        print(f"{a.id} and {b.id} do not differ")
-        return
-    lines = [["", a.id, b.id]]
-    for part in dict.fromkeys(difference.part for difference in found):
-        lines.append([part, "", ""])
-        lines += [[f"  {d.key}", format_value(d.first), format_value(d.second)] for d in found if d.part == part]
-    print(*aligned(lines), sep="\n")
+        print(json.dumps(facts, indent=1))
+    else:
+        known = {key: value for key, value in facts.items() if value not in (None, {}, [])}
+        print(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000), end="")
 
 
 def runs_gc(

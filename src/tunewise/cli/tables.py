@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,16 +65,3 @@ def aligned(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> list
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     formats = [f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths)]
     return ["  ".join(f.format(cell) for f, cell in zip(formats, line, strict=True)).rstrip() for line in lines]
-
-
-def format_value(value: Any, missing: str = "-") -> str:
-    """A value in a line: numbers with six digits, lists with commas."""
-    if value is None:
-        return missing
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return ", ".join(format_value(item) for item in value)
-    return " ".join(str(value).split())
