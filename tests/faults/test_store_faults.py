@@ -16,12 +16,12 @@ from faults.disks import fill, grow, small_disk
 from stored_runs import record_of, stored_spec, write_run, write_unfinished
 from tunewise.cli.main import run as run_command
 from tunewise.errors import StoreError
-from tunewise.store import files, table_index
+from tunewise.store import files
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.garbage import leftovers, remove
 from tunewise.store.records import RunRecord
-from tunewise.store.table import table
+from tunewise.store.table import read_index, table
 from tunewise.store.verification import faults_of_run
 from tunewise.training import checkpoints
 
@@ -118,7 +118,7 @@ def test_a_really_full_disk_loses_no_record_and_can_be_cleaned(
         with store.lock(record.id):  # held, though there is no room to say by whom
             assert store.is_locked(record.id)
         assert [row.status for row in table(root)] == ["done", "unfinished"]
-        assert table_index.read(root) == {}
+        assert read_index(root) == {}
         monkeypatch.setattr(sys, "argv", ["tunewise", "runs", "ls", str(root)])
         with pytest.raises(SystemExit) as stop:
             run_command()

@@ -13,13 +13,10 @@ import time
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from stored_runs import record_of, stored_spec, write_run, write_unfinished
-from tunewise.spec import StudySpec
 from tunewise.store import table as table_module
-from tunewise.store import table_index
 from tunewise.store.documents import write_document
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
@@ -44,11 +41,11 @@ def test_the_index_says_what_the_folders_say(runs: Path) -> None:
     first = table(runs)
     assert first == truth(runs)
     assert len(first) == 9
-    index = runs / table_index.NAME
+    index = runs / table_module.INDEX
     written = index.stat().st_mtime_ns
     assert table(runs) == first
     assert index.stat().st_mtime_ns == written
-    assert pq.read_table(index).num_rows == 9  # an ordinary parquet file
+    assert len(table_module.read_index(runs)) == 9
 
 
 def test_known_runs_are_not_read_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,33 +84,33 @@ def test_changed_new_and_removed_runs_are_seen(runs: Path) -> None:
 
 def test_no_damaged_index_is_believed(runs: Path) -> None:
     rows = table(runs)
-    index = runs / table_index.NAME
+    index = runs / table_module.INDEX
     raw = index.read_bytes()
-    assert len(table_index.read(runs)) == 9
+    assert len(table_module.read_index(runs)) == 9
     generator = random.Random(0)
     for place in range(0, len(raw), 29):
         damaged = bytearray(raw)
         damaged[place] ^= 1 << generator.randrange(8)
         index.write_bytes(damaged)
-        assert table_index.read(runs) == {}, place
-    for content in (b"", b"PAR1", raw[: len(raw) // 2], raw + b"x", os.urandom(1000)):
+        assert table_module.read_index(runs) == {}, place
+    for content in (b"", b"[]", raw[: len(raw) // 2], raw + b"x", os.urandom(1000)):
         index.write_bytes(content)
-        assert table_index.read(runs) == {}
+        assert table_module.read_index(runs) == {}
     assert table(runs) == rows
-    assert len(table_index.read(runs)) == 9
+    assert len(table_module.read_index(runs)) == 9
 
 
 def test_an_index_of_another_version_is_not_used(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_index, "_SEAL", b"tunewise table 0 sha256 ")
+    monkeypatch.setattr(table_module, "VERSION", b"0")
     table(runs)
     monkeypatch.undo()
-    assert table_index.read(runs) == {}
+    assert table_module.read_index(runs) == {}
 
 
 def test_where_no_index_can_be_written_the_table_is_the_same(runs: Path) -> None:
-    (runs / table_index.NAME).mkdir()
+    (runs / table_module.INDEX).mkdir()
     assert table(runs) == truth(runs)
-    assert not list(runs.glob(".*.parquet.*"))
+    assert not list(runs.glob(".*.json.*"))
 
 
 def test_runs_in_every_state_are_listed(runs: Path) -> None:
@@ -144,17 +141,6 @@ def test_a_finished_run_that_is_done_anew_is_running(runs: Path) -> None:
     with RunStore(runs).lock(first.id):
         assert next(row for row in table(runs) if row.id == first.id).status == "running"
     assert table(runs)[0] == first
-
-
-def test_what_an_unfinished_run_is_comes_from_its_comparison(tmp_path: Path) -> None:
-    spec = StudySpec.model_validate(
-        {"model": "m", "data": "d.csv", "methods": ["lora", "cla"], "seeds": [3], "task": "text"}
-    )
-    write_atomically(tmp_path / f"compare-{spec.id}" / "compare.json", spec.model_dump_json())
-    run = spec.runs()[1]
-    write_unfinished(tmp_path, run, checkpoint=False)
-    (row,) = table(tmp_path)
-    assert (row.status, row.method, row.rank, row.seed, row.data) == ("unfinished", "cla", 8, 3, "d.csv")
 
 
 def test_what_an_unfinished_run_is_was_noted_when_it_was_begun(tmp_path: Path) -> None:
@@ -236,7 +222,7 @@ def test_five_thousand_runs_open_in_a_second_of_processor_time(tmp_path: Path) -
     assert min(spent[1:]) < 1.0
     write_run(tmp_path, stored_spec("cla", 0))  # one more: the others are not read again
     added = spent_on(tmp_path, 5001)
-    (tmp_path / table_index.NAME).unlink()
+    (tmp_path / table_module.INDEX).unlink()
     rebuilt = spent_on(tmp_path, 5001)
     print(f"with one run more {added}, with the index deleted {rebuilt}")
     assert added < 2.0 and rebuilt < 4.0

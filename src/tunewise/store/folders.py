@@ -8,7 +8,7 @@ runs/<run id>/predictions.npz   test logits and labels, training losses
 runs/<run id>/trajectory/       what was trained at evenly spaced steps, where that was asked for
 runs/<run id>/checkpoints/      while it is running, for going on after a stop
 runs/.locks/<run id>           locked by the process that has the run
-runs/.table.parquet             a shortcut for listing them (see `table`); may be deleted at any time
+runs/.table.json                an index for listing them (see `table`); may be deleted at any time
 """
 
 from __future__ import annotations

@@ -149,5 +149,5 @@ def begin(plan: SweepPlan, store: RunStore) -> Path:
 def pace_of(plan: SweepPlan, store: RunStore) -> Pace:
     """What finished runs of this store say about the time of the plan's."""
     pace = Pace(device_name())
-    pace.learn_from(table(store.root, keep=False), sizes(plan.runs))
+    pace.learn_from(table(store.root), sizes(plan.runs))
     return pace
