@@ -1,17 +1,6 @@
-"""What theory says about a fine-tuning run, in numbers: one theorem a file, no torch.
+"""What theory says about a fine-tuning run, in numbers: one theorem a file, without torch.
 
-| file | question |
-| --- | --- |
-| bound.py | the result: value, units, assumptions, mark, source |
-| information.py | how large can the expected gap be, from the number of trained parameters? |
-| perturbation.py, literal.py | how far can fine-tuning move the gap, from norms? |
-| attention.py | how far does an attention block's output move? |
-| pac_bayes.py | how large can the gap be with high probability? |
-| random_factor.py | the same for one run of LoRA with a frozen random factor |
-| ntk.py | which rank is enough while training is lazy? |
-| step_size.py | how long may a step be? |
-
-Every result is a `Bound`. Arguments that make no sense raise `SpecError`.
+Every result is a `Bound`. Invalid arguments raise `SpecError`.
 """
 
 from tunewise.theory.attention import attention_difference

@@ -1,4 +1,4 @@
-"""Checks of arguments: each hands back a plain number or list, or raises `SpecError` in one line."""
+"""Checks of arguments: each returns a plain number or list, or raises `SpecError` with one line."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def probability(name: str, value: Any) -> float:
 
 
 def per_layer(layers: int | None = None, /, **named: Any) -> list[list[float]]:
-    """Every argument as a list with one number a layer; a single number is repeated.
+    """Every argument as a list with one number for each layer; a single number is repeated.
 
-    `layers`, where it is not given, is the longest list's length.
+    The default of `layers` is the length of the longest list.
 
     >>> per_layer(base_norms=[1, 2, 3], update_norms=0.5)
     [[1.0, 2.0, 3.0], [0.5, 0.5, 0.5]]
@@ -79,7 +79,7 @@ def layer_shapes(layers: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
 
 
 def _listed(name: str, values: Any) -> list[float] | None:
-    """The entries of a sequence, checked; None where it is a single number."""
+    """The checked entries of a sequence; None for a single number."""
     if isinstance(values, str):
         raise SpecError(f"{name} is {values!r}; a number is needed")
     try:

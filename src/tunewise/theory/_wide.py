@@ -1,7 +1,7 @@
 """Arithmetic without overflow: decimal numbers of 40 digits and practically any exponent.
 
-A product of 400 layers' norms is far beyond the floats. In this arithmetic the theorems' recurrences stay
-as they are written, every intermediate is right to 40 digits, and a sum of products needs no logarithms.
+A product of the norms of 400 layers is far beyond the range of floats. In this arithmetic the recurrences of the
+theorems need no logarithms.
 """
 
 from __future__ import annotations
@@ -9,16 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from decimal import (
-    MAX_EMAX,
-    MIN_EMIN,
-    Context,
-    Decimal,
-    DivisionByZero,
-    InvalidOperation,
-    Overflow,
-    localcontext,
-)
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 from typing import TypedDict
 
 _WIDE = Context(prec=40, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[InvalidOperation, DivisionByZero, Overflow])
@@ -40,6 +31,6 @@ def decimals(values: Iterable[float]) -> list[Decimal]:
 
 
 def value_and_log(x: Decimal) -> _ValueAndLog:
-    """The nearest float (`inf` beyond the floats) and the natural logarithm: two of `Bound`'s fields."""
+    """The nearest float (`inf` beyond the range) and the natural logarithm: two fields of `Bound`."""
     with wide():
         return {"value": float(x), "log_value": float(x.ln()) if x else -math.inf}

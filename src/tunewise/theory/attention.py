@@ -1,4 +1,4 @@
-r"""How far one attention block's output moves under fine-tuning (arXiv 2606.13767, Theorem 4, corrected).
+r"""How far the output of one attention block moves under fine-tuning (arXiv 2606.13767, Theorem 4, corrected).
 
 V_W(X) = softmax(X WQ (X WK)^T / sqrt(d_k)) X WV WO for X of nhat rows, ||X||_2 <= C. Then
 
@@ -6,21 +6,21 @@ V_W(X) = softmax(X WQ (X WK)^T / sqrt(d_k)) X WV WO for X of nhat rows, ||X||_2 
         <= C (L_sigma ||dW_QKV||_F ||WO0||_2 + sqrt(nhat) ||WV0 + dWV||_2 ||dWO||_F)
     L_sigma = sqrt(Vb^2 (Qb^2 + Kb^2) / (4 d_k) + nhat),   Qb = C (||WQ0||_2 + ||dWQ||_2), Kb and Vb alike,
 
-with dW_QKV = [dWQ | dWK | dWV]. The paper prints L_sigma = 1/2, which one token refutes already: the softmax
-of one score is 1, so X = WO0 = dWV = 1 moves the output by 1. The updates' norms are Frobenius norms: with
-spectral ones the first term fails, since all nhat rows of a softmax can move at once.
+with dW_QKV = [dWQ | dWK | dWV]. The paper prints L_sigma = 1/2, which one token refutes: the softmax of one score is 1,
+so X = WO0 = dWV = 1 moves the output by 1. The updates' norms must be Frobenius norms, since all nhat rows of a softmax
+can move at once.
 
-Proof. Write S = Q K^T / sqrt(d_k) and P = softmax(S) by rows; a row's Jacobian diag(p) - p p^T has norm at
-most 1/2. On the segment from W0 to W0 + dW
+Proof. Write S = Q K^T / sqrt(d_k) and P = softmax(S) by rows; the Jacobian diag(p) - p p^T of a row has norm at most
+1/2. On the segment from W0 to W0 + dW
 
     ||d(P V)||_F <= 1/2 ||dS||_F ||V||_2 + ||P||_2 ||dV||_F
                  <= Vb (Kb ||dQ||_F + Qb ||dK||_F) / (2 sqrt(d_k)) + sqrt(nhat) ||dV||_F
 
-and Cauchy-Schwarz makes that L_sigma ||[dQ | dK | dV]||_F <= L_sigma C ||dW_QKV||_F. The second term is P V
-of W0 + dW times dWO, with ||P||_2 <= sqrt(nhat). A mask changes nothing: P's rows are probabilities still.
+and Cauchy-Schwarz makes that L_sigma ||[dQ | dK | dV]||_F <= L_sigma C ||dW_QKV||_F. The second term is P V of W0 + dW
+times dWO, with ||P||_2 <= sqrt(nhat). A mask changes nothing: the rows of P remain probabilities.
 
-H heads: the squares of the first term add up over heads, each with its own d_k; [P_1 V_1 | ... | P_H V_H] has
-norm at most sqrt(H nhat) C ||WV||_2, so nhat in the second term becomes H nhat.
+H heads: the squares of the first term add up over heads, each with its own d_k; [P_1 V_1 | ... | P_H V_H] has norm at
+most sqrt(H nhat) C ||WV||_2, so nhat in the second term becomes H nhat.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def attention_difference(
     merged_value_norm: float | None = None,
     as_printed: bool = False,
 ) -> Bound:
-    """Theorem 4 with the local constant: a bound of ||V_{W0+dW}(X) - V_{W0}(X)||_F, one block on one input.
+    """A bound on ||V_{W0+dW}(X) - V_{W0}(X)||_F for one attention block on one input, with the local constant.
 
     Args:
         base_norms: ||WQ0||_2, ||WK0||_2, ||WV0||_2, ||WO0||_2.
@@ -57,12 +57,22 @@ def attention_difference(
         heads: H.
         spectral_update_norms: ||dWQ||_2, ... where known: they replace the Frobenius norms in L_sigma.
         merged_value_norm: ||WV0 + dWV||_2 where known, instead of the sum of norms.
-        as_printed: With the paper's L_sigma = 1/2. For the record: the statement is false then.
+        as_printed: With the paper's L_sigma = 1/2, with which the statement is false.
 
-    >>> float(attention_difference((1, 1, 1, 1), (0, 0, 0, 0), input_bound=1, tokens=4, head_width=8))
-    0.0
-    >>> float(attention_difference((0, 0, 1, 1), (0, 0, 1, 0), input_bound=1, tokens=1, head_width=8))
-    1.0
+    Returns:
+        The bound, a Frobenius norm of the block's output.
+
+    Raises:
+        SpecError: For a number of norms other than four, or negative or infinite numbers.
+
+    Source:
+        arXiv 2606.13767, Theorem 4, corrected.
+
+    Example:
+        >>> float(attention_difference((1, 1, 1, 1), (0, 0, 0, 0), input_bound=1, tokens=4, head_width=8))
+        0.0
+        >>> float(attention_difference((0, 0, 1, 1), (0, 0, 1, 0), input_bound=1, tokens=1, head_width=8))
+        1.0
     """
     nhat, d_k, heads = count("tokens", tokens), count("head_width", head_width), count("heads", heads)
     base, update = _four("base_norms", base_norms), _four("update_norms", update_norms)

@@ -1,4 +1,4 @@
-"""A number from a theorem, with everything one has to know to read it."""
+"""A number from a theorem, with its units, assumptions and source."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ MARKS: dict[Mark, str] = {
 class Bound:
     """What a theorem says in numbers: `statement` with `value` in it, under `assumptions`.
 
-    `value` is an `int` where the quantity is a count. A value beyond the floats is `inf`, and `log_value`
-    (the natural logarithm) is finite still. `unmet` names assumptions that are known to fail for this
-    model.
+    Attributes:
+        value: The number; an `int` for a count, `inf` beyond the range of floats.
+        units: "loss", "parameters", "rank", ...
+        assumptions: What the theorem requires.
+        mark: The relation to the paper's formula, a key of `MARKS`.
+        source: arXiv id and number of the theorem.
+        statement: The inequality, with "value" in it.
+        log_value: Natural logarithm of value, finite also for an infinite `value`.
+        ceiling: What holds without any theorem, e.g. gap <= M for a loss in [0, M].
+        unmet: Assumptions that are known to fail for this model.
 
-    >>> gap = Bound(value=0.25, units="loss", mark="text", source="arXiv 2606.13767 Theorem 7", ceiling=1.0)
-    >>> float(gap), gap.vacuous
-    (0.25, False)
-    >>> print(gap)
-    0.25 loss (text; arXiv 2606.13767 Theorem 7)
+    Example:
+        >>> gap = Bound(value=0.25, units="loss", mark="text", source="arXiv 2606.13767 Theorem 7", ceiling=1.0)
+        >>> float(gap), gap.vacuous
+        (0.25, False)
+        >>> print(gap)
+        0.25 loss (text; arXiv 2606.13767 Theorem 7)
     """
 
     value: float
@@ -37,8 +45,8 @@ class Bound:
     mark: Mark
     source: str
     statement: str = ""
-    log_value: float = math.nan  # left out: the logarithm of value
-    ceiling: float | None = None  # what holds without any theorem, e.g. gap <= M for a loss in [0, M]
+    log_value: float = math.nan  # the default is the logarithm of value
+    ceiling: float | None = None
     unmet: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,11 +55,11 @@ class Bound:
 
     @property
     def vacuous(self) -> bool:
-        """Whether it says no more than what holds without any theorem."""
+        """Whether the value is not below what holds without any theorem."""
         return self.ceiling is not None and self.value >= self.ceiling
 
     def with_unmet(self, *reasons: str) -> Bound:
-        """The same number where the theorem does not apply to the letter, with the reasons why not."""
+        """The same number, with reasons why the theorem does not apply literally."""
         return replace(self, unmet=self.unmet + reasons)
 
     def __float__(self) -> float:
@@ -66,10 +74,7 @@ class Bound:
         raise TypeError(f"{self.value} {self.units} is not a whole number")
 
     def __add__(self, other: Bound) -> Bound:
-        """The sum of two bounds in the same units: both lists of assumptions, the weaker mark.
-
-        Theorem 6 of arXiv 2606.13767, for one, is `perturbation(...).phi_dw + pac_bayes(base_norms, 0, ...)`.
-        """
+        """The sum of two bounds in the same units: both lists of assumptions, the weaker mark."""
         if not isinstance(other, Bound):
             return NotImplemented
         if self.units != other.units:

@@ -1,10 +1,9 @@
-r"""How much a method can memorise: the information-theoretic bound (arXiv 2606.13767, Theorem 7).
+r"""How much a method can memorize: the information-theoretic bound (arXiv 2606.13767, Theorem 7).
 
     |E[gap]| <= sqrt(2 sigma^2 I(S; W) / N) <= sqrt(2 sigma^2 q p ln 2 / N)
 
-Lemma 1 there: the first step is Xu & Raginsky (2017) for a sigma-sub-Gaussian loss; the second, that p
-parameters of q bits hold no more than q p ln 2 nats. Frozen random factors and sampled columns do not
-depend on the sample S and hold nothing.
+Lemma 1: the first step is Xu & Raginsky (2017) for a sigma-sub-Gaussian loss; in the second, p parameters of q bits
+hold at most q p ln 2 nats. Frozen random factors and sampled columns do not depend on the sample S and hold nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tunewise.theory.bound import Bound
 def trained_parameters(
     method: str | Method, layers: Iterable[Sequence[int]], rank: int, links: int | None = None
 ) -> Bound:
-    """Table 1: p, the trained parameters of the adapted layers, summed over a chain's k links; a count.
+    """The number p of trained parameters of the adapted layers, summed over a chain's k links.
 
     | trained | one layer of n outputs, m inputs |
     | --- | --- |
@@ -30,22 +29,30 @@ def trained_parameters(
     | rows (cla-rows) | k r m |
     | all (fft) | m n |
 
-    Each layer's share is at most m n: no update of an n x m weight holds more. The task head is not counted.
-    A frozen A that comes from the gradient depends on the sample, so it counts as a trained one.
+    The share of a layer is at most m n: no update of an n x m weight holds more. The task head is not counted. A frozen
+    A from the gradient depends on the sample and counts as trained.
 
     Args:
         method: A name of the catalog, or a `Method`.
         layers: Pairs (out n, in m), one for each adapted weight.
         rank: r.
-        links: k. Left out, it is the method's own (1 without a chain).
+        links: k; by default the method's own number (1 without a chain).
 
-    Raises `SpecError` for a method of PEFT's own, and for sizes that are no positive integers.
+    Returns:
+        p, in parameters.
 
-    >>> vit_base = [(768, 768)] * 24  # q and v of 12 blocks
-    >>> int(trained_parameters("lora", vit_base, 16)), int(trained_parameters("cla", vit_base, 16))
-    (589824, 294912)
-    >>> int(trained_parameters("c3la", vit_base, 16, links=48)) == 24 * 768 * 768
-    True
+    Raises:
+        SpecError: For a method of PEFT's own, unknown links of a chain, or sizes that are not positive integers.
+
+    Source:
+        arXiv 2606.13767, Table 1.
+
+    Example:
+        >>> vit_base = [(768, 768)] * 24  # q and v of 12 blocks
+        >>> int(trained_parameters("lora", vit_base, 16)), int(trained_parameters("cla", vit_base, 16))
+        (589824, 294912)
+        >>> int(trained_parameters("c3la", vit_base, 16, links=48)) == 24 * 768 * 768
+        True
     """
     method = get_method(method)
     shapes = layer_shapes(layers)
@@ -62,20 +69,30 @@ def trained_parameters(
 
 
 def information_bound(parameters: Bound | int, samples: int, bits: float = 32, sigma: float = 1.0) -> Bound:
-    """Theorem 7: |E[gap]| <= sqrt(2 sigma^2 q p ln 2 / N), in the loss's units.
+    """The bound |E[gap]| <= sqrt(2 sigma^2 q p ln 2 / N) on the expected gap.
 
-    Vacuous in practice: for a loss in [0, M] sigma is M / 2, and nothing above M = 2 sigma says anything.
+    Vacuous in practice: for a loss in [0, M] sigma is M / 2, and a bound above M = 2 sigma says nothing.
 
     Args:
         parameters: p, e.g. from `trained_parameters`.
         samples: N, the number of fine-tuning samples.
         bits: q, bits per parameter.
-        sigma: The loss is sigma-sub-Gaussian.
+        sigma: The loss is sigma-sub-Gaussian; in units of the loss.
 
-    >>> p = trained_parameters("cla", [(768, 768)] * 24, 16)
-    >>> gap = information_bound(p, samples=50_000)
-    >>> round(float(gap), 1), gap.vacuous
-    (16.2, True)
+    Returns:
+        The bound, in units of the loss.
+
+    Raises:
+        SpecError: For an argument that is not finite or out of range.
+
+    Source:
+        arXiv 2606.13767, Lemma 1 and Theorem 7; Xu & Raginsky 2017.
+
+    Example:
+        >>> p = trained_parameters("cla", [(768, 768)] * 24, 16)
+        >>> gap = information_bound(p, samples=50_000)
+        >>> round(float(gap), 1), gap.vacuous
+        (16.2, True)
     """
     p = count("parameters", parameters.value if isinstance(parameters, Bound) else parameters, least=0)
     n, q, sigma = count("samples", samples), number("bits", bits), positive("sigma", sigma)

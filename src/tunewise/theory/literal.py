@@ -1,4 +1,4 @@
-r"""Theorem 1 of arXiv 2606.13767 term by term: the sums over 2^L products, mended or as printed.
+r"""Theorem 1 of arXiv 2606.13767 term by term: the sums over 2^L products, corrected or as printed.
 
     Phi_dW = 2 Ll [C prod_l lam_l sum_{i=1}^{2^L - 1} prod_j P(i,j) + sum_{i=1, i != 2^a - 1}^{2^L - 2} F(i)]
     Phi_W0 = 2 Ll [C prod_l lam_l sum_{i=2}^{2^L}     prod_j P(i,j) + sum_{i=3, i != 2^a}^{2^L - 1} F(i)]
@@ -6,10 +6,9 @@ r"""Theorem 1 of arXiv 2606.13767 term by term: the sums over 2^L products, mend
     P(i,j) = ||W0^{L-j+1}|| if floor((i-1) / 2^{L-j}) is odd, else ||dW^{L-j+1}||
     H(i,j) = ||W0^{L-j+1}|| if floor(i / 2^{psi(i)-j}) is odd, else ||dW^{L-j+1}||
 
-The digits of i choose W0 or dW layer by layer; left out is the choice of one and the same everywhere. The
-paper prints P with the exponent L-1, H with its two cases exchanged, and Phi_W0's second sum from i = 1; as
-printed the theorem is false. `tunewise.theory.perturbation` computes the mended sums in O(L); this is what
-it is checked against.
+The digits of i choose W0 or dW for each layer; the same choice for all layers is left out. The paper prints P with the
+exponent L-1, H with its cases exchanged, and Phi_W0's second sum from i = 1; as printed the theorem is false. This is
+the reference for `tunewise.theory.perturbation`, which computes the corrected sums in O(L).
 """
 
 from __future__ import annotations
@@ -33,13 +32,29 @@ def literal_perturbation(
     activation_offsets: PerLayer = 0.0,
     as_printed: bool = False,
 ) -> Perturbation:
-    """Theorem 1 as sums of 2^L products; arguments and units as in `perturbation`, at most 16 layers.
+    """Theorem 1 as sums of 2^L products, for at most 16 layers.
 
     Args:
-        as_printed: With the paper's misprints. For the record: the statement is false then.
+        base_norms: a_l = ||W0^l||_2, first layer first, or one number for all layers.
+        update_norms: b_l = ||dW^l||_2.
+        input_bound: C >= ||x||.
+        loss_lipschitz: Ll, of the loss as a function of the network's output.
+        activation_lipschitz: lam_l.
+        activation_offsets: s_l = ||sigma_l(0)||.
+        as_printed: With the paper's misprints, with which the statement is false.
 
-    >>> float(literal_perturbation([3.0, 2.0], [0.5, 0.25], input_bound=1.0).phi_dw)
-    3.75
+    Returns:
+        Phi_dW and Phi_W0, in units of the loss.
+
+    Raises:
+        SpecError: For more than 16 layers, negative or infinite numbers, or sequences of different lengths.
+
+    Source:
+        arXiv 2606.13767, Theorem 1.
+
+    Example:
+        >>> float(literal_perturbation([3.0, 2.0], [0.5, 0.25], input_bound=1.0).phi_dw)
+        3.75
     """
     a, b, lam, s = per_layer(
         base_norms=base_norms,

@@ -1,13 +1,11 @@
-r"""Which rank is enough while fine-tuning is lazy: the network linear in its update (arXiv 2402.11867).
+r"""Which rank is enough in the NTK regime, where the network is linear in its update (arXiv 2402.11867).
 
-With N samples and K outputs the linearised problem min_dW L(dW) + lambda ||dW||_* sees K N numbers, hence
-- it has a minimiser of some rank r with r (r + 1) / 2 <= K N,
-- and LoRA of a rank with r (r + 1) / 2 > K N has no spurious local minimum, dW = u v^T with the penalty
-  lambda / 2 (||u||_F^2 + ||v||_F^2).
+With N samples and K outputs the linearized problem min_dW L(dW) + lambda ||dW||_* contains K N numbers. It has a
+minimizer of some rank r with r (r + 1) / 2 <= K N; and LoRA of a rank with r (r + 1) / 2 > K N has no spurious local
+minimum, for dW = u v^T with the penalty lambda / 2 (||u||_F^2 + ||v||_F^2).
 
-A later count (arXiv 2605.03724) takes the dimension of the rank-r matrices instead: r (m + n) - r^2 > C* K N
-with C* about 1.35, and no threshold at all for binary cross-entropy. Show both ends: 11 or 12 against 1 for
-few-shot RoBERTa.
+A later count (arXiv 2605.03724) uses the dimension of the rank-r matrices: r (m + n) - r^2 > C* K N with C* about 1.35,
+and no threshold for binary cross-entropy. The two differ widely: 11 or 12 against 1 for few-shot RoBERTa.
 """
 
 from __future__ import annotations
@@ -26,14 +24,24 @@ _LAZY = "lazy training: the network is its linearisation in the update (measure 
 
 
 def rank_for_existence(outputs: int, samples: int) -> Bound:
-    """The largest r with r (r + 1) / 2 <= K N: some minimiser has no larger rank; a count.
+    """The largest r with r (r + 1) / 2 <= K N: some minimizer has no larger rank.
 
     Args:
-        outputs: K, the numbers that the loss sees of one sample.
+        outputs: K, the numbers in the loss for one sample.
         samples: N.
 
-    >>> int(rank_for_existence(outputs=2, samples=32))
-    10
+    Returns:
+        r, a count.
+
+    Raises:
+        SpecError: For an argument that is not a positive integer.
+
+    Source:
+        arXiv 2402.11867, abstract (i).
+
+    Example:
+        >>> int(rank_for_existence(outputs=2, samples=32))
+        10
     """
     return Bound(
         value=_triangular_root(count("outputs", outputs) * count("samples", samples)),
@@ -46,12 +54,26 @@ def rank_for_existence(outputs: int, samples: int) -> Bound:
 
 
 def rank_without_spurious_minima(outputs: int, samples: int) -> Bound:
-    """The smallest r with r (r + 1) / 2 > K N: from there on LoRA has no spurious local minimum; a count.
+    """The smallest r with r (r + 1) / 2 > K N: from this rank on LoRA has no spurious local minimum.
 
-    Sufficient, not necessary: nothing need happen at this rank. Arguments as in `rank_for_existence`.
+    The condition is sufficient, not necessary: nothing needs to change at this rank.
 
-    >>> int(rank_without_spurious_minima(outputs=2, samples=32))
-    11
+    Args:
+        outputs: K, the numbers in the loss for one sample.
+        samples: N.
+
+    Returns:
+        r, a count.
+
+    Raises:
+        SpecError: For an argument that is not a positive integer.
+
+    Source:
+        arXiv 2402.11867, abstract (ii).
+
+    Example:
+        >>> int(rank_without_spurious_minima(outputs=2, samples=32))
+        11
     """
     return Bound(
         value=_triangular_root(count("outputs", outputs) * count("samples", samples)) + 1,
@@ -69,24 +91,32 @@ def rank_without_spurious_minima(outputs: int, samples: int) -> Bound:
 
 
 def rank_for_generic_features(
-    shape: tuple[int, int],
-    outputs: int,
-    samples: int,
-    loss: Literal["squared", "binary_cross_entropy"] = "squared",
+    shape: tuple[int, int], outputs: int, samples: int, loss: Literal["squared", "binary_cross_entropy"] = "squared"
 ) -> Bound:
-    """The smallest r with r (m + n) - r^2 > 1.35 K N, the weaker demand; 1 for binary cross-entropy; a count.
+    """The smallest r with r (m + n) - r^2 > 1.35 K N, a weaker condition; 1 for binary cross-entropy.
 
-    Where even full rank is too few dimensions it is min(m, n), since then u v^T is every matrix.
+    If no rank satisfies it, the result is min(m, n), for which u v^T is every matrix.
 
     Args:
         shape: (out n, in m) of the adapted weight.
-        outputs, samples: K and N, as in `rank_for_existence`.
-        loss: Binary cross-entropy has no threshold.
+        outputs: K, the numbers in the loss for one sample.
+        samples: N.
+        loss: "squared", or "binary_cross_entropy", which has no threshold.
 
-    >>> int(rank_for_generic_features((1024, 1024), outputs=2, samples=32))
-    1
-    >>> int(rank_for_generic_features((1024, 1024), outputs=2, samples=10_000))
-    14
+    Returns:
+        r, a count.
+
+    Raises:
+        SpecError: For an unknown loss, or sizes that are not positive integers.
+
+    Source:
+        arXiv 2605.03724, abstract.
+
+    Example:
+        >>> int(rank_for_generic_features((1024, 1024), outputs=2, samples=32))
+        1
+        >>> int(rank_for_generic_features((1024, 1024), outputs=2, samples=10_000))
+        14
     """
     ((n, m),) = layer_shapes([shape])
     demand = GAUSSIAN_CONSTANT * count("outputs", outputs) * count("samples", samples)
@@ -114,17 +144,27 @@ def rank_for_generic_features(
 def nuclear_penalty(
     outputs: int, samples: int, feature_bound: float, loss_lipschitz: float = 1.0, delta: float = 0.05
 ) -> Bound:
-    """lambda = 2 tau, tau = sqrt(2 K / N) G R (2 + sqrt(ln(1 / eta))): the penalty that `excess_risk` is for.
+    """The penalty lambda = 2 tau of `excess_risk`, tau = sqrt(2 K / N) G R (2 + sqrt(ln(1 / eta))).
 
     Args:
-        outputs: K.
+        outputs: K, the numbers in the loss for one sample.
         samples: N.
         feature_bound: R >= ||gradient of one output in the adapted weights||_F, at W0, for every sample.
         loss_lipschitz: G, of the loss in the K outputs.
         delta: eta, the probability with which `excess_risk` fails.
 
-    >>> round(float(nuclear_penalty(outputs=1, samples=20_000, feature_bound=1.0)), 4)
-    0.0746
+    Returns:
+        lambda, in units of the loss per unit of nuclear norm.
+
+    Raises:
+        SpecError: For an argument out of range.
+
+    Source:
+        Own proof (in `excess_risk`), after arXiv 2402.11867, abstract (iii).
+
+    Example:
+        >>> round(float(nuclear_penalty(outputs=1, samples=20_000, feature_bound=1.0)), 4)
+        0.0746
     """
     tau = _tau(outputs, samples, feature_bound, loss_lipschitz, delta)
     return Bound(
@@ -145,23 +185,36 @@ def excess_risk(
     loss_lipschitz: float = 1.0,
     delta: float = 0.05,
 ) -> Bound:
-    """6 tau ||dW*||_*: how much more the penalised minimiser risks than the best dW*, in the loss's units.
+    """The bound 6 tau ||dW*||_* on the excess risk of the penalized minimizer over the best dW*.
 
-    With probability at least 1 - eta, where lambda = 2 tau (`nuclear_penalty`, which also has the other
-    arguments).
+    It holds with probability at least 1 - eta, for the penalty lambda = 2 tau of `nuclear_penalty`.
 
-    Proof. Let D be the penalised minimiser of the sample. (1) For a fixed rho, over ||d - dW*||_* <= rho
-    the difference of true and empirical loss(d) - loss(dW*) is at most tau rho: vector contraction gives 2
-    sqrt(2) G rho sqrt(K) R / sqrt(N) in the mean (||mean of signed features||_2 <= sqrt(K) R / sqrt(N)),
-    bounded differences the rest. (2) Were D farther than rho from dW*, the point of the segment at distance
-    rho would do, by convexity: 0 <= tau rho + 2 tau (2 ||dW*||_* - rho), so rho <= 4 ||dW*||_*. (3) Within
-    that, excess <= 4 tau ||dW*||_* + 2 tau ||dW*||_*.
+    Proof. Let D be the penalized minimizer of the sample. (1) For a fixed rho, over ||d - dW*||_* <= rho the difference
+    of true and empirical loss(d) - loss(dW*) is at most tau rho: vector contraction gives 2 sqrt(2) G rho sqrt(K) R /
+    sqrt(N) in the mean (||mean of signed features||_2 <= sqrt(K) R / sqrt(N)), bounded differences the rest. (2) If D
+    were farther than rho from dW*, the point of the segment at distance rho would give, by convexity, 0 <= tau rho + 2
+    tau (2 ||dW*||_* - rho), so rho <= 4 ||dW*||_*. (3) Within that, excess <= 4 tau ||dW*||_* + 2 tau ||dW*||_*.
 
     Args:
-        update_nuclear_norm: ||dW*||_* of a minimiser of the true loss.
+        update_nuclear_norm: ||dW*||_* of a minimizer of the true loss.
+        outputs: K, the numbers in the loss for one sample.
+        samples: N.
+        feature_bound: R, as in `nuclear_penalty`.
+        loss_lipschitz: G, of the loss in the K outputs.
+        delta: eta, the probability of failure.
 
-    >>> round(float(excess_risk(2.0, outputs=1, samples=20_000, feature_bound=1.0)), 3)
-    0.448
+    Returns:
+        The bound, in units of the loss.
+
+    Raises:
+        SpecError: For an argument out of range.
+
+    Source:
+        Own proof, after arXiv 2402.11867, abstract (iii).
+
+    Example:
+        >>> round(float(excess_risk(2.0, outputs=1, samples=20_000, feature_bound=1.0)), 3)
+        0.448
     """
     norm = number("update_nuclear_norm", update_nuclear_norm)
     return Bound(

@@ -1,14 +1,13 @@
-r"""Gaps that hold with high probability: PAC-Bayes for fine-tuning, Hoeffding for a network not trained.
+r"""Gaps that hold with high probability: PAC-Bayes for fine-tuning, Hoeffding for an untrained network.
 
-arXiv 2606.13767, Theorem 5 (after Li & Zhang, NeurIPS 2021), with probability at least 1 - 2 delta over N
-independent
+arXiv 2606.13767, Theorem 5 (after Li & Zhang, NeurIPS 2021), with probability at least 1 - 2 delta over N independent
 samples:
 
     gap <= epsilon + C2 sqrt([36 / epsilon^2 C^2 V log(4 L V C2) S^2 sum_i Q_i^2 + 3 ln(N / delta) + 8] / N)
     S = sum_i prod_j (A_j + Q_j) / (A_i + Q_i)
 
-||W0^i||_2 <= A_i, ||dW^i||_F <= Q_i, V the widest layer, loss in [0, C2]. The paper prints ln |N| delta^-1.
-Its Theorem 6 is the same with Q = 0, plus Phi_dW of Theorem 1.
+||W0^i||_2 <= A_i, ||dW^i||_F <= Q_i, V the widest layer, loss in [0, C2]. The paper prints ln |N| delta^-1. Its Theorem
+6 is the same with Q = 0, plus Phi_dW of Theorem 1.
 """
 
 from __future__ import annotations
@@ -32,24 +31,34 @@ def pac_bayes(
     delta: float = 0.05,
     loss_range: float = 1.0,
 ) -> Bound:
-    """Theorem 5: a bound of test loss - train loss, in the loss's units.
+    """A bound on test loss - train loss with high probability.
 
-    A_i and C below 1 are raised to 1, since the theorem asks for bounds above it. With update_norms=0 the
-    gap of W0 itself, whatever its norms (epsilon may be 0 then); `hoeffding` is tighter.
+    A_i and C below 1 are raised to 1, as the theorem requires. With update_norms=0 it bounds the gap of W0 itself
+    (epsilon may be 0 then); `hoeffding` is tighter.
 
     Args:
-        base_norms: A_i >= ||W0^i||_2, one a layer, or one number for all.
+        base_norms: A_i >= ||W0^i||_2, one for each layer, or one number for all.
         update_norms: Q_i >= ||dW^i||_F.
         input_bound: C >= ||x||.
         width: V, of the widest layer.
         samples: N.
-        epsilon: The margin, fixed before the sample is seen.
+        epsilon: The margin, fixed before the sample is seen; in units of the loss.
         delta: The statement fails with probability at most 2 delta.
         loss_range: C2, for a loss in [0, C2].
 
-    >>> gap = pac_bayes([2.0] * 12, 0.1, input_bound=1.0, width=3072, samples=50_000)
-    >>> gap.vacuous, round(gap.log_value, 3)
-    (True, 13.524)
+    Returns:
+        The bound, in units of the loss.
+
+    Raises:
+        SpecError: For an argument out of range, or a loss_range that is too small for the theorem.
+
+    Source:
+        arXiv 2606.13767, Theorem 5 (Theorem 6 with Q = 0); Li & Zhang 2021.
+
+    Example:
+        >>> gap = pac_bayes([2.0] * 12, 0.1, input_bound=1.0, width=3072, samples=50_000)
+        >>> gap.vacuous, round(gap.log_value, 3)
+        (True, 13.524)
     """
     a, q = (decimals(values) for values in per_layer(base_norms=base_norms, update_norms=update_norms))
     c, v, n = max(number("input_bound", input_bound), 1.0), count("width", width), count("samples", samples)
@@ -85,21 +94,28 @@ def pac_bayes(
 
 
 def hoeffding(samples: int, delta: float = 0.05, loss_range: float = 1.0) -> Bound:
-    """C2 sqrt(ln(1 / delta) / (2 N)): the gap of a network that has not seen the samples, e.g. of W0.
+    """The bound C2 sqrt(ln(1 / delta) / (2 N)) on the gap of a network that has not seen the samples, e.g. of W0.
 
     Args:
         samples: N.
         delta: The statement fails with probability at most delta.
         loss_range: C2, for a loss in [0, C2].
 
-    >>> round(float(hoeffding(samples=50_000)), 5)
-    0.00547
+    Returns:
+        The bound, in units of the loss.
+
+    Raises:
+        SpecError: For an argument out of range.
+
+    Source:
+        Hoeffding 1963, Theorem 2.
+
+    Example:
+        >>> round(float(hoeffding(samples=50_000)), 5)
+        0.00547
     """
-    n, failure, c2 = (
-        count("samples", samples),
-        probability("delta", delta),
-        positive("loss_range", loss_range),
-    )
+    n, failure = count("samples", samples), probability("delta", delta)
+    c2 = positive("loss_range", loss_range)
     return Bound(
         value=c2 * math.sqrt(-math.log(failure) / (2 * n)),
         units="loss",

@@ -1,7 +1,7 @@
 r"""How far fine-tuning can move the generalization gap (arXiv 2606.13767, Theorem 1, corrected).
 
-A network h_l = sigma_l(W^l h_{l-1}), h_0 = x, with a_l = ||W0^l||_2, b_l = ||dW^l||_2, sigma_l
-lam_l-Lipschitz, s_l = ||sigma_l(0)||, ||x|| <= C, and an Ll-Lipschitz loss. Then
+A network h_l = sigma_l(W^l h_{l-1}), h_0 = x, with a_l = ||W0^l||_2, b_l = ||dW^l||_2, sigma_l lam_l-Lipschitz, s_l =
+||sigma_l(0)||, ||x|| <= C, and an Ll-Lipschitz loss. Then
 
     gap(W0 + dW) <= min(gap(W0) + Phi_dW, gap(dW) + Phi_W0),        Phi = 2 Ll D_L
 
@@ -10,12 +10,12 @@ lam_l-Lipschitz, s_l = ||sigma_l(0)||, ||x|| <= C, and an Ll-Lipschitz loss. The
 
 where Phi_dW has base = a, other = b, and Phi_W0 has base = b, other = a.
 
-Proof. ||sigma(W h) - sigma(V g)|| <= lam ||(W - V) h + V (h - g)|| gives D; the loss moves by at most Ll D_L,
-and so do its two means, over the sample and over the law. All numbers are positive, so nothing cancels: O(L)
-instead of the paper's 2^L terms (see `tunewise.theory.literal`), and 400 layers are as easy as two.
+Proof. ||sigma(W h) - sigma(V g)|| <= lam ||(W - V) h + V (h - g)|| gives D; the loss moves by at most Ll D_L, and so do
+its means over the sample and over the distribution. This is O(L) instead of the paper's 2^L terms
+(`tunewise.theory.literal`).
 
-A total needs a bound of the other gap too, and bounds can be added: `phi_w0 + information_bound(...)` is the
-paper's total, `phi_dw + hoeffding(...)` its Theorem 6 with a tighter term.
+Bounds can be added: `phi_w0 + information_bound(...)` is the paper's total, `phi_dw + hoeffding(...)` its Theorem 6
+with a tighter term.
 """
 
 from __future__ import annotations
@@ -35,12 +35,23 @@ ASSUMPTIONS = (
 
 
 class Perturbation(NamedTuple):
-    """The two quantities of Theorem 1, each 2 Ll times a bound of a distance between outputs."""
+    """The two quantities of Theorem 1, each 2 Ll times a bound on a distance between outputs.
+
+    Attributes:
+        phi_dw: How far the gap of W0 + dW can be from that of W0, in units of the loss; 0 if dW is 0.
+        phi_w0: How far the gap of W0 + dW can be from that of dW alone, in units of the loss; 0 if W0 is 0.
+
+    Source:
+        arXiv 2606.13767, Theorem 1, corrected.
+
+    Example:
+        >>> result = perturbation([3.0, 2.0], [0.5, 0.25], input_bound=1.0)
+        >>> float(result.phi_dw), float(result.phi_w0)
+        (3.75, 15.5)
+    """
 
     phi_dw: Bound
-    """How far the gap of W0 + dW can be from that of W0. Exactly zero where dW is."""
     phi_w0: Bound
-    """How far the gap of W0 + dW can be from that of dW alone. Exactly zero where W0 is."""
 
 
 def perturbation(
@@ -52,28 +63,36 @@ def perturbation(
     activation_offsets: PerLayer = 0.0,
     merged_norms: PerLayer | None = None,
 ) -> Perturbation:
-    """Theorem 1: Phi_dW and Phi_W0, in the loss's units. One number for all layers, or one a layer.
+    """How far fine-tuning by dW can move the gap: Phi_dW and Phi_W0 of Theorem 1, corrected.
 
-    The defaults are Corollary 1: linear layers. A frozen bias c is part of the activation z -> sigma(z +
-    c): its Lipschitz constant stays, its offset is ||sigma(c)||.
+    The defaults are Corollary 1: linear layers. A frozen bias c is part of the activation z -> sigma(z + c), whose
+    offset is ||sigma(c)||. An argument for each layer takes one number for all layers, or a sequence.
 
     Args:
         base_norms: a_l = ||W0^l||_2, first layer first.
-        update_norms: b_l = ||dW^l||_2, the scale alpha / r included, a chain's links summed.
+        update_norms: b_l = ||dW^l||_2, with the scale alpha / r, a chain's links summed.
         input_bound: C >= ||x||.
         loss_lipschitz: Ll, of the loss as a function of the network's output.
         activation_lipschitz: lam_l: 1 for ReLU, tanh, softplus; 1/4 for sigmoid.
-        activation_offsets: s_l = ||sigma_l(0)||, of the vector: sqrt(n_l) |sigma(0)| where elementwise.
+        activation_offsets: s_l = ||sigma_l(0)||, of the vector: sqrt(n_l) |sigma(0)| if elementwise.
         merged_norms: ||W0^l + dW^l||_2, which replaces a_l + b_l in H where it is smaller: a sharper bound.
 
-    >>> phi_dw, phi_w0 = perturbation([3.0, 2.0], [0.5, 0.25], input_bound=1.0)
-    >>> float(phi_dw) == 2 * (2.0 * 0.5 + 0.25 * 3.0 + 0.25 * 0.5)  # a2 b1 + b2 a1 + b2 b1
-    True
-    >>> float(perturbation([3.0] * 400, 0.0, input_bound=1.0).phi_dw)
-    0.0
-    >>> deep = perturbation([30.0] * 400, 0.1, input_bound=1.0).phi_dw
-    >>> float(deep), round(deep.log_value, 3)
-    (inf, 1362.196)
+    Returns:
+        Phi_dW and Phi_W0, in units of the loss.
+
+    Raises:
+        SpecError: For negative or infinite numbers, or sequences of different lengths.
+
+    Source:
+        arXiv 2606.13767, Theorem 1 and Corollary 1, corrected.
+
+    Example:
+        >>> phi_dw, phi_w0 = perturbation([3.0, 2.0], [0.5, 0.25], input_bound=1.0)
+        >>> float(phi_dw) == 2 * (2.0 * 0.5 + 0.25 * 3.0 + 0.25 * 0.5)  # a2 b1 + b2 a1 + b2 b1
+        True
+        >>> deep = perturbation([30.0] * 400, 0.1, input_bound=1.0).phi_dw
+        >>> float(deep), round(deep.log_value, 3)
+        (inf, 1362.196)
     """
     named: dict[str, Any] = {
         "base_norms": base_norms,

@@ -1,7 +1,6 @@
 r"""LoRA with a random frozen factor: the gap of one run, of order sqrt(r) / sqrt(N) (arXiv 2506.14530).
 
-That paper's constants are not public here; this is a theorem of the same rate with its own. Network and
-updates:
+The constants of that paper are not public here; this is a theorem of the same rate with its own. Network and updates:
 
     h_l = sigma_l((W_l + g B_l A_l) h_{l-1}),  g = alpha / r,  A_l iid N(0, sA^2), frozen,  ||B_l||_F <= beta
 
@@ -13,15 +12,14 @@ Upper bound, with probability at least 1 - dA - d:
     w_l  = ||W_l||_2 + g beta al_l,   h_l = lam_l w_l h_{l-1} + s_l,   h_0 = C
     Lam  = Ll sqrt(sum_l (g al_l lam_l h_{l-1} prod_{k>l} lam_k w_k)^2)
 
-Proof. All ||A_l||_2 <= al_l with probability at least 1 - dA (Gaussian matrices, a union over layers). Then
-the loss is Lam-Lipschitz in B: change one layer at a time and use Cauchy-Schwarz. The set of B, convex and
-in a ball of radius R of R^p, has an eps-net inside it of at most (1 + 2 R / eps)^p points. Hoeffding and a
-union over the net, with eps = 1 / (Lam sqrt(N)), give the root; a B off the net has a gap at most 2 Lam eps
-away.
+Proof. All ||A_l||_2 <= al_l with probability at least 1 - dA (Gaussian matrices, a union over layers). Then the loss is
+Lam-Lipschitz in B: change one layer at a time and use Cauchy-Schwarz. The set of B, convex and in a ball of radius R of
+R^p, has an eps-net inside it of at most (1 + 2 R / eps)^p points. Hoeffding and a union over the net, with eps = 1 /
+(Lam sqrt(N)), give the root; a B outside the net has a gap at most 2 Lam eps away.
 
-Lower bound: on some problem E sup_B gap >= M / (2 sqrt(2 N)). Proof. Let two settings of B have the losses
-M (1 + y) / 2 and M (1 - y) / 2 for a fair sign y. The larger of their gaps is M / 2 |mean of N signs|, and
-E |mean| >= 1 / sqrt(2 N) (Khintchine; equality at N = 2).
+Lower bound: on some problem E sup_B gap >= M / (2 sqrt(2 N)). Proof. Let two settings of B have the losses M (1 + y) /
+2 and M (1 - y) / 2 for a fair sign y. The larger of their gaps is M / 2 |mean of N signs|, and E |mean| >= 1 / sqrt(2
+N) (Khintchine; equality at N = 2).
 """
 
 from __future__ import annotations
@@ -40,14 +38,11 @@ SOURCE = "own proof, at the rate of arXiv 2506.14530 (abstract)"
 
 
 class FactorGeometry(NamedTuple):
-    """What the upper bound needs to know of the network."""
+    """p (entries of all B), Lam (Lipschitz constant of the loss in all B) and R (radius of a ball that holds all B)."""
 
     parameters: int
-    """p, the entries of all B."""
     lipschitz: Bound
-    """Lam, of the loss as a function of all B, on the event that every A has a usual norm."""
     radius: float
-    """R, of a ball that holds all B."""
 
 
 def factor_geometry(
@@ -113,26 +108,40 @@ def random_factor_upper(
     delta: float = 0.05,
     factor_delta: float = 0.05,
 ) -> Bound:
-    """The module's upper bound on sup |gap| over all B in reach of one run, in the loss's units.
+    """The module's upper bound on sup |gap| over all B that one run can reach.
+
+    An argument for each layer takes one number for all layers, or a sequence.
 
     Args:
-        base_norms: ||W_l||_2, one a layer, or one number for all.
+        base_norms: ||W_l||_2, first layer first.
         layers: Pairs (out n, in m), first layer first.
         rank: r.
         alpha: LoRA's alpha; g = alpha / r.
-        factor_std: sA, of the Gaussian entries of A.
+        factor_std: sA, standard deviation of the Gaussian entries of A.
         update_radius: beta >= ||B_l||_F.
         input_bound: C >= ||x||.
         samples: N.
         loss_range: M, for a loss in [0, M].
-        loss_lipschitz, activation_lipschitz, activation_offsets: As in `perturbation`.
-        delta: d, the probability of a sample on which it fails.
+        loss_lipschitz: Ll, of the loss as a function of the network's output.
+        activation_lipschitz: lam_l.
+        activation_offsets: s_l = ||sigma_l(0)||.
+        delta: d, the probability of a sample for which it fails.
         factor_delta: dA, the probability of factors for which it fails.
 
-    >>> lora = {"layers": [(64, 64)] * 2, "rank": 4, "alpha": 8, "factor_std": 0.1}
-    >>> gap = random_factor_upper(2.0, **lora, update_radius=1.0, input_bound=1.0, samples=10**6)
-    >>> round(float(gap), 3)
-    0.054
+    Returns:
+        The bound, in units of the loss.
+
+    Raises:
+        SpecError: For an argument out of range, or delta + factor_delta >= 1.
+
+    Source:
+        Own proof (module docstring), at the rate of arXiv 2506.14530, abstract.
+
+    Example:
+        >>> lora = {"layers": [(64, 64)] * 2, "rank": 4, "alpha": 8, "factor_std": 0.1}
+        >>> gap = random_factor_upper(2.0, **lora, update_radius=1.0, input_bound=1.0, samples=10**6)
+        >>> round(float(gap), 3)
+        0.054
     """
     n, m_range, d = count("samples", samples), positive("loss_range", loss_range), probability("delta", delta)
     if d + probability("factor_delta", factor_delta) >= 1:
@@ -170,14 +179,24 @@ def random_factor_upper(
 
 
 def random_factor_lower(samples: int, loss_range: float = 1.0) -> Bound:
-    """M / (2 sqrt(2 N)): on some problem the expected largest gap is at least this, whatever the rank.
+    """The bound M / (2 sqrt(2 N)): on some problem the expected largest gap is at least this, for every rank.
 
     Args:
         samples: N.
         loss_range: M, for a loss in [0, M].
 
-    >>> round(float(random_factor_lower(samples=2)), 6)
-    0.25
+    Returns:
+        The lower bound, in units of the loss.
+
+    Raises:
+        SpecError: For an argument out of range.
+
+    Source:
+        Own proof (module docstring), at the rate of arXiv 2506.14530, abstract.
+
+    Example:
+        >>> round(float(random_factor_lower(samples=2)), 6)
+        0.25
     """
     n, m_range = count("samples", samples), positive("loss_range", loss_range)
     return Bound(

@@ -1,13 +1,11 @@
 r"""The largest learning rate at which a step on columns lowers the loss (arXiv 2606.13767, Theorems 2 and 3).
 
-A step of SGD with rate gamma on B, dW = (alpha / r) B A0, moves W by -eta grad_W A0^T A0 with eta = gamma
-alpha^2 / r^2. A0 selects columns (A0 A0^T = I), so A0^T A0 is a projection, and where grad_W is
-L_grad-Lipschitz
+A step of SGD with rate gamma on B, dW = (alpha / r) B A0, moves W by -eta grad_W A0^T A0 with eta = gamma alpha^2 /
+r^2. A0 selects columns (A0 A0^T = I), so A0^T A0 is a projection, and where grad_W is L_grad-Lipschitz
 
     loss(W') <= loss(W) - eta (1 - eta L_grad / 2) ||grad_W A0^T A0||_F^2
 
-which is a decrease for 0 < gamma < 2 r^2 / (L_grad alpha^2). A chain's links satisfy it one by one (Theorem
-3).
+which is a decrease for 0 < gamma < 2 r^2 / (L_grad alpha^2). Each link of a chain satisfies it (Theorem 3).
 """
 
 from __future__ import annotations
@@ -23,15 +21,25 @@ _ASSUMPTIONS = (
 
 
 def largest_safe_step(rank: int, alpha: float, gradient_lipschitz: float) -> Bound:
-    """2 r^2 / (L_grad alpha^2): any smaller learning rate of B lowers the loss unless the gradient is 0.
+    """The rate 2 r^2 / (L_grad alpha^2): any smaller learning rate of B lowers the loss unless the gradient is 0.
 
     Args:
         rank: r.
         alpha: LoRA's alpha; the scale is alpha / r.
         gradient_lipschitz: L_grad, of the loss's gradient in W (the largest curvature).
 
-    >>> float(largest_safe_step(rank=16, alpha=32, gradient_lipschitz=100.0))
-    0.005
+    Returns:
+        The rate, a learning rate of B.
+
+    Raises:
+        SpecError: For an argument that is not positive and finite.
+
+    Source:
+        arXiv 2606.13767, Theorems 2 and 3.
+
+    Example:
+        >>> float(largest_safe_step(rank=16, alpha=32, gradient_lipschitz=100.0))
+        0.005
     """
     r, a = count("rank", rank), positive("alpha", alpha)
     return Bound(
@@ -45,17 +53,29 @@ def largest_safe_step(rank: int, alpha: float, gradient_lipschitz: float) -> Bou
 
 
 def guaranteed_decrease(step: float, rank: int, alpha: float, gradient_lipschitz: float, gradient_norm: float) -> Bound:
-    """eta (1 - eta L_grad / 2) ||grad_W A0^T A0||_F^2: a step lowers the loss by at least this.
+    """The decrease eta (1 - eta L_grad / 2) ||grad_W A0^T A0||_F^2 of the loss that a step guarantees.
 
-    Negative where the step is too long.
+    Negative for a step that is too long.
 
     Args:
         step: gamma, the learning rate of B.
-        rank, alpha, gradient_lipschitz: As in `largest_safe_step`.
+        rank: r.
+        alpha: LoRA's alpha.
+        gradient_lipschitz: L_grad, of the loss's gradient in W.
         gradient_norm: ||grad_W A0^T A0||_F, of the selected columns of the gradient.
 
-    >>> float(guaranteed_decrease(0.0025, rank=16, alpha=32, gradient_lipschitz=100.0, gradient_norm=1.0))
-    0.005
+    Returns:
+        The decrease, in units of the loss.
+
+    Raises:
+        SpecError: For an argument that is not finite or out of range.
+
+    Source:
+        arXiv 2606.13767, Theorems 2 and 3.
+
+    Example:
+        >>> float(guaranteed_decrease(0.0025, rank=16, alpha=32, gradient_lipschitz=100.0, gradient_norm=1.0))
+        0.005
     """
     eta = positive("step", step) * (positive("alpha", alpha) / count("rank", rank)) ** 2
     curvature = number("gradient_lipschitz", gradient_lipschitz)
