@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from tunewise import preflight
 from tunewise.comparison import compare
-from tunewise.errors import NoRoom
-from tunewise.models.load import load_config
 from tunewise.planning import make_plan
 from tunewise.preflight import Wanted, available_memory, check_room, wanted_of
 from tunewise.preview.forecast import forecast
-from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, TrainingSpec
-from tunewise.store.folders import RunStore
 from tunewise.sweeps.driver import check_sweep
 from tunewise.sweeps.planning import plan_sweep
 from tunewise.sweeps.room import SideBySide
+
+from tunewise import preflight
+from tunewise.errors import InsufficientResources
+from tunewise.models.load import load_config
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, TrainingSpec
+from tunewise.store.folders import RunStore
 from tunewise.tasks.text import TextClassification
 from tunewise.training.process_group import ProcessGroup
 
@@ -57,7 +57,7 @@ def test_memory_names_a_batch_and_a_length_that_fit(
     one = wanted(tiny_model)
     there = needed(one, batch=20)  # between 16 and 32
     monkeypatch.setattr(preflight, "available_memory", lambda: there)
-    with pytest.raises(NoRoom) as error:
+    with pytest.raises(InsufficientResources) as error:
         check_room([one], tmp_path)
     said = str(error.value)
     assert "not enough memory: lora on" in said and "batch_size 16" in said and "max_length" in said
@@ -73,13 +73,13 @@ def test_the_largest_rank_and_the_heaviest_method_decide(
     between = (needed(runs[0]) + needed(runs[1])) // 2
     monkeypatch.setattr(preflight, "available_memory", lambda: between)
     check_room(runs[:1], tmp_path)
-    with pytest.raises(NoRoom, match=r"rank (16|8|4|2|1)\b.*targets qv"):
+    with pytest.raises(InsufficientResources, match=r"rank (16|8|4|2|1)\b.*targets qv"):
         check_room(runs, tmp_path)
 
 
 def test_a_model_that_no_setting_fits(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
-    with pytest.raises(NoRoom, match="use a smaller model, or a machine with more memory"):
+    with pytest.raises(InsufficientResources, match="use a smaller model, or a machine with more memory"):
         check_room([wanted(tiny_model, "fft")], tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_runs_side_by_side_need_as_much_more(tiny_model: Path, tmp_path: Path, m
     one = wanted(tiny_model)
     monkeypatch.setattr(preflight, "available_memory", lambda: int(2.5 * needed(one)))
     check_room([one], tmp_path, at_once=2)
-    with pytest.raises(NoRoom, match="for 4 runs at once.*or 2 at once"):
+    with pytest.raises(InsufficientResources, match="for 4 runs at once.*or 2 at once"):
         check_room([one], tmp_path, at_once=4)
 
 
@@ -99,7 +99,7 @@ def test_disk_names_what_takes_the_most(tiny_model: Path, tmp_path: Path, monkey
     runs = [wanted(tiny_model, name, seed=seed) for name in ("lora", "fft") for seed in range(20)]
     weights = (tiny_model / "model.safetensors").stat().st_size
     _free(monkeypatch, 8 * weights)  # one run's checkpoints, and a few results
-    with pytest.raises(NoRoom) as error:
+    with pytest.raises(InsufficientResources) as error:
         check_room(runs, tmp_path / "not" / "there")
     said = str(error.value)
     assert re.search("not enough disk: about .* is needed for 40 runs", said) and "leave out fft (" in said
@@ -111,7 +111,7 @@ def test_disk_names_what_takes_the_most(tiny_model: Path, tmp_path: Path, monkey
 def test_disk_names_a_rank_that_fits(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [wanted(tiny_model, rank=16, seed=seed) for seed in range(1000)]
     _free(monkeypatch, 1000 * (2 * 2 * 4 * 32 * 16 * 4 // 2 + 4000))
-    with pytest.raises(NoRoom, match=r"use rank (8|4|2)\b.*there is room for \d+ runs"):
+    with pytest.raises(InsufficientResources, match=r"use rank (8|4|2)\b.*there is room for \d+ runs"):
         check_room(runs, tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_a_comparison_is_refused_before_its_first_run(
         {"model": str(tiny_model), "data": str(toy_csv), "methods": ["head"], "seeds": [0], "training": {"epochs": 1}}
     )
     monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
-    with pytest.raises(NoRoom, match="head on"):
+    with pytest.raises(InsufficientResources, match="head on"):
         compare(spec, tmp_path / "runs", costs=False)
     assert not (tmp_path / "runs").exists()
     found = compare(spec.model_copy(update={"measures": []}), tmp_path / "runs", costs=False, force=True)
@@ -136,11 +136,11 @@ def test_no_batch_is_wider_than_the_longest_training_text(
     short = replace(one, longest=20)
     there = needed(one, length=24)
     monkeypatch.setattr(preflight, "available_memory", lambda: there)
-    with pytest.raises(NoRoom, match="max_length 64"):
+    with pytest.raises(InsufficientResources, match="max_length 64"):
         check_room([one], tmp_path)
     check_room([short], tmp_path)
     monkeypatch.setattr(preflight, "available_memory", lambda: needed(one, length=16))
-    with pytest.raises(NoRoom, match=r"batch_size 16, texts of up to 20 tokens\).*batch_size 8"):
+    with pytest.raises(InsufficientResources, match=r"batch_size 16, texts of up to 20 tokens\).*batch_size 8"):
         check_room([short], tmp_path)
     settings = {"methods": ["lora"], "seeds": [0], "training": {"max_length": 64}}
     spec = StudySpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings})
@@ -166,7 +166,7 @@ def test_revisions_of_a_model_are_models_of_their_own(
     second = replace(first, run=first.run.model_copy(update={"model": model}))
     monkeypatch.setattr(preflight, "available_memory", lambda: needed(first))
     check_room([first], tmp_path)
-    with pytest.raises(NoRoom, match="not enough memory"):
+    with pytest.raises(InsufficientResources, match="not enough memory"):
         check_room([first, second], tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_runs_on_gpus_of_their_own_share_no_memory(
     one = wanted(tiny_model)
     monkeypatch.setattr(preflight, "available_memory", lambda: int(1.5 * needed(one)))
     check_room([one], tmp_path, at_once=4, sharing=1)
-    with pytest.raises(NoRoom, match="for 2 runs at once.*or 1 at once"):
+    with pytest.raises(InsufficientResources, match="for 2 runs at once.*or 1 at once"):
         check_room([one], tmp_path, at_once=4, sharing=2)
 
 
@@ -185,7 +185,7 @@ def _refused_below(monkeypatch: pytest.MonkeyPatch, need: int, one: Wanted, out:
     monkeypatch.setattr(preflight, "available_memory", lambda: need)
     check_room([one], out, **how)
     monkeypatch.setattr(preflight, "available_memory", lambda: need - 1)
-    with pytest.raises(NoRoom, match=match):
+    with pytest.raises(InsufficientResources, match=match):
         check_room([one], out, **how)
 
 
@@ -233,8 +233,8 @@ def test_the_memory_of_a_cluster_is_not_this_machines(
     plan = plan_sweep(StudySpec.model_validate(spec), RunStore(tmp_path))
     monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
     check_sweep(plan, tmp_path, None)
-    with pytest.raises(NoRoom, match="not enough memory"):
+    with pytest.raises(InsufficientResources, match="not enough memory"):
         check_sweep(plan, tmp_path, SideBySide())
     _free(monkeypatch, 1000)
-    with pytest.raises(NoRoom, match="not enough disk"):
+    with pytest.raises(InsufficientResources, match="not enough disk"):
         check_sweep(plan, tmp_path, None)

@@ -11,7 +11,7 @@ from costs.clock import Line
 from tunewise.measures.cost.flops import Flops
 from tunewise.measures.cost.saved_bytes import saved_for_backward
 from tunewise.methods.attachment import trainable_parameters
-from tunewise.preview.live_memory import LiveMemory
+from tunewise.study.live_memory import LiveMemory
 
 
 class Kernels(TorchDispatchMode):

@@ -27,8 +27,8 @@ _WHERE = {
     "optimizer": "tunewise.training.optimizers",
     "TrajectoryCallback": "tunewise.training.trajectory",
     "snapshots": "tunewise.training.trajectory",
-    "compare": "tunewise.comparison",
-    "sweep": "tunewise.sweeps.driver",
+    "compare": "tunewise.study.compare",
+    "sweep": "tunewise.study.sweep",
     "export": "tunewise.exporting",
     "inspect": "tunewise.inspecting",
     "StudySpec": "tunewise.spec",
@@ -40,7 +40,6 @@ __all__ = [*_WHERE]
 
 if TYPE_CHECKING:
     from tunewise.catalog import CATALOG, Chain, Method, OptimizerRule
-    from tunewise.comparison import compare
     from tunewise.errors import TunewiseError
     from tunewise.exporting import export
     from tunewise.inspecting import inspect
@@ -52,7 +51,8 @@ if TYPE_CHECKING:
     from tunewise.methods.loading import load
     from tunewise.methods.saving import save
     from tunewise.spec import RunSpec, StudySpec
-    from tunewise.sweeps.driver import sweep
+    from tunewise.study.compare import compare
+    from tunewise.study.sweep import sweep
     from tunewise.training.optimizers import optimizer
     from tunewise.training.trajectory import TrajectoryCallback, snapshots
 

@@ -46,7 +46,7 @@ class StoreError(TunewiseError):
     exit_code = 3
 
 
-class NoRoom(TunewiseError):
+class InsufficientResources(TunewiseError):
     """What is asked for will not fit memory or disk; names what would."""
 
     exit_code = 6

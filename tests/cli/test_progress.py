@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tunewise.cli import progress
 from tunewise.cli.progress import StudyProgress
-from tunewise.training.events import EpochDone, Phase, RunFinished, RunStarted, RunsToDo, StepDone
+from tunewise.training.events import EpochDone, Phase, RunFinished, RunStarted, StepDone
 
 
 def view_of(runs: int, width: int = 120) -> StudyProgress:
@@ -83,7 +83,7 @@ def test_a_run_that_is_tried_again_counts_once() -> None:
     assert lines_of(view)[-1] == "[2/3] lora, seed 2: oom in 1 s"
 
 
-def test_steps_left_follow_pruned_runs_and_a_new_number_of_runs() -> None:
+def test_steps_left_follow_pruned_runs() -> None:
     view = view_of(runs=3)
     for run in "ab":
         view.on(RunStarted(run, "lora", 0, 10, 0))
@@ -91,8 +91,6 @@ def test_steps_left_follow_pruned_runs_and_a_new_number_of_runs() -> None:
             view.on(StepDone(run, step, 10, 0.5, 1.0))
     view.on(RunFinished("a", "lora", 0, "pruned", 1.0))
     assert view.steps_left() == 5 + 10
-    view.on(RunsToDo(4))
-    assert view.runs == 5 and view.steps_left() == 5 + 3 * 10
 
 
 def test_long_names_leave_room_for_the_counts() -> None:

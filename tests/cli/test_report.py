@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 
 import pytest
+from tunewise.comparison import compare
 
 from cli.conftest import SCORES, write_comparison
-from tunewise.comparison import compare
 from tunewise.spec import StudySpec
 
 

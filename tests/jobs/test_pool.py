@@ -11,18 +11,18 @@ import traceback
 from pathlib import Path
 
 import pytest
-
-from tunewise.errors import NoRoom, SpecError, StoreError
 from tunewise.jobs import messages
 from tunewise.jobs.messages import Work
 from tunewise.jobs.pool import in_processes
+from tunewise.tuning.stopping import Objective, StopRule
+
+from tunewise.errors import InsufficientResources, SpecError, StoreError
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.locks import RunLocked
 from tunewise.training.events import Event, Interrupted, Listener, RunFinished, RunStarted, StepDone
 from tunewise.training.trajectory import SnapshotOptions
-from tunewise.tuning.stopping import Objective, StopRule
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -95,7 +95,7 @@ def test_errors_come_back_as_what_they_are(tiny_model: Path, toy_csv: Path, tmp_
                 holder = (tmp_path / ".locks" / event.run_id).read_text()
                 os.kill(int(holder.split()[1]), signal.SIGKILL)
 
-    with pytest.raises(NoRoom, match="fewer --jobs"):
+    with pytest.raises(InsufficientResources, match="fewer --jobs"):
         in_processes([Work(specs[1])], 1, tmp_path, Kills())
 
 

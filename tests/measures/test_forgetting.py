@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tunewise.planning import make_plan
 
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.measures.base import MeasureSettings
@@ -12,7 +13,6 @@ from tunewise.measures.finished import FinishedRun, no_check
 from tunewise.measures.forgetting.compute import backbone, compute, drift, features
 from tunewise.measures.forgetting.held_out import documentation, held_out, masked
 from tunewise.models.language import language_model
-from tunewise.planning import make_plan
 from tunewise.run import run
 from tunewise.spec import ModelSpec, StudySpec
 from tunewise.store.folders import RunStore

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from transformers import BertConfig, LlamaConfig
-
 from tunewise.preview.forecast import forecast
+
 from tunewise.spec import MethodSpec
 from tunewise.tasks.text import TextClassification
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tunewise.preview.forecast import forecast
+from tunewise.preview.live_memory import LiveMemory
 
 from preview.train_child import config_of, head_of, miniature_of, task_of
 from tunewise.catalog import CATALOG
@@ -16,8 +18,6 @@ from tunewise.methods.adapters.base import layer_adapters
 from tunewise.methods.chain import restart
 from tunewise.methods.folding_layer import FoldingLayer
 from tunewise.models.head import prepare
-from tunewise.preview.forecast import forecast
-from tunewise.preview.live_memory import LiveMemory
 from tunewise.spec import MethodSpec
 from tunewise.theory import information_bound
 from tunewise.training.build import attach_method, count_parameters

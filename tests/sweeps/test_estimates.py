@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from stored_runs import record_of
-from tunewise.spec import StudySpec
-from tunewise.store.folders import RunStore
-from tunewise.store.table import row_of
 from tunewise.sweeps.attempt import Outcome
 from tunewise.sweeps.estimates import Pace, sizes
 from tunewise.sweeps.log import Log
 from tunewise.sweeps.monitor import Monitor, SweepListener
 from tunewise.sweeps.planning import SweepPlan, plan_sweep
+
+from stored_runs import record_of
+from tunewise.spec import StudySpec
+from tunewise.store.folders import RunStore
+from tunewise.store.table import row_of
 from tunewise.training.events import RunStarted, StepDone
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from stored_runs import write_run
 from tunewise.jobs import messages
 from tunewise.jobs.messages import Work
 from tunewise.jobs.pool import Died, Ended
-from tunewise.spec import StudySpec
-from tunewise.store.locks import RunLocked
 from tunewise.sweeps import in_processes
 from tunewise.sweeps.driver import sweep
+
+from stored_runs import write_run
+from tunewise.spec import StudySpec
+from tunewise.store.locks import RunLocked
 from tunewise.training.events import Event, RunStarted
 
 

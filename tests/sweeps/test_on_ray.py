@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from tunewise.sweeps.driver import sweep
+from tunewise.sweeps.room import RayOptions
 
 from tunewise.errors import SpecError
 from tunewise.spec import StudySpec, parse
 from tunewise.store import locks
 from tunewise.store.folders import RunStore
-from tunewise.sweeps.driver import sweep
-from tunewise.sweeps.room import RayOptions
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="ray is not installed")

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from tunewise.spec import StudySpec, parse
 from tunewise.sweeps.axes import AXES
 from tunewise.sweeps.page import heat_maps, scale, write_sweep_page
 from tunewise.sweeps.results import Cell, SweepRow, as_good, best, cells
+
+from tunewise.spec import StudySpec, parse
 
 _FIXED = ("method", "rank", "alpha", "learning_rate", "seed")
 

@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tunewise.sweeps import attempt as attempt_module
+from tunewise.sweeps import driver as driver_module
+from tunewise.sweeps import local
+from tunewise.sweeps.driver import sweep
+from tunewise.sweeps.monitor import SweepListener
+from tunewise.sweeps.planning import plan_sweep
+from tunewise.sweeps.room import RayOptions, SideBySide, fits, side_by_side
 
 from command_line import invoke
 from stored_runs import record_of, write_run
@@ -24,13 +31,6 @@ from tunewise.spec import RunSpec, StudySpec, parse
 from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.store.table import table
-from tunewise.sweeps import attempt as attempt_module
-from tunewise.sweeps import driver as driver_module
-from tunewise.sweeps import local
-from tunewise.sweeps.driver import sweep
-from tunewise.sweeps.monitor import SweepListener
-from tunewise.sweeps.planning import plan_sweep
-from tunewise.sweeps.room import RayOptions, SideBySide, fits, side_by_side
 from tunewise.training.events import Interrupted, StepDone
 
 

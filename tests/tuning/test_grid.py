@@ -7,7 +7,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tunewise.tuning.grid import best_rate, edge, first_rates, next_rate
 
 rates = st.floats(1e-6, 1.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tunewise.comparison import compare
+
 from tunewise.spec import StudySpec
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tunewise.comparison import Comparison, compare
+from tunewise.planning import make_plan
+from tunewise.tuning import tune, waiting_trials
+from tunewise.tuning.search import settled
 
 from command_line import invoke
 from tunewise import preflight
-from tunewise.comparison import Comparison, compare
-from tunewise.errors import DivergedError, NoRoom, SpecError
-from tunewise.planning import make_plan
+from tunewise.errors import DivergedError, InsufficientResources, SpecError
 from tunewise.spec import StudySpec
 from tunewise.store.documents import read_document
 from tunewise.store.folders import RunStore
 from tunewise.store.records import TuningReport
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, RunsToDo
 from tunewise.training.journal import read_history
-from tunewise.tuning import tune, waiting_trials
-from tunewise.tuning.search import settled
 
 
 class Notes(Listener):
@@ -131,12 +131,12 @@ def test_a_finished_search_is_shown_and_checked_with_what_it_chose(
     assert "0 runs to do, 2 done already" in out and "trials" not in out
     record = store.folder(found.records[0].id) / "run.json"
     moved = record.rename(tmp_path / "run.json")
-    out, error = planned(NoRoom.exit_code)
+    out, error = planned(InsufficientResources.exit_code)
     assert "1 run to do, 1 done already" in out and "not enough memory: head on" in error
     moved.rename(record)
     trial = store.folder(report_of(found).methods[0].trials[0].run) / "run.json"
     moved = trial.rename(tmp_path / "run.json")
-    assert "before them 1 trial for the learning rates" in planned(NoRoom.exit_code)[0]
+    assert "before them 1 trial for the learning rates" in planned(InsufficientResources.exit_code)[0]
     moved.rename(trial)
 
 

@@ -18,7 +18,7 @@ def compare(
     preset: Annotated[str | None, Parameter(help="A spec that comes with tunewise: quickstart.")] = None,
     spec: flags.SpecFile = None,
     dry_run: flags.DryRun = False,
-) -> None:
+) -> int:
     """Run a comparison."""
     options, study = read_request(given, preset, spec)
 
@@ -31,30 +31,27 @@ def compare(
 
     console = Console(highlight=False)
     with console.status("reading data and model ..."):
-        from tunewise.comparison import compare as run_comparison
-        from tunewise.evidence import DEFAULT_TITLE
-        from tunewise.jobs.execute import check_options
-        from tunewise.planning import make_plan
-        from tunewise.preflight import check_plan
         from tunewise.store.folders import RunStore
+        from tunewise.study.compare import compare as run_comparison
+        from tunewise.study.plan import make_plan, require_comparison
+        from tunewise.study.policies.rates import apply_known_rates
+        from tunewise.study.resources import check_plan
         from tunewise.training.tracking import check_trackers
-        from tunewise.tuning.search import settled
 
+        require_comparison(study)
         check_trackers(options.track)
         store = RunStore(options.out)
         plan = make_plan(study, store)
-        check_options(options.jobs)
-        with_rates = settled(plan, store)
+        with_rates = apply_known_rates(plan, store)
     show_plan(with_rates, store, options, console)
     if dry_run:
         if not options.force:
-            check_plan(with_rates, store, jobs=options.jobs)
-        return
+            check_plan(with_rates, store, options)
+        return 0
 
     from tunewise.cli.progress import StudyProgress
 
-    settings = options.model_dump(include={"costs", "track", "jobs", "force"})
-    settings["title"] = options.title or DEFAULT_TITLE
-    with StudyProgress(console, len(plan.runs) - len(plan.done), plan.steps) as listener:
-        result = run_comparison(study, options.out, listener=listener, plan=plan, **settings)
+    with StudyProgress(console, len(plan.todo), plan.runs[0].steps) as listener:
+        result = run_comparison(study, listener=listener, plan=plan, **options.model_dump())
     show_result(result, console)
+    return 1 if result.failed else 0

@@ -9,39 +9,39 @@ from tunewise.cli.tables import rich_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tunewise.comparison import Comparison
-    from tunewise.planning import Plan, PlannedMethod
     from tunewise.spec import ExecutionOptions
     from tunewise.store.folders import RunStore
+    from tunewise.study.compare import Comparison
+    from tunewise.study.plan import Plan, PlannedRun
 
 
 def show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: Console) -> None:
     """Sizes of the data, what each method trains and at which rate, how many runs are left."""
     from tunewise.text_format import pluralize
 
-    data = plan.data
-    size = f"{pluralize(len(plan.methods), 'method')} x {pluralize(len(plan.spec.seeds), 'seed')}"
+    data = plan.runs[0].data
+    size = f"{pluralize(len(plan.rows), 'method')} x {pluralize(len(plan.spec.seeds), 'seed')}"
     console.print(
         f"[bold]{size}[/bold] on {plan.spec.model.path}: "
         f"{data.train:,} training, {data.validation:,} validation, {data.test:,} test examples"
-        f"{f', {len(data.labels)} classes' if data.labels else ''}; {pluralize(plan.steps, 'step')} a run"
+        f"{f', {len(data.labels)} classes' if data.labels else ''}; {pluralize(plan.runs[0].steps, 'step')} a run"
     )
     for note in data.notes:
         console.print(f"  - {note}", style="dim", markup=False)
     rows = []
-    for planned in plan.methods:
-        facts = planned.facts
+    for row in plan.rows:
+        facts = row.facts
         counts = [f"{count:,}" for count in (facts.trainable, facts.adapter, facts.head)]
         share = f"{facts.trainable / facts.parameters:.3%}"
-        rows.append([planned.method.label, *counts, share, _rate(planned, plan)])
+        rows.append([row.spec.method.label, *counts, share, _rate(row, plan)])
     console.print(rich_table(("method", "trained", "adapter", "head", "share", "rate"), rows))
     done = f", {len(plan.done)} done already" if plan.done else ""
-    todo = pluralize(len(plan.runs) - len(plan.done), "run")
+    todo = pluralize(len(plan.todo), "run")
     console.print(f"{todo} to do{done}; everything goes to {options.out}")
     if plan.spec.tuning is not None:
-        from tunewise.tuning import waiting_trials
+        from tunewise.study.policies.rates import RatePolicy
 
-        count = waiting_trials(plan, store)
+        count = len(RatePolicy(plan, store).upcoming())
         trials = pluralize(count, "trial") if count else "trials beyond the grids"  # none left in them, not settled yet
         console.print(f"before them {trials} for the learning rates")
     if options.jobs is not None:
@@ -49,15 +49,14 @@ def show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: C
         console.print(f"runs in {options.jobs} {processes} of one thread each")
 
 
-def _rate(planned: PlannedMethod, plan: Plan) -> str:
+def _rate(row: PlannedRun, plan: Plan) -> str:
     """The learning rate, or the grid that will be searched."""
-    tuning = plan.spec.tuning
-    method, common = planned.method.learning_rate, plan.spec.training.learning_rate
-    if tuning is None or (not tuning.given and (method or common)):
-        return f"{planned.learning_rate:g}" + (", given" if tuning else "")
-    from tunewise.tuning.grid import first_rates
+    tuning, spec = plan.spec.tuning, row.spec
+    if tuning is None or (not tuning.given and (spec.method.learning_rate or spec.training.learning_rate)):
+        return f"{spec.learning_rate:g}" + (", given" if tuning else "")
+    from tunewise.study.policies.rate_grid import first_rates
 
-    rates = first_rates(planned.learning_rate, tuning.factor, tuning.trials)
+    rates = first_rates(spec.learning_rate, tuning.factor, tuning.trials)
     return f"{min(rates):g} to {max(rates):g}"
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from tunewise.errors import SpecError
 
 if TYPE_CHECKING:
-    from tunewise.evidence import Evidence
+    from tunewise.study.evidence import Evidence
 
 
 def read_study(path: Path, *, measures: bool = False) -> Evidence:
     """The study at `path`. A runs folder with several: a line on stderr says which was taken. Raises `SpecError`,
     `StoreError`."""
-    from tunewise import evidence
+    from tunewise.study import evidence
 
     folder, others = evidence.locate(path)
     if others:

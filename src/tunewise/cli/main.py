@@ -11,7 +11,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 from cyclopts import App, CycloptsError, Parameter
 
 import tunewise
-from tunewise.errors import NoRoom, TunewiseError, is_out_of_memory
+from tunewise.errors import InsufficientResources, TunewiseError, is_out_of_memory
 
 COMMANDS = {
     "compare": """Train several methods over seeds, compare and recommend one, write a report.
@@ -104,7 +104,7 @@ def run() -> None:
         if is_out_of_memory(error):
             where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
             print(f"error: out of memory{where}; use a smaller batch or model, or a larger machine", file=sys.stderr)
-            sys.exit(NoRoom.exit_code)
+            sys.exit(InsufficientResources.exit_code)
         if not isinstance(error, OSError):
             raise
         place = f"{error.filename}: " if error.filename else ""

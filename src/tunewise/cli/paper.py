@@ -92,12 +92,12 @@ def paper_run(
 
     console = Console(highlight=False)
     with console.status("reading data and model ..."):
-        from tunewise import evidence
-        from tunewise.comparison import compare
         from tunewise.papers.prepare import prepare
         from tunewise.papers.runs import PaperNote, changes, write_note
-        from tunewise.planning import make_plan
         from tunewise.store.folders import RunStore
+        from tunewise.study import evidence
+        from tunewise.study.compare import compare
+        from tunewise.study.plan import make_plan
 
         data = prepare(chosen.data, source, data_revision).model_copy(update=sizes)
         study = parse(StudySpec, {**content, "data": data.model_dump(mode="json")})
@@ -111,9 +111,9 @@ def paper_run(
         return
     title = _title(chosen, table, bool(note.changes))
     write_note(evidence.begin(plan.spec, store, title, None), note)
-    settings = {"title": title, **options.model_dump(include={"costs", "jobs", "force"})}
-    with StudyProgress(console, len(plan.runs) - len(plan.done), plan.steps) as listener:
-        result = compare(study, options.out, listener=listener, plan=plan, **settings)
+    settings = {**options.model_dump(), "title": title}
+    with StudyProgress(console, len(plan.todo), plan.runs[0].steps) as listener:
+        result = compare(study, listener=listener, plan=plan, **settings)
     show_result(result, console)
 
 

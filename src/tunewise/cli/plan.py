@@ -70,7 +70,7 @@ def _methods(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cached_forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]]:
-    from tunewise.preview import kept
+    from tunewise.study import forecast_cache as kept
 
     key = kept.key_of(model, question)
     rows: list[dict[str, Any]] | None = kept.read(key) if key else None
@@ -86,7 +86,7 @@ def _forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]
 
     quiet_libraries()
     from tunewise.models.load import load_config
-    from tunewise.preview.forecast import forecast
+    from tunewise.study.forecast import forecast
     from tunewise.tasks.build import detect_model_task, task_class
 
     config = load_config(model)
@@ -134,7 +134,7 @@ def _cells(row: dict[str, Any], with_bound: bool) -> list[str]:
 
 
 def _explanations(rows: list[dict[str, Any]], question: dict[str, Any], with_bound: bool) -> list[str]:
-    from tunewise.preview.machine import beyond_tensors
+    from tunewise.study.forecast_cache import beyond_tensors
 
     size = f"batches of {question['batch']} x {question['length'] or 'at most 128'} tokens, {question['dtype']}, AdamW"
     links = ""

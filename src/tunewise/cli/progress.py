@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from tunewise.study.monitor import Monitor, StudyListener
 from tunewise.text_format import format_duration
-from tunewise.training.events import EpochDone, Event, Listener, Phase, RunFinished, RunStarted, RunsToDo, StepDone
+from tunewise.training.events import EpochDone, Event, Phase, RunFinished, RunStarted, StepDone
 
 LINE_EVERY = 30.0
 """Seconds between two lines about the steps of runs, where there is no terminal."""
@@ -29,7 +30,7 @@ class _Running:
     """A running mean: the loss of single batches varies a lot."""
 
 
-class StudyProgress(Listener):
+class StudyProgress(StudyListener):
     """Shows the events of a study while it is entered. Ctrl-C once asks for a stop at the next step, after which a
     checkpoint is written; twice stops at once."""
 
@@ -46,6 +47,7 @@ class StudyProgress(Listener):
         self.all = self.progress.add_task("runs", total=runs, note="")
         self.finished: set[str] = set()
         self.steps_done = 0
+        self.monitor: Monitor | None = None
         self._running: dict[str, _Running] = {}
         self._begun = self._last_line = time.monotonic()
         self._old_handler: Any = None
@@ -77,11 +79,18 @@ class StudyProgress(Listener):
                 run = self._running.get(event.run_id)
                 note = f"{event.name}, {event.detail}" if event.detail else event.name
                 self.progress.update(run.bar if run else self.all, note=note)
-            case RunsToDo():
-                self.runs = len(self.finished) + event.count
-                self._count()
             case RunFinished():
                 self._finish(event)
+
+    def progressed(self, monitor: Monitor, message: str) -> None:
+        """Count as the monitor of the study does, and print what has happened."""
+        self.monitor, self.runs, self.finished = monitor, monitor.total, set(monitor.outcomes)
+        for run_id in [run_id for run_id in self._running if run_id not in monitor.running]:
+            self._remove(run_id)
+        left = self._count()
+        if message:
+            line = f"[{len(self.finished)}/{self.runs}] {message}   {left}".rstrip()
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def steps_left(self) -> int:
         """Of the runs in progress and of those still to begin."""
@@ -89,7 +98,10 @@ class StudyProgress(Listener):
         return waiting * self.steps_per_run + sum(run.total - run.step for run in self._running.values())
 
     def remaining(self) -> str:
-        """Time left at the pace so far, in words; empty while that is unknown."""
+        """Time left in words: by the monitor, else at the pace so far; empty while that is unknown."""
+        if self.monitor is not None:
+            left = self.monitor.remaining() if self.monitor.left else None
+            return f"left: {left.words(self.monitor.at_once)}" if left is not None and left.timed else ""
         steps = self.steps_left()
         if self.steps_done < 5 or not steps:
             return ""
@@ -97,6 +109,9 @@ class StudyProgress(Listener):
 
     def run_name(self, event: RunStarted | RunFinished) -> str:
         """How a run is called on the screen."""
+        running = self.monitor.running.get(event.run_id) if self.monitor else None
+        if self.monitor is not None and running is not None:
+            return self.monitor.name(running.run.spec)
         return f"{event.label}, seed {event.seed}"
 
     def _start(self, event: RunStarted) -> None:
@@ -122,6 +137,8 @@ class StudyProgress(Listener):
 
     def _finish(self, event: RunFinished) -> None:
         self._remove(event.run_id)
+        if self.monitor is not None:  # which says what came of the run
+            return
         self.finished.add(event.run_id)
         left = self._count()
         result = f"{self.run_name(event)}: {event.status} in {format_duration(event.seconds)}"

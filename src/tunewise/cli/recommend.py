@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunewise.advise.decision import Limits
     from tunewise.advise.recommend import Recommendation
     from tunewise.advise.summary import MethodSummary
-    from tunewise.evidence import Evidence
+    from tunewise.study.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def recommend(
         raise SpecError(f"--criterion {criterion} and --metric {metric} name two metrics; give one")
     study = read_study(runs)
 
-    from tunewise import evidence
     from tunewise.advise.recommend import recommend as decide
     from tunewise.advise.summary import add_item_comparisons, summarise
+    from tunewise.study import evidence
 
     summaries = summarise(study.records, study.costs, study.spec.reference, metric or named)
     summaries = add_item_comparisons(summaries, evidence.answers(study))

@@ -32,7 +32,7 @@ def report(
 
         quiet_libraries()
         study = read_study(runs, measures=True)
-        from tunewise.comparison import conclude
+        from tunewise.study.compare import conclude
 
         print(conclude(study, out).report)
         return

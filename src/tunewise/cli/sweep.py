@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -14,8 +14,8 @@ from tunewise.spec import ExecutionOptions, StudySpec, load_yaml, merge_specs, p
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tunewise.sweeps.driver import Sweep
-    from tunewise.sweeps.planning import SweepPlan
+    from tunewise.study.plan import Plan
+    from tunewise.study.sweep import Sweep
 
 
 @flags.spec_flags(ExecutionOptions, without=("costs", "track"))
@@ -38,37 +38,35 @@ def sweep(
     console, out = Console(highlight=False), Path(options.out)
     with console.status("reading models and data ..."):
         from tunewise.store.folders import RunStore
-        from tunewise.sweeps.driver import check_sweep, pace_of
-        from tunewise.sweeps.driver import sweep as run_sweep
-        from tunewise.sweeps.planning import plan_sweep
-        from tunewise.sweeps.room import RayOptions, side_by_side
+        from tunewise.study.plan import make_plan
+        from tunewise.study.resources import check_plan, side_by_side
+        from tunewise.study.session import make_pace
+        from tunewise.study.sweep import sweep as run_sweep
 
-        on: Literal["local", "ray"] = "ray" if options.executor_name == "ray" else "local"
-        ray = RayOptions(**options.ray.model_dump())
         store = RunStore(out)
-        plan = plan_sweep(study, store)
-        left = pace_of(plan, store).remaining(plan.todo)
-        at_once = side_by_side(on, ray, len(plan.todo), options.jobs)
+        plan = make_plan(study, store)
+        left = make_pace(plan, store).remaining(plan.todo)
+        at_once = side_by_side(options, len(plan.todo))
     _show_plan(plan, console, out, title)
     if plan.todo:
-        serially = "" if at_once or not left.timed else " if they were done one after another"
-        console.print(f"time: {left.words(at_once.runs if at_once else 1)}{serially}")
+        serially = "" if at_once.sharing or not left.timed else " if they were done one after another"
+        console.print(f"time: {left.words(at_once.runs)}{serially}")
     if dry_run:
         if not options.force:
-            check_sweep(plan, out, at_once)
+            check_plan(plan, store, options)
         return 0
 
-    from tunewise.cli.sweep_progress import SweepProgress
+    from tunewise.cli.progress import StudyProgress
 
-    with SweepProgress(console, plan) as listener:
-        settings = options.model_dump(include={"jobs", "force"})
-        result = run_sweep(study, out, on=on, ray=ray, listener=listener, plan=plan, title=title, **settings)
+    steps = sum(run.steps for run in plan.todo) // max(1, len(plan.todo))
+    with StudyProgress(console, len(plan.todo), steps) as listener:
+        result = run_sweep(study, listener=listener, plan=plan, **options.model_dump())
     _show_result(result, console)
     return 1 if result.failed else 0
 
 
-def _show_plan(plan: SweepPlan, console: Console, out: Path, title: str) -> None:
-    from tunewise.sweeps.axes import AXES, shown, varying
+def _show_plan(plan: Plan, console: Console, out: Path, title: str) -> None:
+    from tunewise.study.axes import AXES, shown, varying
     from tunewise.text_format import pluralize
 
     specs = [run.spec for run in plan.runs]
@@ -82,16 +80,16 @@ def _show_plan(plan: SweepPlan, console: Console, out: Path, title: str) -> None
         console.print(f"  {path}: {size}", markup=False, soft_wrap=True)
         for note in facts.notes:
             console.print(f"    - {note}", style="dim", markup=False)
-    if plan.asked > len(specs):
-        console.print(f"  {plan.asked - len(specs)} more have the same content, and are run once")
+    if plan.requested > len(specs):
+        console.print(f"  {plan.requested - len(specs)} more have the same content, and are run once")
     ready = f", {len(plan.done)} done already" if plan.done else ""
     steps = pluralize(sum(run.steps for run in plan.todo), "step")
     console.print(f"{pluralize(len(plan.todo), 'run')} to do, {steps}{ready}; everything goes to {out}", soft_wrap=True)
 
 
 def _show_result(result: Sweep, console: Console) -> None:
-    from tunewise.sweeps.axes import shown
-    from tunewise.sweeps.results import as_good, best, cells
+    from tunewise.study.axes import shown
+    from tunewise.study.sweep_table import as_good, best, cells
 
     counts = Counter(row.status for row in result.rows)
     console.print("", ", ".join(f"{count} {status}" for status, count in counts.most_common()), sep="\n")

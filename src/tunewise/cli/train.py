@@ -13,9 +13,9 @@ from tunewise.errors import SpecError, TunewiseError
 from tunewise.spec import ExecutionOptions, RunSpec, StudySpec, load_yaml, merge_specs, parse, split_options
 
 if TYPE_CHECKING:
-    from tunewise.planning import Plan
     from tunewise.store.folders import RunStore
     from tunewise.store.records import RunRecord
+    from tunewise.study.plan import Plan
     from tunewise.training.process_group import ProcessGroup
 
 _GRACE_PERIOD = 3.0
@@ -35,9 +35,9 @@ def train(given: dict[str, Any], spec: flags.SpecFile = None, /) -> int:
         from tunewise.quiet import quiet_libraries
 
         quiet_libraries()
-        from tunewise.planning import make_plan
-        from tunewise.preflight import check_room, wanted_of
         from tunewise.store.folders import RunStore
+        from tunewise.study.plan import make_plan
+        from tunewise.study.resources import check_resources
         from tunewise.training.process_group import join_process_group
 
         with join_process_group() as process_group:
@@ -46,7 +46,7 @@ def train(given: dict[str, Any], spec: flags.SpecFile = None, /) -> int:
             store = RunStore(options.out)
             plan = process_group.on_every_rank(lambda: make_plan(study, store))
             if not options.force:
-                process_group.on_rank_zero(lambda: check_room(wanted_of(plan), store.root, process_group=process_group))
+                process_group.on_rank_zero(lambda: check_resources(plan.todo, store.root, process_group=process_group))
             record = _run(plan, store, process_group)
     except TunewiseError as error:
         if not rank:
@@ -108,15 +108,15 @@ def _run(plan: Plan, store: RunStore, process_group: ProcessGroup) -> RunRecord:
     from tunewise.run import run
 
     console = Console(quiet=not process_group.is_rank_zero, highlight=False)
+    first = plan.runs[0]
     if not plan.done:
-        facts = plan.methods[0].facts
         shared = f", shared by {process_group.world_size} processes" if process_group.world_size > 1 else ""
         console.print(
-            f"{plan.methods[0].method.label} on {plan.spec.model.path}: {facts.trainable:,} trained parameters, "
-            f"{plan.steps:,} steps of {plan.spec.training.batch_size} examples{shared}"
+            f"{first.spec.method.label} on {plan.spec.model.path}: {first.facts.trainable:,} trained parameters, "
+            f"{first.steps:,} steps of {plan.spec.training.batch_size} examples{shared}"
         )
-    with StudyProgress(console, len(plan.runs) - len(plan.done), plan.steps) as listener:
-        return run(plan.runs[0], store, task=plan.task, listener=listener, process_group=process_group)
+    with StudyProgress(console, len(plan.todo), first.steps) as listener:
+        return run(first.spec, store, task=plan.task, listener=listener, process_group=process_group)
 
 
 def _show(record: RunRecord, folder: Path) -> None:

@@ -16,9 +16,9 @@ from tunewise.papers.models import get_model
 from tunewise.papers.presets import RANK, Preset, presets_by_printed
 from tunewise.papers.printed import TrainedShares, trained_shares
 from tunewise.papers.sheet import Sheet, SheetColumn, label, number
-from tunewise.planning import facts_of_method
 from tunewise.spec import MethodSpec, ModelSpec
 from tunewise.store.records import ModelFacts
+from tunewise.study.plan import count_method
 from tunewise.tasks.build import task_class
 
 _UNITS = {"M": 1e6, "B": 1e9}
@@ -130,7 +130,7 @@ def head_of(preset: Preset) -> Head:
 
 @cache
 def _facts(model: str, head: Head, method: str) -> ModelFacts:
-    return facts_of_method(ModelSpec(path=str(get_model(model).config)), MethodSpec(name=method, rank=RANK), head)
+    return count_method(ModelSpec(path=str(get_model(model).config)), MethodSpec(name=method, rank=RANK), head)
 
 
 def _fused_keys(preset: Preset) -> int:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tunewise import evidence
 from tunewise.advise.summary import MethodSummary, summarise
 from tunewise.errors import SpecError
 from tunewise.models.load import load_config
 from tunewise.papers.presets import Preset, Setting, comparison
 from tunewise.spec import ModelSpec, StudySpec, parse
 from tunewise.store.documents import read_document, write_document
+from tunewise.study import evidence
 
 _NOTE = "paper.json"
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

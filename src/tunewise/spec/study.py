@@ -168,19 +168,24 @@ class StudySpec(Frozen):
         return not self.points and not (self.grid.model or self.grid.data or self.grid.training)
 
     def runs(self) -> list[RunSpec]:
-        """All runs. Those on the same model and data follow each other, seed by seed, so that a study that is cut short
-        has every row at the first seeds. Outside a comparison, settings that mean the same run are one run."""
-        runs = [*self._product(), *(run for point in self.points for run in point.runs())]
-        if not self.is_comparison:
-            unique: dict[str, RunSpec] = {}
-            for run in runs:
-                unique.setdefault(run.id, run)
-            runs = list(unique.values())
-        groups: dict[str, list[RunSpec]] = {}
+        """All runs, group by group, seed by seed. Outside a comparison, settings that mean the same run are one run."""
+        runs = [run for _, group in self.groups() for run in group]
+        if self.is_comparison:
+            return runs
+        unique: dict[str, RunSpec] = {}
         for run in runs:
-            key = f"{run.model.model_dump_json()} {run.data.model_dump_json()} {run.training.max_length}"
-            groups.setdefault(key, []).append(run)
-        return [run for group in groups.values() for run in sorted(group, key=lambda run: run.seed)]
+            unique.setdefault(run.id, run)
+        return list(unique.values())
+
+    def groups(self) -> list[tuple[TaskName | None, list[RunSpec]]]:
+        """The runs that share model, data and text length, with the task where the spec names it; seed by seed, so that
+        a study that is cut short has every row at the first seeds."""
+        groups: dict[str, tuple[TaskName | None, list[RunSpec]]] = {}
+        for part in (self, *self.points):
+            for run in part._product():
+                key = f"{part.task} {run.model} {run.data} {run.training.max_length}"
+                groups.setdefault(key, (part.task, []))[1].append(run)
+        return [(task, sorted(runs, key=lambda run: run.seed)) for task, runs in groups.values()]
 
     def _product(self) -> list[RunSpec]:
         models, datasets = self.grid.model or [self.model], self.grid.data or [self.data]

@@ -57,14 +57,7 @@ class RunFinished:
     seconds: float
 
 
-@dataclass(frozen=True)
-class RunsToDo:
-    """How many runs are still to be done, where that has changed."""
-
-    count: int
-
-
-Event = RunStarted | StepDone | EpochDone | Phase | RunFinished | RunsToDo
+Event = RunStarted | StepDone | EpochDone | Phase | RunFinished
 
 
 INTERRUPTED_MESSAGE = "stopped; run the same command again to go on from the last checkpoint"

@@ -1,0 +1,165 @@
+"""What each method would train, need and be bounded by, known before anything is loaded: `tunewise plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunewise.catalog import get_method
+from tunewise.models.head import Head
+from tunewise.spec import MethodSpec
+from tunewise.study.forecast_step import Dtype, Step, equivalent_method, forecast_step
+from tunewise.tasks.contract import Task
+from tunewise.theory import (
+    information_bound,
+    rank_for_existence,
+    rank_for_generic_features,
+    rank_without_spurious_minima,
+    trained_parameters,
+)
+
+ADAM = 2
+"""Moments that AdamW keeps of each trained number, in its dtype."""
+
+
+class MethodForecast(BaseModel):
+    """One method. Bytes are those of the tensors alive at the worst moment of a step. On a GPU that is the allocator's
+    peak (`max_memory_allocated`); on a CPU what a process holds above its libraries where freed blocks
+    go back to the system, as in the cost probe of `tunewise compare`; `forecast_cache.beyond_tensors` says what comes on top."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    rank: int | None = Field(description="None where there is none: fft, head")
+    trainable_parameters: int = Field(description="head included")
+    adapter_parameters: int
+    head_parameters: int
+    trainable_share: float = Field(description="of what full fine-tuning trains")
+    memory_bytes: int = Field(description="weights, optimizer, links, and what a step adds at its worst moment")
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    link_bytes: int = Field(description="in a chain's last link: W0's values under finished links, and their factors")
+    activation_bytes: int = Field(description="kept between forward and backward")
+    temporary_bytes: int = Field(description="at the worst moment, beyond what is kept")
+    disk_bytes: int = Field(description="of the adapter that stays")
+    disk_bytes_running: int = Field(
+        description="while training: two checkpoints, a third being written, the best epoch"
+    )
+    information_bound: float | None = Field(
+        description="on the expected gap, in the loss's units; None without samples"
+    )
+    rank_for_existence: int | None
+    rank_without_spurious_minima: int | None
+    rank_for_generic_features: int | None
+
+
+def forecast(
+    config: Any,
+    task: type[Task],
+    head: Head,
+    methods: Sequence[MethodSpec],
+    *,
+    batch: int = 16,
+    length: int = 128,
+    samples: int | None = None,
+    dtype: Dtype = "fp32",
+    device: Literal["cpu", "cuda"] = "cpu",
+    checkpointing: bool = False,
+) -> list[MethodForecast]:
+    """One forecast a method, in their order. `config` is a transformers configuration, `samples` the number N of
+    training examples. Raises `ModelError` where a method does not fit the model's shapes."""
+    steps: dict[str, Step] = {}
+    found = []
+    for method in methods:
+        kin = equivalent_method(method)
+        key = kin.model_dump_json()
+        if key not in steps:
+            steps[key] = forecast_step(
+                config,
+                task,
+                head,
+                kin,
+                batch=batch,
+                length=length,
+                dtype=dtype,
+                device=device,
+                checkpointing=checkpointing,
+            )
+        found.append(_of(method, steps[key], head, samples, dtype))
+    return found
+
+
+def _of(method: MethodSpec, step: Step, head: Head, samples: int | None, dtype: Dtype) -> MethodForecast:
+    row = get_method(method.name)
+    optimizer = ADAM * step.gradients
+    links_kept = _kept_of_links(method, step, dtype)
+    total = step.weights + optimizer + links_kept + step.working
+    stored = _stored(method, step)
+    outputs = head.outputs or 1
+    by_table = row.adapts and not row.passed_through  # else as counted
+    bounded = trained_parameters(method.name, step.shapes, method.rank, method.links) if by_table else step.adapter
+    shape = max(step.shapes, default=(1, 1))
+    thresholds = samples is not None and row.adapts and head.outputs is not None
+    return MethodForecast(
+        method=method.label,
+        rank=method.rank if row.adapts else None,
+        trainable_parameters=round(step.trainable),
+        adapter_parameters=round(step.adapter),
+        head_parameters=round(step.head),
+        trainable_share=step.trainable / step.parameters,
+        memory_bytes=round(total),
+        weight_bytes=round(step.weights),
+        gradient_bytes=round(step.gradients),
+        optimizer_bytes=round(optimizer),
+        link_bytes=round(links_kept),
+        activation_bytes=round(step.kept),
+        temporary_bytes=round(max(0.0, step.working - step.kept)),
+        disk_bytes=round(stored),
+        disk_bytes_running=round(2 * stored + 3 * (stored + optimizer)),
+        information_bound=float(information_bound(int(bounded), samples)) if samples and bounded else None,
+        rank_for_existence=int(rank_for_existence(outputs, samples)) if thresholds and samples else None,
+        rank_without_spurious_minima=(
+            int(rank_without_spurious_minima(outputs, samples)) if thresholds and samples else None
+        ),
+        rank_for_generic_features=(
+            int(rank_for_generic_features(shape, outputs, samples)) if thresholds and samples else None
+        ),
+    )
+
+
+def _links(method: MethodSpec) -> int:
+    """Links of the whole run; 2 where they are counted in epochs, whose number is not known here."""
+    row = get_method(method.name)
+    return method.links or (2 if method.restart_every else row.chain.links if row.chain else None) or 1
+
+
+def _kept_of_links(method: MethodSpec, step: Step, dtype: Dtype) -> float:
+    """Bytes that the last link of a chain holds beyond what a first link does: the factors of the links before it
+    (fp32), and W0's values where those are folded into the weights (`methods.adapters.fold`): all of them under low-rank
+    links, the touched columns under columns. Weights in bf16 are not folded into."""
+    row, finished = get_method(method.name), _links(method) - 1
+    if not row.adapts or not finished:
+        return 0.0
+    folded = dtype == "fp32"
+    total = 0.0
+    for outputs, inputs in step.shapes:
+        if row.trained in ("AB", "B") and row.where == "random":
+            total += 4 * finished * method.rank * (outputs + inputs) + 4 * outputs * inputs * folded
+        else:
+            columns = min(finished * method.rank, inputs - method.rank)
+            total += 4 * finished * method.rank * outputs + 4 * outputs * columns * folded
+    return total
+
+
+def _stored(method: MethodSpec, step: Step) -> float:
+    """Bytes of the saved folder: fp32 factors A and B of every link (columns too: a stock reader wants both), the
+    head; or what changed."""
+    row = get_method(method.name)
+    if not row.adapts:
+        return step.gradients
+    links = _links(method)
+    pair = 1.0 if row.trained in ("AB", "peft") else 2.0  # a frozen factor is about as large
+    return 4 * (links * pair * step.adapter + step.head)

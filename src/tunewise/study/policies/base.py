@@ -1,0 +1,29 @@
+"""The contract of a policy: asked for runs and told each result, as in Optuna."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from tunewise.study.outcome import Outcome
+from tunewise.study.plan import PlannedRun
+
+
+class Policy(ABC):
+    """Decides which runs a study does next.
+
+    A policy keeps no files of its own: made again from the same plan and the same store it asks for the same runs, but
+    for those that are done, so a study that was stopped goes on. A run may carry a `StopRule`, which ends it early.
+    A study is over when `ask` returns nothing while no run is under way.
+    """
+
+    @abstractmethod
+    def ask(self) -> list[PlannedRun]:
+        """Runs that may start now, each returned once; empty while the policy waits for results, and at the end."""
+
+    @abstractmethod
+    def tell(self, outcome: Outcome) -> None:
+        """Take note of the end of a run: done, diverged, failed, out of memory or stopped early."""
+
+    @abstractmethod
+    def upcoming(self) -> list[PlannedRun]:
+        """Runs that have not ended and will be asked for, as far as that is known; for estimates of time."""
