@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunewise import evidence
 from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import (
@@ -22,6 +21,7 @@ from tunewise.store.records import (
     Scores,
     StepTime,
 )
+from tunewise.study import evidence
 
 ITEMS = 200
 SCORES = {"head": [0.70, 0.71, 0.70], "lora": [0.905, 0.910, 0.900], "cla": [0.900, 0.905, 0.900]}

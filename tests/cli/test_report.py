@@ -7,10 +7,10 @@ import io
 from pathlib import Path
 
 import pytest
-from tunewise.comparison import compare
 
 from cli.conftest import SCORES, write_comparison
 from tunewise.spec import StudySpec
+from tunewise.study.compare import compare
 
 
 def test_the_report_of_a_real_comparison_is_rebuilt_byte_for_byte(

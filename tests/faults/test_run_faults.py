@@ -139,7 +139,7 @@ LIMITED = """
 import ctypes, json, resource, sys, torch
 torch.set_num_threads(1)
 torch.backends.mkldnn.set_flags(False)  # what oneDNN could not prepare once it refuses for good
-from tunewise.comparison import compare
+from tunewise.study.compare import compare
 from tunewise.measures.cost.peak_memory import give_back_freed_blocks
 from tunewise.spec import StudySpec
 from tunewise.training.events import Listener, Phase, RunFinished, RunStarted

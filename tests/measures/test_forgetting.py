@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tunewise.planning import make_plan
 
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.measures.base import MeasureSettings
@@ -16,6 +15,7 @@ from tunewise.models.language import language_model
 from tunewise.run import run
 from tunewise.spec import ModelSpec, StudySpec
 from tunewise.store.folders import RunStore
+from tunewise.study.plan import make_plan
 from tunewise.training.events import Listener
 
 

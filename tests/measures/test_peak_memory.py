@@ -9,7 +9,7 @@ from pathlib import Path
 
 SCRIPT = """
 from tunewise.measures.cost.peak_memory import peak_memory
-from tunewise.planning import make_plan
+from tunewise.study.plan import make_plan
 from tunewise.spec import StudySpec, parse
 from tunewise.store.folders import RunStore
 

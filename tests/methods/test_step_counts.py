@@ -15,13 +15,13 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
-from tunewise.preview.live_memory import LiveMemory
 
 import tunewise
 from tunewise import CATALOG
 from tunewise.measures.cost.flops import Flops
 from tunewise.measures.cost.saved_bytes import saved_for_backward
 from tunewise.models.layers import find_targets
+from tunewise.study.live_memory import LiveMemory
 from tunewise.training.optimizers import optimizer
 
 RANK, LAYERS, ROWS, TOKENS = 16, 2, 4, 32

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from command_line import invoke
 from stored_runs import write_run
-from tunewise import evidence
 from tunewise.errors import SpecError
 from tunewise.papers import bounds, counts
 from tunewise.papers import sheet as sheets
@@ -24,6 +23,7 @@ from tunewise.papers.tables import lines_of, sheet_of
 from tunewise.spec import StudySpec, parse
 from tunewise.store.folders import RunStore
 from tunewise.store.records import CostRecord, CostReport, StepTime
+from tunewise.study import evidence
 
 T_95 = 4.302652729749464  # Student's quantile, two degrees of freedom
 SCORES = {"lora": [0.86, 0.87, 0.88], "cla": [0.84, 0.84, 0.87], "asym": [0.85, 0.86, 0.865]}

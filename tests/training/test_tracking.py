@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
-from tunewise.planning import make_plan
 
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.errors import SpecError
 from tunewise.run import run
 from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
+from tunewise.study.plan import make_plan
 from tunewise.training.tracking import check_trackers
 
 pytest.importorskip("tensorboard")

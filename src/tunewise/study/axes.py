@@ -85,14 +85,15 @@ def ratios(runs: Iterable[RunSpec]) -> set[float]:
     return {float(alpha) / run.method.rank for run in runs if isinstance(alpha := _alpha(run), float)}
 
 
-def name_of(run: RunSpec, among: Sequence[str] = ()) -> str:
-    """A run in a few words: 'lora rank=8 learning_rate=0.001 seed 0'; what is `among` what varies is said."""
-    words = [run.method.name]
-    for axis in among:
+def name_of(run: RunSpec, axes: Sequence[str] = ()) -> str:
+    """A run in a few words, with its value on each of these axes: 'lora r=8 batch_size=16, seed 0'."""
+    words = [run.method.label]
+    in_title = {"method", "seed", *(MethodSpec.model_fields if run.method.title else ())}
+    for axis in axes:
         value = AXES[axis](run)
-        if axis not in ("method", "seed") and value is not None:
+        if axis not in in_title and value is not None:
             words.append(f"{axis}={shown(value)}")
-    return " ".join([*words, f"seed {run.seed}"])
+    return f"{' '.join(words)}, seed {run.seed}"
 
 
 def shown(value: Value) -> str:

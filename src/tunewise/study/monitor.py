@@ -63,7 +63,7 @@ class Monitor(ForwardingListener):
 
     def name(self, spec: RunSpec) -> str:
         """A run in the words in which it differs from the others."""
-        return spec.method.title + f", seed {spec.seed}" if spec.method.title else name_of(spec, self.axes)
+        return name_of(spec, self.axes)
 
     def say(self, message: str) -> None:
         """Into the log, and to the listener."""

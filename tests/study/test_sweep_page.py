@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tunewise.sweeps.axes import AXES
-from tunewise.sweeps.page import heat_maps, scale, write_sweep_page
-from tunewise.sweeps.results import Cell, SweepRow, as_good, best, cells
 
 from tunewise.spec import StudySpec, parse
+from tunewise.study.axes import AXES
+from tunewise.study.sweep_page import heat_maps, scale, write_sweep_page
+from tunewise.study.sweep_table import Cell, SweepRow, as_good, best, cells
 
 _FIXED = ("method", "rank", "alpha", "learning_rate", "seed")
 
@@ -91,7 +91,7 @@ def test_a_few_failures_do_not_make_the_rest_look_alike() -> None:
 def test_alpha_is_an_axis_of_ratios_where_it_goes_with_the_rank() -> None:
     spec = parse(StudySpec, {"model": "m", "data": "d", "methods": "lora", "rank": [4, 8], "alpha": ["r/2", "r", "2r"]})
     found = rows(spec)
-    from tunewise.sweeps.page import _axes, _with_ratio
+    from tunewise.study.sweep_page import _axes, _with_ratio
 
     settings = [_with_ratio(cell) for cell in cells(found)]
     axes = _axes(settings)

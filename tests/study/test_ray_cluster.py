@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tunewise.sweeps.driver import sweep
-from tunewise.sweeps.room import RayOptions
 
 from tunewise.errors import SpecError
 from tunewise.spec import StudySpec, parse
 from tunewise.store import locks
 from tunewise.store.folders import RunStore
+from tunewise.study.sweep import sweep
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -105,7 +104,7 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(
         assert steps == list(range(1, 201))  # each once, in order, whoever did it
     (folder,) = out.glob("sweep-*")
     log = (folder / "log.txt").read_text()
-    assert f"begun {victim}" in log and "from step" in log and "end: " in log
+    assert f"begun {victim}" in log and "goes on from its last checkpoint" in log and "end: " in log
 
 
 def test_a_local_ray_starts_by_itself_and_stops_at_ctrl_c(content: dict[str, Any], tmp_path: Path) -> None:
@@ -119,17 +118,17 @@ def test_a_local_ray_starts_by_itself_and_stops_at_ctrl_c(content: dict[str, Any
     assert driver.wait(60) == 130
     assert not _processes(out)
     assert any(_sealed(out, i) for i in RunStore(out).ids() if i not in _done(out))
-    assert not list(out.glob("sweep-*/.stop-*"))
+    assert not list(out.glob(".ray-*"))
 
 
 def test_results_are_those_of_the_same_sweep_here(content: dict[str, Any], tmp_path: Path) -> None:
     spec = parse(StudySpec, {**content, "rank": 4, "learning_rate": 1e-2, "seeds": [0]})
     here = sweep(spec, tmp_path / "here")
-    there = sweep(spec, tmp_path / "there", on="ray", ray=RayOptions(cpus=1.0, gpus=0.0))
+    there = sweep(spec, tmp_path / "there", executor="ray", ray={"cpus_per_run": 1.0, "gpus_per_run": 0.0})
     assert [(row.run, row.status, row.test_loss) for row in there.rows] == [
         (row.run, row.status, pytest.approx(row.test_loss, abs=1e-6)) for row in here.rows
     ]
     with pytest.raises(SpecError, match="no node of this Ray has room for a run, which takes 1000 CPUs"):
-        sweep(spec, tmp_path / "nowhere", on="ray", ray=RayOptions(cpus=1000.0))
+        sweep(spec, tmp_path / "nowhere", executor="ray", ray={"cpus_per_run": 1000.0})
     with pytest.raises(SpecError, match="no Ray can be joined"):
-        sweep(spec, tmp_path / "nowhere", on="ray", ray=RayOptions(address="127.0.0.1:1"))
+        sweep(spec, tmp_path / "nowhere", executor="ray", ray={"address": "127.0.0.1:1"})

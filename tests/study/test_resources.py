@@ -9,19 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tunewise.comparison import compare
-from tunewise.planning import make_plan
-from tunewise.preflight import Wanted, available_memory, check_room, wanted_of
-from tunewise.preview.forecast import forecast
-from tunewise.sweeps.driver import check_sweep
-from tunewise.sweeps.planning import plan_sweep
-from tunewise.sweeps.room import SideBySide
 
-from tunewise import preflight
 from tunewise.errors import InsufficientResources
 from tunewise.models.load import load_config
-from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, TrainingSpec
+from tunewise.spec import (
+    DataSpec,
+    ExecutionOptions,
+    MethodSpec,
+    ModelSpec,
+    RayOptions,
+    RunSpec,
+    StudySpec,
+    TrainingSpec,
+)
 from tunewise.store.folders import RunStore
+from tunewise.store.records import DataFacts, ModelFacts
+from tunewise.study import resources
+from tunewise.study.compare import compare
+from tunewise.study.forecast import forecast
+from tunewise.study.plan import PlannedRun, make_plan
+from tunewise.study.resources import SideBySide, available_memory, check_plan, check_resources
 from tunewise.tasks.text import TextClassification
 from tunewise.training.process_group import ProcessGroup
 
@@ -36,18 +43,20 @@ def wanted(model: Path, method: str = "lora", *, rank: int = 16, seed: int = 0, 
         training=TrainingSpec(batch_size=batch, max_length=64),
         seed=seed,
     )
-    return Wanted(run, TextClassification.make_head(("a", "b", "c")), steps=20, train=80, test=20)
+    counts = ModelFacts(parameters=1, trainable=1, adapter=1, head=0, layers=[])
+    data = DataFacts(train=80, validation=20, test=20, labels=["a", "b", "c"])
+    return PlannedRun(run, 20, counts, data, TextClassification.make_head(("a", "b", "c")))
 
 
-def needed(one: Wanted, **changes: int) -> int:
+def needed(one: PlannedRun, **changes: int) -> int:
     """By the forecast, called as `tunewise plan` does."""
-    settings = {"batch": one.run.training.batch_size, "length": one.run.training.max_length, **changes}
-    (found,) = forecast(load_config(one.run.model), TextClassification, one.head, [one.run.method], **settings)
+    settings = {"batch": one.spec.training.batch_size, "length": one.spec.training.max_length, **changes}
+    (found,) = forecast(load_config(one.spec.model), one.task, one.head, [one.spec.method], **settings)
     return found.memory_bytes
 
 
 def test_what_fits_is_not_refused(tiny_model: Path, tmp_path: Path) -> None:
-    check_room([wanted(tiny_model, name) for name in ("lora", "cla", "fft", "c3la")], tmp_path / "runs")
+    check_resources([wanted(tiny_model, name) for name in ("lora", "cla", "fft", "c3la")], tmp_path / "runs")
     assert available_memory() > 2**20
 
 
@@ -56,14 +65,14 @@ def test_memory_names_a_batch_and_a_length_that_fit(
 ) -> None:
     one = wanted(tiny_model)
     there = needed(one, batch=20)  # between 16 and 32
-    monkeypatch.setattr(preflight, "available_memory", lambda: there)
+    monkeypatch.setattr(resources, "available_memory", lambda: there)
     with pytest.raises(InsufficientResources) as error:
-        check_room([one], tmp_path)
+        check_resources([one], tmp_path)
     said = str(error.value)
     assert "not enough memory: lora on" in said and "batch_size 16" in said and "max_length" in said
     assert "batch_size 32" not in said and "--force" in said and "\n" not in said
     assert needed(one, batch=16) <= there < needed(one, batch=32)
-    check_room([wanted(tiny_model, batch=16)], tmp_path)
+    check_resources([wanted(tiny_model, batch=16)], tmp_path)
 
 
 def test_the_largest_rank_and_the_heaviest_method_decide(
@@ -71,24 +80,24 @@ def test_the_largest_rank_and_the_heaviest_method_decide(
 ) -> None:
     runs = [wanted(tiny_model, rank=rank, targets="all-linear") for rank in (1, 32)]
     between = (needed(runs[0]) + needed(runs[1])) // 2
-    monkeypatch.setattr(preflight, "available_memory", lambda: between)
-    check_room(runs[:1], tmp_path)
+    monkeypatch.setattr(resources, "available_memory", lambda: between)
+    check_resources(runs[:1], tmp_path)
     with pytest.raises(InsufficientResources, match=r"rank (16|8|4|2|1)\b.*targets qv"):
-        check_room(runs, tmp_path)
+        check_resources(runs, tmp_path)
 
 
 def test_a_model_that_no_setting_fits(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "available_memory", lambda: 1000)
     with pytest.raises(InsufficientResources, match="use a smaller model, or a machine with more memory"):
-        check_room([wanted(tiny_model, "fft")], tmp_path)
+        check_resources([wanted(tiny_model, "fft")], tmp_path)
 
 
 def test_runs_side_by_side_need_as_much_more(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = wanted(tiny_model)
-    monkeypatch.setattr(preflight, "available_memory", lambda: int(2.5 * needed(one)))
-    check_room([one], tmp_path, at_once=2)
+    monkeypatch.setattr(resources, "available_memory", lambda: int(2.5 * needed(one)))
+    check_resources([one], tmp_path, SideBySide(2, 2))
     with pytest.raises(InsufficientResources, match="for 4 runs at once.*or 2 at once"):
-        check_room([one], tmp_path, at_once=4)
+        check_resources([one], tmp_path, SideBySide(4, 4))
 
 
 def _free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -100,19 +109,19 @@ def test_disk_names_what_takes_the_most(tiny_model: Path, tmp_path: Path, monkey
     weights = (tiny_model / "model.safetensors").stat().st_size
     _free(monkeypatch, 8 * weights)  # one run's checkpoints, and a few results
     with pytest.raises(InsufficientResources) as error:
-        check_room(runs, tmp_path / "not" / "there")
+        check_resources(runs, tmp_path / "not" / "there")
     said = str(error.value)
     assert re.search("not enough disk: about .* is needed for 40 runs", said) and "leave out fft (" in said
     assert f"free in {tmp_path}" in said and "runs gc" in said
     _free(monkeypatch, 100 * weights)
-    check_room(runs, tmp_path)
+    check_resources(runs, tmp_path)
 
 
 def test_disk_names_a_rank_that_fits(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [wanted(tiny_model, rank=16, seed=seed) for seed in range(1000)]
     _free(monkeypatch, 1000 * (2 * 2 * 4 * 32 * 16 * 4 // 2 + 4000))
     with pytest.raises(InsufficientResources, match=r"use rank (8|4|2)\b.*there is room for \d+ runs"):
-        check_room(runs, tmp_path)
+        check_resources(runs, tmp_path)
 
 
 def test_a_comparison_is_refused_before_its_first_run(
@@ -121,7 +130,7 @@ def test_a_comparison_is_refused_before_its_first_run(
     spec = StudySpec.model_validate(
         {"model": str(tiny_model), "data": str(toy_csv), "methods": ["head"], "seeds": [0], "training": {"epochs": 1}}
     )
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "available_memory", lambda: 1000)
     with pytest.raises(InsufficientResources, match="head on"):
         compare(spec, tmp_path / "runs", costs=False)
     assert not (tmp_path / "runs").exists()
@@ -135,22 +144,18 @@ def test_no_batch_is_wider_than_the_longest_training_text(
     one = wanted(tiny_model, batch=16)
     short = replace(one, longest=20)
     there = needed(one, length=24)
-    monkeypatch.setattr(preflight, "available_memory", lambda: there)
+    monkeypatch.setattr(resources, "available_memory", lambda: there)
     with pytest.raises(InsufficientResources, match="max_length 64"):
-        check_room([one], tmp_path)
-    check_room([short], tmp_path)
-    monkeypatch.setattr(preflight, "available_memory", lambda: needed(one, length=16))
+        check_resources([one], tmp_path)
+    check_resources([short], tmp_path)
+    monkeypatch.setattr(resources, "available_memory", lambda: needed(one, length=16))
     with pytest.raises(InsufficientResources, match=r"batch_size 16, texts of up to 20 tokens\).*batch_size 8"):
-        check_room([short], tmp_path)
+        check_resources([short], tmp_path)
     settings = {"methods": ["lora"], "seeds": [0], "training": {"max_length": 64}}
     spec = StudySpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings})
     plan = make_plan(spec, RunStore(tmp_path / "runs"))
-    (planned,) = wanted_of(plan)
+    (planned,) = plan.todo
     assert planned.longest == max(len(row["input_ids"]) for row in plan.task.train) == planned.length < 64
-    swept = plan_sweep(
-        StudySpec.model_validate({"model": str(tiny_model), "data": str(toy_csv), **settings}), RunStore(tmp_path)
-    )
-    assert [run.longest for run in swept.runs] == [planned.longest]
 
 
 def test_revisions_of_a_model_are_models_of_their_own(
@@ -160,33 +165,33 @@ def test_revisions_of_a_model_are_models_of_their_own(
     small = load_config(ModelSpec(path=str(tiny_model)))
     large = load_config(ModelSpec(path=str(tiny_model)))
     large.num_hidden_layers = 3 * small.num_hidden_layers
-    monkeypatch.setattr(preflight, "load_config", lambda spec: large if spec.revision == "large" else small)
+    monkeypatch.setattr(resources, "load_config", lambda spec: large if spec.revision == "large" else small)
     first = wanted(tiny_model)
-    model = first.run.model.model_copy(update={"revision": "large"})
-    second = replace(first, run=first.run.model_copy(update={"model": model}))
-    monkeypatch.setattr(preflight, "available_memory", lambda: needed(first))
-    check_room([first], tmp_path)
+    model = first.spec.model.model_copy(update={"revision": "large"})
+    second = replace(first, run=first.spec.model_copy(update={"model": model}))
+    monkeypatch.setattr(resources, "available_memory", lambda: needed(first))
+    check_resources([first], tmp_path)
     with pytest.raises(InsufficientResources, match="not enough memory"):
-        check_room([first, second], tmp_path)
+        check_resources([first, second], tmp_path)
 
 
 def test_runs_on_gpus_of_their_own_share_no_memory(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = wanted(tiny_model)
-    monkeypatch.setattr(preflight, "available_memory", lambda: int(1.5 * needed(one)))
-    check_room([one], tmp_path, at_once=4, sharing=1)
+    monkeypatch.setattr(resources, "available_memory", lambda: int(1.5 * needed(one)))
+    check_resources([one], tmp_path, SideBySide(4, 1))
     with pytest.raises(InsufficientResources, match="for 2 runs at once.*or 1 at once"):
-        check_room([one], tmp_path, at_once=4, sharing=2)
+        check_resources([one], tmp_path, SideBySide(4, 2))
 
 
-def _refused_below(monkeypatch: pytest.MonkeyPatch, need: int, one: Wanted, out: Path, match: str, **how) -> None:
+def _refused_below(monkeypatch: pytest.MonkeyPatch, need: int, one: PlannedRun, out: Path, match: str, **how) -> None:
     """It is refused with a byte less than it needs, and not with that many."""
-    monkeypatch.setattr(preflight, "available_memory", lambda: need)
-    check_room([one], out, **how)
-    monkeypatch.setattr(preflight, "available_memory", lambda: need - 1)
+    monkeypatch.setattr(resources, "available_memory", lambda: need)
+    check_resources([one], out, **how)
+    monkeypatch.setattr(resources, "available_memory", lambda: need - 1)
     with pytest.raises(InsufficientResources, match=match):
-        check_room([one], out, **how)
+        check_resources([one], out, **how)
 
 
 @pytest.mark.parametrize("gpus", [False, True])
@@ -196,10 +201,10 @@ def test_processes_of_one_run_each_have_a_share_of_its_batch(
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus)
     one = wanted(tiny_model, "fft", batch=62)
     (found,) = forecast(
-        load_config(one.run.model),
-        TextClassification,
+        load_config(one.spec.model),
+        one.task,
         one.head,
-        [one.run.method],
+        [one.spec.method],
         batch=16,
         length=64,
         device="cuda" if gpus else "cpu",
@@ -230,11 +235,13 @@ def test_the_memory_of_a_cluster_is_not_this_machines(
     tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = {"model": str(tiny_model), "data": str(toy_csv), "methods": ["lora"], "seeds": [0]}
-    plan = plan_sweep(StudySpec.model_validate(spec), RunStore(tmp_path))
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
-    check_sweep(plan, tmp_path, None)
+    store = RunStore(tmp_path)
+    plan = make_plan(StudySpec.model_validate(spec), store)
+    cluster = ExecutionOptions(executor="ray", ray=RayOptions(address="auto"))
+    monkeypatch.setattr(resources, "available_memory", lambda: 1000)
+    check_plan(plan, store, cluster)
     with pytest.raises(InsufficientResources, match="not enough memory"):
-        check_sweep(plan, tmp_path, SideBySide())
+        check_plan(plan, store, ExecutionOptions())
     _free(monkeypatch, 1000)
     with pytest.raises(InsufficientResources, match="not enough disk"):
-        check_sweep(plan, tmp_path, None)
+        check_plan(plan, store, cluster)

@@ -7,33 +7,48 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tunewise.comparison import Comparison, compare
-from tunewise.planning import make_plan
-from tunewise.tuning import tune, waiting_trials
-from tunewise.tuning.search import settled
 
 from command_line import invoke
-from tunewise import preflight
 from tunewise.errors import DivergedError, InsufficientResources, SpecError
 from tunewise.spec import StudySpec
 from tunewise.store.documents import read_document
 from tunewise.store.folders import RunStore
 from tunewise.store.records import TuningReport
-from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, RunsToDo
+from tunewise.study import resources
+from tunewise.study.compare import Comparison, compare
+from tunewise.study.executors.serial import SerialExecutor
+from tunewise.study.loop import run_study
+from tunewise.study.monitor import Monitor, StudyListener
+from tunewise.study.plan import Plan, make_plan
+from tunewise.study.policies.rates import RatePolicy, apply_known_rates
+from tunewise.study.session import make_monitor
+from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted
 from tunewise.training.journal import read_history
 
 
-class Notes(Listener):
-    """Remembers events."""
+class Notes(StudyListener):
+    """Remembers events and totals."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.totals: list[int] = []
+
+    def progressed(self, monitor: Monitor, message: str) -> None:
+        self.totals.append(monitor.total)
 
     def on(self, event: Event) -> None:
         self.events.append(event)
 
     def started(self) -> list[str]:
         return [e.label for e in self.events if isinstance(e, RunStarted)]
+
+
+def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
+    """The trials of a plan, done in this process."""
+    policy, monitor = RatePolicy(plan, store), make_monitor(plan, store, listener)
+    with SerialExecutor(store, monitor) as executor:
+        run_study(policy, executor, store, monitor)
+    return policy.report()
 
 
 def spec_of(model: Path, data: Path, **changes: object) -> StudySpec:
@@ -96,9 +111,8 @@ def test_the_runs_are_made_with_the_chosen_rates_at_seeds_that_no_trial_has(sear
 
 def test_progress_counts_trials_as_runs(searched) -> None:
     _, notes = searched
-    (first, last) = [e.count for e in notes.events if isinstance(e, RunsToDo)]
-    assert (first, last) == (6 + 2, 2)
     assert sum(isinstance(e, RunFinished) for e in notes.events) == 8
+    assert notes.totals[0] == 6 + 2 and notes.totals[-1] == 8
     assert "head at 0.01" in notes.started()
 
 
@@ -118,7 +132,7 @@ def test_a_finished_search_is_shown_and_checked_with_what_it_chose(
     found, _ = searched
     store = RunStore(found.folder.parent)
     (file := tmp_path / "spec.yaml").write_text(json.dumps(spec.model_dump(mode="json", exclude_defaults=True)))
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    monkeypatch.setattr(resources, "available_memory", lambda: 1000)
 
     def planned(expected: int) -> tuple[str, str]:
         words = ["compare", f"--spec={file}", f"--out={store.root}", "--no-costs", "--measures=none", "--dry-run"]
@@ -126,7 +140,7 @@ def test_a_finished_search_is_shown_and_checked_with_what_it_chose(
         shown = capsys.readouterr()
         return " ".join(shown.out.split()), shown.err
 
-    assert settled(make_plan(spec, store), store).done == {record.id for record in found.records}
+    assert apply_known_rates(make_plan(spec, store), store).done == {record.id for record in found.records}
     out, _ = planned(0)
     assert "0 runs to do, 2 done already" in out and "trials" not in out
     record = store.folder(found.records[0].id) / "run.json"
@@ -202,7 +216,7 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(searched, tiny_mod
     store = RunStore(tmp_path)
     with pytest.raises(Interrupted):
         tune(make_plan(spec, store), store, StopAfter(2))
-    assert waiting_trials(make_plan(spec, store), store) == 2
+    assert len(RatePolicy(make_plan(spec, store), store).upcoming()) == 2
     notes = Notes()
     (row,) = tune(make_plan(spec, store), store, notes).methods
     assert notes.started() == ["head at 0.01", "head at 0.0001"]
@@ -273,9 +287,10 @@ def test_a_trial_that_falls_behind_is_stopped_recorded_as_pruned_and_never_chose
     spec = spec_of(tiny_model, toy_csv, methods=["head"], seeds=1, tuning=3, training=training)
     store = RunStore(tmp_path)
     plan = make_plan(spec, store)
-    method = plan.runs[0].method
+    first = plan.runs[0].spec
+    method = first.method
     rates = {
-        plan.runs[0].model_copy(update={"method": method.model_copy(update={"learning_rate": r}), "seed": 1000}).id: r
+        first.model_copy(update={"method": method.model_copy(update={"learning_rate": r}), "seed": 1000}).id: r
         for r in SCRIPT
     }
 
@@ -284,7 +299,7 @@ def test_a_trial_that_falls_behind_is_stopped_recorded_as_pruned_and_never_chose
         losses = SCRIPT[rates[file.parent.name]]
         return [{"kind": "epoch", "validation": {"loss": x, "metrics": {}}} for x, _ in zip(losses, reached)]
 
-    monkeypatch.setattr("tunewise.tuning.stopping.read_history", scripted)
+    monkeypatch.setattr("tunewise.study.early_stop.read_history", scripted)
     (row,) = tune(plan, store, Listener()).methods
     pruned = row.trials[2]
     assert (pruned.rate, pruned.status, pruned.epochs, pruned.value) == (0.000333, "pruned", 2, 1.0)
@@ -318,3 +333,23 @@ def test_a_method_whose_trials_all_fail_keeps_its_default_and_says_so(
     assert [t.status for t in row.trials] == ["diverged", "diverged"]
     assert (row.chosen, row.edge) == (0.001, None)
     assert "no trial came to its end" in (row.note or "")
+
+
+def test_a_policy_goes_on_from_the_records_alone(searched, spec) -> None:
+    """Asked again from the same records, a policy has nothing to do and the same report."""
+    found, _ = searched
+    store = RunStore(found.folder.parent)
+    policy = RatePolicy(make_plan(spec, store), store)
+    assert policy.ask() == [] and policy.upcoming() == []
+    assert policy.report() == found.tuning
+
+
+@pytest.mark.slow
+def test_trials_in_processes_are_the_same_to_the_last_bit(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
+    spec = spec_of(
+        tiny_model, toy_csv, methods=["lora", "cla"], training={"epochs": 4, "batch_size": 16, "max_length": 16}
+    )
+    alone = compare(spec, tmp_path / "alone", costs=False)
+    jobs = compare(spec, tmp_path / "jobs", costs=False, jobs=2)
+    assert jobs.tuning == alone.tuning
+    assert [r.results for r in jobs.records] == [r.results for r in alone.records]

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tunewise.preview.forecast import forecast
-from tunewise.preview.live_memory import LiveMemory
 
-from preview.train_child import config_of, head_of, miniature_of, task_of
+from study.train_child import config_of, head_of, miniature_of, task_of
 from tunewise.catalog import CATALOG
 from tunewise.measures.cost.saved_bytes import saved_for_backward
 from tunewise.methods.adapters.base import layer_adapters
@@ -19,6 +17,8 @@ from tunewise.methods.chain import restart
 from tunewise.methods.folding_layer import FoldingLayer
 from tunewise.models.head import prepare
 from tunewise.spec import MethodSpec
+from tunewise.study.forecast import forecast
+from tunewise.study.live_memory import LiveMemory
 from tunewise.theory import information_bound
 from tunewise.training.build import attach_method, count_parameters
 
@@ -136,7 +136,7 @@ def test_a_view_of_what_was_there_before_is_not_counted():
 
 def test_a_deep_model_is_stepped_at_two_shallow_depths_once_for_all_methods_of_one_step(monkeypatch):
     """What keeps a plan of an 8 B model within seconds: 17 methods are eight kinds of step, of two and three layers."""
-    import tunewise.preview.step as step
+    import tunewise.study.forecast_step as step
 
     depths = []
     simulate = step._simulate
@@ -210,7 +210,7 @@ def test_depth_is_extrapolated_exactly():
     deep = config_of("minilm")
     whole = forecast(deep, task_of("minilm"), head_of("minilm"), [MethodSpec(name="lora")], batch=4, length=32)[0]
     # The same model, its layers stepped one and all.
-    import tunewise.preview.step as step
+    import tunewise.study.forecast_step as step
 
     before, step.DEEP = step.DEEP, 100
     try:

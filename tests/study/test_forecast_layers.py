@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from transformers import BertConfig, LlamaConfig
-from tunewise.preview.forecast import forecast
 
 from tunewise.spec import MethodSpec
+from tunewise.study.forecast import forecast
 from tunewise.tasks.text import TextClassification
 
 CONFIGS = {

@@ -8,40 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tunewise.sweeps.attempt import Outcome
-from tunewise.sweeps.estimates import Pace, sizes
-from tunewise.sweeps.log import Log
-from tunewise.sweeps.monitor import Monitor, SweepListener
-from tunewise.sweeps.planning import SweepPlan, plan_sweep
 
 from stored_runs import record_of
 from tunewise.spec import StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.table import row_of
-from tunewise.training.events import RunStarted, StepDone
+from tunewise.study.estimates import Pace
+from tunewise.study.log import Log
+from tunewise.study.monitor import Monitor
+from tunewise.study.outcome import Outcome
+from tunewise.study.plan import Plan, PlannedRun, make_plan
+from tunewise.training.events import Listener, RunStarted, StepDone
 
 
 @pytest.fixture
-def plan(spec: StudySpec, tmp_path: Path) -> SweepPlan:
-    return plan_sweep(spec, RunStore(tmp_path))
+def plan(spec: StudySpec, tmp_path: Path) -> Plan:
+    return make_plan(spec, RunStore(tmp_path))
 
 
-def test_nothing_is_made_up(plan: SweepPlan) -> None:
+def monitor_of(runs: list[PlannedRun]) -> Monitor:
+    monitor = Monitor(Listener(), Pace("cpu: toy"))
+    monitor.expect(runs, later=[])
+    return monitor
+
+
+def test_nothing_is_made_up(plan: Plan) -> None:
     left = Pace("cpu: toy").remaining(plan.todo)
     assert (left.timed, left.untimed) == (0, 16)
     assert left.words() == "not known: no finished run of these shapes to go by"
 
 
-def test_stored_runs_of_the_same_shape_count(plan: SweepPlan) -> None:
+def test_stored_runs_of_the_same_shape_count(plan: Plan) -> None:
     """A LoRA run of 20 steps took 10 s here; of other machines, methods and batch sizes nothing follows."""
     lora = next(run for run in plan.runs if run.spec.method.name == "lora")
     row = row_of(record_of(lora.spec, seconds=10.0))
     pace = Pace("cpu: toy")
     larger = lora.spec.model_copy(update={"training": lora.spec.training.model_copy(update={"batch_size": 16})})
     others = [replace(row, device="cuda: another"), row_of(record_of(larger, seconds=99.0)), replace(row, status="oom")]
-    pace.learn_from(others, sizes(plan.runs))
+    pace.learn_from(others, plan.runs)
     assert pace.remaining(plan.todo).timed == 0
-    pace.learn_from([row], sizes(plan.runs))
+    pace.learn_from([row], plan.runs)
     left = pace.remaining(plan.todo)
     assert (left.seconds, left.timed, left.untimed) == (pytest.approx(80.0), 8, 8)  # whatever rank, rate and seed
     assert left.words() == "about 80 s for 8 runs, and 8 of shapes not timed yet"
@@ -50,13 +56,13 @@ def test_stored_runs_of_the_same_shape_count(plan: SweepPlan) -> None:
     assert pace.seconds(longer) == pytest.approx(100.0)
 
 
-def test_the_running_run_counts_with_the_rest_of_its_steps(plan: SweepPlan, tmp_path: Path) -> None:
-    monitor = Monitor(plan, Pace("cpu: toy"), Log(tmp_path / "log.txt"), SweepListener())
+def test_the_running_run_counts_with_the_rest_of_its_steps(plan: Plan, tmp_path: Path) -> None:
+    monitor = monitor_of(plan.runs)
     one, two = plan.runs[0], plan.runs[1]
-    monitor.begun(one.id)
-    monitor.ended(Outcome(one.id, "done", 10.0, one.steps))
+    monitor.begin(one)
+    monitor.end(one, Outcome(record_of(one.spec), 10.0, one.steps))
     assert one.spec.method.name == two.spec.method.name
-    monitor.begun(two.id)
+    monitor.begin(two)
     monitor.on(RunStarted(two.id, "lora", 0, 20, 10))
     monitor.on(StepDone(two.id, 15, 20, 1.5, 0.3))
     left = monitor.remaining()
@@ -64,12 +70,12 @@ def test_the_running_run_counts_with_the_rest_of_its_steps(plan: SweepPlan, tmp_
     assert left.seconds == pytest.approx(6 * 10.0 + 10.0 * 5 / 20)
 
 
-def test_a_first_run_is_timed_by_its_own_steps(plan: SweepPlan, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_first_run_is_timed_by_its_own_steps(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
     clock = [100.0]
-    monkeypatch.setattr("tunewise.sweeps.monitor.time.monotonic", lambda: clock[0])
-    monitor = Monitor(plan, Pace("cpu: toy"), Log(tmp_path / "log.txt"), SweepListener())
+    monkeypatch.setattr("tunewise.study.monitor.time.monotonic", lambda: clock[0])
+    monitor = monitor_of(plan.runs)
     one = plan.runs[0]
-    monitor.begun(one.id)
+    monitor.begin(one)
     monitor.on(RunStarted(one.id, "lora", 0, 20, 0))
     clock[0] += 5.0
     monitor.on(StepDone(one.id, 10, 20, 1.0, 0.3))
@@ -87,16 +93,16 @@ def test_two_log_writers_mix_no_lines(tmp_path: Path) -> None:
     assert len(lines) == 10 and lines[0].endswith("one 0")
 
 
-def test_thousands_of_runs_cost_nothing_at_a_step(plan: SweepPlan, tmp_path: Path) -> None:
+def test_thousands_of_runs_cost_nothing_at_a_step(plan: Plan, tmp_path: Path) -> None:
     """Remaining time over 4,800 runs, as after each second of a long sweep: milliseconds."""
     runs = [
         replace(run, spec=run.spec.model_copy(update={"seed": run.spec.seed + 2 * i}))
         for i in range(300)
         for run in plan.runs
     ]
-    monitor = Monitor(SweepPlan(plan.spec, runs, set(), 4800), Pace("cpu: toy"), Log(tmp_path / "l"), SweepListener())
-    monitor.begun(runs[0].id)
-    monitor.ended(Outcome(runs[0].id, "done", 10.0, runs[0].steps))
+    monitor = monitor_of(runs)
+    monitor.begin(runs[0])
+    monitor.end(runs[0], Outcome(record_of(runs[0].spec), 10.0, runs[0].steps))
     assert monitor.remaining().timed == 2399
     clock = time.process_time()
     for _ in range(5):

@@ -7,7 +7,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tunewise.tuning.grid import best_rate, edge, first_rates, next_rate
+
+from tunewise.study.policies.rate_grid import best_rate, edge, first_rates, next_rate
 
 rates = st.floats(1e-6, 1.0)
 factors = st.floats(1.5, 10.0)

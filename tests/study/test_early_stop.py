@@ -8,9 +8,9 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tunewise.tuning.stopping import require_optuna, stopped_at
 
 from tunewise.errors import SpecError
+from tunewise.study.early_stop import require_optuna, stopped_at
 
 optuna = pytest.importorskip("optuna")
 
