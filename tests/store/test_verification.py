@@ -1,4 +1,4 @@
-"""`verify`: every kind of damage is one fault, what is sound has none, and mending makes damaged runs start again."""
+"""`verify`: every kind of damage is one fault, what is sound has none, and repairing makes damaged runs start again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunewise.store.documents import write_document
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.records import Measured, RunRecord
-from tunewise.store.verification import faults_beside, faults_of_run, mend
+from tunewise.store.verification import faults_beside, faults_of_run, repair
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_planted_adapter_file_and_a_way_out_of_the_folder_are_noticed(
     (tmp_path / "outside").write_text("x")
     store.write(record.model_copy(update={"files": {**record.files, "../outside": sha256(tmp_path / "outside")}}))
     found = said(store, record)
-    assert any("other.safetensors: is not among the files of the record" in one for one in found)
+    assert any("other.safetensors: is not one of the files of the record" in one for one in found)
     assert any("outside: lies outside the run's folder" in one for one in found)
 
 
@@ -115,20 +115,20 @@ def test_a_changed_specification_is_noticed_by_the_id(run: tuple[RunStore, RunRe
     other = stored_spec(seed=5)
     store.write(record.model_copy(update={"spec": other}))
     (fault,) = faults_of_run(store, record.id)
-    assert f"has the id {other.id}" in fault.what and fault.mends is None
+    assert f"has the id {other.id}" in fault.what and fault.repair is None
     (folder / "run.json").replace(store.root / "kept.json")
     write_document(folder / "run.json", record.model_copy(update={"id": other.id, "spec": other}))
     (fault,) = faults_of_run(store, record.id)
-    assert f"the record of another run, {other.id}" in fault.what and fault.mends == "run"
+    assert f"the record of another run, {other.id}" in fault.what and fault.repair == "run"
 
 
-def test_mending_marks_damaged_runs_to_be_done_again(run: tuple[RunStore, RunRecord, Path]) -> None:
+def test_repairing_marks_damaged_runs_to_be_done_again(run: tuple[RunStore, RunRecord, Path]) -> None:
     store, record, folder = run
     (folder / "history.jsonl").write_text("")
     broken = write_run(store.root, stored_spec(seed=1))
     (store.folder(broken.id) / "run.json").write_text("{")
     faults = [fault for run_id in store.ids() for fault in faults_of_run(store, run_id)]
-    done = mend(store, faults)
+    done = repair(store, faults)
     assert len(done) == 2 and all("marked to be done again" in line for line in done)
     for one in (record, broken):
         assert store.finished(one.id) is None
@@ -137,24 +137,24 @@ def test_mending_marks_damaged_runs_to_be_done_again(run: tuple[RunStore, RunRec
     assert [fault for run_id in store.ids() for fault in faults_of_run(store, run_id)] == []
 
 
-def test_mending_moves_what_is_made_again_aside_and_keeps_the_run(run: tuple[RunStore, RunRecord, Path]) -> None:
+def test_repairing_moves_what_is_made_again_aside_and_keeps_the_run(run: tuple[RunStore, RunRecord, Path]) -> None:
     store, record, folder = run
     (folder / "measures" / "rank.json").write_text("{")
     (folder / "trajectory" / "step-000000.safetensors").unlink()
     faults = faults_of_run(store, record.id)
-    assert {fault.mends for fault in faults} == {"file"} and len(faults) == 2
-    mend(store, faults)
+    assert {fault.repair for fault in faults} == {"file"} and len(faults) == 2
+    repair(store, faults)
     assert faults_of_run(store, record.id) == []
     assert store.finished(record.id) == record
     assert not (folder / "trajectory" / "trajectory.json").exists()
 
 
-def test_mending_leaves_a_run_alone_that_a_process_has(run: tuple[RunStore, RunRecord, Path]) -> None:
+def test_repairing_leaves_a_run_alone_that_a_process_has(run: tuple[RunStore, RunRecord, Path]) -> None:
     store, record, folder = run
     (folder / "history.jsonl").write_text("")
     faults = faults_of_run(store, record.id)
     with store.lock(record.id):
-        (line,) = mend(store, faults)
+        (line,) = repair(store, faults)
     assert "left as it is: run" in line and (folder / "run.json").exists()
 
 
@@ -164,7 +164,7 @@ def test_a_record_of_another_schema_is_reported_and_not_touched(run: tuple[RunSt
     (folder / "run.json").write_text(json.dumps({**content, "schema_version": 99}))
     faults = faults_of_run(store, record.id)
     assert "has schema 99" in faults[0].what
-    assert mend(store, faults) == []
+    assert repair(store, faults) == []
     with pytest.raises(StoreError, match="has schema 99"):
         store.record(record.id)
 
@@ -177,8 +177,3 @@ def test_comparisons_and_costs_are_looked_at(tmp_path: Path) -> None:
     write_atomically(folder / "costs.json", "{}")
     write_atomically(tmp_path / "costs" / "0.json", "rubbish")
     assert [f"{f.run}/{f.file}" for f in faults_beside(tmp_path)] == [f"{folder.name}/costs.json", "costs/0.json"]
-    (folder / "costs.json").unlink()
-    (tmp_path / "costs" / "0.json").unlink()
-    write_atomically(folder / "compare.json", spec.model_copy(update={"seeds": [5]}).model_dump_json())
-    (fault,) = faults_beside(tmp_path)
-    assert "its runs are those of compare-" in fault.what

@@ -116,7 +116,7 @@ def runs_verify(
 ) -> int:
     """Check the files of all finished runs."""
     from tunewise.store.folders import RunStore
-    from tunewise.store.verification import faults_beside, faults_of_run, mend
+    from tunewise.store.verification import faults_beside, faults_of_run, repair
     from tunewise.text_format import pluralize
 
     _check_folder(runs)
@@ -132,9 +132,9 @@ def runs_verify(
     result = f"{pluralize(len(faults), 'fault')} in {pluralize(damaged, 'folder')}" if faults else "no faults"
     print(f"{pluralize(len(ids) - len(running), 'run')} checked: {result}{skipped}")
     if fix:
-        for line in mend(store, faults):
+        for line in repair(store, faults):
             print(line)
-    elif any(fault.mends for fault in faults):
+    elif any(fault.repair for fault in faults):
         print("`tunewise runs verify --fix` moves damaged files aside, so that they are made again")
     return 3 if faults else 0
 

@@ -27,7 +27,7 @@ from tunewise.store import locks
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
 from tunewise.store.files import sha256, write_atomically
-from tunewise.store.names import LOCKS, PREDICTIONS, RECORD, RUN_ID, SPEC, TRACEBACK
+from tunewise.store.names import HISTORY, LOCKS, PREDICTIONS, RECORD, RUN_ID, SPEC, TRACEBACK
 from tunewise.store.records import RunRecord
 
 
@@ -114,7 +114,7 @@ class RunStore:
         """sha256 of the files of a run that are to stay, by their names relative to its folder."""
         folder = self.folder(run_id)
         kept = [
-            folder / "history.jsonl",
+            folder / HISTORY,
             folder / PREDICTIONS,
             *sorted((folder / "adapter").rglob("*")),
         ]

@@ -1,4 +1,4 @@
-"""Whether what lies in a runs folder is what was written there. Reads everything, changes nothing; no torch."""
+"""Whether the files of a runs folder are as they were written. Reads everything, changes nothing; no torch."""
 
 from __future__ import annotations
 
@@ -6,79 +6,79 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
 from tunewise.errors import StoreError
 from tunewise.spec import StudySpec
-from tunewise.store.comparisons import comparisons
 from tunewise.store.documents import OtherSchema, read_document
 from tunewise.store.files import sha256
 from tunewise.store.folders import RunStore
-from tunewise.store.names import ASIDE, RECORD
+from tunewise.store.names import ASIDE, HISTORY, RECORD, TRAJECTORY
 from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
-HISTORY = "history.jsonl"
-TRAJECTORY = "trajectory/trajectory.json"
+_SNAPSHOTS = f"{TRAJECTORY}/trajectory.json"
+_BESIDE: dict[str, type[BaseModel]] = {
+    "compare-*/compare.json": StudySpec,
+    "compare-*/tuning.json": TuningReport,
+    "compare-*/costs.json": CostReport,
+    "costs/*.json": CostReport,
+}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong. `mends` says what `mend` does about it."""
+    """Something that is wrong with a file."""
 
     run: str
-    """Id of the run, or the name of a comparison's folder, or `costs`."""
+    """Id of the run, or the name of another folder beside it."""
     file: str
     what: str
-    mends: Literal["run", "file"] | None
-    """The run is marked to be done again; this file alone is moved aside, as it is made again when it is wanted; or
-    nothing can be done here."""
+    repair: Literal["run", "file"] | None
+    """What `repair` does: mark the run to be done again, or move this file aside; None: nothing."""
 
     def __str__(self) -> str:
         return f"{self.run}/{self.file}: {' '.join(self.what.split())}"
 
 
 def faults_of_run(store: RunStore, run_id: str) -> list[Fault]:
-    """What is wrong with a run: its record, id and checksums, its history, adapter, measures and trajectory. A run that
-    has not come to its end has no faults."""
+    """What is wrong with a finished run: its record, files, measures and snapshots."""
+    folder = store.folder(run_id)
     try:
         record = store.record(run_id)
     except StoreError as error:
-        said = str(error).removeprefix(f"{store.folder(run_id) / RECORD} ")
-        return [Fault(run_id, RECORD, said, None if isinstance(error, OtherSchema) else "run")]
+        message = str(error).removeprefix(f"{folder / RECORD} ")
+        return [Fault(run_id, RECORD, message, None if isinstance(error, OtherSchema) else "run")]
     if record is None:
         return []
-    folder = store.folder(run_id)
-    return [*_identity(record, run_id), *_files(record, folder), *_measures(run_id, folder), *_path(run_id, folder)]
+    faults = [*_identity(record, run_id), *_files(record, folder)]
+    for file in sorted(folder.glob("measures/*.json")):
+        if fault := _document_fault(file, Measured):
+            faults.append(Fault(run_id, f"measures/{file.name}", fault, "file"))
+    if fault := _snapshot_fault(folder / _SNAPSHOTS):
+        faults.append(Fault(run_id, _SNAPSHOTS, f"{fault}; train it again with --trajectory", "file"))
+    return faults
 
 
 def faults_beside(root: Path) -> list[Fault]:
-    """What is wrong with the comparisons in a runs folder, and with the costs that were measured."""
-    shapes: dict[str, type[BaseModel]] = {
-        "compare-*/compare.json": StudySpec,
-        "compare-*/tuning.json": TuningReport,
-        "compare-*/costs.json": CostReport,
-        "costs/*.json": CostReport,
-    }
-    found = []
-    for pattern, kind in shapes.items():
-        for file in sorted(root.glob(pattern)):
-            if said := _unreadable(file, kind, "`tunewise compare` makes it again"):
-                found.append(Fault(file.parent.name, file.name, said, "file"))
-    for folder, spec in comparisons(root):
-        if folder.name != f"compare-{spec.id}":
-            found.append(Fault(folder.name, "compare.json", f"its runs are those of compare-{spec.id}", None))
-    return found
+    """What is wrong with the documents of comparisons, and with the measured costs."""
+    return [
+        Fault(file.parent.name, file.name, fault, "file")
+        for pattern, kind in _BESIDE.items()
+        for file in sorted(root.glob(pattern))
+        if (fault := _document_fault(file, kind))
+    ]
 
 
-def mend(store: RunStore, faults: Iterable[Fault]) -> list[str]:
-    """Marks damaged runs to be done again, by moving their records aside, and moves damaged files aside that are made
-    again when they are wanted; a run that a process has now is left alone. Returns what was done, in sentences."""
+def repair(store: RunStore, faults: Iterable[Fault]) -> list[str]:
+    """Move aside the records of damaged runs, so that they are done again, and damaged files that are made again when
+    needed. Locked runs are left alone. Returns what was done, in sentences."""
+    faults = list(faults)
     done = []
-    broken = {fault.run for fault in faults if fault.mends == "run"}
-    for run_id in sorted(broken):
+    damaged = {fault.run for fault in faults if fault.repair == "run"}
+    for run_id in sorted(damaged):
         try:
             with store.lock(run_id) as folder:
                 (folder / RECORD).replace(folder / ASIDE)
@@ -87,10 +87,10 @@ def mend(store: RunStore, faults: Iterable[Fault]) -> list[str]:
         else:
             done.append(f"{run_id} is marked to be done again: its record is now {ASIDE}")
     for fault in faults:
-        if fault.mends == "file" and fault.run not in broken:
+        if fault.repair == "file" and fault.run not in damaged:
             file = store.root / fault.run / fault.file
             file.replace(file.with_suffix(".damaged"))
-            done.append(f"{fault.run}/{fault.file} is moved aside, and made again when it is wanted")
+            done.append(f"{fault.run}/{fault.file} is moved aside, and made again when needed")
     return done
 
 
@@ -98,17 +98,12 @@ def _identity(record: RunRecord, run_id: str) -> Iterator[Fault]:
     if record.id != run_id:
         yield Fault(run_id, RECORD, f"is the record of another run, {record.id}", "run")
     elif record.spec.id != record.id:
-        yield Fault(
-            run_id,
-            RECORD,
-            f"its specification has the id {record.spec.id}: changed by hand, or made under an earlier protocol "
-            f"(tunewise {record.environment.tunewise}); nothing takes it for that one, and it may be removed",
-            None,
-        )
+        said = f"its specification has the id {record.spec.id}: it was changed, or is of tunewise before this protocol"
+        yield Fault(run_id, RECORD, f"{said} ({record.environment.tunewise}); the folder may be removed", None)
 
 
 def _files(record: RunRecord, folder: Path) -> Iterator[Fault]:
-    wrong = {name: said for name in record.files if (said := _wrong(folder, name, record.files[name]))}
+    wrong = {name: fault for name in record.files if (fault := _file_fault(folder, name, record.files[name]))}
     if record.status == "done":
         if record.results is None:
             wrong[RECORD] = "the run is done and has no results"
@@ -116,46 +111,42 @@ def _files(record: RunRecord, folder: Path) -> Iterator[Fault]:
             wrong[HISTORY] = "the run is done and its record names no history"
         for file in sorted((folder / "adapter").rglob("*.safetensors")):
             if (name := file.relative_to(folder).as_posix()) not in record.files:
-                wrong[name] = "is not among the files of the record"
-    for name, said in wrong.items():
-        yield Fault(record.id, name, said, "run")
+                wrong[name] = "is not one of the files of the record"
+    for name, fault in wrong.items():
+        yield Fault(record.id, name, fault, "run")
 
 
-def _wrong(folder: Path, name: str, checksum: str) -> str | None:
-    """What is wrong with one file of a run; its content is looked at, too, since a run may have recorded rubbish."""
+def _file_fault(folder: Path, name: str, checksum: str) -> str | None:
+    """What is wrong with a file; its content is checked, too: a run may have recorded a damaged one."""
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
         return "lies outside the run's folder"
     try:
-        differs = sha256(file) != checksum
-        inside = _bad_content(file)
+        differs, content = sha256(file) != checksum, _content_fault(file)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"can't be read ({error.strerror})"
     if differs:
-        return "is not as it was written (its checksum differs" + (f"; {inside})" if inside else ")")
-    return inside
+        return "is not as it was written (its checksum differs" + (f"; {content})" if content else ")")
+    return content
 
 
-def _bad_content(file: Path) -> str | None:
-    if file.name == HISTORY:
-        return _bad_history(file)
-    if file.suffix == ".safetensors":
-        try:
+def _content_fault(file: Path) -> str | None:
+    try:
+        if file.suffix == ".safetensors":
             with safe_open(file, framework="numpy") as opened:
                 return None if opened.keys() else "holds no tensors"
-        except SafetensorError as error:
-            return f"is no safetensors file ({error})"
-    if file.suffix == ".json":
-        try:
+        if file.suffix == ".json":
             json.loads(file.read_bytes())
-        except ValueError as error:
-            return f"is no JSON ({error})"
-    return None
+    except SafetensorError as error:
+        return f"is no safetensors file ({error})"
+    except ValueError as error:
+        return f"is no JSON ({error})"
+    return _history_fault(file) if file.name == HISTORY else None
 
 
-def _bad_history(file: Path) -> str | None:
+def _history_fault(file: Path) -> str | None:
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
             entry = json.loads(line)
@@ -166,32 +157,20 @@ def _bad_history(file: Path) -> str | None:
     return None
 
 
-def _measures(run_id: str, folder: Path) -> Iterator[Fault]:
-    for file in sorted(folder.glob("measures/*.json")):
-        if said := _unreadable(file, Measured, "`tunewise compare` makes it again"):
-            yield Fault(run_id, f"measures/{file.name}", said, "file")
-
-
-def _path(run_id: str, folder: Path) -> Iterator[Fault]:
-    """The snapshots that the list of a trajectory names."""
-    file = folder / TRAJECTORY
+def _snapshot_fault(file: Path) -> str | None:
+    """What is wrong with the list of snapshots or with the first damaged snapshot that it names."""
     try:
-        listed: dict[str, Any] = json.loads(file.read_bytes())["snapshots"]
-        sums = {name: str(known["sha256"]) for name, known in listed.items()}
+        sums = {name: str(entry["sha256"]) for name, entry in json.loads(file.read_bytes())["snapshots"].items()}
     except FileNotFoundError:
-        return
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Fault(run_id, TRAJECTORY, f"can't be read ({error}); train it again with --trajectory", "file")
-        return
-    wrong = [f"{name} {said}" for name in sums if (said := _wrong(file.parent, name, sums[name]))]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        yield Fault(run_id, TRAJECTORY, f"{wrong[0]}{more}; train it again with --trajectory", "file")
+        return f"can't be read ({error})"
+    return next((f"{name} {fault}" for name in sums if (fault := _file_fault(file.parent, name, sums[name]))), None)
 
 
-def _unreadable(file: Path, kind: type[BaseModel], remedy: str) -> str | None:
+def _document_fault(file: Path, kind: type[BaseModel]) -> str | None:
     try:
-        read_document(file, kind, remedy)
+        read_document(file, kind, "`tunewise compare` makes it again")
     except FileNotFoundError:
         return None
     except StoreError as error:

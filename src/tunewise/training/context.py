@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tunewise.spec import RunSpec
+from tunewise.store.names import HISTORY
 from tunewise.tasks.contract import Task
 from tunewise.training.build import total_steps
 from tunewise.training.events import Listener
@@ -41,7 +42,7 @@ class RunContext:
 
     @cached_property
     def journal(self) -> Journal:
-        return Journal(self.folder / "history.jsonl", writes=self.process_group.is_rank_zero)
+        return Journal(self.folder / HISTORY, writes=self.process_group.is_rank_zero)
 
     @cached_property
     def selection(self) -> Selection:
