@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewise.measures import collect
-from tunewise.measures.bounds.compute import bounds_of_run
-from tunewise.registry import MEASURES
+from tunewise.measures.alignment.compute import AlignmentResult
+from tunewise.measures.bounds.compute import BoundsResult, bounds_of_run
+from tunewise.measures.bounds.theorems import BoundLine
+from tunewise.measures.collect import read_measures, result_of
 from tunewise.measures.finished import FinishedRun
+from tunewise.measures.laziness.compute import LazinessResult
 from tunewise.quiet import quiet_libraries
+from tunewise.registry import MEASURES
 from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.tasks.build import build_task
@@ -31,12 +34,12 @@ METHODS = ("head", "fft", "lora", "asym", "cla", "paca")
 @dataclass(frozen=True)
 class Run:
     record: RunRecord
-    bounds: dict[str, Any]
-    alignment: dict[str, Any] | None
-    laziness: dict[str, Any] | None
+    bounds: BoundsResult
+    alignment: AlignmentResult | None
+    laziness: LazinessResult | None
 
-    def line(self, key: str) -> dict[str, Any] | None:
-        return next((line for line in self.bounds["lines"] if line["key"] == key), None)
+    def line(self, key: str) -> BoundLine | None:
+        return self.bounds.line(key)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,15 +51,13 @@ def value(run: Run, key: str) -> str:
     line = run.line(key)
     if line is None:
         return "–"
-    if line["units"] in ("rank", "parameters"):
-        return f"{line['value']:,}"
-    return (
-        f"{line['value']:.3g}" if line["log_value"] is None or line["log_value"] < 12 else f"e^{line['log_value']:.1f}"
-    )
+    if line.units in ("rank", "parameters"):
+        return f"{line.value:,}"
+    return f"{line.value:.3g}" if line.log_value is None or line.log_value < 12 else f"e^{line.log_value:.1f}"
 
 
 def measured(run: Run) -> str:
-    return f"{run.bounds['gap']['gap']:.3f}"
+    return f"{run.bounds.gap.gap:.3f}"
 
 
 def from_bounds(*columns: tuple[str, str], of_gap: bool = True) -> Callable[[Sequence[Run]], str]:
@@ -69,7 +70,7 @@ def from_bounds(*columns: tuple[str, str], of_gap: bool = True) -> Callable[[Seq
         if not of_gap:
             return table(["method", *titles], [[label(run), *(value(run, key) for key, _ in columns)] for run in shown])
         rows = [[label(run), measured(run), *(value(run, key) for key, _ in columns)] for run in shown]
-        ceiling = shown[0].bounds["gap"]["range"]
+        ceiling = shown[0].bounds.gap.range
         return table(["method", "measured gap", *titles], rows) + (
             f"\nIn nats; above M = {ceiling:.2f} a bound is vacuous.\n"
         )
@@ -82,9 +83,8 @@ def ranks(runs: Sequence[Run]) -> str:
     first = shown[-1]
     said = ", ".join(value(first, key) for key in ("rank-exists", "rank-no-spurious", "rank-generic"))
     rows = [
-        [label(run), *(part(run.laziness["selected"][name]["distance"]) for name in ("backbone", "train", "test"))]
+        [label(run), *(part(getattr(run.laziness.selected, name).distance) for name in ("backbone", "train", "test"))]
         for run in shown
-        if run.laziness is not None
     ]
     header = ["method", "backbone, training examples", "with the head, training", "with the head, test"]
     return (
@@ -98,11 +98,10 @@ def lora_one(runs: Sequence[Run]) -> str:
     for run in runs:
         if run.alignment is None:
             continue
-        angles, layers = run.alignment["selected"], run.alignment["layers"]
         cells = [label(run)]
         for side in ("left", "right"):
-            found = [angle for angle in angles[f"{side}_mean"] if angle is not None]
-            chance = [layer["chance"][side]["mean"] for layer in layers]
+            found = [angle for angle in getattr(run.alignment.selected, f"{side}_mean") if angle is not None]
+            chance = [getattr(layer, f"chance_{side}").mean for layer in run.alignment.layers]
             cells.append(f"{sum(found) / len(found):.1f} (chance {sum(chance) / len(chance):.1f})")
         rows.append(cells)
     return "Mean angle, in degrees, over the layers, of the selected epoch's weights:\n\n" + table(
@@ -148,7 +147,7 @@ def main(root: Path) -> None:
         steps = record.spec.method.name in ("cla", "paca")
         print(f"bounds of {record.spec.method.label} ...", flush=True)
         bounds = bounds_of_run(run, lambda: None, with_curvature=steps)
-        runs.append(Run(record, bounds, values_of(folder, "alignment"), values_of(folder, "laziness")))
+        runs.append(Run(record, bounds, stored(store, record, "alignment"), stored(store, record, "laziness")))
     runs.sort(key=lambda run: METHODS.index(label(run)))
     for name, page in PAGES.items():
         path = Path(__file__).parent / name
@@ -158,9 +157,10 @@ def main(root: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def values_of(folder: Path, name: str) -> dict[str, Any] | None:
-    found = collect.read(folder, MEASURES[name])
-    return None if found is None else found.values
+def stored(store: RunStore, record: RunRecord, name: str) -> Any:
+    """The result of a measure, None where it was not computed."""
+    measured = read_measures([name], [record], store)[name].get(record.id)
+    return None if measured is None else result_of(MEASURES.get(name), measured)
 
 
 if __name__ == "__main__":
