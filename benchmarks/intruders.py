@@ -133,7 +133,7 @@ def group(updates: list[LayerUpdate], repetitions: int) -> dict[str, Any]:
                 if number == 0:
                     exact = plain(update, torch.float64)
                     worst = max(worst, *(abs(a - b) for a, b in zip(exact, own)))
-            decomposed = cold.made
+            decomposed = cold.computed
         for name, seconds in total.items():
             sums[name].append(seconds)
     return {

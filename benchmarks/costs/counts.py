@@ -8,8 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from costs.clock import Line
-from tunewise.measures.cost.flops import Flops
-from tunewise.measures.cost.saved_bytes import saved_for_backward
+from tunewise.measures.cost.counters import Flops, saved_for_backward
 from tunewise.methods.attachment import trainable_parameters
 from tunewise.study.live_memory import LiveMemory
 

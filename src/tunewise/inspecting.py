@@ -177,7 +177,7 @@ def inspect(
         ],
         scaled_on=scaled_on,
         left_out=subject.updates.left_out,
-        decomposed=spectra.made,
+        decomposed=spectra.computed,
         seconds=time.monotonic() - begun,
     )
 
@@ -255,9 +255,7 @@ def _same_digest(folder: Path, spec: ModelSpec, record: RunRecord) -> None:
     """Changed weights carry no fingerprint of W0, so the model's files are compared."""
     known = record.spec.model.digest
     if known is not None and model_digest(spec.model_copy(update={"digest": None})) != known:
-        raise StoreError(
-            f"{folder} was trained on another base model than {spec.path} (its files' hash is not this one's)"
-        )
+        raise StoreError(f"{folder} was trained on another base model than {spec.path} (the hash of its files differs)")
 
 
 def _scoring(

@@ -26,19 +26,19 @@ def test_rebuilds_the_weight(shape: tuple[int, int], tmp_path: Path) -> None:
         assert (found.u * found.values @ v.T - w).abs().max() < 1e-12
         assert (found.u.T @ found.u - torch.eye(side)).abs().max() < 1e-13
         assert (v.T @ v - torch.eye(side)).abs().max() < 1e-12
-    assert spectra.made == 1
+    assert spectra.computed == 1
 
 
 def test_one_decomposition_a_weight_for_all_who_ask(tmp_path: Path) -> None:
     first = BaseSpectra(tmp_path)
     first.of(weight(seed=1))
     first.of(weight(seed=2))
-    assert first.made == 2
+    assert first.computed == 2
     others = [BaseSpectra(tmp_path) for _ in range(10)]
     for spectra in others:
         spectra.of(weight(seed=1).clone())
         spectra.of(weight(seed=2).T.contiguous().T)  # the same matrix, stored the other way round
-    assert [spectra.made for spectra in others] == [0] * 10
+    assert [spectra.computed for spectra in others] == [0] * 10
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -48,7 +48,7 @@ def test_a_changed_bit_is_another_weight(tmp_path: Path) -> None:
     spectra.of(w)
     w[3, 4] = torch.nextafter(w[3, 4], torch.tensor(9.0))
     spectra.of(w)
-    assert spectra.made == 2
+    assert spectra.computed == 2
 
 
 @pytest.mark.parametrize("damage", ["cut short", "flipped", "of another shape", "empty"])
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
         file.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
     spectra = BaseSpectra(tmp_path)
     found = spectra.of(w)
-    assert spectra.made == 1
+    assert spectra.computed == 1
     assert (found.u * found.values @ found.right(w, 9).T - w).abs().max() < 1e-12
     assert BaseSpectra(tmp_path).of(w).u.equal(found.u)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunewise.measures.cost.saved_bytes import saved_for_backward
+from tunewise.measures.cost.counters import saved_for_backward
 
 
 class Small(nn.Module):

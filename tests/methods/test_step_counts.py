@@ -18,8 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import tunewise
 from tunewise import CATALOG
-from tunewise.measures.cost.flops import Flops
-from tunewise.measures.cost.saved_bytes import saved_for_backward
+from tunewise.measures.cost.counters import Flops, saved_for_backward
 from tunewise.models.layers import find_targets
 from tunewise.study.live_memory import LiveMemory
 from tunewise.training.optimizers import optimizer

@@ -11,7 +11,7 @@ import torch
 
 from study.train_child import config_of, head_of, miniature_of, task_of
 from tunewise.catalog import CATALOG
-from tunewise.measures.cost.saved_bytes import saved_for_backward
+from tunewise.measures.cost.counters import saved_for_backward
 from tunewise.methods.adapters.base import layer_adapters
 from tunewise.methods.chain import restart
 from tunewise.methods.folding_layer import FoldingLayer

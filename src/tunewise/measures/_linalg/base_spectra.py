@@ -1,12 +1,11 @@
-"""The singular value decomposition of the base model's weights: taken once per weight, kept on disk by its content.
+"""Singular value decompositions of the base model's weights, cached on disk by content.
 
-Every method and seed on one base model asks for the same decompositions, and they are the dear part of counting
-intruders. Left vectors and values are enough: a right vector is W^T u / s.
+All methods and seeds on one base model share them, and they are the expensive part of counting intruders. Left vectors
+and values are enough: a right vector is W^T u / s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,32 +36,26 @@ class BaseSpectrum:
 
 
 class BaseSpectra:
-    """Decompositions by content, in memory for none and on disk for all; without a folder they are made each time."""
+    """Decompositions by content, cached in a folder; without a folder they are computed each time."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.made = 0
-        """How many were decomposed by this object, and not read."""
+        self.computed = 0
+        """How many were computed and not read."""
 
     def of(self, base: Tensor) -> BaseSpectrum:
-        """The decomposition of W0 (n, m), made where it is not on disk (or what is there can't be read)."""
+        """The decomposition of W0 (n, m)."""
         file = None if self.folder is None else self.folder / f"{content_of(base)}.safetensors"
         known = None if file is None else _read(file, base)
         if known is not None:
             return known
         precise = base.shape[0] * min(base.shape) <= DOUBLE_UP_TO
         u, values, _ = torch.linalg.svd(base.double() if precise else base.float(), full_matrices=False)
-        self.made += 1
+        self.computed += 1
         found = BaseSpectrum(u.contiguous(), values)
         if file is not None:
             save_tensors(file, {"u": found.u, "values": found.values})
         return found
-
-    def prepare(self, bases: dict[str, Callable[[], Tensor]], said: Callable[[int, int], None]) -> None:
-        """Make what is missing for several layers; `said` is told (done, of how many) before each."""
-        for done, make in enumerate(bases.values()):
-            said(done, len(bases))
-            self.of(make())
 
 
 def _read(file: Path, base: Tensor) -> BaseSpectrum | None:

@@ -1,4 +1,4 @@
-"""The top singular triples of a matrix without its whole singular value decomposition."""
+"""The top singular triples of a matrix without its full singular value decomposition."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def values_of_dense(matrix: Tensor) -> Tensor:
 
 
 def plain(matrix: Tensor, count: int) -> Triples:
-    """The same by the dense decomposition."""
+    """By the full decomposition."""
     u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     return u[:, :count], values[:count], vh[:count]

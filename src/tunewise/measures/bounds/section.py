@@ -186,7 +186,7 @@ def _largest(results: Sequence[BoundsResult], key: str) -> str:
 def _unmet(data: Data) -> list[str]:
     """Assumptions of the shown bounds that are known not to hold, each once."""
     lines = [line for _, result in data.runs for line in result.lines if line.key in (*_OTHERS, "information")]
-    reasons = dict.fromkeys(r for line in lines for r in line.unmet if "parameters hold" not in r)
+    reasons = dict.fromkeys(r for line in lines for r in line.unmet if "parameters carry" not in r)
     return [f"Not met by these networks: {'; '.join(reasons)}."] if reasons else []
 
 

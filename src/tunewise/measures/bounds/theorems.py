@@ -85,7 +85,7 @@ class Facts:
     loss_range: float | None = None
     """M: the loss is clipped to [0, M]."""
     slices: Sequence[tuple[int, int]] | None = None
-    """The adapted runs of output rows, where they are not the layers as a whole (q and v of a fused projection)."""
+    """Shapes of the adapted ranges of output rows, where they are not full layers (q and v of a fused projection)."""
     frozen: FrozenFactor | None = None
     curvature: float | None = None
     """The largest curvature of the loss in the changed weights, where it was measured."""
@@ -140,8 +140,7 @@ def theorems(facts: Facts) -> list[BoundLine]:
 
 
 def counted_parameters(facts: Facts) -> Bound:
-    """p: by the paper's table for the catalog's methods, else as counted in the adapter itself. For full fine-tuning
-    every weight, not the matrices alone."""
+    """p: by the paper's table for the catalog's methods, else as counted in the adapter."""
     method = facts.method
     if method is not None and facts.layers and facts.rank and method.trained not in ("all", "head", "peft"):
         shapes = facts.slices or [layer.shape for layer in facts.layers]
@@ -165,7 +164,7 @@ def _information(facts: Facts) -> list[BoundLine]:
     with_head = information_bound(int(count) + facts.head, facts.samples, facts.bits, sigma)
     if facts.head:
         paper = information_bound(count, facts.samples, facts.bits, sigma).with_unmet(
-            f"the task head's {facts.head:,} parameters hold what the sample says too"
+            f"the task head's {facts.head:,} parameters carry information about the sample too"
         )
         lines.append(_line("information", "gap", "(A) information bound, adapter alone", paper))
         lines.append(_line("information-head", "gap", "(A) information bound, head counted", with_head))
@@ -210,7 +209,7 @@ def _high_probability(facts: Facts) -> list[BoundLine]:
 
 
 def _pac_bayes(facts: Facts, *, moved: bool) -> Bound:
-    """Theorem 5 asks for a 1-Lipschitz loss: it is applied to loss / Ll, and what comes out is multiplied by Ll."""
+    """Theorem 5 needs a 1-Lipschitz loss: it is applied to loss / Ll, and the result is multiplied by Ll."""
     assert facts.samples is not None
     slope = CROSS_ENTROPY_LIPSCHITZ
     bound = pac_bayes(
@@ -223,17 +222,17 @@ def _pac_bayes(facts: Facts, *, moved: bool) -> Bound:
         delta=facts.delta,
         loss_range=_range(facts) / slope,
     )
-    whole = _range(facts)
+    loss_range = _range(facts)
     return replace(
         bound,
         value=bound.value * slope,
         log_value=bound.log_value + math.log(slope),
-        ceiling=whole,
+        ceiling=loss_range,
         assumptions=(
             *(a for a in bound.assumptions if not a.startswith("the loss is 1-Lipschitz")),
-            f"the loss is in [0, {whole:.4g}] and sqrt(2)-Lipschitz (cross-entropy): the theorem for loss / sqrt(2)",
+            f"the loss is in [0, {loss_range:.4g}] and sqrt(2)-Lipschitz: the theorem for loss / sqrt(2)",
         ),
-        unmet=("the norms of dW were seen after training",) if moved else (),
+        unmet=("the norms of dW are known only after training",) if moved else (),
     )
 
 
@@ -255,7 +254,7 @@ def _frozen_factor(facts: Facts) -> list[BoundLine]:
         delta=facts.delta / 2,
         factor_delta=facts.delta / 2,
     )
-    upper = _feed_forward(upper, facts).with_unmet("the radius of B was seen after training")
+    upper = _feed_forward(upper, facts).with_unmet("the radius of B is known only after training")
     if not f.gaussian:
         upper = upper.with_unmet("A is uniform, not Gaussian (of the same standard deviation)")
     lower = random_factor_lower(facts.samples, _range(facts))
@@ -272,7 +271,7 @@ def _ranks(facts: Facts) -> list[BoundLine]:
         return []
     k, n = facts.classes, facts.samples
     smallest = min((layer.shape for layer in facts.layers), key=min)
-    lazy = "lazy training is a premise, not checked here (the measure 'laziness' does)"
+    lazy = "lazy training is assumed, not checked here (the measure 'laziness' checks it)"
     loss: Any = "binary_cross_entropy" if k == 2 else "squared"
     generic = rank_for_generic_features(smallest, k, n, loss).with_unmet(lazy)
     if k != 2:
@@ -288,7 +287,7 @@ def _ranks(facts: Facts) -> list[BoundLine]:
             "no spurious local minimum from this rank on",
             rank_without_spurious_minima(k, n).with_unmet(lazy, without_decay),
         ),
-        _line("rank-generic", "rank", "the same, a later and weaker demand", generic),
+        _line("rank-generic", "rank", "the same, by a later and weaker condition", generic),
     ]
 
 
@@ -301,7 +300,7 @@ def _step(facts: Facts) -> list[BoundLine]:
     assert alpha is not None
     bound = largest_safe_step(facts.rank, alpha, facts.curvature).with_unmet(
         "trained with AdamW on batches, not with SGD on the full loss",
-        "the curvature is that of one batch at the end of training, not the largest on the way",
+        "the curvature is that of one batch at the end of training, not the largest during training",
     )
     return [_line("safe-step", "step", "largest safe rate of SGD", bound)]
 

@@ -1,10 +1,8 @@
 """Peak memory of a method: of a fresh process on a CPU, of the allocator on a device.
 
-A method is stepped in a process of its own, forked from one that has the libraries loaded and nothing else. On a CPU
-under glibc that process gives freed blocks back at once (`give_back_freed_blocks`), so that its peak is that of what is
-held at one moment: what the method needs, what `tunewise plan` forecasts, and the same each time. With glibc's default
-settings blocks below 32 MB stay with the process in ways that hang on the order of a step; such processes have been
-seen at up to 1.8 times this.
+Each method runs in a new process, forked from one that has only the libraries loaded. On a CPU under glibc that process
+returns freed blocks at once (`give_back_freed_blocks`), so that its peak is what the method needs, and the same each
+time. With glibc's default settings freed blocks below 32 MB may stay with the process: up to 1.8 times this was seen.
 """
 
 from __future__ import annotations
@@ -33,10 +31,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 def peak_memory(
     spec: StudySpec, task: Task, labels: list[str], check: Callable[[], None] = lambda: None
 ) -> dict[str, tuple[int, int]]:
-    """{label: (peak bytes while stepping, bytes before the first step)}; a method whose process died is left out.
-
-    The processes are given the task with as few examples as they need, so that no data is read again.
-    """
+    """{label: (peak bytes of the steps, bytes before the first step)}; a method is left out if its process died. The
+    processes get the task with a few examples, so that no data is read again."""
     task = task.first_examples(max(spec.training.batch_size, ONE_STEP_SAMPLES))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tunewise.measures.cost.quietly", "tunewise.measures.cost.peak_memory"])
@@ -51,7 +47,7 @@ def peak_memory(
         with _no_main():
             child.start()
         send.close()
-        with contextlib.suppress(EOFError):  # a child that ran out of memory: no figure rather than a wrong one
+        with contextlib.suppress(EOFError):  # the child ran out of memory
             peaks[label] = receive.recv()
         child.join()
     return peaks
@@ -59,8 +55,7 @@ def peak_memory(
 
 @contextlib.contextmanager
 def _no_main() -> Iterator[None]:
-    """Children begin by running the script that is `__main__` again, unless there is none: it is the user's, and may do
-    all its work again where it has no `if __name__ == "__main__"`."""
+    """Hide `__main__`, which children would run again: a user's script may have no `if __name__ == "__main__"`."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -70,8 +65,8 @@ def _no_main() -> Iterator[None]:
 
 
 def give_back_freed_blocks(from_bytes: int = 2**18) -> None:
-    """From now on this process returns freed blocks of this size to the system (glibc; elsewhere nothing changes). It
-    costs time, for fresh pages come zeroed, so it is for measuring memory and not for training."""
+    """From now on this process returns freed blocks of this size to the system (glibc only). It makes allocations slow,
+    so it is for measuring memory and not for training."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

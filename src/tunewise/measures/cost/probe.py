@@ -1,9 +1,8 @@
-"""What a method costs: step time, bytes kept for the backward, peak memory; on one batch, apart from any training run.
+"""The cost of a method on one batch: step time, bytes saved for the backward pass, peak memory, energy.
 
-All methods and two reference lines are stepped in turn, in random order within each round, so that a slow spell of
-the machine falls on all of them; ratios to the frozen floor are taken within rounds. The floor is the same model and
-head with a trainable bias on the first adapted layer: gradients flow down to it, and nothing is adapted, so no
-method on those layers can be faster. Bytes kept for the backward are exact and free of the machine's noise.
+Steps of all methods and of two reference lines are interleaved in random order within each round, so that slow phases
+of the machine affect all of them; ratios to the frozen floor are taken within rounds. The floor is the same model and
+head with a trainable bias on the first adapted layer: no method on those layers can be faster. Saved bytes are exact.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from tunewise.errors import is_out_of_memory
 from tunewise.measures._device import synchronize
+from tunewise.measures.cost.counters import saved_for_backward
 from tunewise.measures.cost.energy import find_meter, joules_a_step
 from tunewise.measures.cost.peak_memory import peak_memory
-from tunewise.measures.cost.saved_bytes import saved_for_backward
 from tunewise.measures.cost.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper
 from tunewise.methods.attachment import trainable_parameters
 from tunewise.spec import StudySpec
@@ -102,7 +101,7 @@ def median_interval(values: list[float], confidence: float = 0.95) -> tuple[floa
 def _ready(
     labels: list[str], spec: StudySpec, task: Task, batch: dict[str, Tensor]
 ) -> tuple[list[Stepper], dict[str, int]]:
-    """The lines that fit into memory together; a method that does not is left without a cost, not the others."""
+    """The lines that fit into memory together; a method that does not fit has no cost."""
     steppers, memory = [], {}
     for label in labels:
         try:
@@ -117,7 +116,7 @@ def _ready(
 
 
 def _energy(steppers: list[Stepper], check: Callable[[], None]) -> tuple[dict[str, float], str | None]:
-    """Joules a step, the mean of two blocks that lie apart in time; nothing where the machine keeps no count."""
+    """Joules a step, the mean of two blocks at different times; nothing where the machine has no counter."""
     meter = find_meter()
     if meter is None:
         return {}, None

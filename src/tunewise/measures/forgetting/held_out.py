@@ -1,4 +1,4 @@
-"""Held-out inputs of the base model's own kind: what forgetting is measured on."""
+"""Held-out inputs of the base model's own kind, for forgetting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Batches as the backbone takes them (no labels), where they come from, and a hash of what is in them."""
+    """Batches for the backbone (no labels), and their source in words."""
 
     batches: list[dict[str, Tensor]]
     source: str
@@ -36,8 +36,8 @@ class HeldOut:
 
 
 def held_out(run: FinishedRun) -> HeldOut:
-    """For text, passages of the Python language's own documentation, which is on every machine that runs this and
-    in no fine-tuning set of news, questions or reviews; else the task's own test inputs."""
+    """For text, passages of the Python language's documentation, which is on every machine and in no usual fine-tuning
+    set; else the task's own test inputs."""
     if not run.task.has_tokens:
         return _test_inputs(run)
     tokenizer = load_tokenizer(run.spec.model)

@@ -1,9 +1,8 @@
 """The path of a training through weight space, relative to the selected epoch, and its principal directions
 (1712.09913, section 7.2).
 
-The weights are those of the merged model: an adapted layer's W0 + dW, the head's own tensors; for full fine-tuning
-every tensor. The T x parameters matrix of displacements is never formed: one layer at a time, T x T is added up, and
-its eigenvectors give the principal directions by a second pass.
+The weights are those of the merged model. The T x parameters matrix of displacements is never formed: the T x T Gram
+matrix is summed layer by layer, and its eigenvectors give the principal directions in a second pass.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tunewise.models.layers import Target, linear_layers
 from tunewise.training.trajectory import Snapshot, belongs, put_state, state_of
 
 BLOCK = 4_000_000
-"""Numbers of a tensor that are looked at in one piece, in every snapshot."""
+"""Numbers of a tensor that are read at a time, in every snapshot."""
 LEAST_SPREAD = 1e-10
 """A second component with less than this share of the first one's variance is rounding."""
 

@@ -3,11 +3,11 @@
     ||f(W_t) - f_lin(W_t)|| / ||f(W_t) - f(W_0)||,   f_lin(W) = f(W_0) + Df(W_0)[W - W_0],
 
 norms over the logits of fixed examples. 0: the network moves as its tangent does, and the theory of the NTK regime
-(arXiv 2402.11867) speaks of it. W are the effective weights, so every method is measured alike, in two ways:
+(arXiv 2402.11867) applies. W are the effective weights, so all methods are measured alike, for two sets of weights:
 
-- the backbone alone, as in that paper: W are the adapted layers (`fft`: all), the task head is held at what it is at t;
-- all that is trained, the head too. A new head that grows from nearly nothing multiplies what the backbone learns, and
-  that product is in no linearisation: so this one says how far the *training* was from lazy.
+- the backbone alone, as in that paper: W are the adapted layers (`fft`: all), the task head is held at its values at t;
+- everything trained, with the head. A new head multiplies what the backbone learns, and no linearisation contains that
+  product: this one shows how far the *training* was from lazy.
 
 Df is one Jacobian-vector product in forward mode; no Jacobian is formed.
 """
@@ -34,8 +34,7 @@ EXAMPLES = 32
 BATCH = 16
 Batches = list[dict[str, Tensor]]
 SMALLEST = 1e-4
-"""Where the logits moved by less than this part of their size, rounding (1e-6 of it) is no longer small beside the
-move, and there is no distance."""
+"""Where the logits moved by less than this part of their size, rounding dominates, and there is no distance."""
 
 
 class Distances(Values):

@@ -1,8 +1,5 @@
-"""What an adapter does to each weight, whatever wrote the adapter.
-
-`updates_of` opens a folder: ours (any method, `fft` and `head`, compact columns) or any of the PEFT library's that
-changes weights. `updates_between` takes two full models. The base model is read and never written.
-"""
+"""The update of each weight by an adapter folder (of tunewise, or of any PEFT method that changes weights), or by a
+second model. The base model is never written to."""
 
 from __future__ import annotations
 
@@ -28,15 +25,9 @@ from tunewise.models.layers import Target, linear_layers, shape_of
 
 
 def updates_of(adapter: str | Path, base: nn.Module) -> Updates:
-    """What the adapter in a folder (or in a run's folder) does to each linear layer of its base model. Empty where no
-    linear layer of the backbone changes (`head`).
-
-    A layer with a low-rank update has its factors. For PEFT's methods whose update has none, or whose start moved the
-    base weight (PiSSA, OLoRA), dW is what PEFT's own merge leaves minus the pretrained weight.
-
-    Raises:
-        StoreError: no adapter folder, a damaged one, one of another base model, one that changes no weights.
-    """
+    """The update of each linear layer by the adapter in a folder or in a run's folder; empty where no linear layer of
+    the backbone changes (`head`). Raises `StoreError` for a folder without an adapter, a damaged adapter, or one of
+    another base model."""
     folder = adapter_folder(adapter)
     if (folder / SIDECAR).exists():
         _check_base(folder, base)
@@ -48,7 +39,7 @@ def updates_of(adapter: str | Path, base: nn.Module) -> Updates:
 
 
 def updates_of_run(run: FinishedRun) -> Updates:
-    """The same of a finished run's adapter; `MeasureError` where there is nothing to measure, or it can't be."""
+    """Raises `MeasureError` where no weight changes, or the adapter can't be read."""
     try:
         updates = updates_of(run.adapter, run.base)
     except StoreError as reason:
@@ -59,8 +50,7 @@ def updates_of_run(run: FinishedRun) -> Updates:
 
 
 def updates_between(base: nn.Module, other: nn.Module) -> Updates:
-    """W - W0 of every linear layer of two models of one architecture, the task head aside. Raises `StoreError` where
-    their layers differ."""
+    """W - W0 of every linear layer but the task head's. Raises `StoreError` where the models' layers differ."""
     layers, others = backbone_layers(base), linear_layers(other)
     for name, module in layers.items():
         if name not in others or shape_of(others[name]) != shape_of(module):
@@ -70,20 +60,20 @@ def updates_between(base: nn.Module, other: nn.Module) -> Updates:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The folder with the adapter itself: `path`, or `path/adapter` in a run's folder. Raises `StoreError`."""
+    """`path`, or `path/adapter` in a run's folder. Raises `StoreError` where neither has an adapter."""
     path = Path(path)
     for folder in (path, path / "adapter"):
         if any((folder / name).exists() for name in (CONFIG, CHANGED, COLUMNS)):
             return folder
     if not path.is_dir():
         raise StoreError(f"{path}: there is no such folder")
-    hint = "; it is a whole model, which is compared by --model-b" if (path / "config.json").exists() else ""
-    raise StoreError(f"{path} holds no {CONFIG}, {CHANGED} or {COLUMNS}, so it is no adapter folder{hint}")
+    hint = "; it is a full model: compare it with --model-b" if (path / "config.json").exists() else ""
+    raise StoreError(f"{path} holds no {CONFIG}, {CHANGED} or {COLUMNS}, so it is not an adapter folder{hint}")
 
 
 def module_names(folder: Path) -> list[str]:
-    """Names of the modules that the adapter in `folder` changes, as its files have them: by them one tells which form
-    of the base model it is for. Empty where they can't be told. Raises `StoreError` for a damaged file."""
+    """Names of the modules that the adapter changes, as its files name them; they determine which class of the base
+    model it is for. Empty where unknown. Raises `StoreError` for a damaged file."""
     if not (folder / CONFIG).exists():
         return layers_of_adapter(folder)
     try:
@@ -98,7 +88,7 @@ def module_names(folder: Path) -> list[str]:
 
 
 def backbone_layers(model: Any) -> dict[str, nn.Module]:
-    """Every linear layer by name, the task head's and a language-model head's aside."""
+    """Every linear layer by name, without the task head and a language-model head."""
     heads = tuple(f"{name}." for name in head_modules(model))
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return {
@@ -115,7 +105,7 @@ def _check_base(folder: Path, base: nn.Module) -> None:
         for t in notes["targets"]
     )
     if notes["base"] is not None and fingerprint(base, targets) not in (None, notes["base"]):
-        raise StoreError(f"{folder} was trained on another base model (its weights' hash is not this one's)")
+        raise StoreError(f"{folder} was trained on another base model (the hash of its weights differs)")
 
 
 def _of_changed(folder: Path, base: nn.Module) -> Updates:
@@ -124,9 +114,9 @@ def _of_changed(folder: Path, base: nn.Module) -> Updates:
     heads = tuple(f"{name}." for name in {*head_modules(base), *notes["head"]})
     for name, tensor in changed.items():
         if name.startswith(heads or ("\0",)):
-            continue  # of this run's classes, whatever the model at hand has
+            continue  # the given model may have another head
         if name not in own or own[name].shape != tensor.shape:
-            raise StoreError(f"{folder} does not fit this model: {name} is not there, or has another shape")
+            raise StoreError(f"{folder} does not fit this model: {name} is missing or has another shape")
     found = []
     for name, module in backbone_layers(base).items():
         stored = changed.get(f"{name}.weight")
@@ -149,7 +139,7 @@ def _of_columns(folder: Path, base: nn.Module) -> Updates:
         name = key.removesuffix(".columns")
         update = tensors.get(f"{name}.update")
         if name not in linears or update is None:
-            missing = f"layer {name} is not there" if name not in linears else f"{name}.update is missing"
+            missing = f"layer {name} is missing" if name not in linears else f"{name}.update is missing"
             raise StoreError(f"{folder} does not fit this model: {missing}")
         features = shape_of(linears[name])[1]
         if int(columns.min()) < 0 or int(columns.max()) >= features:

@@ -1,7 +1,4 @@
-"""dW of one layer, as factors where it has any, and of a model's layers by name.
-
-Shapes: W0 and dW are n x m (out x in) here, whichever way a layer stores its weight.
-"""
+"""dW of one layer, as factors where it has any, and of a model's layers by name. W0 and dW are n x m (out x in)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dW of a model in memory, as `updates_of` has it of a folder: for measures that follow a run along its snapshots."""
+"""The updates of a model in memory, for measures that follow a run along its snapshots."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from tunewise.models.layers import linear_layers
 
 @torch.no_grad()
 def live_updates(model: nn.Module, base: nn.Module) -> Updates:
-    """What the method on `model` does to each linear layer of `base`, at this moment.
-
-    Raises `MeasureError` for a method that trains the task head alone.
-    """
+    """The present update of each linear layer. Raises `MeasureError` for a method that trains the task head alone."""
     done = attachment(model)
     if done.method.trained == "head":
         raise MeasureError("trains the task head alone, so there is no dW")

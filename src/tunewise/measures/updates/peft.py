@@ -1,4 +1,4 @@
-"""dW of a folder that the PEFT library wrote, whatever its method, by PEFT's own loading and merging.
+"""The updates by a folder of the PEFT library, of any method, with PEFT's own loading and merging.
 
 The adapter is loaded onto a skeleton: a copy of the module tree whose parameters are views of the base model's, so
 that nothing is copied and the base model's own tree, flags and values stay as they are.
@@ -28,7 +28,7 @@ from tunewise.methods.files import CONFIG, read_tensors
 from tunewise.models.layers import linear_layers
 
 _STARTS_THAT_KEEP_W0 = (True, False, "gaussian", "orthogonal", "eva")
-"""Values of `init_lora_weights`; the others may write into the base weight when the adapter is put on."""
+"""Values of `init_lora_weights`; the others may change the base weight when the adapter is attached."""
 _ADAPTER = "default"
 
 
@@ -54,7 +54,7 @@ def updates_by_peft(folder: Path, base: nn.Module) -> Updates:
             continue
         found.append(_update(name, layer, linears[name], keeps))
     if not found:
-        raise StoreError(f"{folder} ({family}) changes no linear layer's weight, so there is no dW to look at")
+        raise StoreError(f"{folder} ({family}) changes no linear layer's weight, so there is no dW")
     return Updates(found, family, left_out)
 
 
@@ -66,9 +66,9 @@ def _config(folder: Path) -> Any:
         raise StoreError(f"{folder / CONFIG} can't be read: {last_line(error)}") from None
     if config.is_prompt_learning or config.peft_type in (PeftType.ADAPTION_PROMPT, PeftType.XLORA, PeftType.POLY):
         raise StoreError(
-            f"{folder} is of method {content.get('peft_type')}, which changes no weights, so there is no dW to look at"
+            f"{folder} is of method {content.get('peft_type')}, which changes no weights, so there is no dW"
         )
-    # The task head is not looked at, and the model at hand may have another one or none.
+    # The task head is left out, and the given model may have another one or none.
     config.modules_to_save = None
     config.task_type = None
     config.inference_mode = True
@@ -100,7 +100,7 @@ def _load(folder: Path, config: Any, skeleton: nn.Module) -> PeftModel:
 
 
 def _skeleton(base: nn.Module, own_values: bool) -> nn.Module:
-    """The module tree anew over the same values (or, with `own_values`, over copies of them)."""
+    """A new module tree over the same values, or with `own_values` over copies of them."""
     memo: dict[int, Any] = {}
     for parameter in base.parameters():
         if type(parameter) is nn.Parameter:

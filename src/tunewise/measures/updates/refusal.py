@@ -1,7 +1,4 @@
-"""What PEFT answers where an adapter can't be put on a model or merged into it, as one clear line.
-
-PEFT has no error type of its own: each kind of adapter raises what its code runs into.
-"""
+"""Errors of PEFT where an adapter can't be attached or merged, as one line. PEFT has no error type of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ _RAISED = (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeErro
 
 @contextlib.contextmanager
 def refusal(kind: type[TunewiseError], what: str) -> Iterator[None]:
-    """Around calls of PEFT: what it raises becomes `kind`, '<what>: <the last line of PEFT's words>'. Our own errors
-    and memory that ran out pass as they are."""
+    """Turn errors of PEFT into `kind`, '<what>: <last line of PEFT's message>'. Our own errors and out-of-memory errors
+    pass unchanged."""
     try:
         yield
     except _RAISED as error:
