@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from tunewise.advise import statistics
-from tunewise.advise.aa import check_by_simulation, check_by_splitting, max_allowed
+from tunewise.advise.aa import check_by_simulation, max_allowed
 from tunewise.errors import SpecError
 
 SPREADS = {
@@ -76,19 +74,8 @@ def test_the_interval_of_a_rate_is_scipys_exact_one(case):
     assert statistics.proportion_interval(called, repeats) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
-def test_own_runs_are_split_in_halves(records):
-    scores = {seed: 0.9 + 0.01 * math.sin(7 * seed) for seed in range(10)}
-    check = check_by_splitting(scores, True, 0.001, "test accuracy")
-    assert (check.seeds, check.repeats, check.low) == (5, 200, None)
-    assert check.holds
-    # Two groups of seeds that really differ do so in few of the splits only, for most splits mix them.
-    assert check_by_splitting({s: float(s >= 5) for s in range(10)}, True, 0.001, "x").rate < 0.2
-
-
 def test_too_few_runs_are_refused_with_the_way_out(records):
     with pytest.raises(SpecError, match="at least 2"):
         check_by_simulation(records({"lora": [0.9]}), 3)
-    with pytest.raises(SpecError, match="run more seeds"):
-        check_by_splitting({0: 0.9, 1: 0.9, 2: 0.9}, True, 0.0, "x")
     with pytest.raises(SpecError, match="1 seed, "):
         check_by_simulation(records({"lora": [0.9, 0.91]}), 1)

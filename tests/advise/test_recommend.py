@@ -191,11 +191,6 @@ def test_the_least_way_out_that_is_named_does_fit(records, costs):
     assert recommend(rows, Limits(max_memory_bytes=2 * 2**30, max_seconds=90)).choice == "cla"
 
 
-def test_a_metric_that_the_summaries_are_not_on_is_refused(summaries):
-    with pytest.raises(SpecError, match="metric='macro_f1'"):
-        recommend(summaries(LEVEL), Limits(metric="macro_f1"))
-
-
 def test_all_runs_failed_is_an_error_with_the_way_out(record):
     rows = summarise([record("lora", 0, status="diverged"), record("fft", 0, status="oom")], None, reference="lora")
     with pytest.raises(TunewiseError, match=r"lora: 1 diverged; fft: 1 oom.*learning rate.*batch size"):

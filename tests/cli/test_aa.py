@@ -41,17 +41,6 @@ def test_a_broken_promise_has_its_own_exit_code(comparison: Path, call, monkeypa
     assert "does NOT hold" in out
 
 
-def test_own_runs_are_split_where_there_are_enough(tmp_path: Path, call) -> None:
-    folder = write_comparison(tmp_path, {"lora": [0.90, 0.91, 0.92, 0.905, 0.915, 0.895, 0.91, 0.90]}, costs=False)
-    code, out, _ = call("aa", folder, "--real")
-    assert code == 0
-    assert "its 8 seeds in two halves" in out
-    assert "4 seeds, test accuracy" in out
-    code, _, err = call("aa", write_comparison(tmp_path / "few"), "--real")
-    assert code == 2
-    assert "3 seeds can't be split" in err
-
-
 def test_seeds_that_do_not_differ_prove_nothing(tmp_path: Path, call) -> None:
     folder = write_comparison(tmp_path, {"lora": [0.9, 0.9, 0.9]}, costs=False)
     _, out, _ = call("aa", folder, "--repeats=20", "--seeds=3")

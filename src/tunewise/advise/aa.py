@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 from scipy import special
 
 from tunewise.advise.decision import Limits, decide
-from tunewise.advise.statistics import compare_to_reference, proportion_interval
+from tunewise.advise.statistics import proportion_interval
 from tunewise.advise.summary import summarise
 from tunewise.errors import SpecError
 from tunewise.store.records import RunRecord
@@ -32,8 +32,8 @@ Against = Literal["the reference", "the best", "each other"]
 class AACheck:
     """How often copies of one method were called different.
 
-    `low`, `high`: 95 % interval of the rate, None where the repeats share runs. `allowed`: the largest count in line
-    with the level. `deviation`: standard deviation over seeds of the runs; 0 means that nothing was checked.
+    `low`, `high`: 95 % interval of the rate. `allowed`: the largest count in line with the level. `deviation`: standard
+    deviation over seeds of the runs; 0 means that nothing was checked.
     """
 
     quantity: Quantity
@@ -42,8 +42,8 @@ class AACheck:
     seeds: int
     repeats: int
     different: int
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     allowed: int
     deviation: float
 
@@ -105,30 +105,6 @@ def check_by_simulation(
                 AACheck(quantity, title, against, seeds, repeats, count, low, high, max_allowed(repeats), deviation)
             )
     return checks
-
-
-def check_by_splitting(
-    scores: Mapping[int, float], higher_is_better: bool, resolution: float, name: str, repeats: int = 200
-) -> AACheck:
-    """The check on random splits of a method's seeds into two halves; `SpecError` for fewer than 4 seeds.
-
-    The splits share runs, so the rate has no interval.
-    """
-    if len(scores) < 4:
-        raise SpecError(f"{len(scores)} seeds can't be split in two halves of 2; run more seeds, or leave out --real")
-    half = len(scores) // 2
-    random_ = random.Random(0)
-    different = 0
-    for _ in range(repeats):
-        mixed = random_.sample(sorted(scores), 2 * half)
-        halves = {
-            "first": {i: scores[seed] for i, seed in enumerate(mixed[:half])},
-            "second": {i: scores[seed] for i, seed in enumerate(mixed[half:])},
-        }
-        (comparison,) = compare_to_reference(halves, "first", higher_is_better, resolution=resolution)
-        different += comparison.verdict != "no difference seen"
-    deviation = stdev(scores.values())
-    return AACheck("metric", name, "each other", half, repeats, different, None, None, max_allowed(repeats), deviation)
 
 
 def _find_differences(records: Sequence[RunRecord]) -> set[tuple[Quantity, Against]]:

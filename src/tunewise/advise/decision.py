@@ -23,13 +23,11 @@ class Limits:
     """What the user can afford; `max_seconds` is for the training of one run, `max_memory_bytes` for its peak.
 
     `tolerance`: the loss of test metric that is accepted for a cheaper method (0.01 of a share is one point).
-    `metric`: the test metric that decides, which must be that of the summaries.
     """
 
     max_memory_bytes: int | None = None
     max_seconds: float | None = None
     tolerance: float = 0.0
-    metric: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < float("inf"):
@@ -99,10 +97,6 @@ def decide(summaries: Sequence[MethodSummary], limits: Limits, criterion: Criter
     finished = [s for s in summaries if s.test_metric is not None]
     if not finished:
         raise TunewiseError(_nothing_finished(summaries))
-    if limits.metric not in (None, finished[0].metric):
-        raise SpecError(
-            f"the summaries are on {finished[0].metric!r}; call summarise(..., metric={limits.metric!r}) instead"
-        )
     objectives = objectives_for(criterion, finished[0])
     if objectives[0].percent and limits.tolerance >= 1:
         raise SpecError(f"tolerance {limits.tolerance} must be a share from 0 up to 1; one point is 0.01")

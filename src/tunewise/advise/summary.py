@@ -101,7 +101,8 @@ def summarise(
     if not records:
         raise SpecError("there are no runs to summarise; run `tunewise compare` first")
     runs = _finished_runs(records)
-    metric = _check_metric(runs, metric)
+    finished = [(record, _results(record)) for by_seed in runs.values() for record in by_seed.values()]
+    metric = _check_metric([results for _, results in finished], metric)
     with_runs = [label for label, by_seed in runs.items() if by_seed]
     if reference not in with_runs:
         reference = with_runs[0] if with_runs else next(iter(runs))
@@ -110,14 +111,13 @@ def summarise(
         return {label: {seed: value(_results(r)) for seed, r in by_seed.items()} for label, by_seed in runs.items()}
 
     metrics, gaps = scores(lambda r: r.test.metrics[metric]), scores(lambda r: r.gap)
-    items = _test_items(runs)
-    higher = _higher_is_better(runs, metric)
+    items = finished[0][1].test.examples if finished else None
+    higher = not any(metric in results.lower_is_better for _, results in finished)
     resolution = 1 / items if items and higher else 0.0
     on_metric = {c.name: c for c in compare_to_reference(metrics, reference, higher, resolution=resolution)}
     on_gap = {c.name: c for c in compare_to_reference(gaps, reference, False)}
     rows = {row.method: row for row in costs.rows} if costs else {}
-    finished = [r for by_seed in runs.values() for r in by_seed.values()]
-    chance = _chance(finished[0], metric) if finished and higher else None
+    chance = _chance(finished[0][0], metric) if finished and higher else None
 
     def summary(label: str, by_seed: dict[int, RunRecord]) -> MethodSummary:
         done = list(by_seed.values())
@@ -222,8 +222,7 @@ def _count_missing(records: Sequence[RunRecord], label: str, by_seed: dict[int, 
     return dict(Counter("diverged" if r.status == "done" else r.status for r in missing))
 
 
-def _check_metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> str:
-    results = [_results(r) for by_seed in runs.values() for r in by_seed.values()]
+def _check_metric(results: Sequence[Results], metric: str | None) -> str:
     if not results:
         return metric or "accuracy"
     metric = metric or results[0].metric
@@ -235,19 +234,10 @@ def _check_metric(runs: dict[str, dict[int, RunRecord]], metric: str | None) -> 
     return metric
 
 
-def _higher_is_better(runs: dict[str, dict[int, RunRecord]], metric: str) -> bool:
-    results = [_results(r) for by_seed in runs.values() for r in by_seed.values()]
-    return not any(metric in r.lower_is_better for r in results)
-
-
 def _steps(record: RunRecord) -> int:
     assert record.data is not None
     training = record.spec.training
     return math.ceil(record.data.train / training.batch_size) * training.epochs
-
-
-def _test_items(runs: dict[str, dict[int, RunRecord]]) -> int | None:
-    return next((_results(r).test.examples for by_seed in runs.values() for r in by_seed.values()), None)
 
 
 def _chance(record: RunRecord, metric: str) -> float | None:

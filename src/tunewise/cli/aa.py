@@ -25,9 +25,6 @@ def aa(
     repeats: Annotated[int, Parameter(validator=Number(gte=20), help="Simulated comparisons.")] = 200,
     seeds: Annotated[str, Parameter(help="Seeds per simulated comparison; several in turn, with commas.")] = "3,10",
     names: Annotated[int, Parameter(validator=Number(gte=2), help="Number of equal methods in a comparison.")] = 2,
-    real: Annotated[
-        flags.Switch, Parameter(help="Split the method's own seeds in two halves instead (4 seeds or more).")
-    ] = False,
     as_json: flags.Json = False,
 ) -> int:
     """Simulate comparisons of a method with itself."""
@@ -35,7 +32,7 @@ def aa(
     study = read_study(runs)
     from dataclasses import asdict
 
-    from tunewise.advise.aa import check_by_simulation, check_by_splitting
+    from tunewise.advise.aa import check_by_simulation
     from tunewise.advise.summary import summarise
 
     summaries = {s.label: s for s in summarise(study.records, study.costs, study.spec.reference)}
@@ -43,27 +40,19 @@ def aa(
         raise SpecError(f"method {method!r}{suggest_nearest(method, summaries)}")
     chosen = summaries[method] if method else max(summaries.values(), key=lambda s: len(s.seeds))
     records = [r for r in study.records if r.spec.method.label == chosen.label]
-    if real:
-        step = 1 / chosen.test_items if chosen.is_share and chosen.test_items else 0.0
-        metric = f"test {chosen.metric.replace('_', ' ')}"
-        checks = [check_by_splitting(chosen.metric_by_seed, chosen.higher_is_better, step, metric, repeats)]
-        title = f"its {len(chosen.seeds)} seeds in two halves, {repeats} random splits"
-    else:
-        checks = [check for count in counts for check in check_by_simulation(records, count, repeats, names)]
-        title = f"under {names} names: {repeats} simulated comparisons with the spread of its {len(chosen.seeds)} seeds"
+    checks = [check for count in counts for check in check_by_simulation(records, count, repeats, names)]
     if as_json:
         print(json.dumps([{"method": chosen.label, **asdict(c), "rate": c.rate, "holds": c.holds} for c in checks]))
     else:
-        print(f"{chosen.label} against itself{': ' if real else ' '}{title}")
+        simulation = f"{repeats} simulated comparisons with the spread of its {len(chosen.seeds)} seeds"
+        print(f"{chosen.label} against itself under {names} names: {simulation}")
         for check in checks:
             print(f"  {_sentence(check)}")
     return 0 if all(check.holds for check in checks) else 1
 
 
 def _sentence(check: AACheck) -> str:
-    interval = "the splits share runs, so there is no interval"
-    if check.low is not None and check.high is not None:
-        interval = f"95 % interval {check.low:.1%} to {check.high:.1%}"
+    interval = f"95 % interval {check.low:.1%} to {check.high:.1%}"
     verdict = f"{'holds' if check.holds else 'does NOT hold'} (at most {check.allowed})"
     if check.deviation == 0:
         verdict = "but its seeds are all equal here, so this shows nothing"
