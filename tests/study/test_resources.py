@@ -168,7 +168,7 @@ def test_revisions_of_a_model_are_models_of_their_own(
     monkeypatch.setattr(resources, "load_config", lambda spec: large if spec.revision == "large" else small)
     first = wanted(tiny_model)
     model = first.spec.model.model_copy(update={"revision": "large"})
-    second = replace(first, run=first.spec.model_copy(update={"model": model}))
+    second = replace(first, spec=first.spec.model_copy(update={"model": model}))
     monkeypatch.setattr(resources, "available_memory", lambda: needed(first))
     check_resources([first], tmp_path)
     with pytest.raises(InsufficientResources, match="not enough memory"):

@@ -68,7 +68,7 @@ def recommend(
     from tunewise.study import evidence
 
     summaries = summarise(study.records, study.costs, study.spec.reference, metric or named)
-    summaries = add_item_comparisons(summaries, evidence.answers(study))
+    summaries = add_item_comparisons(summaries, evidence.read_predictions(study))
     share = summaries[0].is_share
     limits = replace(limits, tolerance=parse_tolerance(tolerance, share))
     recommendation = decide(summaries, limits, kind, study.tuning)

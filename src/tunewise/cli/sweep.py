@@ -89,19 +89,18 @@ def _show_plan(plan: Plan, console: Console, out: Path, title: str) -> None:
 
 def _show_result(result: Sweep, console: Console) -> None:
     from tunewise.study.axes import shown
-    from tunewise.study.sweep_table import as_good, best, cells
+    from tunewise.study.sweep_table import best, group_seeds
 
     counts = Counter(row.status for row in result.rows)
     console.print("", ", ".join(f"{count} {status}" for status, count in counts.most_common()), sep="\n")
-    settings = cells(result.rows)
+    settings = group_seeds(result.rows)
     chosen = best(settings)
     if chosen is not None and chosen.mean("test") is not None:
         axes = [axis for axis in chosen.at if len({str(row.at[axis]) for row in result.rows}) > 1]
         where = ", ".join(f"{axis} {shown(chosen.at[axis])}" for axis in axes)
-        ties = f"; as good on validation: {more}" if (more := as_good(settings, chosen)) else ""
         console.print(
             f"best on validation{f': {where}' if where else ''}: validation {chosen.mean('validation'):.4g}, "
-            f"test {chosen.mean('test'):.4g} ({chosen.finished[0].metric}, {chosen.standing}){ties}",
+            f"test {chosen.mean('test'):.4g} ({chosen.finished[0].metric}, {chosen.standing})",
             markup=False,
         )
     for name in ("sweep.html", "table.csv", "log.txt"):

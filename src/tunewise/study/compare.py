@@ -112,13 +112,13 @@ def compare(
         with log_study(monitor, folder, plan, execution):
             run_study(GridPolicy(plan), executor, store, monitor, tuple(execution.track))
     listener.on(Phase("writing the report"))
-    known = evidence.Evidence(plan.spec, folder, _records(plan, store), title, tuning=tuning)
-    comparison = conclude(known)  # hours of training are not lost to a failing measure
+    study = evidence.Evidence(plan.spec, folder, _records(plan, store), title, tuning=tuning)
+    comparison = conclude(study)  # hours of training are not lost to a failing measure
     costs = _costs(plan, store, listener) if execution.costs else None
     if costs is not None:
         evidence.keep_costs(folder, costs)
-    measured = collect(plan.spec.measures, known.records, store, plan.task, listener, plan.spec.measure_settings)
-    return conclude(replace(known, costs=costs, measured=measured)) if costs or measured else comparison
+    measured = collect(plan.spec.measures, study.records, store, plan.task, listener, plan.spec.measure_settings)
+    return conclude(replace(study, costs=costs, measured=measured)) if costs or measured else comparison
 
 
 def _records(plan: Plan, store: RunStore) -> list[RunRecord]:
@@ -133,55 +133,49 @@ def _records(plan: Plan, store: RunStore) -> list[RunRecord]:
     return records
 
 
-def conclude(known: evidence.Evidence, report: Path | None = None) -> Comparison:
+def conclude(study: evidence.Evidence, report: Path | None = None) -> Comparison:
     """Summaries, recommendation and report (beside the specification unless given) of finished runs; nothing is
     trained or measured."""
-    summaries = summarise(known.records, known.costs, known.spec.reference)
-    summaries = add_item_comparisons(summaries, evidence.answers(known))
-    recommendation = recommend(summaries, tuning=known.tuning)
-    report = report or known.folder / "report.html"
-    root, here = known.folder.parent, report.absolute().parent
+    summaries = summarise(study.records, study.costs, study.spec.reference)
+    summaries = add_item_comparisons(summaries, evidence.read_predictions(study))
+    recommendation = recommend(summaries, tuning=study.tuning)
+    report = report or study.folder / "report.html"
+    root, here = study.folder.parent, report.absolute().parent
     data = ReportData(
-        comparison=known.spec,
-        records=known.records,
-        histories={r.id: read_history(root / r.id / "history.jsonl") for r in known.records},
-        costs=known.costs,
+        comparison=study.spec,
+        records=study.records,
+        histories={r.id: read_history(root / r.id / "history.jsonl") for r in study.records},
+        costs=study.costs,
         summaries=summaries,
         recommendation=recommendation,
-        folders={r.id: os.path.relpath(root.absolute() / r.id, here) for r in known.records},
-        measured=known.measured,
-        tuning=known.tuning,
+        folders={r.id: os.path.relpath(root.absolute() / r.id, here) for r in study.records},
+        measured=study.measured,
+        tuning=study.tuning,
     )
-    write_report(report, known.title, data)
+    write_report(report, study.title, data)
     return Comparison(
-        spec=known.spec,
-        records=known.records,
-        costs=known.costs,
-        tuning=known.tuning,
+        spec=study.spec,
+        records=study.records,
+        costs=study.costs,
+        tuning=study.tuning,
         summaries=summaries,
         recommendation=recommendation,
-        measured=known.measured,
-        folder=known.folder,
+        measured=study.measured,
+        folder=study.folder,
         report=report,
     )
 
 
 def _costs(plan: Plan, store: RunStore, listener: Listener) -> CostReport:
-    """The cost probe's result, measured once per device and set of methods."""
-    spec = plan.spec
-    versions = environment()
-    what = {
-        "model": spec.model.digest,
-        "data": spec.data.digest,
-        "task": spec.task,
-        "shown": [spec.data.text, spec.data.text_pair, spec.data.image, spec.data.image_size, spec.training.max_length],
-        "train_size": spec.data.train_size,
-        "batch_size": spec.training.batch_size,
-        "methods": [m.model_dump(mode="json", exclude={"learning_rate"}) for m in spec.methods],
-        "where": [versions.device, versions.tunewise, versions.versions],
-        **({"linearised": True} if spec.training.linearised else {}),
-    }
-    key = content_hash(what)
+    """Costs of the methods, measured once per device, versions and settings that decide them."""
+    spec, versions = plan.spec, environment()
+    key = content_hash(
+        {
+            "spec": spec.model_dump(mode="json", include={"task", "model", "data", "training"}),
+            "methods": [method.content() for method in spec.methods],
+            "where": [versions.device, versions.tunewise, versions.versions],
+        }
+    )
     file = store.root / "costs" / f"{key}.json"
     if file.exists():
         return read_document(file, CostReport, "remove it to measure again")

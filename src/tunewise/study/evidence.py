@@ -1,4 +1,4 @@
-"""What a comparison rests on, in its folder: written when it starts, read again by `report`, `recommend` and `aa`.
+"""The files in a comparison's folder: written when it starts, read again by `report`, `recommend` and `aa`.
 
 runs/compare-<id>/compare.json   the specification that was run, rates and digests filled in
 runs/compare-<id>/about.json     its title
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from tunewise.advise.items import Predictions
 from tunewise.errors import SpecError, StoreError, suggest_nearest
-from tunewise.spec import RunSpec, StudySpec
+from tunewise.spec import StudySpec
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
@@ -38,8 +38,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Evidence:
-    """A comparison's runs and what is known of them. `records` has every run of the specification, in its order;
-    one that has not come to its end has the status "running"."""
+    """A comparison's runs and results. `records` has every run of the spec, in its order; one that has not come to its
+    end has the status "running"."""
 
     spec: StudySpec
     folder: Path
@@ -76,86 +76,87 @@ def keep_costs(folder: Path, costs: CostReport) -> None:
 
 def comparisons(root: Path) -> list[Path]:
     """Folders of the comparisons in a runs folder, the latest first."""
-    found = [file.parent for file in root.glob(f"{_PREFIX}*/{_SPEC}")]
-    return sorted(found, key=lambda folder: ((folder / _SPEC).stat().st_mtime, folder.name), reverse=True)
+    folders = [file.parent for file in root.glob(f"{_PREFIX}*/{_SPEC}")]
+    return sorted(folders, key=lambda folder: ((folder / _SPEC).stat().st_mtime, folder.name), reverse=True)
 
 
 def locate(path: Path) -> tuple[Path, list[Path]]:
-    """The comparison folder that is meant by `path`: it itself, or the latest one in a runs folder; and the others
-    that stand beside it in that case. Raises `SpecError` where there is none."""
+    """The comparison folder that is meant by `path`: it itself, or the latest one in a runs folder; and the others in
+    that case. Raises `SpecError` where there is none."""
     if (path / _SPEC).is_file():
         return path, []
     if not path.is_dir():
-        beside = [f.name for f in comparisons(path.parent)] if path.parent.is_dir() else []
-        hint = (
-            suggest_nearest(path.name, beside) if beside else "; give the folder that `tunewise compare --out` wrote to"
-        )
+        names = [folder.name for folder in comparisons(path.parent)]
+        hint = suggest_nearest(path.name, names) if names else "; give the folder of `tunewise compare --out`"
         raise SpecError(f"{path} is no folder{hint}")
-    found = comparisons(path)
-    if not found:
+    folders = comparisons(path)
+    if not folders:
         raise SpecError(f"{path} holds no comparison; {_how_to_compare(path)}")
-    return found[0], found[1:]
+    return folders[0], folders[1:]
 
 
 def _how_to_compare(path: Path) -> str:
-    """What gives a comparison where there is none: runs by `tunewise train` may be there, or `path` is one of them."""
     root = path.parent if (path / RECORD).is_file() else path
-    if there := comparisons(root):
-        return f"give the runs folder {root}, or {there[0]} in it"
+    if folders := comparisons(root):
+        return f"give the runs folder {root}, or {folders[0]} in it"
     if not RunStore(root).ids():
         return "give a runs folder, or a compare-... folder in one"
-    return (
-        "to compare the single runs there, give their model, data and settings to `tunewise compare` with "
-        f"--out {root}: it takes over those that are finished (`tunewise runs show` tells what they are)"
-    )
+    return f"`tunewise compare --out {root}` with the same settings compares the finished runs there"
 
 
 def read(folder: Path, *, measures: bool = False) -> Evidence:
-    """A comparison as it stands on disk. `measures` reads what its measures found, too (imports torch).
+    """A comparison as it stands on disk. `measures` reads their results, too (imports torch).
 
     Raises `StoreError` where a file can't be read, or where not one run has a record.
     """
     spec = _read(folder / _SPEC, StudySpec)
-    assert spec is not None
+    if spec is None:
+        raise StoreError(f"{folder} holds no {_SPEC}; give the folder of a comparison")
     store = RunStore(folder.parent)
-    known = {run.id: (run, store.record(run.id)) for run in spec.runs()}
-    sample = next((record for _, record in known.values() if record is not None), None)
+    runs = [(run, store.record(run.id)) for run in spec.runs()]
+    sample = next((record for _, record in runs if record is not None), None)
     if sample is None:
         raise StoreError(f"{folder} has no finished run yet; wait for `tunewise compare`, or start it again")
-    records = [
-        # A run that another comparison made is called there what it is called here.
-        record.model_copy(update={"spec": run}) if record is not None else _unfinished(run, sample)
-        for run, record in known.values()
-    ]
-    return Evidence(
-        spec=spec,
-        folder=folder,
-        records=records,
-        title=_title(folder),
-        costs=_read(folder / "costs.json", CostReport),
-        tuning=_read(folder / "tuning.json", TuningReport),
-        measured=_measured(spec, records, store) if measures else {},
+    unfinished = sample.model_copy(
+        update={
+            "status": "running",
+            "results": None,
+            "check": None,
+            "model": None,
+            "files": {},
+            "seconds": 0.0,
+            "error": "not finished; the same command goes on",
+        }
     )
+    # A run that another comparison made is called here what this comparison calls it.
+    records = [(record or unfinished).model_copy(update={"spec": run, "id": run.id}) for run, record in runs]
+    results: Collected = {}
+    if measures:
+        from tunewise.measures.collect import read_measures
+
+        results = read_measures(spec.measures, records, store, spec.measure_settings)
+    costs, tuning = _read(folder / "costs.json", CostReport), _read(folder / "tuning.json", TuningReport)
+    return Evidence(spec, folder, records, _title(folder), costs, tuning, results)
 
 
-def answers(known: Evidence) -> dict[str, dict[int, Predictions]]:
-    """What the finished runs answered on the test items, by label and seed; of runs that choose among classes."""
-    found: dict[str, dict[int, Predictions]] = {}
-    for record in known.records:
+def read_predictions(evidence: Evidence) -> dict[str, dict[int, Predictions]]:
+    """Predictions of the finished runs on the test items, by label and seed; of runs that choose among classes."""
+    predictions: dict[str, dict[int, Predictions]] = {}
+    for record in evidence.records:
         if record.status != "done" or record.results is None or record.results.confusion is None:
             continue
-        made = _answers(known.store.folder(record.id) / "predictions.npz")
-        if made is not None:
-            found.setdefault(record.spec.method.label, {})[record.spec.seed] = made
-    return found
+        read = _read_predictions(evidence.store.folder(record.id) / "predictions.npz")
+        if read is not None:
+            predictions.setdefault(record.spec.method.label, {})[record.spec.seed] = read
+    return predictions
 
 
-def _answers(file: Path) -> Predictions | None:
+def _read_predictions(file: Path) -> Predictions | None:
     import numpy as np
 
     try:
-        with np.load(file, allow_pickle=False) as kept:
-            logits, labels = kept["logits"], kept["labels"]
+        with np.load(file, allow_pickle=False) as arrays:
+            logits, labels = arrays["logits"], arrays["labels"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -165,36 +166,15 @@ def _answers(file: Path) -> Predictions | None:
     return Predictions(logits.argmax(axis=1), labels)
 
 
-def _unfinished(run: RunSpec, sample: RunRecord) -> RunRecord:
-    return RunRecord(
-        id=run.id,
-        status="running",
-        spec=run,
-        environment=sample.environment,
-        started=sample.started,
-        seconds=0.0,
-        error="not finished; the command that began it goes on with it",
-    )
-
-
-def _measured(spec: StudySpec, records: list[RunRecord], store: RunStore) -> Collected:
-    from tunewise.measures.collect import read_measures
-
-    return read_measures(spec.measures, records, store, spec.measure_settings)
-
-
 def _title(folder: Path) -> str:
     try:
-        title = json.loads((folder / "about.json").read_text(encoding="utf-8"))["title"]
+        return str(json.loads((folder / "about.json").read_text(encoding="utf-8"))["title"])
     except (OSError, ValueError, KeyError, TypeError):
         return DEFAULT_TITLE
-    return str(title)
 
 
 def _read(file: Path, kind: type[_Model]) -> _Model | None:
     try:
         return read_document(file, kind, "run `tunewise compare` again")
     except FileNotFoundError:
-        if file.name == _SPEC:
-            raise StoreError(f"{file.parent} holds no {_SPEC}; give the folder of a comparison") from None
         return None

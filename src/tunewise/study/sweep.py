@@ -109,5 +109,5 @@ def begin(plan: Plan, store: RunStore) -> Path:
 
 def _write(plan: Plan, store: RunStore, folder: Path, title: str) -> tuple[list[SweepRow], Path]:
     rows = rows_of(plan, store)
-    write_tables(folder, plan, rows)
-    return rows, write_sweep_page(folder, plan, rows, title)
+    write_tables(folder, rows)
+    return rows, write_sweep_page(folder, rows, title)

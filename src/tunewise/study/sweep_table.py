@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to: a row a run, as CSV and JSON, and their means over seeds."""
+"""The runs of a sweep as rows, in CSV and JSON, and their means over seeds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tunewise.errors import StoreError
@@ -19,18 +20,17 @@ from tunewise.study.axes import AXES, Value, varying
 from tunewise.study.plan import Plan, PlannedRun
 from tunewise.text_format import pluralize
 
-FIXED = ("model", "data", "method", "rank", "alpha", "links", "learning_rate", "seed")
-"""Axes that every table has, whether the runs differ on them or not."""
+_ALWAYS = ("model", "data", "method", "rank", "alpha", "links", "learning_rate")
+"""Axes that every table has, whether the runs differ on them or not; the seed comes last."""
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One run; None for what is not known (yet)."""
+    """One run; None for what is not known (yet). `at`: its value on each axis of the table."""
 
     run: str
     status: str
     at: dict[str, Value]
-    """Where it stands on each axis that the table has."""
     metric: str | None = None
     lower_is_better: bool = False
     validation: float | None = None
@@ -47,11 +47,10 @@ class SweepRow:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """All seeds of one setting."""
+class Setting:
+    """All seeds of one setting; `at` is without the seed."""
 
     at: dict[str, Value]
-    """Without the seed."""
     rows: list[SweepRow] = field(default_factory=list)
 
     @property
@@ -59,7 +58,7 @@ class Cell:
         return [row for row in self.rows if row.status == "done" and row.test is not None]
 
     def mean(self, name: str) -> float | None:
-        """Over the finished seeds; None where there are none, or where not all of them know it."""
+        """Over the finished seeds; None where there are none, or where one lacks the value."""
         values = [getattr(row, name) for row in self.finished]
         return statistics.fmean(values) if values and None not in values else None
 
@@ -71,113 +70,76 @@ class Cell:
     @property
     def standing(self) -> str:
         """'3 seeds', '2 of 3 seeds, 1 diverged'."""
-        done, of = len(self.finished), len(self.rows)
-        others: dict[str, int] = {}
-        for row in self.rows:
-            if row.status != "done":
-                others[row.status] = others.get(row.status, 0) + 1
-        seeds = pluralize(of, "seed")
-        return ", ".join([seeds if done == of else f"{done} of {seeds}", *(f"{n} {s}" for s, n in others.items())])
+        done, seeds = len(self.finished), pluralize(len(self.rows), "seed")
+        others = Counter(row.status for row in self.rows if row.status != "done")
+        words = [seeds if done == len(self.rows) else f"{done} of {seeds}"]
+        return ", ".join([*words, *(f"{count} {status}" for status, count in others.items())])
 
 
 def rows_of(plan: Plan, store: RunStore) -> list[SweepRow]:
-    """What stands in the store now, in the plan's order."""
-    axes = columns(plan)
-    return [_row(run, store, axes) for run in plan.runs]
+    """What is in the store now, in the order of the plan."""
+    differing = varying([run.spec for run in plan.runs])
+    axes = [*_ALWAYS, *(axis for axis in differing if axis not in (*_ALWAYS, "seed")), "seed"]
+    return [_row(run, store, {axis: AXES[axis](run.spec) for axis in axes}) for run in plan.runs]
 
 
-def columns(plan: Plan) -> list[str]:
-    """The axes of the table: those that every table has, and those on which these runs differ."""
-    found = varying([run.spec for run in plan.runs])
-    return [*(axis for axis in FIXED if axis != "seed"), *(axis for axis in found if axis not in FIXED), "seed"]
-
-
-def cells(rows: Sequence[SweepRow]) -> list[Cell]:
+def group_seeds(rows: Sequence[SweepRow]) -> list[Setting]:
     """The settings, in the order of their first runs, each with its seeds."""
-    found: dict[str, Cell] = {}
+    settings: dict[str, Setting] = {}
     for row in rows:
         at = {axis: value for axis, value in row.at.items() if axis != "seed"}
-        found.setdefault(json.dumps(at), Cell(at)).rows.append(row)
-    return list(found.values())
+        settings.setdefault(json.dumps(at), Setting(at)).rows.append(row)
+    return list(settings.values())
 
 
-def best(among: Sequence[Cell]) -> Cell | None:
-    """The setting with the best mean on validation, of those whose seeds all finished (if there are any such); the
-    first of several. The test split has no say."""
-    whole = _in_question(among)
-    if not whole:
+def best(settings: Sequence[Setting]) -> Setting | None:
+    """The setting with the best mean on validation, of those that finished all seeds (if there are any such); the first
+    of several. The test split has no say."""
+    known = [setting for setting in settings if setting.mean("validation") is not None]
+    known = [setting for setting in known if len(setting.finished) == len(setting.rows)] or known
+    if not known:
         return None
-    sign = -1.0 if whole[0].finished[0].lower_is_better else 1.0
-    return max(whole, key=lambda cell: sign * (cell.mean("validation") or 0.0))
+    sign = -1.0 if known[0].finished[0].lower_is_better else 1.0
+    return max(known, key=lambda setting: sign * (setting.mean("validation") or 0.0))
 
 
-def as_good(among: Sequence[Cell], chosen: Cell) -> str:
-    """How many other settings have the best one's mean on validation: '1 more setting'; empty for none."""
-    ties = sum(cell.mean("validation") == chosen.mean("validation") for cell in _in_question(among)) - 1
-    return pluralize(ties, "more setting") if ties else ""
-
-
-def _in_question(among: Sequence[Cell]) -> list[Cell]:
-    known = [cell for cell in among if cell.mean("validation") is not None]
-    return [cell for cell in known if len(cell.finished) == len(cell.rows)] or known
-
-
-def write_tables(folder: Path, plan: Plan, rows: Sequence[SweepRow]) -> None:
+def write_tables(folder: Path, rows: Sequence[SweepRow]) -> None:
     """`table.csv` and `table.json`, each whole or not at all."""
-    axes = columns(plan)
-    names = [name for name in SweepRow.__dataclass_fields__ if name != "at"]
+    names = [item.name for item in fields(SweepRow) if item.name not in ("run", "at")]
+    content = [{"run": row.run, **row.at, **{name: getattr(row, name) for name in names}} for row in rows]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *axes, *names[1:]])
-    for row in rows:
-        writer.writerow([row.run, *(row.at[axis] for axis in axes), *(getattr(row, name) for name in names[1:])])
+    writer = csv.DictWriter(text, list(content[0]) if content else ["run", *names], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(content)
     write_atomically(folder / "table.csv", text.getvalue())
-    content = [{**{name: getattr(row, name) for name in names}, **row.at} for row in rows]
     write_atomically(folder / "table.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _row(run: PlannedRun, store: RunStore, axes: Sequence[str]) -> SweepRow:
-    at = {axis: AXES[axis](run.spec) for axis in axes}
+def _row(run: PlannedRun, store: RunStore, at: dict[str, Value]) -> SweepRow:
     try:
         record = store.record(run.id)
     except StoreError as error:
         return SweepRow(run.id, "unreadable", at, error=str(error))
     if record is None:
-        held = store.is_locked(run.id)
-        begun = store.folder(run.id).is_dir()
-        return SweepRow(run.id, "running" if held else "unfinished" if begun else "to do", at)
-    return _of_record(record, at)
+        begun = "unfinished" if store.folder(run.id).is_dir() else "to do"
+        return SweepRow(run.id, "running" if store.is_locked(run.id) else begun, at)
+    trainable = record.model.trainable if record.model else None
+    known = {"trainable": trainable, "seconds": record.seconds, "error": record.error}
+    return SweepRow(record.id, record.status, at, **known, **_scores(record))  # type: ignore[arg-type]
 
 
-def _of_record(record: RunRecord, at: dict[str, Value]) -> SweepRow:
+def _scores(record: RunRecord) -> dict[str, object]:
     results = record.results
-    row = SweepRow(
-        record.id,
-        record.status,
-        at,
-        trainable=record.model.trainable if record.model else None,
-        seconds=record.seconds,
-        error=record.error,
-    )
     if results is None:
-        return row
-    return SweepRow(
-        **{
-            **asdict(row),
-            "metric": results.metric,
-            "lower_is_better": not results.higher_is_better,
-            "validation": _number(results.validation.metrics.get(results.metric)),
-            "test": _number(results.test.metrics.get(results.metric)),
-            "train": _number(results.train.metrics.get(results.metric)),
-            "validation_loss": results.validation.loss,
-            "test_loss": results.test.loss,
-            "train_loss": results.train.loss,
-            "gap": results.gap,
-            "selected_epoch": results.selected_epoch,
-        }
-    )
-
-
-def _number(value: float | None) -> float | None:
-    """None for what JSON has no word for: a metric that is not defined on a split."""
-    return None if value is None or not math.isfinite(value) else value
+        return {}
+    values: dict[str, object] = {
+        "metric": results.metric,
+        "lower_is_better": not results.higher_is_better,
+        "gap": results.gap,
+        "selected_epoch": results.selected_epoch,
+    }
+    for name, split in (("validation", results.validation), ("test", results.test), ("train", results.train)):
+        score = split.metrics.get(results.metric)
+        values[name] = score if score is not None and math.isfinite(score) else None  # JSON has no NaN
+        values[f"{name}_loss"] = split.loss
+    return values
