@@ -48,7 +48,7 @@ def test_a_cheap_method_10_points_below_is_not_taken_for_its_wide_interval(summa
     advice = recommend(summaries({"lora": [0.90, 0.91, 0.905], "cla": [0.90, 0.60, 0.91]}, RATIOS))
     assert advice.choice == "lora"
     assert advice.evidence == "thin"
-    assert "3 seeds don't show it to be worse" in advice.sentences[-1]
+    assert "with 3 seeds it is not shown to be worse" in advice.sentences[-1]
 
 
 def test_an_erratic_best_does_not_excuse_a_loss_of_10_points(summaries):

@@ -113,8 +113,8 @@ def _cheaper_but_untested(decision: Decision) -> list[str]:
     side = "below" if objective.higher_is_better else "above"
     return [
         f"{nearest.method.label} is cheaper and on average {objective.format_difference(nearest.deficit)} {side} "
-        f"{stage.best.label}; this is more than the margin, but {pluralize(nearest.seeds, 'seed')} don't show it to be "
-        f"worse"
+        f"{stage.best.label}; this is more than the margin, but with {pluralize(nearest.seeds, 'seed')} it is not "
+        f"shown to be worse"
     ]
 
 
