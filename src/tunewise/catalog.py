@@ -14,7 +14,7 @@ Everything that takes a name takes a `Method(...)` too. The mathematics of a met
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tunewise.errors import SpecError, suggest_nearest
@@ -200,89 +200,47 @@ class Method:
         return alpha / rank if self.scaling == "alpha/r" else alpha / rank**0.5
 
 
+def _row(name: str, summary: str, source: str, axes: Method) -> Method:
+    return replace(axes, name=name, summary=summary, source=source)
+
+
 _CHAIN = Chain(links=4)
+_ROOT: Scaling = "alpha/sqrt(r)"
+_CLA = "arXiv 2606.13767"
+_PACA = "arXiv 2503.01905"
 
 _ROWS: list[Method] = [
-    Method("all", name="fft", summary="full fine-tuning: every weight"),
-    Method("head", name="head", summary="the task head alone, the baseline"),
-    Method("AB", "random", name="lora", summary="dW = s B A", source="arXiv 2106.09685"),
-    Method(
-        "AB",
-        "random",
-        optimizer=OptimizerRule(ratio=16.0),
-        name="lora+",
-        summary="LoRA with B stepped at 16 x the rate of A",
-        source="arXiv 2402.12354",
+    _row("fft", "full fine-tuning: every weight", "", Method("all")),
+    _row("head", "the task head alone, the baseline", "", Method("head")),
+    _row("lora", "dW = s B A", "arXiv 2106.09685", Method("AB", "random")),
+    _row(
+        "lora+",
+        "LoRA with B stepped at 16 x the rate of A",
+        "arXiv 2402.12354",
+        Method("AB", "random", optimizer=OptimizerRule(ratio=16.0)),
     ),
-    Method(
-        "AB",
-        "random",
-        scaling="alpha/sqrt(r)",
-        name="rslora",
-        summary="LoRA scaled by alpha / sqrt(r)",
-        source="arXiv 2312.03732",
+    _row("rslora", "LoRA scaled by alpha / sqrt(r)", "arXiv 2312.03732", Method("AB", "random", scaling=_ROOT)),
+    _row("asym", "LoRA with A frozen at random", "arXiv 2402.16842", Method("B", "random")),
+    _row("cola", "chain of LoRA", "arXiv 2401.04151", Method("AB", "random", chain=_CHAIN)),
+    _row("rac", "chain of asym", "arXiv 2410.08305", Method("B", "random", chain=_CHAIN)),
+    _row("cla", "the first r columns of W, scaled", _CLA, Method("B", "selector")),
+    _row("r-cla", "r sampled columns, scaled", _CLA, Method("B", "sampled")),
+    _row("c3la", "chain of cla, block by block", _CLA, Method("B", "selector", chain=_CHAIN)),
+    _row("r-c3la", "chain of r-cla over a permutation", _CLA, Method("B", "sampled", chain=_CHAIN)),
+    _row("paca", "r sampled columns of W", _PACA, Method("columns", "sampled", scaling="one")),
+    _row("d-paca", "the first r columns of W", _CLA, Method("columns", "selector", scaling="one")),
+    _row(
+        "c-paca",
+        "chain of paca over a permutation",
+        _CLA,
+        Method("columns", "sampled", chain=_CHAIN, scaling="one"),
     ),
-    Method("B", "random", name="asym", summary="LoRA with A frozen at random", source="arXiv 2402.16842"),
-    Method("AB", "random", chain=_CHAIN, name="cola", summary="chain of LoRA", source="arXiv 2401.04151"),
-    Method("B", "random", chain=_CHAIN, name="rac", summary="chain of asym", source="arXiv 2410.08305"),
-    Method("B", "selector", name="cla", summary="the first r columns of W, scaled", source="arXiv 2606.13767"),
-    Method("B", "sampled", name="r-cla", summary="r sampled columns, scaled", source="arXiv 2606.13767"),
-    Method(
-        "B",
-        "selector",
-        chain=_CHAIN,
-        name="c3la",
-        summary="chain of cla, block by block",
-        source="arXiv 2606.13767",
-    ),
-    Method(
-        "B",
-        "sampled",
-        chain=_CHAIN,
-        name="r-c3la",
-        summary="chain of r-cla over a permutation",
-        source="arXiv 2606.13767",
-    ),
-    Method(
-        "columns",
-        "sampled",
-        scaling="one",
-        name="paca",
-        summary="r sampled columns of W",
-        source="arXiv 2503.01905",
-    ),
-    Method(
-        "columns",
-        "selector",
-        scaling="one",
-        name="d-paca",
-        summary="the first r columns of W",
-        source="arXiv 2606.13767",
-    ),
-    Method(
-        "columns",
-        "sampled",
-        chain=_CHAIN,
-        scaling="one",
-        name="c-paca",
-        summary="chain of paca over a permutation",
-        source="arXiv 2606.13767",
-    ),
-    Method(
-        "A",
-        "selector",
-        name="cla-rows",
-        summary="the first r rows of W, scaled",
-        source="arXiv 2606.13767 App. B",
-    ),
-    Method(
-        "AB",
-        "gradient",
-        start="gradient",
-        scaling="alpha/sqrt(r)",
-        name="lora-one",
-        summary="LoRA started at the rank-r step of one full gradient",
-        source="arXiv 2502.01235",
+    _row("cla-rows", "the first r rows of W, scaled", "arXiv 2606.13767 App. B", Method("A", "selector")),
+    _row(
+        "lora-one",
+        "LoRA started at the rank-r step of one full gradient",
+        "arXiv 2502.01235",
+        Method("AB", "gradient", start="gradient", scaling=_ROOT),
     ),
 ]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -82,15 +83,7 @@ def _chained(model: nn.Module, adapter_name: str | None) -> list[Adapter]:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and torch.compile's wrapper."""
-    while True:
-        inner: Any = getattr(model, "_orig_mod", None) or (model.module if _is_wrapper(model) else None)
-        if inner is None:
-            return model
-        model = inner
-
-
-def _is_wrapper(model: nn.Module) -> bool:
-    return isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+    return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
 def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int | None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tunewise.catalog import Chain, Method, OptimizerRule
 from tunewise.errors import StoreError, is_out_of_memory
 from tunewise.methods.attachment import Attachment
 from tunewise.methods.folding_layer import unfolded_weight
@@ -63,20 +63,9 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 def sidecar_of(model: nn.Module, done: Attachment) -> dict[str, Any]:
     """The content of `tunewise.json` for a model."""
-    notes = {
-        "format": FORMAT,
-        "method": asdict(done.method),
-        "rank": done.rank,
-        "alpha": done.alpha,
-        "seed": done.seed,
-        "adapter_name": done.adapter_name,
-        "dropout": done.dropout,
-        "fold": done.fold,
-        "head": list(done.head),
-        "targets": [asdict(target) for target in done.targets],
-        # PEFT's own methods may change the base's weights (pissa, olora), so these do not identify the base.
-        "base": fingerprint(model, done.targets) if done.targets and not done.method.passed_through else None,
-    }
+    # PEFT's own methods may change the base's weights (pissa, olora), so these do not identify the base.
+    identified = done.targets and not done.method.passed_through
+    notes = {"format": FORMAT, **asdict(done), "base": fingerprint(model, done.targets) if identified else None}
     if getattr(model, "linearised", False):  # its scores are not those of the network that a reader loads
         notes["linearised"] = True
     return notes
@@ -84,24 +73,7 @@ def sidecar_of(model: nn.Module, done: Attachment) -> dict[str, Any]:
 
 def attachment_of(notes: dict[str, Any]) -> Attachment:
     """The inverse of `sidecar_of`, under PEFT's default adapter name."""
-    method = dict(notes["method"])
-    method["chain"] = Chain(**method["chain"]) if method["chain"] else None
-    method["optimizer"] = OptimizerRule(**method["optimizer"])
-    targets = tuple(
-        Target(t["name"], t["out_features"], t["in_features"], tuple((a, b) for a, b in t["parts"]))
-        for t in notes["targets"]
-    )
-    return Attachment(
-        Method(**method),
-        notes["rank"],
-        notes["alpha"],
-        notes["seed"],
-        targets,
-        tuple(notes["head"]),
-        "default",
-        notes["dropout"],
-        notes["fold"],
-    )
+    return TypeAdapter(Attachment).validate_python({**notes, "adapter_name": "default"})
 
 
 def read_attachment(path: Path) -> Attachment:

@@ -191,10 +191,13 @@ class Adapter(LoraVariant, ABC):
         """A of a finished link, on the device of `like`."""
         return where
 
+    def finished_factors(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(A (P r, m), stacked B) of every finished link."""
+        return ((self.dense_a(where, b), b) for where, b in self.finished)
+
     def link_factors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(A (P r, m), stacked B) of every link, the active one last."""
-        for where, b in self.finished:
-            yield self.dense_a(where, b), b
+        yield from self.finished_factors()
         a, b = self.factors()
         yield a.detach(), b.detach()
 
@@ -203,7 +206,6 @@ class Adapter(LoraVariant, ABC):
         """dW over all links, fp32 (n, m)."""
         return self.dense_of(self.link_factors())
 
-    @torch.no_grad()
     def dense_of(self, factors: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype = torch.float32) -> Tensor:
         """sum s B A over pairs (A (P r, m), stacked B), computed in `dtype`: (n, m)."""
         dense = torch.zeros(self.target.out_features, self.target.in_features, dtype=dtype, device=self.b.device)
@@ -216,19 +218,7 @@ class Adapter(LoraVariant, ABC):
 
     def live_delta(self) -> Tensor:
         """dW over all links, (n, m), differentiable in the active link; finished links are constants."""
-        a, b = self.factors()
-        links = [*((self.dense_a(where, done), done) for where, done in self.finished), (a, b)]
-        blocks: list[Tensor] = []
-        done_rows = 0
-        for p, (start, stop) in enumerate(self.target.parts):
-            if start > done_rows:
-                blocks.append(b.new_zeros(start - done_rows, self.target.in_features))
-            products = [self.parts_of(b_.to(b.dtype))[p] @ a_.to(b.dtype).split(self.rank)[p] for a_, b_ in links]
-            blocks.append(self.scale * torch.stack(products).sum(dim=0))
-            done_rows = stop
-        if done_rows < self.target.out_features:
-            blocks.append(b.new_zeros(self.target.out_features - done_rows, self.target.in_features))
-        return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
+        return self.dense_of([*self.finished_factors(), self.factors()], self.b.dtype)
 
     # --- links -----------------------------------------------------------------------------------------------
 
@@ -366,9 +356,8 @@ class Adapter(LoraVariant, ABC):
         """`result` (..., n) is the base layer's output for x (..., m); returns result + sum s x A^T B^T."""
         x = module.lora_dropout[self.name](x)
         fold = self.layer._fold
-        finished = [] if fold is not None and fold.name == self.name else self.finished
-        active = self.factors()
-        for a, b in [*((self.dense_a(where, done), done) for where, done in finished), active]:
+        in_weight = fold is not None and fold.name == self.name
+        for a, b in [*([] if in_weight else self.finished_factors()), self.factors()]:
             inner = F.linear(x, a.to(self.a.device, self.a.dtype)).split(self.rank, dim=-1)
             blocks = self.parts_of(b.to(self.b.device, self.b.dtype))
             pieces = [F.linear(part, block) * self.scale for part, block in zip(inner, blocks)]
