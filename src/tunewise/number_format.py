@@ -34,8 +34,7 @@ def score_difference(value: float, share: bool) -> str:
 
 
 def plus_minus(half: float | None, shown: Callable[[float], str], widest: float | None = None) -> str:
-    """What stands after a mean: ` ± 0.81`, nothing where there is no interval, and ` ± >50.00` for one that is wider
-    than the whole scale: then its width says nothing. `widest`: half of the scale's length, in the unit of `half`."""
+    """` ± 0.81` after a mean; ` ± >50.00` for an interval wider than the scale, of half-length `widest`."""
     if half is None:
         return ""
     return f" ± {shown(half)}" if widest is None or half <= widest else f" ± >{shown(widest)}"
@@ -84,15 +83,6 @@ def memory(value: int | None) -> str:
             return f"{_three(size)} {unit}" if unit != "B" else f"{value} B"
         size /= 1024
     return f"{_three(size)} GiB"
-
-
-def energy(joules: float | None) -> str:
-    """`3.4 J`, `240 mJ`, `1.2 kJ`."""
-    if joules is None:
-        return MISSING
-    if joules < 1:
-        return f"{_three(joules * 1e3)} mJ"
-    return f"{_three(joules)} J" if joules < 1e3 else f"{_three(joules / 1e3)} kJ"
 
 
 def ratio(value: float | None) -> str:

@@ -22,3 +22,20 @@ def format_duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"×": r"$\times$", "−": "$-$", "<": "$<$", ">": "$>$", "±": r"$\pm$", "†": r"$^\dagger$", "–": "--"}
+_LATEX |= {character: "\\" + character for character in "&%$#_"}
+
+
+def escape_markdown(text: str) -> str:
+    """On one line, also within a table's cell."""
+    for character in "\\`*_|<>[]":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def escape_latex(text: str) -> str:
+    """For text mode."""
+    return "".join(_LATEX.get(character, character) for character in text)

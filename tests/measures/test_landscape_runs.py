@@ -1,4 +1,4 @@
-"""Landscapes of runs: first seeds alone, snapshots that come later, other settings, a stop, the files beside the report."""
+"""Landscapes of runs: first seeds alone, snapshots that come later, other settings, a stop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ import pytest
 
 from test_run import make_spec
 from tunewise.errors import SpecError
-from tunewise.measures.base import SectionData
-from tunewise.measures.collect import collect, result_of
-from tunewise.measures.landscape.files import write_landscapes
+from tunewise.measures.collect import collect
 from tunewise.measures.landscape.surface import RowFile
-from tunewise.pages import palette
 from tunewise.registry import MEASURES
 from tunewise.run import run
 from tunewise.store.folders import RunStore
@@ -70,8 +67,7 @@ def test_first_seeds_are_drawn_and_more_once_there_are_snapshots(runs: Runs, tmp
         assert "--trajectory 20" in values["missing"]["pca"]
     assert runs.measure(runs.records()) == first  # read
 
-    records = runs.records(snapshots=4)
-    second = runs.measure(records)
+    second = runs.measure(runs.records(snapshots=4))
     for key, values in second.items():
         surface, path = values["surfaces"]["pca"], values["surfaces"]["pca"]["path"]
         assert values["surfaces"]["random"]["loss"] == first[key]["surfaces"]["random"]["loss"]
@@ -80,18 +76,6 @@ def test_first_seeds_are_drawn_and_more_once_there_are_snapshots(runs: Runs, tmp
         assert min(surface["y"]) < min(path["y"]) <= max(path["y"]) < max(surface["y"])
         assert len(path["step"]) == 5 and path["step"][0] == 0
         assert 0.5 < sum(surface["explained"]) <= 1.0
-
-    pytest.importorskip("matplotlib")
-    measure = MEASURES.get("landscape")
-    collected = collect(
-        ["landscape"], records, runs.store, build_task(records[0].spec), Listener(), {"landscape": SETTINGS}
-    )
-    pairs = [(r, result_of(measure, collected["landscape"][r.id])) for r in records[:2]]
-    data = SectionData(pairs, palette.marks(runs.methods))
-    files = {file.name for file in write_landscapes(tmp_path / "landscape", data)}
-    stems = ("random", "random-surfaces", "pca", "pca-surfaces", "basins")
-    assert files == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
-    assert "principal direction" in (tmp_path / "landscape" / "pca.svg").read_text()
 
 
 def test_other_settings_compute_it_again_and_the_same_ones_do_not(runs: Runs, tmp_path: Path) -> None:

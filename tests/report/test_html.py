@@ -179,11 +179,11 @@ def test_how_it_was_measured_is_said(page):
         "Holm-corrected",
         "cpu: made up, 2 threads",
         "torch 2.13.0",
-        "40 steps each",
         "656 tokens",
+        "40 steps each",
         "peft.PeftModel.from_pretrained",
-        "fft 5e-05",
-        "lora 0.001",
+        "learning rate 5e-05",
+        "learning rate 0.001",
     ):
         assert part in page.text, part
 

@@ -13,12 +13,13 @@ from rich.console import Console
 from tunewise.advise.recommend import recommend
 from tunewise.advise.summary import summarise
 from tunewise.number_format import score, score_difference
-from tunewise.report import figures, provenance
+from tunewise.report import figures
 from tunewise.report import table as formats
 from tunewise.report.figures import Point
 from tunewise.report.panels import cost_panels
 from tunewise.report.report_page import render
 from tunewise.report.rows import build_table
+from tunewise.report.run_list import run_columns
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,7 @@ def test_no_per_cent_stands_beside_a_perplexity(perplexities):
     console.print(formats.console_table(perplexities.summaries, perplexities.recommendation))
     shown = console.export_text()
     assert "perplexity" in shown and "%" not in shown.replace("95 %", "")
-    lines = provenance.run_lines(perplexities.records, perplexities.folders, "perplexity")
-    assert "test perplexity" in lines[0].numbers
+    assert run_columns("perplexity", share=False)[0] == "test perplexity"
     page = render("t", perplexities.data)
     assert "test perplexity, %" not in page
     assert "test metric, points" not in page

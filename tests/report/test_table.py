@@ -23,8 +23,7 @@ from tunewise.number_format import (
     widest,
 )
 from tunewise.report import table as formats
-from tunewise.report.places import by_seed, by_size, by_step_time
-from tunewise.report.rows import build_table
+from tunewise.report.rows import build_table, by_seed, by_size, by_step_time
 
 
 def test_clear_differences_give_first_second_third():

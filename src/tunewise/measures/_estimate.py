@@ -28,8 +28,7 @@ def mean_over_batches(values: ArrayLike) -> Estimate:
 
 
 def jackknife(per_batch: ArrayLike, statistic: Callable[[Array], float]) -> Estimate:
-    """A statistic of the mean over batches (axis 0), with a t interval from its pseudo-values with one batch left out
-    at a time (Tukey 1958); the plain t interval where the statistic is linear."""
+    """A statistic of the mean over batches (axis 0), with a t interval from its pseudo-values (Tukey 1958)."""
     batches = np.asarray(per_batch, dtype=np.float64)
     count = len(batches)
     overall = float(statistic(batches.mean(axis=0)))

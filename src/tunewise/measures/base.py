@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -93,7 +92,6 @@ class Measure(Generic[Result]):
         settings: the class of the settings.
         version: raised by one when the same run would give other numbers; results of older versions are computed anew.
         first_seed_only: whether only the first seed of each method is measured.
-        write_files: takes the folder `NAME/` beside the report, and `SectionData`; writes further files there.
 
     Example:
         >>> from tunewise.measures.base import Measure, MeasureResult
@@ -121,7 +119,6 @@ class Measure(Generic[Result]):
     settings: type[MeasureSettings] = MeasureSettings
     version: int = 1
     first_seed_only: bool = False
-    write_files: Callable[[Path, SectionData[Result]], object] | None = None
 
     def parse_settings(self, content: Mapping[str, object]) -> MeasureSettings:
         """The settings, defaults filled in. Raises `SpecError` for an unknown key or a wrong value."""

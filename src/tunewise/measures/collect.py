@@ -36,11 +36,7 @@ def collect(
     listener: Listener,
     settings: Settings | None = None,
 ) -> Collected:
-    """Compute the named measures of all finished runs, run by run, and write each as soon as it is computed.
-
-    A run that a measure does not apply to is kept with the reason. A measure that ran out of memory is not kept, so
-    that it is tried again next time.
-    """
+    """Compute the named measures of all finished runs, run by run, and write each at once."""
     measures = _with_settings(names, settings)
     first_seed: dict[str, int] = {}
     for record in records:

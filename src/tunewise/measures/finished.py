@@ -24,8 +24,7 @@ def no_check() -> None:
 
 
 class FinishedRun:
-    """Models are loaded on first use and shared by the measures of a run: a measure leaves them bit for bit as they
-    were."""
+    """Models are loaded on first use and shared: a measure leaves them bit for bit as they were."""
 
     def __init__(self, record: RunRecord, folder: Path, task: Task, cache: Path) -> None:
         self.record = record

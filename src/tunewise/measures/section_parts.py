@@ -97,8 +97,7 @@ def common_layers(layers_of_runs: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def short_layers(names: Sequence[str]) -> list[str]:
-    """Each name without the parts that all of them share: `encoder.layer.3.attention.self.query` becomes `3.query`. A
-    single name keeps its last part."""
+    """Names without the parts that all share: `encoder.layer.3.attention.self.query` becomes `3.query`."""
     split = [name.split(".") for name in names]
     if len(split) < 2:
         return [parts[-1] for parts in split]
@@ -120,8 +119,7 @@ def parents() -> dict[str, str]:
 
 
 def family_marks(records: Sequence[RunRecord], marks: Mapping[str, Mark]) -> dict[str, Mark]:
-    """The methods' marks, a chain and its parent in one colour (as in Figure 4 of arXiv 2606.13767). Of two parents of
-    one name, the one of the chain's rank is taken."""
+    """Marks with a chain and its parent in one colour (as in Figure 4 of arXiv 2606.13767)."""
     found = dict(marks)
     specs = {record.spec.method.label: record.spec.method for record in records}
     for label, spec in specs.items():

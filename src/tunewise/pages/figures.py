@@ -182,8 +182,7 @@ def heat_map(
     high: float,
     framed: tuple[int, int] | None = None,
 ) -> go.Figure:
-    """A cell for each row and column, its text in it where there is room, colours from `low` (pale) to `high`. A cell
-    without a value is empty but for its text. `framed`: (row, column) of a cell with a frame."""
+    """A cell for each row and column, text where there is room, colours from `low` to `high`, one cell `framed`."""
     figure = blank_figure(height=150 + 28 * len(rows))
     figure.add_heatmap(
         z=[list(line) for line in values],

@@ -21,8 +21,7 @@ from tunewise.store.files import write_atomically
 
 
 def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
-    """The text of a page from a template that extends `base.html.jinja`; `folder` has templates of another package.
-    Everything is escaped unless it is `Markup`. The same values give the same bytes."""
+    """A page from a template, of this package or of `folder`; everything is escaped unless it is `Markup`."""
     found = _templates(folder)
     script = Markup(found.get_template("page.js.jinja").render(dark=palette.DARK))
     return found.get_template(template).render(

@@ -81,8 +81,7 @@ class Mark:
 
 
 def marks(methods: Sequence[str]) -> dict[str, Mark]:
-    """Method label -> its mark, by its place in the comparison. Past eight methods colours come again, with
-    another dash; with nine markers no (colour, marker) comes twice before the seventy-third."""
+    """Method label -> mark, by place; after eight methods colours repeat with another dash."""
     given: dict[str, Mark] = {}
     for place, method in enumerate(dict.fromkeys(methods)):
         light, dark = _HUES[place % len(_HUES)]

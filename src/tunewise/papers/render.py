@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tunewise.papers.sheet import Sheet
-from tunewise.report.escaping import for_latex, for_markdown
+from tunewise.text_format import escape_latex, escape_markdown
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -38,13 +38,13 @@ def markdown(sheet: Sheet) -> str:
     """A pipe table, the legend below."""
     columns, rows = sheet.texts()
     lines = [
-        f"**{for_markdown(sheet.title)}**",
+        f"**{escape_markdown(sheet.title)}**",
         "",
-        "| " + " | ".join(for_markdown(column.title) for column in columns) + " |",
+        "| " + " | ".join(escape_markdown(column.title) for column in columns) + " |",
         "|" + "|".join(" ---: " if column.right else " --- " for column in columns) + "|",
-        *("| " + " | ".join(map(for_markdown, row)) + " |" for row in rows),
+        *("| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows),
         "",
-        *(f"- {for_markdown(line)}" for line in sheet.legend),
+        *(f"- {escape_markdown(line)}" for line in sheet.legend),
     ]
     return "\n".join(lines) + "\n"
 
@@ -58,10 +58,10 @@ def latex(sheet: Sheet) -> str:
         *(f"% {' '.join(line.split())}" for line in sheet.legend),
         rf"\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in columns)}}}",
         r"\toprule",
-        " & ".join(for_latex(column.title) for column in columns) + r" \\",
+        " & ".join(escape_latex(column.title) for column in columns) + r" \\",
     ]
     for _, group in groupby(rows, lambda row: row[0]):
-        lines += [r"\midrule", *(" & ".join(map(for_latex, row)) + r" \\" for row in group)]
+        lines += [r"\midrule", *(" & ".join(map(escape_latex, row)) + r" \\" for row in group)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

@@ -46,11 +46,7 @@ def accuracy_against_cost(
     lines: Sequence[tuple[str, float]] = (),
     share: bool = True,
 ) -> go.Figure:
-    """Score upwards, cost to the right: the upper left corner wins. Where the score is no `share` less of it is
-    better, and the scale runs downwards. Filled markers are the Pareto set, the
-    ring is the recommended method; `lines` are named costs drawn as add_vertical_lines (the frozen floor). A method far
-    below the others (`off_scale`) stands at the lower edge with its score in words, so that the rest can be
-    told apart."""
+    """Score against cost: the upper left corner is best. The ring is recommended, filled marks are the Pareto set."""
     figure = blank_figure(height=400)
     below = off_scale(points, share)
     inside = [p for p in points if p.method not in below]
@@ -112,8 +108,7 @@ def accuracy_against_cost(
 
 
 def off_scale(points: Sequence[Point], share: bool = True) -> set[str]:
-    """Methods so far below that they would press the others into a line: further below the best than four
-    times the median method, and than the widest interval. Nobody where fewer than four are compared."""
+    """Methods further from the best than four times the median and the widest interval; none of fewer than four."""
     scores = sorted((p.score for p in points), reverse=share)
     if len(scores) < 4:
         return set()
@@ -127,9 +122,7 @@ def off_scale(points: Sequence[Point], share: bool = True) -> set[str]:
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figure:
-    """Test items by true class (rows) and predicted class (columns); the numbers are counts. Colour: share of
-    the true class, with most of the scale given to the first fifth, where the errors are. Not for more than
-    `MOST_CLASSES` classes."""
+    """Counts by true (rows) and predicted class (columns); colours are shares of the true class."""
     count = len(matrix)
     names = [str(label) for label in labels] if len(labels) == count else [str(i) for i in range(count)]
     shares = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in matrix]

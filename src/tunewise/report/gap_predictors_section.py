@@ -85,8 +85,7 @@ class _Found:
 
 
 def section(data: ReportData) -> Section | None:
-    """A sentence, a table of rank correlations over methods, a figure for each number; None where fewer than two
-    methods have a gap and one of the numbers."""
+    """None where fewer than two methods have a gap and one of the numbers."""
     found = [f for predictor in predictors(data) if (f := _collect(data, predictor)) is not None]
     if not found:
         return None

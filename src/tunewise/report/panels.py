@@ -24,8 +24,7 @@ def cost_panels(
     recommendation: Recommendation | None,
     marks: Mapping[str, Mark],
 ) -> list[Panel]:
-    """Test metric against step time, memory and trained parameters; of these, what was measured, in the order
-    in which the recommendation looks at them."""
+    """Test metric against step time, memory and trained parameters, as far as they were measured."""
     finished = [s for s in summaries if s.test_metric is not None]
     if not finished:
         return []

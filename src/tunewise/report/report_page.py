@@ -11,14 +11,13 @@ from tunewise.report import provenance, table
 from tunewise.report.data import ReportData
 from tunewise.report.panels import confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import ComparisonTable, build_table, metric_name
-from tunewise.report.sections import build_sections, write_measure_files
+from tunewise.report.run_list import run_columns, run_links, run_numbers
+from tunewise.report.sections import build_sections
 
 
 def write_report(path: Path, title: str, data: ReportData) -> None:
-    """Write the report atomically, and the files of measures beside it. The same data give the same bytes. Raises
-    `StoreError` where it can't be written."""
+    """Write the report atomically; the same data give the same bytes. Raises `StoreError` where that fails."""
     pages.write_page(path, render(title, data))
-    write_measure_files(path.parent, data)
 
 
 def render(title: str, data: ReportData) -> str:
@@ -46,9 +45,11 @@ def render(title: str, data: ReportData) -> str:
         confusions=[p for p in confusions if not p.collapsed],
         collapsed_confusions=[p for p in confusions if p.collapsed],
         classes=next((len(r.data.labels) for r in records if r.data), 0),
-        run_columns=provenance.run_columns(metric, comparison_table.is_share),
-        runs=provenance.run_lines(records, data.folders, metric),
-        facts=provenance.facts(data.comparison, records, data.costs, data.tuning),
+        run_columns=run_columns(metric, comparison_table.is_share),
+        runs=records,
+        run_numbers={r.id: run_numbers(r, metric) for r in records},
+        links=run_links(records, data.folders),
+        facts=provenance.facts(data.comparison, records, data.costs),
     )
 
 

@@ -1,24 +1,35 @@
-"""The comparison as neutral rows: what the table says, before anyone decides how it looks."""
+"""The comparison table: a row for each method, with places and ties, before it is formatted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from tunewise import number_format as numbers
+from tunewise.advise.pooled_variance import compare_to_best, estimate_variances
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.statistics import Comparison, Interval
 from tunewise.advise.summary import MethodSummary
-from tunewise.report.places import Place, by_seed, by_size, by_step_time
 from tunewise.store.records import CostRecord, CostReport
+from tunewise.text_format import pluralize
 
-# Within these factors two memories are tied; the recommendation takes them for equal too.
 SAME_PEAK = 1.05
+"""Within this factor two peak memories are tied, as for the recommendation."""
 SAME_SAVED = 1.01
+LAST_PLACE = 3
 
 Standing = Literal["better", "worse", "same", "reference", "unknown"]
+
+
+@dataclass(frozen=True)
+class Place:
+    rank: int
+    shared: bool
+
+    def __str__(self) -> str:
+        return f"{self.rank}=" if self.shared else str(self.rank)
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` and `extra` (smaller, below) for people; the numbers behind them unrounded."""
+    """`text`, and `extra` below it; the numbers are unrounded."""
 
     text: str = numbers.MISSING
     extra: str = ""
@@ -42,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method, or a reference line of the cost probe (no quality, no places)."""
+    """A method, or a reference line of the cost probe (without quality and places)."""
 
     method: str
     cells: dict[str, Cell]
@@ -61,7 +72,8 @@ class ComparisonTable:
     rows: list[Row]
     metric: str
     reference: str
-    is_share: bool = True  # the test metric is shown as per cent, and more of it is better
+    is_share: bool = True
+    """The test metric is shown in per cent, and more of it is better."""
     legend: list[str] = field(default_factory=list)
 
 
@@ -70,24 +82,13 @@ def build_table(
     recommendation: Recommendation | None = None,
     costs: CostReport | None = None,
 ) -> ComparisonTable:
-    """Rows in the order of `summaries`; the cost probe's reference lines, where given, come last."""
+    """Rows in the order of `summaries`, then the reference lines of the cost probe."""
     if not summaries:
         return ComparisonTable([], [], "", "")
-    metric, reference = summaries[0].metric, summaries[0].reference
-    items, higher, share = summaries[0].test_items, summaries[0].higher_is_better, summaries[0].is_share
+    first = summaries[0]
     timed = {s.label: s.cost for s in summaries if s.cost}
-    given = {
-        "trainable": by_size({s.label: s.trainable for s in summaries}),
-        "metric": by_seed(
-            {s.label: s.metric_by_seed for s in summaries}, higher, 1 / items if items and share else 0.0
-        ),
-        "gap": by_seed({s.label: s.gap_by_seed for s in summaries}, False),
-        "step": by_step_time(timed),
-        "kept": by_size({name: cost.saved_bytes for name, cost in timed.items()}, SAME_SAVED),
-        "peak": by_size({name: cost.peak_bytes for name, cost in timed.items()}, SAME_PEAK),
-    }
     columns = [
-        Column("metric", f"test {metric_name(metric)}", f"{'%' if share else 'lower is better'}, mean ± 95 % interval"),
+        Column("metric", f"test {metric_name(first.metric)}", _metric_unit(first.is_share)),
         Column("gap", "generalization gap", "nats, mean ± 95 % interval"),
         Column("trainable", "trained parameters", "head included"),
     ]
@@ -97,38 +98,96 @@ def build_table(
             Column("kept", "kept for backward", "one batch"),
             Column("peak", "peak memory", "of training"),
         ]
-    if any(cost.joules is not None for cost in timed.values()):
-        columns.append(Column("energy", "energy", "a step"))
-    rows = [_row(s, {key: found.get(s.label) for key, found in given.items()}, recommendation) for s in summaries]
-    known = {row.method for row in rows}
+    places = _places(summaries, timed)
+    rows = [_row(s, {key: of.get(s.label) for key, of in places.items()}, recommendation) for s in summaries]
+    labels = {row.method for row in rows}
     for line in costs.rows if costs else []:
-        if line.reference_line and line.method not in known:
+        if line.reference_line and line.method not in labels:
             cells = {column.key: Cell() for column in columns}
             cells |= {"trainable": _count(line.trainable, None), **_cost_cells(line, {})}
             rows.append(Row(line.method, cells, verdict="cost only", reference_line=True))
-    legend = _legend(reference, share, bool(timed)) if len(rows) > 1 else []
+    legend = _legend(first.reference, first.is_share, bool(timed)) if len(rows) > 1 else []
     if any(len(s.seeds) == 2 for s in summaries):
         legend.append(numbers.TWO_SEEDS)
-    return ComparisonTable(columns, rows, metric, reference, share, legend)
+    return ComparisonTable(columns, rows, first.metric, first.reference, first.is_share, legend)
 
 
 def metric_name(metric: str) -> str:
-    """`macro_f1` as a person writes it."""
+    """`macro f1` for `macro_f1`."""
     return metric.replace("_", " ")
 
 
-def _row(summary: MethodSummary, place: dict[str, Place | None], recommendation: Recommendation | None) -> Row:
+def _metric_unit(share: bool) -> str:
+    return f"{'%' if share else 'lower is better'}, mean ± 95 % interval"
+
+
+def _places(summaries: Sequence[MethodSummary], timed: Mapping[str, CostRecord]) -> dict[str, dict[str, Place]]:
+    first = summaries[0]
+    resolution = 1 / first.test_items if first.test_items and first.is_share else 0.0
+    metric = {s.label: s.metric_by_seed for s in summaries}
+    return {
+        "trainable": by_size({s.label: s.trainable for s in summaries}),
+        "metric": by_seed(metric, first.higher_is_better, resolution),
+        "gap": by_seed({s.label: s.gap_by_seed for s in summaries}, False),
+        "step": by_step_time(timed),
+        "kept": by_size({label: cost.saved_bytes for label, cost in timed.items()}, SAME_SAVED),
+        "peak": by_size({label: cost.peak_bytes for label, cost in timed.items()}, SAME_PEAK),
+    }
+
+
+def by_seed(
+    scores: Mapping[str, Mapping[int, float]], higher_is_better: bool, resolution: float = 0.0
+) -> dict[str, Place]:
+    """Places by mean over seeds; variance outliers have none. Tied: not shown to be worse than the leader at 95 %."""
+    means = {name: sum(seeds.values()) / len(seeds) for name, seeds in scores.items() if seeds}
+    compared = {name: scores[name] for name in means}
+    order = sorted(means, key=lambda name: (-means[name] if higher_is_better else means[name], name))
+    variances = estimate_variances(compared, resolution)
+    outliers = variances.outliers if variances else ()
+    order = [name for i, name in enumerate(order) if i == 0 or name not in outliers]
+
+    def tied(leader: str) -> set[str]:
+        comparisons = compare_to_best(compared, leader, higher_is_better, resolution=resolution)
+        return {c.name for c in comparisons if c.verdict != "worse"}
+
+    return _shared_places(order, tied)
+
+
+def by_step_time(costs: Mapping[str, CostRecord]) -> dict[str, Place]:
+    """Places by step time. Tied: the intervals of the ratios to the frozen floor overlap."""
+    order = sorted(costs, key=lambda name: (costs[name].ratio_to_floor, name))
+    return _shared_places(order, lambda leader: {n for n in order if costs[n].ratio_low <= costs[leader].ratio_high})
+
+
+def by_size(values: Mapping[str, int | None], slack: float = 1.0) -> dict[str, Place]:
+    """Places by a size, smallest first. Tied: at most `slack` times the leader's."""
+    sizes = {name: value for name, value in values.items() if value is not None}
+    order = sorted(sizes, key=lambda name: (sizes[name], name))
+    return _shared_places(order, lambda leader: {n for n in order if sizes[n] <= slack * sizes[leader]})
+
+
+def _shared_places(order: list[str], tied: Callable[[str], set[str]]) -> dict[str, Place]:
+    """Places of the names in `order`, best first; tied names share a place, `1=`, and the next comes after them."""
+    if len(order) < 2:
+        return {}
+    places: dict[str, Place] = {}
+    left = list(order)
+    while left and len(places) < LAST_PLACE:
+        ties = tied(left[0]) if len(left) > 1 else set()
+        group = [left[0], *(name for name in left[1:] if name in ties)]
+        places |= dict.fromkeys(group, Place(len(places) + 1, len(group) > 1))
+        left = [name for name in left if name not in group]
+    return places
+
+
+def _row(summary: MethodSummary, places: Mapping[str, Place | None], recommendation: Recommendation | None) -> Row:
     standing, verdict, detail = _verdict(summary)
+    score, widest = partial(numbers.score, share=summary.is_share), numbers.widest(summary.metric, summary.is_share)
     cells = {
-        "trainable": _count(summary.trainable, place["trainable"]),
-        "metric": _interval(
-            summary.test_metric,
-            place["metric"],
-            partial(numbers.score, share=summary.is_share),
-            widest=numbers.widest(summary.metric, summary.is_share),
-        ),
-        "gap": _interval(summary.gap, place["gap"], numbers.nats, _gap_beside_reference(summary)),
-        **_cost_cells(summary.cost, place),
+        "trainable": _count(summary.trainable, places["trainable"]),
+        "metric": _interval(summary.test_metric, places["metric"], score, widest=widest),
+        "gap": _interval(summary.gap, places["gap"], numbers.nats, _gap_to_reference(summary)),
+        **_cost_cells(summary.cost, places),
     }
     return Row(
         method=summary.label,
@@ -159,39 +218,28 @@ def _interval(
     return Cell(text, extra, interval.mean, interval.low, interval.high, place)
 
 
-def _cost_cells(cost: CostRecord | None, place: dict[str, Place | None]) -> dict[str, Cell]:
+def _cost_cells(cost: CostRecord | None, places: Mapping[str, Place | None]) -> dict[str, Cell]:
     if cost is None:
-        return {"step": Cell(), "kept": Cell(), "peak": Cell(), "energy": Cell()}
-    step = cost.step
+        return {"step": Cell(), "kept": Cell(), "peak": Cell()}
+    step, ratio = cost.step, numbers.ratio(cost.ratio_to_floor)
     return {
-        "step": Cell(
-            numbers.seconds(step.median),
-            numbers.ratio(cost.ratio_to_floor),
-            step.median,
-            step.low,
-            step.high,
-            place.get("step"),
-        ),
-        "kept": Cell(numbers.memory(cost.saved_bytes), value=cost.saved_bytes, place=place.get("kept")),
-        "peak": Cell(numbers.memory(cost.peak_bytes), value=cost.peak_bytes, place=place.get("peak")),
-        "energy": Cell(numbers.energy(cost.joules), value=cost.joules),
+        "step": Cell(numbers.seconds(step.median), ratio, step.median, step.low, step.high, places.get("step")),
+        "kept": Cell(numbers.memory(cost.saved_bytes), value=cost.saved_bytes, place=places.get("kept")),
+        "peak": Cell(numbers.memory(cost.peak_bytes), value=cost.peak_bytes, place=places.get("peak")),
     }
 
 
 def _verdict(summary: MethodSummary) -> tuple[Standing, str, str]:
     if summary.is_reference:
         return "reference", "the reference", ""
-    on_metric = summary.metric_comparison
-    if on_metric is None or on_metric.verdict == "not tested":
+    comparison = summary.metric_comparison
+    if comparison is None or comparison.verdict == "not tested":
         return "unknown", "not tested", "" if summary.seeds else "no finished run"
     standing: Standing = "same"
-    if on_metric.verdict in ("better", "worse"):
-        standing = "better" if on_metric.verdict == "better" else "worse"
-    return (
-        standing,
-        on_metric.verdict,
-        _difference(on_metric, summary.is_share, numbers.widest(summary.metric, summary.is_share)),
-    )
+    if comparison.verdict in ("better", "worse"):
+        standing = "better" if comparison.verdict == "better" else "worse"
+    widest = numbers.widest(summary.metric, summary.is_share)
+    return standing, comparison.verdict, _difference(comparison, summary.is_share, widest)
 
 
 def _difference(comparison: Comparison, share: bool, widest: float | None) -> str:
@@ -204,37 +252,35 @@ def _difference(comparison: Comparison, share: bool, widest: float | None) -> st
     return f"{mean} ({low} to {high})"
 
 
-def _gap_beside_reference(summary: MethodSummary) -> str:
-    """`0.70 × lora's, smaller`; smaller and larger only where that was shown."""
+def _gap_to_reference(summary: MethodSummary) -> str:
+    """`0.70 × lora's, smaller`; smaller and larger only where a test shows it."""
     if summary.is_reference or summary.gap is None:
         return ""
-    times = f"{summary.gap_ratio.mean:.2f} × {summary.reference}'s" if summary.gap_ratio else ""
     verdict = summary.gap_comparison.verdict if summary.gap_comparison else ""
     shown = {"better": "smaller", "worse": "larger"}.get(verdict, "")
-    if not times:
+    if summary.gap_ratio is None:
         return f"{shown} than {summary.reference}'s" if shown else ""
+    times = f"{summary.gap_ratio.mean:.2f} × {summary.reference}'s"
     return f"{times}, {shown}" if shown else times
 
 
 def _runs(summary: MethodSummary) -> str:
-    done = len(summary.seeds)
-    seeds = f"{done} seed{'' if done == 1 else 's'}"
     lost = ", ".join(f"{count} {status}" for status, count in sorted(summary.missing.items()))
+    seeds = pluralize(len(summary.seeds), "seed")
     return f"{seeds}; {lost}" if lost else seeds
 
 
 def _legend(reference: str, share: bool, timed: bool) -> list[str]:
-    costs = "; for step times by overlapping intervals; peak memory within 5 %, bytes kept within 1 %"
+    costs = "; for step times by overlapping intervals; peak memory within 5 %, bytes kept within 1 %" * timed
     legend = [
-        f"1, 2, 3: first, second and third of a column; the smallest is first"
-        f"{' in all but the test metric' * share}. A shared place, 1=, means not told apart from "
-        "the leader of its group: for the test metric and the gap by all pairs at once (95 %; Tukey's range with the "
-        "noise over seeds pooled over the methods, a louder method's own noise for its own pairs, and the pair's own "
-        f"paired t test besides){costs if timed else ''}. A method that scatters far more over seeds than the others "
-        "(Cochran's C, 1 %) has no place there unless its mean is the best.",
+        f"1, 2, 3: first, second and third of a column; the smallest is first{' in all but the test metric' * share}. "
+        "A shared place, 1=, means that no difference from the leader of its group is shown: for the test metric and "
+        "the gap over all pairs at once (95 %; Tukey's range with pooled variances over seeds, a method's own variance "
+        f"where it is larger, and the pair's own paired t test){costs}. A method with a far larger variance than the "
+        "others (Cochran's C, 1 %) has no place there unless its mean is the best.",
         f"Against {reference}: difference of the test metric{' in points' * share}, paired by seed, with its "
-        f"Holm-corrected 95 % interval. “Better” and “worse” are said only where that interval leaves out "
-        f"zero, and “smaller” and “larger” of a gap by the same rule.",
+        f"Holm-corrected 95 % interval. “Better” and “worse” appear only where that interval excludes zero, and "
+        f"“smaller” and “larger” of a gap by the same rule.",
     ]
     if timed:
         legend.append(

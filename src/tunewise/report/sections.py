@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tunewise.pages.section import Section
 from tunewise.report import gap_predictors_section, noise_section, tuning_section
 from tunewise.report.data import ReportData
@@ -22,11 +20,3 @@ def build_sections(data: ReportData) -> list[Section]:
         tuning_section.section(data),
     ]
     return [section for section in sections if section is not None]
-
-
-def write_measure_files(folder: Path, data: ReportData) -> None:
-    """The files that measures have beside their sections, each in a folder of its own in `folder`."""
-    for measure in data.measures:
-        section_data = data.section_data(measure)
-        if measure.write_files is not None and section_data is not None:
-            measure.write_files(folder / measure.name, section_data)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
-from tunewise.report.escaping import for_latex, for_markdown
 from tunewise.report.rows import Cell, Column, ComparisonTable, Row, build_table, metric_name
+from tunewise.text_format import escape_latex, escape_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table as ConsoleTable
@@ -24,26 +24,25 @@ def markdown(table: ComparisonTable) -> str:
     """A pipe table: places in brackets, first places bold, the recommended method marked; the legend below."""
 
     def cell(of: Cell) -> str:
-        text = for_markdown(of.text + (f", {of.extra}" if of.extra else ""))
+        text = escape_markdown(of.text + (f", {of.extra}" if of.extra else ""))
         if of.place is None:
             return text
         return f"**{text}** ({of.place})" if of.place.rank == 1 else f"{text} ({of.place})"
 
     header = ["method", *(f"{c.title} ({c.unit})" for c in table.columns), f"against {table.reference}"]
     lines = [
-        "| " + " | ".join(for_markdown(name) for name in header) + " |",
+        "| " + " | ".join(escape_markdown(name) for name in header) + " |",
         "| --- |" + " ---: |" * len(table.columns) + " --- |",
     ]
     for row in table.rows:
-        name = for_markdown(row.method) + (" (recommended)" if row.chosen else "")
+        name = escape_markdown(row.method) + (" (recommended)" if row.chosen else "")
         cells = [cell(row.cells[c.key]) for c in table.columns]
-        lines.append("| " + " | ".join([name, *cells, for_markdown(_verdict(row))]) + " |")
-    return "\n".join([*lines, "", *(f"- {for_markdown(said)}" for said in table.legend)]) + "\n"
+        lines.append("| " + " | ".join([name, *cells, escape_markdown(_verdict(row))]) + " |")
+    return "\n".join([*lines, "", *(f"- {escape_markdown(said)}" for said in table.legend)]) + "\n"
 
 
 def csv(table: ComparisonTable) -> str:
-    """Unrounded numbers, one line a method: mean, ends of the interval and place of each column. Metrics are
-    shares, losses nats, times seconds, sizes bytes; empty where there is none."""
+    """Unrounded numbers: mean, interval and place of each column; losses in nats, times in seconds, sizes in bytes."""
     keys = {
         "trainable": "trained_parameters",
         "metric": f"test_{table.metric}",
@@ -78,7 +77,7 @@ def latex(table: ComparisonTable) -> str:
     r"""A `tabular` for `booktabs`: first places bold, second underlined, a shared place with a raised `=`."""
 
     def cell(of: Cell) -> str:
-        text = for_latex(of.text)
+        text = escape_latex(of.text)
         if of.place is None or of.place.rank > 2:
             return text
         text = rf"\textbf{{{text}}}" if of.place.rank == 1 else rf"\underline{{{text}}}"
@@ -86,24 +85,24 @@ def latex(table: ComparisonTable) -> str:
 
     def heading(column: Column) -> str:
         unit = column.unit.split(",")[0] if column.key in ("metric", "gap") else ""
-        return for_latex(column.title + (f" ({unit})" if unit else ""))
+        return escape_latex(column.title + (f" ({unit})" if unit else ""))
 
     lines = [
-        r"% needs \usepackage{booktabs}; bold: first, underlined: second, raised =: not told apart from the leader",
+        r"% needs \usepackage{booktabs}; bold: first, underlined: second, raised =: tied with the leader",
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}l}}",
         r"\toprule",
-        " & ".join(["method", *(heading(c) for c in table.columns), f"against {for_latex(table.reference)}"]) + r" \\",
+        " & ".join(["method", *(heading(c) for c in table.columns), f"against {escape_latex(table.reference)}"])
+        + r" \\",
         r"\midrule",
     ]
     for row in table.rows:
         cells = [cell(row.cells[c.key]) for c in table.columns]
-        lines.append(" & ".join([for_latex(row.method), *cells, for_latex(row.verdict)]) + r" \\")
+        lines.append(" & ".join([escape_latex(row.method), *cells, escape_latex(row.verdict)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def console_table(summaries: Sequence[MethodSummary], recommendation: Recommendation | None = None) -> ConsoleTable:
-    """The table for a console of 80 columns or more. A row has two lines: the number, and below it its interval
-    (or the step time's ratio to the frozen floor) and its place."""
+    """Two lines a row: the number, and below it its interval and its place."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tunewise import number_format as numbers
 from tunewise.pages.section import Section, Table
 from tunewise.report.data import ReportData
-from tunewise.report.provenance import tuning_words
 from tunewise.store.records import MethodTuning, Trial, TuningReport
 
 
@@ -20,10 +19,29 @@ def section(data: ReportData) -> Section | None:
     return Section(
         key="tuning",
         title="Learning rates",
-        paragraphs=tuning_words(tuning),
+        paragraphs=_paragraphs(tuning, searched),
         tables=[_chosen(tuning), *([_trials(tuning, searched)] if searched else [])],
         notes=notes,
     )
+
+
+def _paragraphs(tuning: TuningReport, searched: list[MethodTuning]) -> list[str]:
+    trials = " or ".join(map(str, sorted({len(row.trials) for row in searched})))
+    middle = "given rate, or its default" if tuning.settings.given else "default"
+    paragraphs = [
+        f"Each rate was searched for with {trials} trials, a factor of {tuning.settings.factor:g} from one rate to the "
+        f"next around the method's {middle}, at seed {tuning.settings.seed}, which no run below has. The best "
+        f"{tuning.objective} was chosen; test scores were not used."
+    ]
+    if tuning.settings.stop == "median":
+        paragraphs.append(
+            "A trial past half of its epochs was stopped where it was worse than the median of earlier trials and no "
+            "longer improving."
+        )
+    given = [row.method for row in tuning.methods if row.given]
+    if given:
+        paragraphs.append(f"Given, not tuned: {', '.join(given)}; the budgets are unequal there.")
+    return paragraphs
 
 
 def _chosen(tuning: TuningReport) -> Table:

@@ -138,7 +138,6 @@ class CostRecord(_Record):
     )
     base_bytes: int | None = Field(description="the same before the first step: what the loaded model takes")
     trainable: int
-    joules: float | None = Field(None, description="energy of one step, where the machine counts it")
     reference_line: bool = Field(False, description="frozen floor, or fft where it is not among the methods")
 
 
@@ -151,7 +150,6 @@ class CostReport(_Record):
     max_length: int
     tokens: int = Field(description="tokens in the probe's batch, padding included; 0 where there are none")
     batch: str = Field("", description="the probe's batch in words: '16 images of 112 x 112 pixels'")
-    energy_source: str | None = Field(None, description="which counter; None where the machine keeps none")
     rows: list[CostRecord]
 
 

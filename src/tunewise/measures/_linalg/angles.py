@@ -29,8 +29,7 @@ def principal_angles(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RandomAngles:
-    """Angles between a fixed p-dimensional and a random q-dimensional subspace: means over draws, and the interval
-    that 95 % of draws' means fall into. Degrees."""
+    """Degrees between a fixed and a random subspace: means over draws, and the interval of 95 % of the means."""
 
     mean: float
     """Of the mean angle."""
@@ -64,8 +63,7 @@ def random_angles(n: int, p: int, q: int, draws: int = 200) -> RandomAngles:
 
 
 def _gram_factor(generator: np.random.Generator, rows: int, columns: int) -> NDArray[np.float64]:
-    """A (min(rows, columns), columns) matrix R whose R^T R is distributed as the Gram matrix of a Gaussian (rows,
-    columns) matrix: the triangular factor of its QR."""
+    """The triangular QR factor of a Gaussian (rows, columns) matrix."""
     height = min(rows, columns)
     factor = np.triu(generator.standard_normal((height, columns)), 1)
     diagonal = np.sqrt(generator.chisquare(rows - np.arange(height))) if height else np.zeros(0)

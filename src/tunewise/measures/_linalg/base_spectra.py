@@ -23,15 +23,13 @@ every layer of a large model buys digits that no count depends on."""
 
 @dataclass(frozen=True)
 class BaseSpectrum:
-    """W0 = U diag(values) V^T, thin: `u` (n, k), `values` (k,) from the largest down, k = min(n, m); fp64, or fp32 for
-    weights above `DOUBLE_UP_TO`."""
+    """Thin W0 = U diag(values) V^T: `u` (n, k), `values` (k,) in descending order, k = min(n, m)."""
 
     u: Tensor
     values: Tensor
 
     def right(self, base: Tensor, count: int) -> Tensor:
-        """V's first `count` columns (m, count), fp64, from `base` = W0 (n, m). For the top of the spectrum only:
-        it divides by the values."""
+        """The first `count` columns of V (m, count), fp64; for the top of the spectrum, as it divides by the values."""
         return (base.double().T @ self.u[:, :count].double()) / self.values[:count].double()
 
 

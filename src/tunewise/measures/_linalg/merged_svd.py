@@ -41,8 +41,7 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TopOfMerged:
-    """The top of W0 + dW: `values` (k,), left `vectors` (n, k), `cosines` (min(n, m), k) of them with all of W0's
-    left vectors; fp64. `solver`: by Lanczos in W0's basis, by the Gram matrix of a dense dW, or the plain way."""
+    """The top of W0 + dW, fp64: `values` (k,), `cosines` (min(n, m), k) of its left vectors with those of W0."""
 
     values: Tensor
     cosines: Tensor
@@ -116,8 +115,7 @@ class _DiagonalPlusLowRank:
         return self.d * x + self.g @ (self.ht @ x + self.c * along_g) + self.h @ along_g
 
     def top(self, count: int) -> tuple[_Array, _Array] | None:
-        """The `count` largest eigenvalues (from the largest down) and their vectors (N, count); None where they did
-        not converge, lie too near to each other, or one was passed over."""
+        """The `count` largest eigenvalues, descending, and their vectors (N, count); None where a check fails."""
         size = len(self.d)
         start = np.random.default_rng(0).standard_normal(size)
         asked = count + 1  # the next one says how far the last is from it

@@ -45,11 +45,7 @@ class SpectralNorm:
 
 @torch.no_grad()
 def spectral_norm(weight: Tensor, tolerance: float = TOLERANCE) -> SpectralNorm:
-    """||weight||_2 of a matrix in any floating-point precision, between two numbers that agree to `tolerance`.
-
-    Deterministic. Raises `ModelError` for a matrix that is not two-dimensional, has no plain values (quantized, meta)
-    or holds NaN or infinity.
-    """
+    """||weight||_2 within `tolerance`, deterministic. Raises `ModelError` for anything but a plain finite matrix."""
     w = _plain(weight).to(torch.float64)
     size = float(w.abs().max()) if w.numel() else 0.0
     if not math.isfinite(size):
@@ -112,8 +108,7 @@ def _gram(w: Tensor) -> Tensor:
 
 
 def _lanczos(gram: Tensor, steps: int, tolerance: float) -> tuple[float, int]:
-    """A Rayleigh quotient of `gram` near its largest eigenvalue, and the steps made; every vector is kept
-    orthogonal to all before it (twice is enough)."""
+    """A Rayleigh quotient of `gram` near its largest eigenvalue, and the number of steps."""
     k = len(gram)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(k, dtype=torch.float64, generator=generator).to(gram.device)
@@ -146,8 +141,7 @@ def _lanczos(gram: Tensor, steps: int, tolerance: float) -> tuple[float, int]:
 
 
 def _all_below(gram: Tensor, bound: float) -> bool:
-    """Whether `bound` I - gram has a Cholesky factorisation, which it has only where no eigenvalue is above (to
-    rounding)."""
+    """Whether `bound` I - gram has a Cholesky factorisation, so that no eigenvalue is above (to rounding)."""
     shifted = -gram
     shifted.diagonal().add_(bound)
     _, info = torch.linalg.cholesky_ex(shifted)

@@ -11,8 +11,7 @@ Triples = tuple[Tensor, Tensor, Tensor]
 
 
 def of_product(left: Tensor, right: Tensor) -> Triples:
-    """All triples of `left @ right`, (n, q) by (q, m), by QR of both factors and an SVD of what is left between them,
-    at most q x q: the n x m product is never formed. min(n, m, q) triples, fp64."""
+    """All triples of `left @ right`, fp64, by QR of both factors and a small SVD: the product is never formed."""
     left, right = left.double(), right.double()
     q_left, r_left = torch.linalg.qr(left)  # (n, a), (a, q)
     q_right, r_right = torch.linalg.qr(right.T)  # (m, b), (b, q)
@@ -46,8 +45,7 @@ def of_dense(matrix: Tensor, count: int) -> Triples:
 
 
 def values_of_dense(matrix: Tensor) -> Tensor:
-    """All singular values of a matrix (n, m) from the largest down, fp64; by its smaller Gram matrix where none is so
-    small that squaring eats its digits (relative error below 1e-16 (s_1 / s)^2), which is several times faster."""
+    """All singular values, descending, fp64; by the smaller Gram matrix where squaring loses no digits."""
     matrix = matrix.double()
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     squares = torch.linalg.eigvalsh(gram).flip(0)

@@ -19,8 +19,7 @@ from tunewise.methods.loading import load
 
 
 def plain_model(run: FinishedRun) -> nn.Module:
-    """A new model with the selected epoch's weights, in eval mode and without gradients, on the device. Raises
-    `MeasureError` where the adapter can't be merged."""
+    """A new merged model of the selected epoch, without gradients. Raises `MeasureError` where merging fails."""
     model: Any = load(run.task.load_model(run.spec.seed), run.adapter)
     if isinstance(model, PeftModel):
         with refusal(MeasureError, f"{run.spec.method.name} can't be merged into the weights"):
@@ -51,8 +50,7 @@ class FixedBatches:
 
 
 def fixed_batches(run: FinishedRun, count: int, seed: int) -> FixedBatches:
-    """`count` batches of training examples, drawn by `seed` alone, so that all runs of one data set share them. Raises
-    `MeasureError` where there are too few examples."""
+    """`count` batches of training examples, drawn by `seed` alone: the same for all runs on one data set."""
     size = run.spec.training.batch_size
     size = min(size, len(run.task.train) // count)
     if size < 1:

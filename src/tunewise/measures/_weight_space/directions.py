@@ -41,8 +41,7 @@ class Weight:
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
-    """The weights of linear and convolutional layers by name, without tied ones. Raises `MeasureError` for a quantized
-    base."""
+    """Weights of linear and convolutional layers, without tied ones. Raises `MeasureError` for a quantized base."""
     names = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Weight] = {}
     for name, module in model.named_modules():
@@ -59,8 +58,7 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
 
 @torch.no_grad()
 def random_direction(weights: Mapping[str, Weight], seed: int, number: int) -> Direction:
-    """The `number`-th filter-normalised Gaussian direction. Its draws depend on seed, number, names and shapes alone:
-    methods on one base model get the same Gaussian vectors, each scaled to its own weights."""
+    """The `number`-th filter-normalised Gaussian direction; methods on one base model share the Gaussian."""
     return {
         name: _normalised(
             weight, torch.randn(weight.parameter.shape, generator=stream(seed, "landscape", number, name))

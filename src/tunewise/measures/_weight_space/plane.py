@@ -20,8 +20,7 @@ from tunewise.measures.finished import Check, no_check
 
 
 class Plane:
-    """Two directions through a model's present weights, for a `with` block. Takes four times the memory of the moved
-    weights: both directions, the anchor, the moving copy."""
+    """Two directions through a model's weights, for a `with` block; takes four times the memory of the weights."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], first: Direction, second: Direction) -> None:
         self.parameters = {name: parameters[name] for name in parameters if name in first or name in second}
@@ -83,8 +82,7 @@ def second_differences(
     batches: FixedBatches,
     check: Check = no_check,
 ) -> Tensor:
-    """(L(h) + L(-h) - 2 L(0)) / h^2 along each (direction, h) for each batch, fp64 (directions, batches): d^T H d
-    plus the fourth-order term h^2 / 12 L''''."""
+    """(L(h) + L(-h) - 2 L(0)) / h^2 along each (direction, h) for each batch, fp64 (directions, batches)."""
     here = batches.evaluate(model).cpu()
     found = []
     for direction, step in directions:

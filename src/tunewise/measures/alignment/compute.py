@@ -34,8 +34,7 @@ Spaces = dict[Slice, tuple[Tensor, Tensor]]
 
 
 class ChanceAngles(Values):
-    """Angles between random spaces, degrees: mean of the mean angle with the interval that 95 % of draws fall into, and
-    mean of the largest angle."""
+    """Degrees between random spaces: the mean angle with the interval of 95 % of draws, and the largest angle."""
 
     mean: float
     low: float
@@ -79,8 +78,7 @@ class AlignmentResult(MeasureResult):
 
 
 def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> AlignmentResult:
-    """Full fine-tuning is measured on the layers that an adapter would be on. Raises `MeasureError` for a method
-    without dW."""
+    """Full fine-tuning is measured on the layers that an adapter would be on."""
     model, base = run.model, run.base
     slices = _slices(model, base, run.spec.method.targets)
     rank = min(run.spec.method.rank, *(min(stop - start, _features(base, name)) for name, start, stop in slices))
@@ -106,8 +104,7 @@ def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> Alignm
 
 
 def gradient_spaces(run: FinishedRun, slices: list[Slice], rank: int) -> Spaces:
-    """The top-r singular spaces of the one-step full gradient at W0 and the run's untrained head: the same for every
-    method of one seed, rank and set of layers, so they are cached."""
+    """Top-r singular spaces of the one-step gradient at W0, cached: methods of one seed and rank share them."""
     spec = run.spec
     key = content_hash(
         [

@@ -198,8 +198,7 @@ def facts_of_update(
 def largest_input(
     model: nn.Module, task: Task, split: Split, layers: list[str], check: Check, batch_size: int = 64
 ) -> float:
-    """The largest Frobenius norm over examples of what enters the first of `layers`, padding left out. The forward
-    ends there. 1 where there are no layers."""
+    """The largest Frobenius norm of an example, without padding, where it enters the first of `layers`."""
     if not layers:
         return 1.0
     largest = 0.0

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 def saved_for_backward(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
-    """Bytes of storage that autograd saves for the backward pass of one batch, each storage once, without parameters,
-    buffers and the batch."""
+    """Bytes that autograd saves for the backward pass of one batch, without parameters, buffers and the batch."""
     there = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *batch.values()]}
     kept: dict[int, int] = {}
 

@@ -31,8 +31,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 def peak_memory(
     spec: StudySpec, task: Task, labels: list[str], check: Callable[[], None] = lambda: None
 ) -> dict[str, tuple[int, int]]:
-    """{label: (peak bytes of the steps, bytes before the first step)}; a method is left out if its process died. The
-    processes get the task with a few examples, so that no data is read again."""
+    """{label: (peak bytes of the steps, bytes before)}; a method is left out if its process died."""
     task = task.first_examples(max(spec.training.batch_size, ONE_STEP_SAMPLES))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tunewise.measures.cost.quietly", "tunewise.measures.cost.peak_memory"])
@@ -65,8 +64,7 @@ def _no_main() -> Iterator[None]:
 
 
 def give_back_freed_blocks(from_bytes: int = 2**18) -> None:
-    """From now on this process returns freed blocks of this size to the system (glibc only). It makes allocations slow,
-    so it is for measuring memory and not for training."""
+    """Return freed blocks of this size to the system at once (glibc only); slow, for measuring memory alone."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""The cost of a method on one batch: step time, bytes saved for the backward pass, peak memory, energy.
+"""The cost of a method on one batch: step time, bytes saved for the backward pass, peak memory.
 
 Steps of all methods and of two reference lines are interleaved in random order within each round, so that slow phases
 of the machine affect all of them; ratios to the frozen floor are taken within rounds. The floor is the same model and
@@ -15,9 +15,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from tunewise.errors import is_out_of_memory
-from tunewise.measures._device import synchronize
 from tunewise.measures.cost.counters import saved_for_backward
-from tunewise.measures.cost.energy import find_meter, joules_a_step
 from tunewise.measures.cost.peak_memory import peak_memory
 from tunewise.measures.cost.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper
 from tunewise.methods.attachment import trainable_parameters
@@ -35,18 +33,13 @@ def probe_costs(
     most_rounds: int = 30,
     check: Callable[[], None] = lambda: None,
 ) -> CostReport:
-    """Costs of every method of a comparison, of the frozen floor, and of full fine-tuning as the other line.
-
-    About `seconds` are spent on timing (at least 5 rounds). Peak memory is that of a fresh process a method on a
-    CPU, the allocator's peak on a device.
-    """
+    """Costs of every method, of the frozen floor, and of full fine-tuning; about `seconds` of timing."""
     batch = probe_batch(spec, task)
     labels = [FLOOR, *cost_lines(spec)]
     asked = {method.label for method in spec.methods}
     steppers, memory = _ready(labels, spec, task, batch)
     labels = [one.label for one in steppers]
     times = _interleaved(steppers, seconds, most_rounds, check)
-    energy, source = _energy(steppers, check)
     counts = {s.label: trainable_parameters(s.model) for s in steppers}
     del steppers
     peaks = peak_memory(spec, task, labels, check)
@@ -69,7 +62,6 @@ def probe_costs(
                 peak_bytes=peak,
                 base_bytes=base,
                 trainable=counts[label],
-                joules=energy.get(label),
                 reference_line=label not in asked,
             )
         )
@@ -79,7 +71,6 @@ def probe_costs(
         max_length=spec.training.max_length,
         tokens=batch["input_ids"].numel() if "input_ids" in batch else 0,
         batch=task.describe(batch),
-        energy_source=source,
         rows=rows,
     )
 
@@ -113,19 +104,6 @@ def _ready(
             continue
         steppers.append(one)
     return steppers, memory
-
-
-def _energy(steppers: list[Stepper], check: Callable[[], None]) -> tuple[dict[str, float], str | None]:
-    """Joules a step, the mean of two blocks at different times; nothing where the machine has no counter."""
-    meter = find_meter()
-    if meter is None:
-        return {}, None
-    blocks: dict[str, list[float]] = {one.label: [] for one in steppers}
-    for order in (steppers, steppers[::-1]):
-        for one in order:
-            check()
-            blocks[one.label].append(joules_a_step(one.step, meter, synchronize=synchronize))
-    return {label: sum(found) / len(found) for label, found in blocks.items()}, meter.source
 
 
 def _interleaved(

@@ -34,8 +34,7 @@ class LanguageLoss(Values):
 
 
 class Drift(Values):
-    """How far the features f1 of the tuned model are from f0, those of the base model: means of the last hidden states
-    over tokens."""
+    """Of the features f1 of the tuned model from f0 of the base model: mean last hidden states over tokens."""
 
     drift: float
     """Mean over inputs of ||f1 - f0|| / ||f0||."""

@@ -36,8 +36,7 @@ class HeldOut:
 
 
 def held_out(run: FinishedRun) -> HeldOut:
-    """For text, passages of the Python language's documentation, which is on every machine and in no usual fine-tuning
-    set; else the task's own test inputs."""
+    """For text, passages of Python's documentation, which is on every machine; else the task's test inputs."""
     if not run.task.has_tokens:
         return _test_inputs(run)
     tokenizer = load_tokenizer(run.spec.model)
@@ -75,8 +74,7 @@ def _test_inputs(run: FinishedRun) -> HeldOut:
 
 
 def masked(batch: dict[str, Tensor], tokenizer: Any, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The batch with 15 % of its ordinary tokens replaced by the mask token, at places that depend on `seed` alone,
-    and the labels: the token there, -100 elsewhere. At least one a row."""
+    """15 % of the ordinary tokens masked, at least one a row, by `seed` alone; and the labels, -100 elsewhere."""
     ids = batch["input_ids"]
     draw = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
     special = torch.tensor(

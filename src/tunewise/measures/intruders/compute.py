@@ -102,7 +102,6 @@ def layer_intruders(update: LayerUpdate, base: BaseSpectrum, top_k: int | None =
 
 
 def random_baseline(rows: int, columns: int | None = None) -> float:
-    """The largest |cos| that a random direction in `rows` dimensions has with the left singular vectors of a
-    rows x columns weight: about sqrt(2 ln k / rows) for k = min(rows, columns) of them."""
+    """The largest |cos| of a random direction, about sqrt(2 ln k / rows) for k = min(rows, columns)."""
     vectors = rows if columns is None else min(rows, columns)
     return min(1.0, math.sqrt(2 * math.log(vectors) / rows)) if vectors > 1 else 1.0

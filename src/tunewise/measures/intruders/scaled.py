@@ -44,8 +44,7 @@ def scaling_curve(
     score: Callable[[nn.Module], Scores] | None = None,
     check: Check = no_check,
 ) -> list[Scaled]:
-    """Intruders left, and the loss, at each factor. `score` evaluates `model`, the merged fine-tuned model, whose
-    layers get W0 + dW with intruders scaled and are restored bit for bit."""
+    """Intruders left, and the loss, at each factor; `model` is merged, and restored bit for bit."""
     found = []
     for factor in factors:
         scaled: dict[str, LayerUpdate] = {}
@@ -91,8 +90,7 @@ def scale_intruders(
 
 @contextmanager
 def weights_replaced(model: nn.Module, weights: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
-    """Other weights (out x in) in the named linear layers within the block. Raises `MeasureError` where a layer is
-    missing or has no plain weight of that shape."""
+    """Other weights (out x in) within the block. Raises `MeasureError` where one does not fit."""
     layers = linear_layers(model)
     kept: list[tuple[Tensor, Tensor]] = []
     try:

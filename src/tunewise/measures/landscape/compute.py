@@ -94,8 +94,7 @@ class LandscapeResult(MeasureResult):
 
 
 def compute(run: FinishedRun, settings: LandscapeSettings, check: Check) -> LandscapeResult:
-    """Rows are kept on disk while a grid is computed, so a stop costs one row at most. Raises `MeasureError` where none
-    of the planes can be computed."""
+    """Raises `MeasureError` where none of the planes can be computed."""
     model = plain_model(run)
     weights = weights_of(model)
     batches = fixed_batches(run, settings.batches, settings.seed)

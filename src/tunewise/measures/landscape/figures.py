@@ -12,8 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tunewise.measures.base import SectionData
-from tunewise.measures.landscape.compute import Kind, LandscapeResult, Surface
+from tunewise.measures.landscape.compute import Surface
 from tunewise.pages import palette
 from tunewise.pages.drawing import blank_figure, plain
 from tunewise.pages.palette import Mark
@@ -25,46 +24,6 @@ _MOST_TICKS = 7
 _LEVELS = 14
 _PATH = "#e4320b"  # one of the palette's hues, so that the page knows its dark twin
 _DIGITS = 4
-TITLES: dict[Kind, str] = {"random": "random plane", "pca": "plane of the path"}
-Data = SectionData[LandscapeResult]
-
-
-@dataclass(frozen=True)
-class DrawnSurface:
-    """A grid of losses; `loss` has a row for each y, None where it was not finite. `path`: the snapshots' (x, y)."""
-
-    x: Sequence[float]
-    y: Sequence[float]
-    loss: Sequence[Sequence[float | None]]
-    path: Sequence[tuple[float, float]] = ()
-    steps: Sequence[int] = ()
-    axes: tuple[str, str] = ("first random direction", "second random direction")
-
-
-def drawn_surface(surface: Surface) -> DrawnSurface:
-    if surface.path is None or surface.explained is None:
-        return DrawnSurface(surface.x, surface.y, surface.loss)
-    first, second = surface.explained
-    axes = (f"1st principal direction ({first:.0%})", f"2nd principal direction ({second:.0%})")
-    places = list(zip(surface.path.x, surface.path.y, strict=True))
-    return DrawnSurface(surface.x, surface.y, surface.loss, places, surface.path.step, axes)
-
-
-Surfaces = Mapping[Kind, Mapping[str, DrawnSurface]]
-
-
-def surfaces_of(data: Data) -> Surfaces:
-    """The surfaces of each method's first seed, by kind and label."""
-    first = {record.spec.method.label: result for record, result in reversed(data.runs)}
-    return {
-        kind: {m: drawn_surface(first[m].surfaces[kind]) for m in data.labels if kind in first[m].surfaces}
-        for kind in TITLES
-    }
-
-
-def levels_of(data: Data) -> dict[str, float]:
-    """The loss at the edge of each method's basin."""
-    return {record.spec.method.label: result.level for record, result in data.runs}
 
 
 @dataclass(frozen=True)
@@ -75,7 +34,7 @@ class Scale:
     high: float
 
     @classmethod
-    def of(cls, surfaces: Sequence[DrawnSurface]) -> Scale:
+    def of(cls, surfaces: Sequence[Surface]) -> Scale:
         values = [max(v, FLOOR) for s in surfaces for row in s.loss for v in row if v is not None]
         low, high = min(values), max(values)
         return cls(low, high if high > low else 2 * low)
@@ -91,7 +50,7 @@ class Scale:
         return found if len(found) > 1 else [self.low, self.high]
 
 
-def contour(surface: DrawnSurface, scale: Scale) -> go.Figure:
+def contour(surface: Surface, scale: Scale) -> go.Figure:
     """Lines of equal loss over the plane, the centre, and the path where there is one."""
     figure = blank_figure(height=400)
     low, high = math.log10(scale.low), math.log10(scale.high)
@@ -117,15 +76,14 @@ def contour(surface: DrawnSurface, scale: Scale) -> go.Figure:
         },
     )
     if surface.path:
-        xs, ys = zip(*surface.path, strict=True)
         for colour, width, size in ((palette.LIGHT_PAGE, 5, 8), (_PATH, 2, 5)):
             figure.add_scatter(
-                x=_rounded(xs),
-                y=_rounded(ys),
+                x=_rounded(surface.path.x),
+                y=_rounded(surface.path.y),
                 mode="lines+markers",
                 line={"color": colour, "width": width},
                 marker={"color": colour, "size": size},
-                customdata=list(surface.steps),
+                customdata=surface.path.step,
                 hovertemplate="step %{customdata}<extra></extra>" if colour == _PATH else None,
                 hoverinfo=None if colour == _PATH else "skip",
             )
@@ -142,7 +100,7 @@ def contour(surface: DrawnSurface, scale: Scale) -> go.Figure:
     return figure
 
 
-def basins(surfaces: Mapping[str, DrawnSurface], levels: Mapping[str, float], marks: Mapping[str, Mark]) -> go.Figure:
+def basins(surfaces: Mapping[str, Surface], levels: Mapping[str, float], marks: Mapping[str, Mark]) -> go.Figure:
     """One line a method where its loss is that of `levels`, over each other: within it the loss is lower."""
     figure = blank_figure(height=400)
     for method, surface in surfaces.items():
@@ -164,7 +122,7 @@ def basins(surfaces: Mapping[str, DrawnSurface], levels: Mapping[str, float], ma
     return figure
 
 
-def profiles(surfaces: Mapping[str, DrawnSurface], marks: Mapping[str, Mark]) -> go.Figure:
+def profiles(surfaces: Mapping[str, Surface], marks: Mapping[str, Mark]) -> go.Figure:
     """The loss along the first direction through the centre, a line a method."""
     figure = blank_figure(height=340)
     for method, surface in surfaces.items():
@@ -178,41 +136,12 @@ def profiles(surfaces: Mapping[str, DrawnSurface], marks: Mapping[str, Mark]) ->
             legendgroup=method,
             hovertemplate="x %{x:.3g}: loss %{y:.3g}<extra>" + plain(method) + "</extra>",
         )
-    figure.update_xaxes(title_text=next(iter(surfaces.values())).axes[0])
+    figure.update_xaxes(title_text=_axis_names(next(iter(surfaces.values())))[0])
     figure.update_yaxes(title_text="loss, nats", type="log")
     return figure
 
 
-def relief(surface: DrawnSurface, scale: Scale) -> go.Figure:
-    """The surface in three dimensions, with the path where there is one."""
-    figure = _scene([surface], scale)
-    figure.add_surface(
-        x=_rounded(surface.x),
-        y=_rounded(surface.y),
-        z=_clipped(surface.loss),
-        surfacecolor=_logarithms(surface.loss),
-        cmin=math.log10(scale.low),
-        cmax=math.log10(scale.high),
-        colorscale=[[0, palette.SCALE_HIGH], [0.5, palette.SCALE_MIDDLE], [1, palette.SCALE_LOW]],
-        showscale=False,
-        hovertemplate="x %{x:.3g}, y %{y:.3g}<br>loss %{z:.4g}<extra></extra>",
-    )
-    if surface.path:
-        xs, ys = zip(*surface.path, strict=True)
-        figure.add_scatter3d(
-            x=_rounded(xs),
-            y=_rounded(ys),
-            z=[_height(surface, x, y) * 1.02 for x, y in surface.path],
-            mode="lines+markers",
-            line={"color": _PATH, "width": 5},
-            marker={"color": _PATH, "size": 3},
-            customdata=list(surface.steps),
-            hovertemplate="step %{customdata}<extra></extra>",
-        )
-    return figure
-
-
-def reliefs(surfaces: Mapping[str, DrawnSurface], scale: Scale, marks: Mapping[str, Mark]) -> go.Figure:
+def reliefs(surfaces: Mapping[str, Surface], scale: Scale, marks: Mapping[str, Mark]) -> go.Figure:
     """All methods' surfaces in one, each in its colour."""
     figure = _scene(list(surfaces.values()), scale)
     for method, surface in surfaces.items():
@@ -230,7 +159,7 @@ def reliefs(surfaces: Mapping[str, DrawnSurface], scale: Scale, marks: Mapping[s
     return figure
 
 
-def _scene(surfaces: Sequence[DrawnSurface], scale: Scale) -> go.Figure:
+def _scene(surfaces: Sequence[Surface], scale: Scale) -> go.Figure:
     figure = blank_figure(height=440)
     axis: dict[str, Any] = {
         "color": palette.MUTED,
@@ -239,7 +168,7 @@ def _scene(surfaces: Sequence[DrawnSurface], scale: Scale) -> go.Figure:
         "zeroline": False,
         "title": {"font": {"size": 12, "color": palette.MUTED}},
     }
-    names = surfaces[0].axes
+    names = _axis_names(surfaces[0])
     figure.update_layout(
         xaxis=None,
         yaxis=None,
@@ -262,27 +191,17 @@ def _scene(surfaces: Sequence[DrawnSurface], scale: Scale) -> go.Figure:
     return figure
 
 
-def _axes(figure: go.Figure, surface: DrawnSurface) -> None:
-    figure.update_xaxes(title_text=surface.axes[0], showgrid=False, range=[surface.x[0], surface.x[-1]])
-    figure.update_yaxes(title_text=surface.axes[1], showgrid=False, range=[surface.y[0], surface.y[-1]])
+def _axis_names(surface: Surface) -> tuple[str, str]:
+    if surface.explained is None:
+        return "first random direction", "second random direction"
+    first, second = surface.explained
+    return f"1st principal direction ({first:.0%})", f"2nd principal direction ({second:.0%})"
 
 
-def _height(surface: DrawnSurface, x: float, y: float) -> float:
-    """The loss at a point of the plane, by bilinear interpolation of the logarithms."""
-    logs = _logarithms(surface.loss)
-    i, s = _cell(surface.y, y)
-    j, t = _cell(surface.x, x)
-    corners = [logs[i][j], logs[i][j + 1], logs[i + 1][j], logs[i + 1][j + 1]]
-    a, b, c, d = (math.log10(FLOOR) if v is None else v for v in corners)
-    found: float = 10 ** ((1 - s) * ((1 - t) * a + t * b) + s * ((1 - t) * c + t * d))
-    return found
-
-
-def _cell(axis: Sequence[float], value: float) -> tuple[int, float]:
-    step = axis[1] - axis[0]
-    place = (value - axis[0]) / step
-    index = min(max(int(place), 0), len(axis) - 2)
-    return index, place - index
+def _axes(figure: go.Figure, surface: Surface) -> None:
+    names = _axis_names(surface)
+    figure.update_xaxes(title_text=names[0], showgrid=False, range=[surface.x[0], surface.x[-1]])
+    figure.update_yaxes(title_text=names[1], showgrid=False, range=[surface.y[0], surface.y[-1]])
 
 
 def _logarithms(loss: Sequence[Sequence[float | None]]) -> list[list[float | None]]:

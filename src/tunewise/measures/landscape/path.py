@@ -30,10 +30,7 @@ LEAST_SPREAD = 1e-10
 
 
 class Path:
-    """The displacements theta_t - theta* of a finished run's snapshots, one parameter at a time.
-
-    Raises `MeasureError` where the run kept fewer than three snapshots.
-    """
+    """Displacements theta_t - theta* of the snapshots. Raises `MeasureError` for fewer than three of them."""
 
     def __init__(self, run: FinishedRun) -> None:
         self.snapshots: list[Snapshot] = run.snapshots
@@ -58,8 +55,7 @@ class Path:
         return [snapshot.step for snapshot in self.snapshots]
 
     def displacements(self) -> Iterator[tuple[str, Tensor]]:
-        """(the plain model's parameter name, (T, rows, *rest) fp32 or wider), for everything that was trained, in
-        blocks of rows where a tensor is large; the blocks of one follow each other."""
+        """(parameter name, (T, rows, *rest)) of everything trained, large tensors in consecutive blocks of rows."""
         for name, key in self.direct.items():
             centre = self.centre[key]
             wide = torch.promote_types(centre.dtype, torch.float32)
@@ -92,8 +88,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Components:
-    """The two principal directions of a path. `explained`: each one's share of the variance; `coordinates` (T, 2) of
-    theta_t - theta* along them: the selected epoch lies at the origin."""
+    """Two principal directions, their shares of the variance, and `coordinates` (T, 2) of theta_t - theta*."""
 
     first: Direction
     second: Direction
@@ -114,11 +109,7 @@ def gram(displacements: Iterator[tuple[str, Tensor]]) -> Tensor:
 
 
 def principal(path: Path) -> Components:
-    """PCA of the displacements: their mean is taken off, as PCA does; the directions are of unit length, and turned
-    so that the start has no negative coordinate.
-
-    Raises `MeasureError` where the path is a line or a point.
-    """
+    """PCA of the displacements, unit directions. Raises `MeasureError` where the path is a line or a point."""
     products = gram(path.displacements())
     weights, shares = combinations(products)
     pieces: tuple[dict[str, list[Tensor]], ...] = ({}, {})
@@ -130,8 +121,7 @@ def principal(path: Path) -> Components:
 
 
 def combinations(products: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """How the two principal directions are made up of the displacements: (T, 2), and their shares of the variance.
-    With the centred Gram matrix H G H = U diag(s^2) U^T, direction k is sum_t U_tk / s_k (theta_t - theta*)."""
+    """Weights (T, 2) of the displacements in both directions, and shares of the variance, from the Gram matrix."""
     middle = products - products.mean(0) - products.mean(1, keepdim=True) + products.mean()
     values, vectors = torch.linalg.eigh(middle)
     top = values[-1]

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 
 from tunewise.measures._estimate import Estimate
-from tunewise.measures.base import Measure
+from tunewise.measures.base import Measure, SectionData
 from tunewise.measures.landscape import figures
-from tunewise.measures.landscape.compute import LandscapeResult, LandscapeSettings, compute
-from tunewise.measures.landscape.figures import TITLES, Data, DrawnSurface, Scale, Surfaces, levels_of, surfaces_of
-from tunewise.measures.landscape.files import write_landscapes
+from tunewise.measures.landscape.compute import Kind, LandscapeResult, LandscapeSettings, Surface, compute
+from tunewise.measures.landscape.figures import Scale
 from tunewise.measures.section_parts import estimate_table
 from tunewise.pages.section import Panel, Section, Table
 from tunewise.registry import MEASURES
 
 _SHOWN = 4
 """Methods with planes that are not collapsed."""
+TITLES: dict[Kind, str] = {"random": "random plane", "pca": "plane of the path"}
+Data = SectionData[LandscapeResult]
+Surfaces = Mapping[Kind, Mapping[str, Surface]]
 
 
 def section(data: Data) -> Section:
     surfaces = surfaces_of(data)
     panels, collapsed = _panels(data, surfaces)
-    installed = importlib.util.find_spec("matplotlib") is not None
-    files = "the folder landscape/ beside this page" if installed else "after pip install 'tunewise[landscape]'"
-    notes = [*data.missing, *_missing_planes(data), f"The planes as SVG and PNG: {files}."]
-    title = "Surfaces and the other methods"
+    notes = [*data.missing, *_missing_planes(data)]
+    title = "Lines and the other methods"
     return Section(
         "landscape", "Loss landscape", _paragraphs(data, surfaces), panels, [_table(data)], collapsed, title, notes
     )
+
+
+def surfaces_of(data: Data) -> Surfaces:
+    """The surfaces of each method's first seed, by kind and label."""
+    first = {record.spec.method.label: result for record, result in reversed(data.runs)}
+    return {kind: {m: first[m].surfaces[kind] for m in data.labels if kind in first[m].surfaces} for kind in TITLES}
 
 
 def _panels(data: Data, surfaces: Surfaces) -> tuple[list[Panel], list[Panel]]:
@@ -36,7 +41,7 @@ def _panels(data: Data, surfaces: Surfaces) -> tuple[list[Panel], list[Panel]]:
     scale = Scale.of([surface for of_kind in surfaces.values() for surface in of_kind.values()])
     panels: list[Panel] = []
     collapsed: list[Panel] = []
-    if len(surfaces["random"]) > 1:
+    if surfaces["random"]:
         panels, collapsed = _all_methods(data, surfaces["random"], scale)
     seeds = {record.spec.method.label: record.spec.seed for record, _ in reversed(data.runs)}
     for place, method in enumerate(sorted(data.labels, key=lambda label: label not in data.highlighted)):
@@ -51,13 +56,13 @@ def _panels(data: Data, surfaces: Surfaces) -> tuple[list[Panel], list[Panel]]:
             )
             contour = Panel(f"{kind}-contour-{place}", title, "", alt_text, figures.contour(surface, scale))
             (panels if place < _SHOWN else collapsed).append(contour)
-            collapsed.append(Panel(f"{kind}-relief-{place}", title, "", alt_text, figures.relief(surface, scale)))
     return panels, collapsed
 
 
-def _all_methods(data: Data, random: Mapping[str, DrawnSurface], scale: Scale) -> tuple[list[Panel], list[Panel]]:
+def _all_methods(data: Data, random: Mapping[str, Surface], scale: Scale) -> tuple[list[Panel], list[Panel]]:
     """All methods in one figure: surfaces, basins, and lines through the centre."""
-    levels, names = levels_of(data), ", ".join(random)
+    levels = {record.spec.method.label: result.level for record, result in data.runs}
+    names = ", ".join(random)
     shares = "; ".join(f"{method} {_share_below(surface, levels[method]):.0%}" for method, surface in random.items())
     reliefs = Panel(
         "reliefs-figure",
@@ -131,7 +136,7 @@ def _missing_planes(data: Data) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {reason}." for reason, names in reasons.items()]
 
 
-def _share_below(surface: DrawnSurface, level: float) -> float:
+def _share_below(surface: Surface, level: float) -> float:
     values = [v for row in surface.loss for v in row]
     return sum(v is not None and v <= level for v in values) / len(values)
 
@@ -146,6 +151,5 @@ MEASURES.register(
         section,
         settings=LandscapeSettings,
         first_seed_only=True,
-        write_files=write_landscapes,
     ),
 )

@@ -19,8 +19,7 @@ from tunewise.measures.finished import Check, no_check
 
 
 class RowFile:
-    """Finished rows of a grid in a file, one a line, so that a stop loses one row at most. A file with another `key` is
-    overwritten. `path` None keeps nothing."""
+    """Finished rows of a grid, one a line, so that a stop loses one row; a file with another `key` is overwritten."""
 
     def __init__(self, path: Path | None, key: dict[str, Any]) -> None:
         self.path = path

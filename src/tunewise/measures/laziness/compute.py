@@ -49,8 +49,7 @@ class Distances(Values):
 
 
 class Point(Values):
-    """Everything that is trained, on training and on test examples; and the backbone with the head held, on training
-    examples."""
+    """Everything trained, on training and test examples; the backbone alone on training examples."""
 
     train: Distances
     test: Distances

@@ -61,8 +61,7 @@ def figures_of_parameters(
     seed: int,
     check: Check = no_check,
 ) -> HessianFigures:
-    """For a module from a mapping of inputs to logits, and some of its parameters. The trace is Hutchinson's over
-    `probes` sign vectors; the eigenvalues are Lanczos' (to 1 %), their intervals those of v^T H_batch v."""
+    """Hutchinson's trace over `probes` sign vectors, Lanczos' eigenvalues (to 1 %), intervals of v^T H_batch v."""
     size = sum(p.numel() for p in parameters)
 
     def product(vector: Tensor) -> Tensor:

@@ -72,8 +72,7 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def module_names(folder: Path) -> list[str]:
-    """Names of the modules that the adapter changes, as its files name them; they determine which class of the base
-    model it is for. Empty where unknown. Raises `StoreError` for a damaged file."""
+    """Names of the changed modules in the files, which determine the class of the base model; empty where unknown."""
     if not (folder / CONFIG).exists():
         return layers_of_adapter(folder)
     try:

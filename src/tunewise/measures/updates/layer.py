@@ -20,8 +20,7 @@ from tunewise.models.layers import shape_of
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """dW of one layer, n x m. Either `left` (n, q) and `right` (q, m), all scales in, with dW = left right; or
-    `make_dense`, which forms dW anew each time it is called, so that a large model's updates are not all in memory."""
+    """dW (n, m) = `left` (n, q) `right` (q, m), scales included; or `make_dense`, which forms dW at each call."""
 
     name: str
     shape: tuple[int, int]
@@ -32,10 +31,7 @@ class LayerUpdate:
 
     @classmethod
     def of_factors(cls, name: str, base: nn.Module, left: Tensor, right: Tensor) -> LayerUpdate:
-        """From factors; columns that are touched more than once (a chain that came round) are added up.
-
-        Raises `StoreError` where they do not fit the layer, or hold NaN or infinity.
-        """
+        """Repeated columns are added up. Raises `StoreError` for factors that do not fit or are not finite."""
         shape = shape_of(base)
         if (left.shape[0], right.shape[1]) != shape or left.shape[1] != right.shape[0]:
             raise StoreError(
@@ -91,8 +87,7 @@ class LayerUpdate:
         return top_singular.of_product(self.left, self.right)
 
     def singular_values(self) -> Tensor:
-        """All singular values of dW from the largest down, fp64: min(n, m, q) where there are factors (a dense SVD is
-        not taken), else min(n, m)."""
+        """All singular values of dW, descending, fp64: min(n, m, q) where there are factors, else min(n, m)."""
         if self.has_factors:
             return self._triples[1]
         return top_singular.values_of_dense(self.delta())
@@ -116,8 +111,7 @@ class LayerUpdate:
 
 
 class Updates(dict[str, LayerUpdate]):
-    """Layer name -> its update, in the model's order. `family`: what wrote it ('lora', 'dora', 'fft', ...).
-    `left_out`: modules that are changed too and are no linear layers (embeddings, convolutions)."""
+    """Layer name -> update; `family`: the method; `left_out`: changed modules that are not linear layers."""
 
     def __init__(self, layers: Iterable[LayerUpdate], family: str, left_out: Iterable[str] = ()) -> None:
         super().__init__((layer.name, layer) for layer in layers)

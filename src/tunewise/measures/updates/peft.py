@@ -33,8 +33,7 @@ _ADAPTER = "default"
 
 
 def updates_by_peft(folder: Path, base: nn.Module) -> Updates:
-    """What the adapter does to each linear layer. Raises `StoreError` for a folder that is damaged, does not fit the
-    model, or is of a method that changes no weights (prompts, mixtures)."""
+    """Raises `StoreError` for a folder that is damaged, does not fit, or is of a method that changes no weights."""
     config = _config(folder)
     family = str(config.peft_type.value).lower()
     if family == "lora" and getattr(config, "use_dora", False):
@@ -127,8 +126,7 @@ def _update(name: str, layer: Any, base: nn.Module, keeps: bool) -> LayerUpdate:
 
 
 def _by_merging(name: str, layer: Any, base: nn.Module) -> Callable[[], Tensor]:
-    """PEFT's merge on a copy of the layer, in fp64 where the weight is a plain one, minus the pretrained weight. Raises
-    `MeasureError` where PEFT has no merge for it."""
+    """PEFT's merge of a copy of the layer, in fp64, minus the pretrained weight; `MeasureError` where it fails."""
 
     def make() -> Tensor:
         twin = copy.deepcopy(layer)

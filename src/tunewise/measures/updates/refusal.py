@@ -12,8 +12,7 @@ _RAISED = (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeErro
 
 @contextlib.contextmanager
 def refusal(kind: type[TunewiseError], what: str) -> Iterator[None]:
-    """Turn errors of PEFT into `kind`, '<what>: <last line of PEFT's message>'. Our own errors and out-of-memory errors
-    pass unchanged."""
+    """Turn errors of PEFT into `kind`, '<what>: <last line>'; our own and out-of-memory errors pass unchanged."""
     try:
         yield
     except _RAISED as error:
