@@ -12,7 +12,6 @@ from tunewise.errors import SpecError
 from tunewise.spec import ExecutionOptions, StudySpec, merge_specs, parse, split_options
 
 if TYPE_CHECKING:
-    from tunewise.papers.presets import Preset
     from tunewise.papers.sheet import Sheet
 
 _SIZES = ("train_size", "validation_size", "test_size")
@@ -85,36 +84,19 @@ def paper_run(
     from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
-    from rich.console import Console
+    from tunewise.cli.compare import run_comparison
+    from tunewise.papers.prepare import prepare
+    from tunewise.papers.runs import PaperNote, changes, write_note
 
-    from tunewise.cli.compare_tables import show_plan, show_result
-    from tunewise.cli.progress import StudyProgress
-
-    console = Console(highlight=False)
-    with console.status("reading data and model ..."):
-        from tunewise.papers.prepare import prepare
-        from tunewise.papers.runs import PaperNote, changes, write_note
-        from tunewise.store.folders import RunStore
-        from tunewise.study import evidence
-        from tunewise.study.compare import compare
-        from tunewise.study.plan import make_plan
-
-        data = prepare(chosen.data, source, data_revision).model_copy(update=sizes)
-        study = parse(StudySpec, {**content, "data": data.model_dump(mode="json")})
-        store = RunStore(options.out)
-        plan = make_plan(study, store)
-        note = PaperNote(preset=chosen.key, setting=setting, changes=changes(chosen, setting, study, data.notes))
-    show_plan(plan, store, options, console)
+    data = prepare(chosen.data, source, data_revision).model_copy(update=sizes)
+    study = parse(StudySpec, {**content, "data": data.model_dump(mode="json")})
+    note = PaperNote(preset=chosen.key, setting=setting, changes=changes(chosen, setting, study, data.notes))
     if note.changes:
-        console.print(f"differs from the paper's experiment: {'; '.join(note.changes)}", style="yellow")
-    if dry_run:
-        return
-    title = _title(chosen, table, bool(note.changes))
-    write_note(evidence.begin(plan.spec, store, title, None), note)
-    settings = {**options.model_dump(), "title": title}
-    with StudyProgress(console, len(plan.todo), plan.runs[0].steps) as listener:
-        result = compare(study, listener=listener, plan=plan, **settings)
-    show_result(result, console)
+        print(f"differs from the paper's experiment: {'; '.join(note.changes)}")
+    title = f"{' on '.join(chosen.printed)}, as Table {table} of arXiv 2606.13767{', changed' if note.changes else ''}"
+    result = run_comparison(options.model_copy(update={"title": title}), study, dry_run=dry_run)
+    if result is not None:
+        write_note(result.folder, note)
 
 
 def paper_table(
@@ -210,11 +192,6 @@ def _seeds(text: str | None, preset: list[int]) -> list[int]:
     if "," in text:
         return seeds
     return [*preset, *(n for n in range(1000) if n not in preset)][: len(seeds)]
-
-
-def _title(preset: Preset, table: int, changed: bool) -> str:
-    subset = ", changed" if changed else ""
-    return f"{' on '.join(preset.printed)}, as Table {table} of arXiv 2606.13767{subset}"
 
 
 def _sheet(number: int, runs: Path, everything: bool, preset: str, samples: int) -> Sheet:

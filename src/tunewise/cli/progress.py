@@ -34,8 +34,8 @@ class StudyProgress(StudyListener):
     """Shows the events of a study while it is entered. Ctrl-C once asks for a stop at the next step, after which a
     checkpoint is written; twice stops at once."""
 
-    def __init__(self, console: Console, runs: int, steps_per_run: int) -> None:
-        self.console, self.runs, self.steps_per_run = console, runs, steps_per_run
+    def __init__(self, console: Console, runs: int) -> None:
+        self.console, self.runs = console, runs
         self.progress = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=32)),
             BarColumn(bar_width=12),
@@ -92,17 +92,12 @@ class StudyProgress(StudyListener):
             line = f"[{len(self.finished)}/{self.runs}] {message}   {left}".rstrip()
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def steps_left(self) -> int:
-        """Of the runs in progress and of those still to begin."""
-        waiting = max(0, self.runs - len(self.finished) - len(self._running))
-        return waiting * self.steps_per_run + sum(run.total - run.step for run in self._running.values())
-
     def remaining(self) -> str:
-        """Time left in words: by the monitor, else at the pace so far; empty while that is unknown."""
+        """Time left in words: by the monitor, for a single run at its pace so far; empty while that is unknown."""
         if self.monitor is not None:
             left = self.monitor.remaining() if self.monitor.left else None
             return f"left: {left.words(self.monitor.at_once)}" if left is not None and left.timed else ""
-        steps = self.steps_left()
+        steps = sum(run.total - run.step for run in self._running.values())
         if self.steps_done < 5 or not steps:
             return ""
         return f"about {format_duration((time.monotonic() - self._begun) / self.steps_done * steps)} left"

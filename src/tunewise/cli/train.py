@@ -115,7 +115,7 @@ def _run(plan: Plan, store: RunStore, process_group: ProcessGroup) -> RunRecord:
             f"{first.spec.method.label} on {plan.spec.model.path}: {first.facts.trainable:,} trained parameters, "
             f"{first.steps:,} steps of {plan.spec.training.batch_size} examples{shared}"
         )
-    with StudyProgress(console, len(plan.todo), first.steps) as listener:
+    with StudyProgress(console, len(plan.todo)) as listener:
         return run(first.spec, store, task=plan.task, listener=listener, process_group=process_group)
 
 
