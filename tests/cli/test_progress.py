@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -13,7 +15,7 @@ from tunewise.training.events import EpochDone, Phase, RunFinished, RunStarted, 
 
 
 def view_of(runs: int, width: int = 120) -> StudyProgress:
-    return StudyProgress(Console(file=io.StringIO(), width=width), runs, steps_per_run=10)
+    return StudyProgress(Console(file=io.StringIO(), width=width), runs)
 
 
 def lines_of(view: StudyProgress) -> list[str]:
@@ -37,7 +39,6 @@ def test_every_run_in_progress_has_a_bar() -> None:
     lora, cla = (next(line for line in drawn(view).splitlines() if name in line) for name in ("lora", "cla"))
     assert "lora, seed 0" in lora and "6/10" in lora and "loss 2.000" in lora
     assert "cla, seed 1" in cla and "5/10" in cla and "measuring" in cla
-    assert view.steps_left() == (10 - 6) + (10 - 5) + 10
     view.on(RunFinished("a", "lora", 0, "done", 3.0))
     assert "lora, seed 0" not in drawn(view) and "1/3" in drawn(view)
 
@@ -69,7 +70,7 @@ def test_without_a_terminal_steps_have_a_line_every_thirty_seconds(monkeypatch: 
     assert lines_of(view) == [
         "[1/2] lora, seed 0",
         "    lora, seed 0: step 4/10, loss 2.000",
-        "    lora, seed 0: step 8/10, loss 2.000, about 2 min left",
+        "    lora, seed 0: step 8/10, loss 2.000, about 20 s left",
     ]
 
 
@@ -77,20 +78,28 @@ def test_a_run_that_is_tried_again_counts_once() -> None:
     view = view_of(runs=3)
     for status in ("oom", "done"):
         view.on(RunStarted("a", "lora", 0, 10, 4))
-        assert view.steps_left() == 6 + 2 * 10
         view.on(RunFinished("a", "lora", 0, status, 1.0))
     view.on(RunFinished("c", "lora", 2, "oom", 1.0))  # did not even start
     assert lines_of(view)[-1] == "[2/3] lora, seed 2: oom in 1 s"
 
 
-def test_steps_left_follow_pruned_runs() -> None:
-    view = view_of(runs=3)
+def test_a_study_counts_and_names_runs_by_its_monitor() -> None:
+    view = view_of(runs=4)
+    planned = SimpleNamespace(run=SimpleNamespace(spec="rank 4"))
+    monitor: Any = SimpleNamespace(
+        total=4, outcomes={}, running={"a": planned, "b": planned}, left={"a", "b"}, at_once=2, name=str
+    )
+    monitor.remaining = lambda: SimpleNamespace(timed=2, words=lambda at_once: f"3 h on {at_once}")
+    view.progressed(monitor, "")
     for run in "ab":
         view.on(RunStarted(run, "lora", 0, 10, 0))
-        for step in range(1, 6):
-            view.on(StepDone(run, step, 10, 0.5, 1.0))
-    view.on(RunFinished("a", "lora", 0, "pruned", 1.0))
-    assert view.steps_left() == 5 + 10
+    assert "rank 4" in drawn(view) and "lora" not in drawn(view)
+    monitor.outcomes["a"] = None
+    del monitor.running["a"]
+    view.on(RunFinished("a", "lora", 0, "done", 3.0))
+    view.progressed(monitor, "done a: accuracy 0.9")
+    assert lines_of(view)[-1] == "[1/4] done a: accuracy 0.9   left: 3 h on 2"
+    assert drawn(view).count("rank 4") == 1 and "1/4" in drawn(view)
 
 
 def test_long_names_leave_room_for_the_counts() -> None:

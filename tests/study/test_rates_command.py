@@ -21,7 +21,7 @@ def test_the_plan_shows_the_grids_and_counts_the_trials(tiny_model, toy_csv, tmp
     shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, "--tune=4")
     assert "0.000333 to 0.009" in shown
     assert "1.67e-05 to 0.00045" in shown
-    assert "before them 8 trials for the learning rates" in shown
+    assert "first 8 trials for the learning rates" in shown
 
 
 def test_the_flag_wins_over_the_spec_file_and_0_means_none(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:

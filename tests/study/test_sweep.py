@@ -59,7 +59,7 @@ def test_a_sweep_from_the_command_line(
     out = tmp_path / "runs"
     assert invoke(monkeypatch, "sweep", str(file), f"--out={out}", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "Toys: 2 runs" in said and "lora, cla" in said and "2 runs to do, 40 steps" in said
+    assert "Toys: 2 methods x 1 seed" in said and "2 runs to do" in said and "40 steps" in said
     assert "time: not known" in said
     assert not out.exists()
 
@@ -81,7 +81,7 @@ def test_a_sweep_from_the_command_line(
     written = {run_id: (out / run_id / "run.json").stat().st_mtime_ns for run_id in records}
     capsys.readouterr()
     assert invoke(monkeypatch, "sweep", str(file), f"--out={out}") == 0
-    assert "0 runs to do, 0 steps, 2 done already" in capsys.readouterr().out
+    assert "0 runs to do, 2 done already" in capsys.readouterr().out
     assert {run_id: (out / run_id / "run.json").stat().st_mtime_ns for run_id in records} == written
     log = (folder / "log.txt").read_text()
     assert log.count("begun") == 2 and log.count("done") >= 2 and log.count("start: 2 runs") == 2

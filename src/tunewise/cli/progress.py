@@ -49,7 +49,7 @@ class StudyProgress(StudyListener):
         self.steps_done = 0
         self.monitor: Monitor | None = None
         self._running: dict[str, _Running] = {}
-        self._begun = self._last_line = time.monotonic()
+        self._begun = self._last_line = self._last_count = time.monotonic()
         self._old_handler: Any = None
 
     def __enter__(self) -> Self:
@@ -125,6 +125,8 @@ class StudyProgress(StudyListener):
         run.step = event.step
         run.loss = event.loss if run.loss is None else 0.9 * run.loss + 0.1 * event.loss
         self.progress.update(run.bar, completed=event.step, note=f"epoch {event.epoch:.1f}  loss {run.loss:.3f}")
+        if time.monotonic() - self._last_count < 1.0:  # thousands of runs may be left to estimate
+            return
         left = self._count()
         if time.monotonic() - self._last_line > LINE_EVERY:
             step = f"step {event.step:,}/{event.total_steps:,}, loss {run.loss:.3f}"
@@ -145,6 +147,7 @@ class StudyProgress(StudyListener):
             self.progress.remove_task(self._running.pop(run_id).bar)
 
     def _count(self) -> str:
+        self._last_count = time.monotonic()
         left = self.remaining()
         self.progress.update(self.all, completed=len(self.finished), total=self.runs, note=left)
         return left

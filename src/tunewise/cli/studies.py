@@ -51,7 +51,8 @@ def _show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: 
 
     if plan.spec.is_comparison:
         size = f"{pluralize(len(plan.rows), 'method')} x {pluralize(len(plan.spec.seeds), 'seed')}"
-        console.print(f"[bold]{size}[/bold] on {plan.spec.model.path}")
+        title = f"{options.title}: " if options.title else ""
+        console.print(f"[bold]{title}{size}[/bold] on {plan.spec.model.path}")
         titles = ("method", "trained", "adapter", "head", "share", "rate")
         console.print(rich_table(titles, [_method_row(row, plan) for row in plan.rows]))
     else:
@@ -68,12 +69,12 @@ def _show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: 
         trials = pluralize(count, "trial") if count else "trials beyond the grids"  # none left in them, not settled yet
         console.print(f"first {trials} for the learning rates")
     done = f", {len(plan.done)} done already" if plan.done else ""
-    steps = pluralize(sum(run.steps for run in plan.todo), "step")
     todo = pluralize(len(plan.todo), "run")
-    console.print(f"{todo} to do, {steps}{done}; everything goes to {options.out}", soft_wrap=True)
+    console.print(f"{todo} to do{done}; everything goes to {options.out}", soft_wrap=True)
     if plan.todo:
+        steps = pluralize(sum(run.steps for run in plan.todo), "step")
         left, at_once = make_pace(plan, store).remaining(plan.todo), side_by_side(options, len(plan.todo))
-        console.print(f"time: {left.words(at_once.runs)}")
+        console.print(f"{steps}; time: {left.words(at_once.runs)}")
 
 
 def _show_axes(plan: Plan, title: str, console: Console) -> None:
