@@ -13,11 +13,10 @@ from tunewise.registry import ADAPTERS
 class CentredSigns(Adapter):
     """dW = s (B - mean over outputs) A: A is random signs, and each column of the update sums to 0."""
 
-    def draw(self) -> Tensor:
-        parts = range(len(self.target.parts))
+    def draw_part(self, part: int) -> Tensor:
         shape = (self.rank, self.target.in_features)
-        signs = [torch.randint(2, shape, generator=self.generator(part)) * 2.0 - 1.0 for part in parts]
-        return torch.cat(signs) / self.target.in_features**0.5
+        signs = torch.randint(2, shape, generator=self.generator(part)) * 2.0 - 1.0
+        return signs / self.target.in_features**0.5
 
     def place(self, where: Tensor) -> None:
         self.a.copy_(where)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -21,7 +22,10 @@ from tunewise.catalog import Chain
 from tunewise.errors import SpecError, StoreError
 from tunewise.methods.adapters.base import Adapter, layer_adapters
 from tunewise.methods.attachment import attachment
-from tunewise.methods.checkpoint_columns import read_columns, write_columns
+
+CHECKPOINT_COLUMNS = "columns.safetensors"
+"""PaCA's trained columns as they are: a checkpoint holds W[:, cols] - W0[:, cols], and adding W0 again rounds once where
+a weight has changed by more than a factor of two."""
 
 
 def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = None) -> int:
@@ -99,6 +103,31 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
+def _write_columns(model: nn.Module, checkpoint: Path, *, here: bool = True) -> None:
+    """Put the trained columns beside the adapter in a checkpoint, on the process that writes (`here`)."""
+    columns = _trained_columns(model)
+    if columns and here:
+        save_file({name: b.detach().cpu().contiguous() for name, b in columns.items()}, checkpoint / CHECKPOINT_COLUMNS)
+
+
+@torch.no_grad()
+def _read_columns(model: nn.Module, checkpoint: Path) -> None:
+    """Read them from the checkpoint that has just been loaded."""
+    file = checkpoint / CHECKPOINT_COLUMNS
+    if file.exists():
+        saved = load_file(file)
+        for name, b in _trained_columns(model).items():
+            b.copy_(saved[name])
+
+
+def _trained_columns(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{adapter.name}:{adapter.target.name}": adapter.exact_weights
+        for adapter in layer_adapters(model)
+        if adapter.exact_weights is not None
+    }
+
+
 class ChainCallback(TrainerCallback):
     """Restarts a chain on schedule in any `transformers.Trainer`, TRL's `SFTTrainer` included.
 
@@ -128,7 +157,7 @@ class ChainCallback(TrainerCallback):
     ) -> None:
         model = _unwrapped(kwargs["model"])
         if state.global_step:
-            read_columns(model, _checkpoint(args, state))
+            _read_columns(model, _checkpoint(args, state))
         chain = self.chain or attachment(model).method.chain
         if chain is None:
             self.restarts = []
@@ -142,7 +171,7 @@ class ChainCallback(TrainerCallback):
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        write_columns(_unwrapped(kwargs["model"]), _checkpoint(args, state), here=args.should_save)
+        _write_columns(_unwrapped(kwargs["model"]), _checkpoint(args, state), here=args.should_save)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step in self.restarts:

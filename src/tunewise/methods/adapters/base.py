@@ -37,8 +37,8 @@ LIVE_ADAPTERS: weakref.WeakSet[Adapter] = weakref.WeakSet()
 class Adapter(LoraVariant, ABC):
     """One method on one layer: dW = sum over links of s B A.
 
-    A subclass defines `draw`, `place` and `identify`; that is a complete method. It overrides `factors` where B A is
-    not the product of the two trained tensors, and `forward` or `fused_forward` for speed.
+    A subclass defines `draw_part`, `place` and `identify`; that is a complete method. It overrides `factors` where B A
+    is not the product of the two trained tensors, and `forward` or `fused_forward` for speed.
 
     Attributes:
         layer: PEFT's LoRA layer.
@@ -52,8 +52,8 @@ class Adapter(LoraVariant, ABC):
         >>> import torch, tunewise
         >>> from tunewise.registry import ADAPTERS
         >>> class Signs(Adapter):  # A is random signs, B is trained
-        ...     def draw(self):
-        ...         return torch.randn(self.a.shape, generator=self.generator()).sign()
+        ...     def draw_part(self, part):
+        ...         return torch.randn(self.rank, 8, generator=self.generator(part)).sign()
         ...     def place(self, where):
         ...         self.a.copy_(where)
         ...         self.b.zero_()
@@ -94,8 +94,8 @@ class Adapter(LoraVariant, ABC):
     # --- what a subclass defines -----------------------------------------------------------------------------
 
     @abstractmethod
-    def draw(self) -> Tensor:
-        """The active link's row space (A, or column numbers): drawn from the seed, the layer's name and the link."""
+    def draw_part(self, part: int) -> Tensor:
+        """The active link's row space in one part: A (r, m), or column numbers. It depends on seed, layer and link."""
 
     @abstractmethod
     def place(self, where: Tensor) -> None:
@@ -168,12 +168,16 @@ class Adapter(LoraVariant, ABC):
         """Whether the tensors in memory are the plain LoRA factors of the full update."""
         return not self.finished and not self.target.fused
 
-    def generator(self, part: int = 0) -> torch.Generator:
-        """A random generator for the active link's part of this layer."""
-        return stream(self.seed, self.method.name, self.stream_name(part), self.link)
+    def stream_options(self, part: int) -> dict[str, Any]:
+        """What a draw for this part of the layer depends on."""
+        layer = self.target.name if len(self.target.parts) == 1 else f"{self.target.name}[{part}]"
+        features = self.target.in_features
+        return {"seed": self.seed, "layer": layer, "link": self.link, "rank": self.rank, "features": features}
 
-    def stream_name(self, part: int) -> str:
-        return self.target.name if len(self.target.parts) == 1 else f"{self.target.name}[{part}]"
+    def generator(self, part: int) -> torch.Generator:
+        """A random generator for this part of the layer."""
+        options = self.stream_options(part)
+        return stream(self.seed, self.method.name, options["layer"], self.link)
 
     def parts_of(self, b: Tensor) -> list[Tensor]:
         """The blocks of a stacked B, one per part: (rows of the part, r) each."""
@@ -224,8 +228,8 @@ class Adapter(LoraVariant, ABC):
 
     @torch.no_grad()
     def start_link(self) -> None:
-        """Draw the active link and start it at dW = 0."""
-        self.place(self.draw())
+        """Draw the active link's row space and start at dW = 0."""
+        self.place(torch.cat([self.draw_part(part) for part in range(len(self.target.parts))]))
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -15,6 +15,13 @@ from tunewise.methods.adapters.fold import Fold, Slot
 from tunewise.methods.adapters.fusing import fast_apply, is_observed, is_plain
 from tunewise.methods.adapters.input_groups import ColumnSelection, run_of
 from tunewise.methods.adapters.products import gradient_of_b
+from tunewise.models.layers import Target
+
+
+def columns_of_parts(total: Tensor, touched: Tensor, columns: Tensor, target: Target) -> list[Tensor]:
+    """Per part (rows, r): its own `columns` of `total`, which holds the columns `touched`."""
+    places = torch.searchsorted(touched, columns).chunk(len(target.parts))
+    return [total[start:stop].index_select(1, place) for (start, stop), place in zip(target.parts, places)]
 
 
 class ColumnFold(Fold):
@@ -22,35 +29,23 @@ class ColumnFold(Fold):
 
     follows_updates = True
 
-    @torch.no_grad()
-    def __init__(self, adapter: Adapter, selection: ColumnSelection, base: list[Tensor], holds_weights: bool) -> None:
+    def __init__(
+        self, adapter: Adapter, selection: ColumnSelection, touched: Tensor, total: Tensor, holds_weights: bool
+    ) -> None:
         super().__init__(adapter.layer, adapter.name, adapter.target.name)
         self.adapter = adapter
         self.selection = selection
-        self.base = base
         self.holds_weights = holds_weights
         self.dtype = adapter.b.dtype
         self.parts = adapter.target.parts if adapter.target.fused else None
         self.columns = list(selection.columns.split(adapter.rank))
         self.runs = [run_of(columns) for columns in self.columns]
-        view = self.view
-        self.touched = torch.cat([columns for columns, _ in adapter.finished] + [selection.columns]).unique()
-        self.original = view.index_select(1, self.touched)
+        self.base = columns_of_parts(total, touched, selection.columns, adapter.target)
+        self.touched = touched
+        self.original = self.view.index_select(1, touched)
         if adapter.finished:
-            view.index_copy_(1, self.touched, self._with_finished_links(view.dtype))
+            self.view.index_copy_(1, touched, total.to(self.original.dtype))
         self.write()
-
-    def _with_finished_links(self, dtype: torch.dtype) -> Tensor:
-        """The touched columns with all finished links added: summed in at least fp32, rounded once."""
-        adapter = self.adapter
-        total = self.original.to(torch.promote_types(dtype, torch.float32), copy=True)
-        for columns, b in adapter.finished:
-            places = torch.searchsorted(self.touched, columns)
-            for (start, stop), place, block in zip(
-                adapter.target.parts, places.split(adapter.rank), adapter.parts_of(b)
-            ):
-                total[start:stop].index_add_(1, place, (adapter.scale * block).to(total.dtype))
-        return total.to(dtype)
 
     def slots(self) -> list[Slot]:
         """The columns themselves where they are a run, else the rows that hold them."""

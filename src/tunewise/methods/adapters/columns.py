@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tunewise.catalog import Method
 from tunewise.errors import StoreError
 from tunewise.methods.adapters.base import Adapter
-from tunewise.methods.adapters.column_fold import ColumnFold
+from tunewise.methods.adapters.column_fold import ColumnFold, columns_of_parts
 from tunewise.methods.adapters.column_nodes import ColumnGradient, columns_beside
 from tunewise.methods.adapters.fold import Fold
 from tunewise.methods.adapters.fusing import is_observed, is_plain, is_transformed
@@ -81,20 +81,8 @@ class ColumnAdapter(Adapter):
     def exact_weights(self) -> Tensor | None:
         return self.b if self.holds_weights else None
 
-    def draw(self) -> Tensor:
-        return torch.cat(
-            [
-                columns_of_link(
-                    self.method,
-                    seed=self.seed,
-                    layer=self.stream_name(p),
-                    link=self.link,
-                    rank=self.rank,
-                    features=self.target.in_features,
-                )
-                for p in range(len(self.target.parts))
-            ]
-        )
+    def draw_part(self, part: int) -> Tensor:
+        return columns_of_link(self.method, **self.stream_options(part))
 
     def place(self, where: Tensor) -> None:
         self.selection.select(where, self.b.device)
@@ -142,16 +130,15 @@ class ColumnAdapter(Adapter):
 
     # --- the weight's own columns ----------------------------------------------------------------------------
 
-    def _base_columns(self, weight: Tensor) -> list[Tensor]:
-        """Per part, W0's active columns plus what finished links added there, in at least fp32: (rows, r)."""
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        parts = []
-        for p, ((start, stop), columns) in enumerate(zip(self.target.parts, self.where.split(self.rank))):
-            base = weight[start:stop].index_select(1, columns).to(wide)
-            for done, b in self.finished:
-                base = _add_where_equal(base, columns, done.split(self.rank)[p], self.scale * self.parts_of(b)[p])
-            parts.append(base)
-        return parts
+    def _columns_with_links(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """All columns that any link selects, and W0 there plus the finished links, summed in at least fp32."""
+        touched = torch.cat([columns for columns, _ in self.finished] + [self.where]).unique()
+        total = weight.index_select(1, touched).to(torch.promote_types(weight.dtype, torch.float32))
+        for columns, b in self.finished:
+            places = torch.searchsorted(touched, columns).split(self.rank)
+            for (start, stop), place, block in zip(self.target.parts, places, self.parts_of(b)):
+                total[start:stop].index_add_(1, place, (self.scale * block).to(total.dtype))
+        return touched, total
 
     def _weight_columns(self) -> Tensor:
         """The active columns of W0 (finished links added) in B's dtype, stacked."""
@@ -165,7 +152,8 @@ class ColumnAdapter(Adapter):
             return torch.empty_like(self.b)
         if not weight.is_floating_point() or type(weight.data) is not Tensor:
             return torch.zeros_like(self.b)  # quantized: the columns can't be held, an update of them can
-        return torch.cat(self._base_columns(weight.detach())).to(self.b.dtype)
+        touched, total = self._columns_with_links(weight.detach())
+        return torch.cat(columns_of_parts(total, touched, self.where, self.target)).to(self.b.dtype)
 
     # --- in the layer ----------------------------------------------------------------------------------------
 
@@ -178,8 +166,8 @@ class ColumnAdapter(Adapter):
 
     def make_fold(self) -> Fold:
         with torch.no_grad():
-            base = self._base_columns(oriented(self.layer.get_base_layer()).detach())
-        return ColumnFold(self, self.selection, base, self.holds_weights)
+            touched, total = self._columns_with_links(oriented(self.layer.get_base_layer()).detach())
+            return ColumnFold(self, self.selection, touched, total, self.holds_weights)
 
     def fused_forward(self, x: Tensor) -> Tensor | None:
         layer = self.layer
@@ -220,14 +208,6 @@ class ColumnAdapter(Adapter):
             pieces = [F.linear(part, block) for part, block in zip(taken.split(self.rank, dim=-1), blocks)]
             result = add_to_parts(result, pieces, self.target.parts)
         return result
-
-
-def _add_where_equal(base: Tensor, columns: Tensor, others: Tensor, update: Tensor) -> Tensor:
-    """`base` (rows, r) at `columns`, plus those columns of `update` (rows, r at `others`) with equal numbers."""
-    same = columns[:, None] == others[None, :]
-    if not bool(same.any()):
-        return base
-    return base + update.to(base.dtype) @ same.T.to(base.dtype)
 
 
 ADAPTERS.register("columns", ColumnAdapter)

@@ -34,22 +34,10 @@ class LowRankAdapter(Adapter):
     def stored_where(self) -> Tensor | None:
         return None if self.is_plain_lora else self.a
 
-    def draw(self) -> Tensor:
+    def draw_part(self, part: int) -> Tensor:
         if self.a.is_meta:  # no values to draw: an 8 B model takes a second
-            return self.a
-        return torch.cat(
-            [
-                random_factor(
-                    self.method.lora_a_init,
-                    seed=self.seed,
-                    layer=self.stream_name(p),
-                    link=self.link,
-                    rank=self.rank,
-                    features=self.target.in_features,
-                )
-                for p in range(len(self.target.parts))
-            ]
-        )
+            return self.a.split(self.rank)[part]
+        return random_factor(self.method.lora_a_init, **self.stream_options(part))
 
     def place(self, where: Tensor) -> None:
         self.a.copy_(where)

@@ -36,15 +36,8 @@ class RowAdapter(Adapter):
     def stored_where(self) -> Tensor | None:
         return None
 
-    def draw(self) -> Tensor:
-        return columns_of_link(
-            self.method,
-            seed=self.seed,
-            layer=self.target.name,
-            link=0,
-            rank=self.rank,
-            features=self.target.out_features,
-        )
+    def draw_part(self, part: int) -> Tensor:
+        return columns_of_link(self.method, **{**self.stream_options(part), "features": self.target.out_features})
 
     def place(self, where: Tensor) -> None:
         self.rows = where if self.b.is_meta else where.to(self.b.device)
