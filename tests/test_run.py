@@ -159,8 +159,19 @@ def test_the_same_spec_gives_the_same_result_bit_for_bit(tiny_model: Path, toy_c
     assert other.results != one.results
 
 
-@pytest.mark.parametrize("method", ["cla", "paca", "r-c3la", "fft"])
-@pytest.mark.parametrize("step", [4, 13])
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [
+        ("cla", 4),
+        ("paca", 13),
+        ("r-c3la", 13),
+        ("fft", 4),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("cla", 13), ("paca", 4), ("r-c3la", 4), ("fft", 13)]
+        ),
+    ],
+)
 def test_stopped_and_continued_equals_uninterrupted(
     method: str, step: int, tiny_model: Path, toy_csv: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +198,7 @@ class Dies(BaseException):
 
 
 @pytest.mark.parametrize("at", ["before the weights are kept", "before their note", "after it"])
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_death_while_an_epoch_is_selected_changes_nothing(
     epoch: int, at: str, tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
+from command_line import invoke
 from tiny import save_tiny_model
 
 RUN = "import sys; sys.argv[0] = 'tunewise'; from tunewise.cli.main import run; run()"
@@ -19,33 +21,52 @@ def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("plan") / "model")
 
 
-def plan(cache, *arguments, watch=False, columns=110):
-    code = (
-        RUN
-        if not watch
-        else RUN.replace("run()", "")
-        + ("\ntry:\n    run()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)")
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    """`tunewise plan` in this process, with a cache folder and a width of the terminal."""
+
+    def run(cache, *arguments, columns=110):
+        monkeypatch.setenv("TUNEWISE_CACHE", str(cache))
+        monkeypatch.setenv("COLUMNS", str(columns))
+        code = invoke(monkeypatch, "plan", *arguments)
+        shown = capsys.readouterr()
+        return Done(code, shown.out, shown.err)
+
+    return run
+
+
+def plan_in_a_fresh_process(cache, *arguments):
+    """Its stderr ends with whether torch was imported."""
+    code = RUN.replace("run()", "") + (
+        "\ntry:\n    run()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
     )
-    environment = {**os.environ, "TUNEWISE_CACHE": str(cache), "COLUMNS": str(columns)}
+    environment = {**os.environ, "TUNEWISE_CACHE": str(cache)}
     return subprocess.run(
         [sys.executable, "-c", code, "plan", *arguments], capture_output=True, text=True, env=environment, timeout=120
     )
 
 
-def test_json_has_every_method_and_the_second_time_needs_no_torch(model, tmp_path):
+def test_json_has_every_method_and_the_second_time_needs_no_torch(plan, model, tmp_path):
     asked = ("--model", str(model), "--samples", "500", "--json")
     first = plan(tmp_path, *asked)
     rows = json.loads(first.stdout)
     for row in rows:
         assert {"method", "trainable_parameters", "trainable_share", "memory_bytes", "information_bound"} <= row.keys()
     assert len(rows) == 17
-    again = plan(tmp_path, *asked, watch=True)
+    again = plan_in_a_fresh_process(tmp_path, *asked)
     assert json.loads(again.stdout) == rows
     assert "False" in again.stderr.split()
 
 
 @pytest.mark.parametrize("columns", [60, 70])
-def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(model, tmp_path, columns):
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(plan, model, tmp_path, columns):
     asked = ("--model", str(model), "--samples", "500", "--methods", "lora,cola,cla")
     wide, narrow = (plan(tmp_path, *asked, columns=width).stdout.splitlines() for width in (200, columns))
     table = [line.split() for line in narrow[:3]]
@@ -57,7 +78,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(model, tmp_path,
     assert "A chain is counted in its last link" in " ".join(wide)
 
 
-def test_a_damaged_cache_or_another_config_is_made_anew(model, tmp_path):
+def test_a_damaged_cache_or_another_config_is_made_anew(plan, model, tmp_path):
     asked = ("--model", str(model), "--methods", "lora", "--json")
     rows = json.loads(plan(tmp_path, *asked).stdout)
     (kept,) = (tmp_path / "plans").iterdir()
@@ -65,7 +86,7 @@ def test_a_damaged_cache_or_another_config_is_made_anew(model, tmp_path):
     assert json.loads(plan(tmp_path, *asked).stdout) == rows
 
 
-def test_a_table_for_people(model, tmp_path):
+def test_a_table_for_people(plan, model, tmp_path):
     said = plan(tmp_path, "--model", str(model), "--methods", "lora,cla", "--samples", "100").stdout
     assert "lora" in said and "memory" in said and "Theorem 7" in said
 
@@ -80,7 +101,7 @@ def test_a_table_for_people(model, tmp_path):
         (("--task", "poetry"), "choose one of"),
     ],
 )
-def test_bad_input_is_one_line(model, tmp_path, arguments, words):
+def test_bad_input_is_one_line(plan, model, tmp_path, arguments, words):
     done = plan(tmp_path, "--model", str(model), *arguments)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
