@@ -81,7 +81,7 @@ def test_what_is_kept_for_the_backward_is_what_a_real_step_keeps(name, method):
     for key, value in head.config().items():
         setattr(config, key, value)
     config.pad_token_id = 0
-    model = head.family.from_config(config)
+    model = head.model_class.from_config(config)
     prepare(model, head)
     model = attach_method(model, MethodSpec(name=method, targets="all-linear"), seed=0).train()
     ids = torch.randint(5, 500, (2, 32))
@@ -101,7 +101,7 @@ def test_what_a_chain_keeps_of_its_links_is_what_its_last_link_really_keeps(meth
     expected = forecast(config, task_of("minilm"), head, [spec], batch=2, length=8, dtype=dtype)[0].link_bytes
     for key, value in head.config().items():
         setattr(config, key, value)
-    model = head.family.from_config(config, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    model = head.model_class.from_config(config, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
     prepare(model, head)
     model = attach_method(model, spec, seed=0).train()
     ids = torch.randint(5, 500, (2, 8))
@@ -176,7 +176,7 @@ def test_counts_are_those_of_the_model_really_attached(name, method):
     for key, value in head.config().items():
         setattr(config, key, value)
     with torch.device("meta"):
-        model = head.family.from_config(config)
+        model = head.model_class.from_config(config)
     prepare(model, head)
     facts = count_parameters(attach_method(model, spec, seed=0))
     assert found.trainable_parameters == facts.trainable
