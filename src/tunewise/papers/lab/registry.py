@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from tunewise.errors import SpecError, suggest_nearest
-from tunewise.papers.lab.contract import LabSettings, Measurement
 from tunewise.theory.bound import Mark
+
+if TYPE_CHECKING:
+    from tunewise.papers.lab.contract import LabSettings, Measurement
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,6 @@ FAMILIES = ("aligned", "random", "logistic")
 BELOW = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)  # rates over the bound
 ABOVE = (1.0001, 1.01, 1.1, 1.5, 2.0, 4.0)
 BISECTIONS = 60
-TRAINING_STEPS = 12
-LINKS = 3
 ROUNDING = 1e-9
 
 
@@ -111,26 +109,6 @@ def first_rise(family: str, least: Tensor, *problem: Tensor) -> Tensor:
     return torch.exp((low + high) / 2)
 
 
-def train(rate: Tensor, x: Tensor, y: Tensor, weight: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    """Losses (LINKS * TRAINING_STEPS + 1,) of one squared-error problem along a chain of links, as in c3la.
-
-    A link's update is added to the weight, and the next link starts from B = 0 on the next r columns.
-    """
-    rank = b.shape[1]
-    losses = []
-    b = torch.zeros_like(b)
-    for _ in range(LINKS):
-        for _ in range(TRAINING_STEPS):
-            slope, value = torch.func.grad_and_value(lambda b, w=weight, x=x: loss("random", b, x, y, w, alpha))(b)
-            losses.append(value)
-            b = b - rate * slope
-        select = torch.eye(rank, weight.shape[1], dtype=x.dtype)
-        weight = torch.roll(weight + alpha / rank * b @ select, -rank, 1)  # the next columns come first
-        x, b = torch.roll(x, -rank, 1), torch.zeros_like(b)
-    losses.append(loss("random", b, x, y, weight, alpha))
-    return torch.stack(losses)
-
-
 def run(settings: LabSettings) -> Measurement:
     count = settings.choose(quick=24, full=200)
     multiples = torch.tensor([*BELOW, *ABOVE], dtype=torch.float64)
@@ -151,62 +129,29 @@ def run(settings: LabSettings) -> Measurement:
             before = batch(lambda x, y, w, b, a, f=family: loss(f, b, x, y, w, a), *problems.tensors)
             spare += _over_guarantee(problems, changes[:, : len(BELOW)], bound, before)
             shown[family].append(changes / before[:, None])
-    chain, raised = _chain(settings)
-    runs = len(FAMILIES) * len(RANKS) * count
+    what, least, note = "first rate that raises the loss over the bound", (1 - ROUNDING, math.inf), "theory: at least 1"
+    farthest = max(rises["aligned"], key=lambda rise: abs(math.log(rise)))
     return Measurement(
         [
-            *_step_findings(runs, below, above, rises, spare),
-            *_package(settings),
+            Finding.exact("steps below the bound that raised the loss", below, (0, 0)),
+            Finding.exact("steps above the bound that lowered the loss, aligned problems", above, (0, 0)),
+            Finding.exact(f"{what}, aligned, farthest from 1", farthest, (1 - 1e-6, 1 + 1e-6), "theory: 1"),
+            Finding.exact(f"{what}, random, smallest", min(rises["random"]), least, note),
+            Finding.exact(f"{what}, logistic, smallest", min(rises["logistic"]), least, note),
             Finding.exact(
-                "steps of a chain of links at 0.95 of the bound that raised the loss",
-                raised,
-                (0, 0),
-                f"Theorem 3: {LINKS} links of {TRAINING_STEPS} steps",
+                "decrease less the guaranteed decrease, over the loss, smallest", min(spare), (-1e-12, math.inf)
             ),
+            *_package(settings),
         ],
-        [_rates_plot(shown), chain],
+        [_rates_plot(shown)],
         [
             f"m = {INPUTS}, n = {OUTPUTS}, N = {SAMPLES}, ranks {', '.join(map(str, RANKS))}, {count} problems of each "
-            f"family and rank, alpha from r / 2 to 4 r; {runs * len(multiples):,} steps and {runs:,} bisections.",
+            f"family and rank, alpha from r / 2 to 4 r, rates from {BELOW[0]:g} to {ABOVE[-1]:g} of the bound. The "
+            "links of a chain take the same steps on other columns.",
             "The bound is exact in the worst case and too careful on most problems: longer steps often lower the loss "
             "too. It holds for plain SGD on the full loss, not for Adam, momentum or small batches.",
         ],
     )
-
-
-def _step_findings(
-    runs: int, below: int, above: int, rises: dict[str, list[float]], spare: list[float]
-) -> list[Finding]:
-    return [
-        Finding.exact("steps below the bound that raised the loss", below, (0, 0), f"of {runs * len(BELOW):,}"),
-        Finding.exact(
-            "steps above the bound that lowered the loss, aligned problems",
-            above,
-            (0, 0),
-            f"of {runs // len(FAMILIES) * len(ABOVE):,}, from 1.0001 of the bound on",
-        ),
-        Finding.exact(
-            "first rate that raises the loss over the bound, aligned problems, farthest from 1",
-            max(rises["aligned"], key=lambda rise: abs(math.log(rise))),
-            (1 - 1e-6, 1 + 1e-6),
-            "theory: 1; no larger bound is possible",
-        ),
-        *(
-            Finding.exact(
-                f"the same, {family} problems, smallest",
-                min(rises[family]),
-                (1 - ROUNDING, math.inf),
-                f"theory: at least 1; median {sorted(rises[family])[len(rises[family]) // 2]:.3g}",
-            )
-            for family in FAMILIES[1:]
-        ),
-        Finding.exact(
-            "decrease less the guaranteed decrease, over the loss, smallest",
-            min(spare),
-            (-1e-12, math.inf),
-            "eta (1 - eta L / 2) ||selected columns of the gradient||^2, below the bound",
-        ),
-    ]
 
 
 def _changes(problems: Problems, rates: Tensor) -> Tensor:
@@ -251,19 +196,11 @@ def _package(settings: LabSettings) -> list[Finding]:
                 wrong += int(moved > 0) if side == 0 else int(moved <= 0)
                 error = max(error, abs(moved - float(batched[place, side])) / before)
                 steps += 1
+    what = "steps of tunewise's cla with torch's SGD on the wrong side"
+    difference = "its loss change less that of the batched steps, over the loss, largest"
     return [
-        Finding.exact(
-            "steps of tunewise's cla with torch's SGD on the wrong side",
-            wrong,
-            (0, 0),
-            f"of {steps}: at 0.9999 and at 1.0001 of the bound",
-        ),
-        Finding.exact(
-            "its loss change less that of the batched steps, over the loss, largest",
-            error,
-            (0, 1e-9),
-            "the batch computes the same as cla",
-        ),
+        Finding.exact(what, wrong, (0, 0), f"of {steps}: at 0.9999 and at 1.0001 of the bound"),
+        Finding.exact(difference, error, (0, 1e-9), "the batch computes the same as cla"),
     ]
 
 
@@ -294,22 +231,6 @@ def _package_step(problems: Problems, place: int, rate: float) -> tuple[float, f
     optimizer.step()
     with torch.no_grad():
         return float(value() - before), float(before)
-
-
-def _chain(settings: LabSettings) -> tuple[Plot, int]:
-    """Losses along a chain at three rates, and the number of steps at 0.95 of the bound that raised it."""
-    problems = make("aligned", 4, settings.choose(quick=24, full=200), settings)
-    x = torch.linalg.qr(problems.x)[0] * math.sqrt(SAMPLES)  # now every column is as steep as the steepest
-    same = replace(problems, x=x, lipschitz=torch.ones_like(problems.lipschitz))
-    curves, raised = [], 0
-    for multiple in (0.5, 0.95, 1.05):
-        losses = batch(train, multiple * same.bound, *same.tensors)  # (P, steps + 1)
-        if multiple == 0.95:
-            raised = int((losses.diff(dim=1) > ROUNDING * losses[:, :1]).sum())
-        rows = (losses / losses[:, :1]).tolist()
-        curves.append(PlotCurve.mean(f"{multiple:g} of the bound", list(range(len(rows[0]))), rows))
-    caption = f"A chain of {LINKS} links of {TRAINING_STEPS} steps on other columns. 95 % intervals over problems."
-    return Plot("Training at three rates", "step", "loss over the first", curves, log="y", caption=caption), raised
 
 
 def _rates_plot(shown: dict[str, list[Tensor]]) -> Plot:
