@@ -6,7 +6,7 @@ import pytest
 from transformers import BertConfig, LlamaConfig
 
 from tunewise.spec import MethodSpec
-from tunewise.study.forecast import forecast
+from tunewise.study.forecast import forecast_methods
 from tunewise.tasks.text import TextClassification
 
 CONFIGS = {
@@ -29,7 +29,7 @@ def test_the_last_block_alone_has_its_share_of_the_parameters_and_needs_less_mem
     config = CONFIGS[family]
     head = TextClassification.make_head(("a", "b"))
     everywhere, last = (
-        forecast(
+        forecast_methods(
             config, TextClassification, head, [MethodSpec(name="lora", rank=4, layers=layers)], batch=8, length=32
         )[0]
         for layers in (None, "last 1")

@@ -17,7 +17,7 @@ from tunewise.methods.chain import restart
 from tunewise.methods.folding_layer import FoldingLayer
 from tunewise.models.head import prepare
 from tunewise.spec import MethodSpec
-from tunewise.study.forecast import forecast
+from tunewise.study.forecast import forecast_methods
 from tunewise.study.live_memory import LiveMemory
 from tunewise.theory import information_bound
 from tunewise.training.build import attach_method, count_parameters
@@ -41,7 +41,7 @@ CASES = [
 
 def forecast_of(name, method, batch, length, targets):
     spec = MethodSpec(name=method, targets=targets)
-    return forecast(config_of(name), task_of(name), head_of(name), [spec], batch=batch, length=length or 128)[0]
+    return forecast_methods(config_of(name), task_of(name), head_of(name), [spec], batch=batch, length=length or 128)[0]
 
 
 def truth(name, method, batch, length, targets):
@@ -75,7 +75,7 @@ def test_what_is_kept_for_the_backward_is_what_a_real_step_keeps(name, method):
     config, head = config_of(name), head_of(name)
     config.num_hidden_layers = 2
     config.vocab_size = 500
-    expected = forecast(
+    expected = forecast_methods(
         config, task_of(name), head, [MethodSpec(name=method, targets="all-linear")], batch=2, length=32
     )[0]
     for key, value in head.config().items():
@@ -98,7 +98,7 @@ def test_what_a_chain_keeps_of_its_links_is_what_its_last_link_really_keeps(meth
     64 columns, of which four links of rank 20 would touch more than there are."""
     config, head = miniature_of("minilm"), head_of("minilm")
     spec = MethodSpec(name=method, rank=20, targets="all-linear")
-    expected = forecast(config, task_of("minilm"), head, [spec], batch=2, length=8, dtype=dtype)[0].link_bytes
+    expected = forecast_methods(config, task_of("minilm"), head, [spec], batch=2, length=8, dtype=dtype)[0].link_bytes
     for key, value in head.config().items():
         setattr(config, key, value)
     model = head.model_class.from_config(config, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
@@ -148,7 +148,7 @@ def test_a_deep_model_is_stepped_at_two_shallow_depths_once_for_all_methods_of_o
     monkeypatch.setattr(step, "_simulate", counted)
     config = config_of("llama")
     config.num_hidden_layers = 32
-    rows = forecast(
+    rows = forecast_methods(
         config,
         task_of("llama"),
         head_of("llama"),
@@ -171,7 +171,7 @@ def test_counts_are_those_of_the_model_really_attached(name, method):
         pytest.skip("its start needs a gradient; lora's counts are its own")
     spec = MethodSpec(name=method, rank=4, targets="all-linear")
     config, head = config_of(name), head_of(name)
-    found = forecast(config, task_of(name), head, [spec], batch=2, length=16)[0]
+    found = forecast_methods(config, task_of(name), head, [spec], batch=2, length=16)[0]
     config = config_of(name)
     for key, value in head.config().items():
         setattr(config, key, value)
@@ -189,7 +189,7 @@ def test_counts_are_those_of_the_model_really_attached(name, method):
 def test_the_order_is_as_it_must_be():
     rows = {
         row.method: row
-        for row in forecast(
+        for row in forecast_methods(
             config_of("minilm"),
             task_of("minilm"),
             head_of("minilm"),
@@ -210,13 +210,17 @@ def test_the_order_is_as_it_must_be():
 
 def test_depth_is_extrapolated_exactly():
     deep = config_of("minilm")
-    whole = forecast(deep, task_of("minilm"), head_of("minilm"), [MethodSpec(name="lora")], batch=4, length=32)[0]
+    whole = forecast_methods(deep, task_of("minilm"), head_of("minilm"), [MethodSpec(name="lora")], batch=4, length=32)[
+        0
+    ]
     # The same model, its layers stepped one and all.
     import tunewise.study.forecast_step as step
 
     before, step.DEEP = step.DEEP, 100
     try:
-        exact = forecast(deep, task_of("minilm"), head_of("minilm"), [MethodSpec(name="lora")], batch=4, length=32)[0]
+        exact = forecast_methods(
+            deep, task_of("minilm"), head_of("minilm"), [MethodSpec(name="lora")], batch=4, length=32
+        )[0]
     finally:
         step.DEEP = before
     assert whole.weight_bytes == exact.weight_bytes
@@ -227,7 +231,7 @@ def test_depth_is_extrapolated_exactly():
 def test_methods_of_peft_are_forecast_and_bounded_by_what_they_train():
     """DoRA trains LoRA's numbers and a magnitude for each output."""
     lora, dora, adalora = (
-        forecast(
+        forecast_methods(
             config_of("minilm"),
             task_of("minilm"),
             head_of("minilm"),

@@ -112,7 +112,7 @@ def test_the_runs_are_made_with_the_chosen_rates_at_seeds_that_no_trial_has(sear
 def test_progress_counts_trials_as_runs(searched) -> None:
     _, notes = searched
     assert sum(isinstance(e, RunFinished) for e in notes.events) == 8
-    assert notes.totals[0] == 6 + 2 and notes.totals[-1] == 8
+    assert max(notes.totals) == notes.totals[-1] == 6 + 2
     assert "head at 0.01" in notes.started()
 
 

@@ -52,7 +52,7 @@ def plan(
         "device": device,
         "checkpointing": gradient_checkpointing,
     }
-    rows = _cached_forecast(model, question)
+    rows = _forecast(model, question)
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
@@ -69,24 +69,12 @@ def _methods(content: dict[str, Any]) -> list[dict[str, Any]]:
     return methods if "methods" in settings else [{**m, "optional": True} for m in methods]
 
 
-def _cached_forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]]:
-    from tunewise.study import forecast_cache as kept
-
-    key = kept.key_of(model, question)
-    rows: list[dict[str, Any]] | None = kept.read(key) if key else None
-    if rows is None:
-        rows = _forecast(model, question)
-        if key:
-            kept.write(key, rows)
-    return rows
-
-
 def _forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]]:
     from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
     from tunewise.models.load import load_config
-    from tunewise.study.forecast import forecast
+    from tunewise.study.forecast import forecast_methods
     from tunewise.tasks.build import detect_model_task, task_class
 
     config = load_config(model)
@@ -100,7 +88,7 @@ def _forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]
     settings = {key: question[key] for key in ("batch", "samples", "dtype", "device", "checkpointing")}
     longest = getattr(config, "max_position_embeddings", None)
     settings["length"] = question["length"] or min(128, longest if isinstance(longest, int) and longest > 0 else 128)
-    return [row.model_dump(mode="json") for row in forecast(config, task, head, methods, **settings)]
+    return [row.model_dump(mode="json") for row in forecast_methods(config, task, head, methods, **settings)]
 
 
 def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
@@ -134,7 +122,7 @@ def _cells(row: dict[str, Any], with_bound: bool) -> list[str]:
 
 
 def _explanations(rows: list[dict[str, Any]], question: dict[str, Any], with_bound: bool) -> list[str]:
-    from tunewise.study.forecast_cache import beyond_tensors
+    from tunewise.study.forecast import describe_overhead
 
     size = f"batches of {question['batch']} x {question['length'] or 'at most 128'} tokens, {question['dtype']}, AdamW"
     links = ""
@@ -142,7 +130,7 @@ def _explanations(rows: list[dict[str, Any]], question: dict[str, Any], with_bou
         links = "A chain is counted in its last link, which holds W0's values under the links before it. "
     paragraphs = [
         f"\nmemory: of the tensors alive at the peak of a step, {size}. kept: between forward and backward. "
-        f"disk: the adapter. {links}{beyond_tensors(question['device'])}"
+        f"disk: the adapter. {links}{describe_overhead(question['device'])}"
     ]
     if with_bound:
         paragraphs.append(

@@ -24,10 +24,28 @@ ADAM = 2
 """Moments that AdamW keeps of each trained number, in its dtype."""
 
 
+PROCESS_BYTES = 500 * 2**20
+"""About what Python, torch, transformers and peft take in a CPU process, whatever is trained."""
+GLIBC_KEEPS = 1.8
+"""The largest measured ratio of a process's memory above its libraries to that of its tensors, with glibc's default
+settings: it keeps freed blocks below 32 MB."""
+
+
+def describe_overhead(device: str) -> str:
+    """In words: what a machine needs beside the tensors that a forecast counts."""
+    if device == "cuda":
+        return "Beside them a GPU holds its context, and what its allocator can't use of its blocks."
+    return (
+        f"A process takes about {PROCESS_BYTES / 2**30:.1f} GB more for its libraries, and with glibc's default "
+        f"settings it may keep freed blocks: up to {GLIBC_KEEPS:g} times the memory above was seen. "
+        "MALLOC_MMAP_THRESHOLD_=1048576 in the environment prevents that, and costs some time."
+    )
+
+
 class MethodForecast(BaseModel):
     """One method. Bytes are those of the tensors alive at the worst moment of a step. On a GPU that is the allocator's
     peak (`max_memory_allocated`); on a CPU what a process holds above its libraries where freed blocks
-    go back to the system, as in the cost probe of `tunewise compare`; `forecast_cache.beyond_tensors` says what comes on top."""
+    go back to the system, as in the cost probe of `tunewise compare`; `describe_overhead` says what comes on top."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,7 +74,7 @@ class MethodForecast(BaseModel):
     rank_for_generic_features: int | None
 
 
-def forecast(
+def forecast_methods(
     config: Any,
     task: type[Task],
     head: Head,
@@ -72,7 +90,7 @@ def forecast(
     """One forecast a method, in their order. `config` is a transformers configuration, `samples` the number N of
     training examples. Raises `ModelError` where a method does not fit the model's shapes."""
     steps: dict[str, Step] = {}
-    found = []
+    forecasts = []
     for method in methods:
         kin = equivalent_method(method)
         key = kin.model_dump_json()
@@ -88,8 +106,8 @@ def forecast(
                 device=device,
                 checkpointing=checkpointing,
             )
-        found.append(_of(method, steps[key], head, samples, dtype))
-    return found
+        forecasts.append(_of(method, steps[key], head, samples, dtype))
+    return forecasts
 
 
 def _of(method: MethodSpec, step: Step, head: Head, samples: int | None, dtype: Dtype) -> MethodForecast:

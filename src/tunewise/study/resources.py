@@ -19,7 +19,7 @@ from tunewise.spec import ExecutionOptions, MethodSpec
 from tunewise.store.files import size
 from tunewise.store.folders import RunStore
 from tunewise.study.executors.ray import fits
-from tunewise.study.forecast import MethodForecast, forecast
+from tunewise.study.forecast import MethodForecast, forecast_methods
 from tunewise.study.forecast_step import equivalent_method
 from tunewise.study.plan import Plan, PlannedRun
 from tunewise.study.policies.rates import apply_known_rates
@@ -83,7 +83,7 @@ class _Forecasts:
 
     def __init__(self, process_group: ProcessGroup) -> None:
         self.process_group = process_group
-        self._made: dict[tuple[Any, ...], MethodForecast | None] = {}
+        self._cache: dict[tuple[Any, ...], MethodForecast | None] = {}
         self._configs: dict[str, Any] = {}
 
     def of(self, run: PlannedRun, **changes: Any) -> MethodForecast | None:
@@ -96,29 +96,29 @@ class _Forecasts:
         chain = method.links, spec.method.name
         model = spec.model.model_dump_json()
         key = (model, run.head, equivalent_method(method).model_dump_json(), chain, batch, length)
-        if key not in self._made:
+        if key not in self._cache:
             if model not in self._configs:
                 self._configs[model] = load_config(spec.model)
-            self._made[key] = self._make(self._configs[model], run, method, batch, length)
-        return self._made[key]
+            self._cache[key] = self._make(self._configs[model], run, method, batch, length)
+        return self._cache[key]
 
     def memory(self, run: PlannedRun, **changes: Any) -> int | None:
         """Bytes that one process takes at its worst moment."""
         group = changes.pop("process_group", self.process_group)
         batch = math.ceil(changes.pop("batch", run.batch) / group.world_size)
-        made = self.of(run, batch=batch, **changes)
-        if made is None:
+        forecast = self.of(run, batch=batch, **changes)
+        if forecast is None:
             return None
-        return made.memory_bytes + (made.gradient_bytes if group.world_size > 1 else 0)  # the buckets of DDP
+        return forecast.memory_bytes + (forecast.gradient_bytes if group.world_size > 1 else 0)  # the buckets of DDP
 
-    def disk(self, run: PlannedRun, **changes: Any) -> tuple[int, int] | None:
+    def disk(self, run: PlannedRun) -> tuple[int, int] | None:
         """Bytes that stay of a run, and those that it takes besides while it is running."""
-        made = self.of(run, **changes)
-        if made is None:
+        forecast = self.of(run)
+        if forecast is None:
             return None
         outputs = 4 * run.data.test * max(1, len(run.head.labels)) + 8 * run.data.train
-        snapshots = 4 * (run.snapshots.count if run.snapshots else 0) * made.trainable_parameters
-        return made.disk_bytes + outputs + _HISTORY * run.steps + snapshots, made.disk_bytes_running
+        snapshots = 4 * (run.snapshots.count if run.snapshots else 0) * forecast.trainable_parameters
+        return forecast.disk_bytes + outputs + _HISTORY * run.steps + snapshots, forecast.disk_bytes_running
 
     def _make(self, config: Any, run: PlannedRun, method: MethodSpec, batch: int, length: int) -> MethodForecast | None:
         longest = getattr(config, "max_position_embeddings", None)
@@ -126,10 +126,12 @@ class _Forecasts:
             length = min(length, longest)
         device: Any = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            (made,) = forecast(config, run.task, run.head, [method], batch=batch, length=length, device=device)
+            (forecast,) = forecast_methods(
+                config, run.task, run.head, [method], batch=batch, length=length, device=device
+            )
         except ModelError:  # a model that can't be stepped without weights: nothing is known, so nothing refused
             return None
-        return made
+        return forecast
 
 
 def _check_memory(runs: Sequence[PlannedRun], forecasts: _Forecasts, at_once: int) -> str:
@@ -233,7 +235,7 @@ def _check_disk(runs: Sequence[PlannedRun], forecasts: _Forecasts, out: Path, at
     for need in needs:
         left -= need.stays
         count += left >= 0
-    knobs = [*_disk_knobs(needs, forecasts, free, at_once), "make room (`tunewise runs gc`)", "choose another --out"]
+    knobs = [*_disk_knobs(needs, free, at_once), "make room (`tunewise runs gc`)", "choose another --out"]
     return (
         f"not enough disk: about {size(_total(needs, at_once))} is needed for {pluralize(len(needs), 'run')}, "
         f"checkpoints included, and {size(free)} is free in {place}; {', or '.join(knobs)}"
@@ -241,7 +243,7 @@ def _check_disk(runs: Sequence[PlannedRun], forecasts: _Forecasts, out: Path, at
     )
 
 
-def _disk_knobs(needs: Sequence[_DiskNeed], forecasts: _Forecasts, free: int, at_once: int) -> Iterator[str]:
+def _disk_knobs(needs: Sequence[_DiskNeed], free: int, at_once: int) -> Iterator[str]:
     by_method: dict[str, int] = {}
     for need in needs:
         label = need.run.spec.method.label
@@ -250,16 +252,6 @@ def _disk_knobs(needs: Sequence[_DiskNeed], forecasts: _Forecasts, free: int, at
     without = [need for need in needs if need.run.spec.method.label != largest]
     if without and _total(without, at_once) <= free:
         yield f"leave out {largest} ({share / sum(by_method.values()):.0%} of what stays)"
-    ranks = [need.run.spec.method.rank for need in needs if need.run.spec.method.name not in ("fft", "head")]
-    for rank in _halves(max(ranks, default=0), 1):
-        smaller = [
-            _DiskNeed(need.run, *disk)
-            for need in needs
-            if (disk := forecasts.disk(need.run, rank=min(rank, need.run.spec.method.rank))) is not None
-        ]
-        if _total(smaller, at_once) <= free:
-            yield f"use rank {rank}"
-            return
 
 
 def _total(needs: Sequence[_DiskNeed], at_once: int) -> int:
