@@ -19,7 +19,7 @@ from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Interrupted, Listener, StepDone
-from tunewise.training.trajectory import TRAJECTORY, SnapshotOptions, moments, no_trajectory, snapshots
+from tunewise.training.trajectory import TRAJECTORY, SnapshotOptions, explain_missing, snapshot_steps, snapshots
 
 STEPS = 9
 METHODS = [*CATALOG, "peft:dora"]
@@ -158,14 +158,14 @@ def test_damaged_foreign_and_unfitting_snapshots_are_named(tmp_path: Path) -> No
 
 
 def test_moments_are_even_and_hold_both_ends() -> None:
-    assert moments(100, 4) == [0, 25, 50, 75, 100]
-    assert moments(3, 20) == [0, 1, 2, 3]
-    assert moments(1000, 20)[::20] == [0, 1000]
+    assert snapshot_steps(100, 4) == [0, 25, 50, 75, 100]
+    assert snapshot_steps(3, 20) == [0, 1, 2, 3]
+    assert snapshot_steps(1000, 20)[::20] == [0, 1000]
 
 
 def test_what_to_do_about_a_missing_trajectory() -> None:
-    assert "add --trajectory 20 to train" in no_trajectory("lora")
-    assert "add --trajectory 20 --trajectory-full to train" in no_trajectory("fft")
+    assert "add --trajectory 20 to train" in explain_missing("lora")
+    assert "add --trajectory 20 --trajectory-full to train" in explain_missing("fft")
 
 
 # --- within a run ------------------------------------------------------------------------------------------------

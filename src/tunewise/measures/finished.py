@@ -13,7 +13,8 @@ from tunewise.spec import RunSpec
 from tunewise.store.records import RunRecord
 from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
-from tunewise.training.trajectory import Snapshot, kept_by
+from tunewise.training.snapshots import Snapshot
+from tunewise.training.trajectory import complete_snapshots
 
 Check = Callable[[], None]
 """Called every few seconds; raises where the user has asked to stop."""
@@ -47,7 +48,7 @@ class FinishedRun:
     @cached_property
     def snapshots(self) -> list[Snapshot]:
         """What was trained at evenly spaced steps, from the start to the end; empty where the run kept none."""
-        return kept_by(self.record, self.folder)
+        return complete_snapshots(self.record, self.folder)
 
     @cached_property
     def base(self) -> nn.Module:

@@ -24,7 +24,7 @@ from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun
 from tunewise.measures.landscape.path import Path, principal
 from tunewise.measures.landscape.surface import RowFile, losses_over
-from tunewise.training.trajectory import no_trajectory
+from tunewise.training.trajectory import explain_missing
 
 STEP = 0.05
 """Of the second difference: along a random direction, and as a share of the path's extent along a principal one."""
@@ -138,7 +138,7 @@ def compute(run: FinishedRun, settings: LandscapeSettings, check: Check) -> Land
 def _principal_surface(run: FinishedRun, model: nn.Module, grids: _Grids) -> Surface:
     """The plane of the path's two principal directions, over a range that holds the path and the centre."""
     if not run.snapshots:
-        raise MeasureError(no_trajectory(run.spec.method.name))
+        raise MeasureError(explain_missing(run.spec.method.name))
     path = Path(run)
     components = principal(path)
     parameters = dict(model.named_parameters())

@@ -21,7 +21,7 @@ from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import layer_delta
 from tunewise.methods.loading import load
 from tunewise.models.layers import Target, linear_layers
-from tunewise.training.trajectory import Snapshot, belongs, put_state, state_of
+from tunewise.training.snapshots import Snapshot, belongs_to, collect_state, load_state
 
 BLOCK = 4_000_000
 """Numbers of a tensor that are read at a time, in every snapshot."""
@@ -40,7 +40,7 @@ class Path:
             snapshot.check()
         # Loaded rather than built: LoRA-One's start would take a gradient that is not needed.
         self.model: nn.Module = load(run.task.load_model(run.spec.seed), run.adapter, trainable=True)
-        self.centre = state_of(self.model)
+        self.centre = collect_state(self.model)
         self.method = attachment(self.model).method
         adapted = {t.name: t for t in attachment(self.model).targets} if self.method.adapts else {}
         self.adapted: dict[str, Target] = {f"{name}.weight": target for name, target in adapted.items()}
@@ -69,11 +69,11 @@ class Path:
     def _of_layer(self, target: Target) -> Tensor:
         # A method of PEFT's own may share trained tensors between layers, so it is put back whole.
         layer = None if self.method.passed_through else target.name
-        put_state(self.model, _of(self.centre, layer), layer)
+        load_state(self.model, _of(self.centre, layer), layer)
         centre = layer_delta(self.model, target)
         path = []
         for snapshot in self.snapshots:
-            put_state(self.model, snapshot.tensors(layer), layer)
+            load_state(self.model, snapshot.tensors(layer), layer)
             path.append(layer_delta(self.model, target) - centre)
         found = torch.stack(path)
         transposed = isinstance(linear_layers(self.model_inside())[target.name], Conv1D)
@@ -140,4 +140,4 @@ def _plain_name(name: str) -> str:
 
 
 def _of(state: Mapping[str, Tensor], layer: str | None) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in state.items() if belongs(key, layer)}
+    return {key: tensor for key, tensor in state.items() if belongs_to(key, layer)}
