@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TrainingSpec
@@ -107,7 +109,7 @@ def _mapping(value: Any) -> Any:
 
 def _row_values(row: Any, shared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """All mappings that a row stands for."""
-    if isinstance(row, MethodSpec):
+    if isinstance(row, BaseModel):
         row = row.model_dump(exclude_unset=True)
     row = {"name": row} if isinstance(row, str) else row
     if not isinstance(row, Mapping) or not row.get("name"):

@@ -1,8 +1,8 @@
-"""The axes of a sweep, as its runs have them: what each run is on each, and in which of them the runs differ."""
+"""The axes of a sweep: the value of each run on each axis, and the axes on which runs differ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunewise.catalog import get_method
@@ -61,28 +61,24 @@ AXES: dict[str, Callable[[RunSpec], Value]] = {
     **_below("method", MethodSpec),
     **_OWN,
 }
-"""By name: what a run is on this axis; None where it means nothing to the run's method."""
+"""By name: the value of a run on this axis; None where the axis means nothing to the run's method."""
 
 
 def varying(runs: Sequence[RunSpec]) -> list[str]:
-    """The axes on which these runs differ, the seed last. `links` says nothing where `restart_every` does, and alpha
-    nothing where it is the same multiple of the rank for all."""
-    found = []
+    """The axes on which these runs differ, the seed last."""
+    differing = []
     for name, value in AXES.items():
         values = {value(run) for run in runs}
-        if len(values - {None} if name in _OWN or name in MethodSpec.model_fields else values) > 1:
-            found.append(name)
-    if "restart_every" in found and "links" in found:
-        found.remove("links")
-    if "alpha" in found and "rank" in found and len(ratios(runs)) <= 1:
-        found.remove("alpha")
+        of_method = name in _OWN or name in MethodSpec.model_fields
+        if len(values - {None} if of_method else values) > 1:
+            differing.append(name)
+    if "restart_every" in differing and "links" in differing:
+        differing.remove("links")
+    ratios = {float(alpha) / run.method.rank for run in runs if isinstance(alpha := _alpha(run), float)}
+    if "alpha" in differing and "rank" in differing and len(ratios) <= 1:
+        differing.remove("alpha")
     order = [*_OWN, *AXES]
-    return sorted(found, key=lambda name: (name == "seed", order.index(name)))
-
-
-def ratios(runs: Iterable[RunSpec]) -> set[float]:
-    """The values of alpha / rank."""
-    return {float(alpha) / run.method.rank for run in runs if isinstance(alpha := _alpha(run), float)}
+    return sorted(differing, key=lambda name: (name == "seed", order.index(name)))
 
 
 def name_of(run: RunSpec, axes: Sequence[str] = ()) -> str:

@@ -41,7 +41,7 @@ class Pace:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._known: dict[str, list[float]] = defaultdict(list)
+        self._paces: dict[str, list[float]] = defaultdict(list)
 
     def learn_from(self, rows: Iterable[RunRow], runs: Iterable[PlannedRun]) -> None:
         """Take the times of finished runs of a store that have the data of these runs."""
@@ -62,15 +62,15 @@ class Pace:
 
     def seconds(self, run: PlannedRun) -> float | None:
         """Of the complete run; None where no run of its shape has been timed."""
-        known = self._known.get(run.shape) or self._known.get(any_rank(run.shape))
-        return None if not known else statistics.median(known[-_RECENT:]) * run.steps
+        paces = self._paces.get(run.shape) or self._paces.get(any_rank(run.shape))
+        return None if not paces else statistics.median(paces[-_RECENT:]) * run.steps
 
     def remaining(self, todo: Iterable[PlannedRun]) -> Remaining:
         """Of these runs, one after another."""
         times = [self.seconds(run) for run in todo]
-        known = [seconds for seconds in times if seconds is not None]
-        return Remaining(sum(known), len(known), len(times) - len(known))
+        timed = [seconds for seconds in times if seconds is not None]
+        return Remaining(sum(timed), len(timed), len(times) - len(timed))
 
     def _add(self, shape: str, per_step: float) -> None:
-        self._known[shape].append(per_step)
-        self._known[any_rank(shape)].append(per_step)
+        self._paces[shape].append(per_step)
+        self._paces[any_rank(shape)].append(per_step)

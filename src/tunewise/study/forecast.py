@@ -92,25 +92,25 @@ def forecast_methods(
     steps: dict[str, Step] = {}
     forecasts = []
     for method in methods:
-        kin = equivalent_method(method)
-        key = kin.model_dump_json()
+        stand_in = equivalent_method(method)
+        key = stand_in.model_dump_json()
         if key not in steps:
             steps[key] = forecast_step(
                 config,
                 task,
                 head,
-                kin,
+                stand_in,
                 batch=batch,
                 length=length,
                 dtype=dtype,
                 device=device,
                 checkpointing=checkpointing,
             )
-        forecasts.append(_of(method, steps[key], head, samples, dtype))
+        forecasts.append(_forecast_method(method, steps[key], head, samples, dtype))
     return forecasts
 
 
-def _of(method: MethodSpec, step: Step, head: Head, samples: int | None, dtype: Dtype) -> MethodForecast:
+def _forecast_method(method: MethodSpec, step: Step, head: Head, samples: int | None, dtype: Dtype) -> MethodForecast:
     row = get_method(method.name)
     optimizer = ADAM * step.gradients
     links_kept = _kept_of_links(method, step, dtype)

@@ -107,7 +107,7 @@ def _simulate(
     base = _meta(config, head, _DTYPES[dtype])
     inputs = task.sample_inputs(base, head, batch, length)
     model = attach_method(base, method, seed=0, **schedule)
-    done = attachment(model)
+    attached = attachment(model)
     facts = count_parameters(model)
     if checkpointing:
         network: Any = model
@@ -122,7 +122,7 @@ def _simulate(
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(f"{type(config).__name__}: a step can't be forecast without weights ({reason})") from None
-    there = sum(t.numel() * t.element_size() for t in inputs.values() if isinstance(t, Tensor))
+    batch_bytes = sum(t.numel() * t.element_size() for t in inputs.values() if isinstance(t, Tensor))
     trained = [p for p in model.parameters() if p.requires_grad]
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     return Step(
@@ -133,9 +133,9 @@ def _simulate(
         weights=sum(t.numel() * t.element_size() for t in tensors.values()),
         gradients=sum(p.numel() * p.element_size() for p in trained),
         kept=kept,
-        forward_peak=there + forward_peak,
-        peak=there + live.peak,
-        shapes=tuple((t.out_features, t.in_features) for t in done.targets),
+        forward_peak=batch_bytes + forward_peak,
+        peak=batch_bytes + live.peak,
+        shapes=tuple((t.out_features, t.in_features) for t in attached.targets),
     )
 
 
@@ -159,7 +159,7 @@ def equivalent_method(method: MethodSpec) -> MethodSpec:
     """The simplest method whose step is the same: starts, rates, scales and chains change no size, and which columns
     are taken neither."""
     row = get_method(method.name)
-    kin = {"AB": "lora", "columns": "paca", "A": "cla-rows"}.get(row.trained, method.name)
+    name = {"AB": "lora", "columns": "paca", "A": "cla-rows"}.get(row.trained, method.name)
     if row.trained == "B":
-        kin = "asym" if row.where == "random" else "cla"
-    return MethodSpec(name=kin, rank=method.rank, targets=method.targets, layers=method.layers)
+        name = "asym" if row.where == "random" else "cla"
+    return MethodSpec(name=name, rank=method.rank, targets=method.targets, layers=method.layers)

@@ -21,7 +21,7 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
+        self._storages: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
@@ -31,25 +31,25 @@ class LiveMemory(TorchDispatchMode):
         for tensor in flat:
             if isinstance(tensor, Tensor):  # a storage first met here was there before; a view of it adds nothing
                 self._count(tensor.untyped_storage(), 0)
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(made)[0]:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 self._count(storage, storage.nbytes())
         self.peak = max(self.peak, self.now)
-        return made
+        return result
 
     def _count(self, storage: Any, size: int) -> None:
         key = id(storage)
-        if key in self._known:
+        if key in self._storages:
             return
 
         def freed(_: Any) -> None:
             self.now -= size
-            self._known.pop(key, None)
+            self._storages.pop(key, None)
 
         self.now += size
-        self._known[key] = weakref.ref(storage, freed)
+        self._storages[key] = weakref.ref(storage, freed)
 
 
 def _as_meta(value: Any) -> Any:
@@ -71,8 +71,8 @@ def fused_attention(*, dropout_is_fused: bool) -> Iterator[None]:
         dropout = kwargs.get("dropout_p", args[1] if len(args) > 1 else 0.0)
         if dropout and not dropout_is_fused:
             return plain(query, key, value, *args, **kwargs)
-        found: Tensor = _Fused.apply(query, key, value)
-        return found
+        output: Tensor = _Fused.apply(query, key, value)
+        return output
 
     F.scaled_dot_product_attention = attention
     try:

@@ -79,19 +79,19 @@ class Monitor(ForwardingListener):
         self._tell("")
 
     def on(self, event: Event) -> None:
-        known = self.running.get(getattr(event, "run_id", ""))
+        running = self.running.get(getattr(event, "run_id", ""))
         match event:
-            case RunStarted() if known is not None:
-                known.started = True
-                known.first = known.step = event.first_step
-            case StepDone() if known is not None:
-                known.step = event.step
+            case RunStarted() if running is not None:
+                running.started = True
+                running.first = running.step = event.first_step
+            case StepDone() if running is not None:
+                running.step = event.step
         super().on(event)
 
     def steps_done(self, run_id: str) -> int | None:
         """Steps of the attempt that is under way; None where another process has done the run."""
-        known = self.running[run_id]
-        return known.run.steps - known.first if known.started else None
+        running = self.running[run_id]
+        return running.run.steps - running.first if running.started else None
 
     def put_back(self, run: PlannedRun) -> None:
         """A run was not begun after all, or goes on later."""
@@ -113,9 +113,9 @@ class Monitor(ForwardingListener):
         """Of all that has not ended, one after another; what is running counts with the rest of its steps."""
         own_pace: dict[str, float] = {}
         now = time.monotonic()
-        for known in self.running.values():
-            if known.step - known.first >= _ENOUGH:
-                own_pace.setdefault(known.run.shape, (now - known.since) / (known.step - known.first))
+        for running in self.running.values():
+            if running.step - running.first >= _ENOUGH:
+                own_pace.setdefault(running.run.shape, (now - running.since) / (running.step - running.first))
         seconds, timed, untimed = 0.0, 0, 0
         for run in self.left.values():
             full = self.pace.seconds(run)

@@ -155,8 +155,8 @@ def _values(settings: Sequence[Setting], axis: str) -> list[Value]:
 
 
 def _is_share(settings: Sequence[Setting]) -> bool:
-    known = [row for setting in settings for row in setting.finished]
-    return bool(known) and not known[0].lower_is_better and all(-1 <= (row.test or 0) <= 1 for row in known)
+    finished = [row for setting in settings for row in setting.finished]
+    return bool(finished) and not finished[0].lower_is_better and all(-1 <= (row.test or 0) <= 1 for row in finished)
 
 
 def _text(setting: Setting | None, share: bool) -> str:

@@ -95,12 +95,12 @@ def group_seeds(rows: Sequence[SweepRow]) -> list[Setting]:
 def best(settings: Sequence[Setting]) -> Setting | None:
     """The setting with the best mean on validation, of those that finished all seeds (if there are any such); the first
     of several. The test split has no say."""
-    known = [setting for setting in settings if setting.mean("validation") is not None]
-    known = [setting for setting in known if len(setting.finished) == len(setting.rows)] or known
-    if not known:
+    scored = [setting for setting in settings if setting.mean("validation") is not None]
+    scored = [setting for setting in scored if len(setting.finished) == len(setting.rows)] or scored
+    if not scored:
         return None
-    sign = -1.0 if known[0].finished[0].lower_is_better else 1.0
-    return max(known, key=lambda setting: sign * (setting.mean("validation") or 0.0))
+    sign = -1.0 if scored[0].finished[0].lower_is_better else 1.0
+    return max(scored, key=lambda setting: sign * (setting.mean("validation") or 0.0))
 
 
 def write_tables(folder: Path, rows: Sequence[SweepRow]) -> None:
@@ -124,8 +124,8 @@ def _row(run: PlannedRun, store: RunStore, at: dict[str, Value]) -> SweepRow:
         begun = "unfinished" if store.folder(run.id).is_dir() else "to do"
         return SweepRow(run.id, "running" if store.is_locked(run.id) else begun, at)
     trainable = record.model.trainable if record.model else None
-    known = {"trainable": trainable, "seconds": record.seconds, "error": record.error}
-    return SweepRow(record.id, record.status, at, **known, **_scores(record))  # type: ignore[arg-type]
+    facts = {"trainable": trainable, "seconds": record.seconds, "error": record.error}
+    return SweepRow(record.id, record.status, at, **facts, **_scores(record))  # type: ignore[arg-type]
 
 
 def _scores(record: RunRecord) -> dict[str, object]:

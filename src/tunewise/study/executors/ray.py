@@ -264,8 +264,8 @@ def _joined(ray: Any, options: RayOptions) -> Iterator[None]:
         else:
             ray.init(address="local", include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SpecError(f"--ray-address {options.address}: no Ray can be joined there ({said})") from None
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SpecError(f"--ray-address {options.address}: no Ray can be joined there ({message})") from None
     try:
         yield
     finally:
