@@ -20,7 +20,7 @@ from tunewise.measures._linalg.base_spectra import FOLDER, BaseSpectra
 from tunewise.measures.base import Values
 from tunewise.measures.finished import Check, no_check
 from tunewise.measures.intruders.compute import THRESHOLD, TOP_K, IntruderSettings, IntrudersResult, intruders_of
-from tunewise.measures.intruders.scaled import Scaled, scaling_curve
+from tunewise.measures.intruders.scaled import ScaledIntruders, scaling_curve
 from tunewise.measures.spectrum.compute import SpectrumResult, spectra_of
 from tunewise.measures.updates.folder import adapter_folder, module_names, updates_between, updates_of
 from tunewise.measures.updates.layer import Updates
@@ -38,17 +38,6 @@ from tunewise.training.evaluation import evaluate
 
 OnPhase = Callable[[str], None]
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 21))
-
-
-class ScaledIntruders(Values):
-    """The model with the singular values of all intruders multiplied by `factor`; 1 is the model as it is."""
-
-    factor: float
-    count: int
-    """Intruders that are left."""
-    loss: float | None
-    """None without data to evaluate on."""
-    metrics: dict[str, float]
 
 
 class Inspection(Values):
@@ -137,14 +126,7 @@ def inspect(
         [2, 2]
     """
     begun = time.monotonic()
-    if not 0 < threshold <= 1:
-        raise SpecError(f"threshold = {threshold:g}: it must lie in (0, 1]")
-    if top_k is not None and top_k < 1:
-        raise SpecError(f"top_k = {top_k}: at least 1, or None for all")
-    if any(factor < 0 for factor in scale):
-        raise SpecError(f"scale = {list(scale)}: factors must be at least 0")
-    if data is not None and not scale:
-        raise SpecError("data is for the loss at scaled intruders; give factors with scale (--scale 0,0.5,1)")
+    _check_numbers(top_k, threshold, scale, data)
     subject = _open(adapter, base, model_b, on_phase)
     spectra = BaseSpectra(Path(cache) if cache is not None else subject.cache)
     on_phase("spectra")
@@ -152,7 +134,7 @@ def inspect(
     on_phase("intruders")
     settings = IntruderSettings(top_k="all" if top_k is None else top_k, threshold=threshold)
     intruders = intruders_of(subject.updates, spectra, settings, check)
-    scaled: list[Scaled] = []
+    scaled: list[ScaledIntruders] = []
     scaled_on = ""
     if scale:
         on_phase("scaled intruders")
@@ -166,20 +148,23 @@ def inspect(
         family=subject.method or subject.updates.family,
         spectrum=spectrum,
         intruders=intruders,
-        scaled_intruders=[
-            ScaledIntruders(
-                factor=s.factor,
-                count=s.count,
-                loss=s.scores.loss if s.scores else None,
-                metrics=s.scores.metrics if s.scores else {},
-            )
-            for s in scaled
-        ],
+        scaled_intruders=scaled,
         scaled_on=scaled_on,
         left_out=subject.updates.left_out,
         decomposed=spectra.computed,
         seconds=time.monotonic() - begun,
     )
+
+
+def _check_numbers(top_k: int | None, threshold: float, scale: Sequence[float], data: DataSpec | None) -> None:
+    if not 0 < threshold <= 1:
+        raise SpecError(f"threshold = {threshold:g}: it must lie in (0, 1]")
+    if top_k is not None and top_k < 1:
+        raise SpecError(f"top_k = {top_k}: at least 1, or None for all")
+    if any(factor < 0 for factor in scale):
+        raise SpecError(f"scale = {list(scale)}: factors must be at least 0")
+    if data is not None and not scale:
+        raise SpecError("data is for the loss at scaled intruders; give factors with scale (--scale 0,0.5,1)")
 
 
 @dataclass(frozen=True)

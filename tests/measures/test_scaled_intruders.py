@@ -31,15 +31,13 @@ def test_the_curve_is_of_the_scaled_weights_and_the_model_stays_the_same() -> No
     intruders, rest = planted.values_after[:3].square().sum(), planted.values_after[3:].square().sum()
     assert [s.factor for s in found] == [0, 0.5, 1, 2]
     assert [s.count for s in found] == [0, 3, 3, 3]
-    assert [s.scores.loss for s in found if s.scores] == pytest.approx(
-        [float(f**2 * intruders + rest) for f in (0, 0.5, 1, 2)], rel=1e-10
-    )
+    assert [s.loss for s in found] == pytest.approx([float(f**2 * intruders + rest) for f in (0, 0.5, 1, 2)], rel=1e-10)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_without_data_there_are_counts_and_no_losses() -> None:
     found = scaling_curve({"layer": plant(80, 64, 3).update}, NO_CACHE, [0.0, 1.0])
-    assert [(s.count, s.scores) for s in found] == [(0, None), (3, None)]
+    assert [(s.count, s.loss) for s in found] == [(0, None), (3, None)]
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])

@@ -154,7 +154,7 @@ def test_a_number_that_orders_many_methods_as_the_gap_does_is_said_to_predict_it
     assert rank[1] == "5" and rank[2] == ("+1.00" if sign > 0 else "−1.00")
     assert rank[4] == "0.017" and rank[5] == "yes"  # 2 of 120 orders; the norm is the same everywhere: not tested
     assert f"effective rank of dW ({answer} where the gap is larger)" in found.paragraphs[1]
-    assert rows["relative norm of dW"][2:] == ["–", "–", "–", "can't be said"]
+    assert rows["relative norm of dW"][2:] == ["–", "–", "–", "not tested"]
 
 
 def test_a_correlation_that_chance_gives_is_not_called_a_prediction() -> None:
@@ -162,7 +162,7 @@ def test_a_correlation_that_chance_gives_is_not_called_a_prediction() -> None:
     values = {"head": 3.0, "fft": 1.0, "lora": 2.0, "cla": 5.0, "paca": 4.0}
     data = data_of(made, spectrum=lambda r: spectrum_values(values[r.spec.method.label]))
     found = gap_predictors_section.section(data)
-    assert found is not None and "None is shown to go with the gap" in found.paragraphs[1]
+    assert found is not None and "None is shown to be correlated with the gap" in found.paragraphs[1]
     assert "only an almost perfect order" in found.paragraphs[1]
     few = make(["lora", "cla", "paca"])
     found = gap_predictors_section.section(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tunewise.advise.rank_correlation import FEWEST, RankCorrelation, rank_correlation
 from tunewise.advise.statistics import holm
@@ -68,7 +68,7 @@ def _runs(data: ReportData, kind: type[Result]) -> Runs[Result]:
     for measure in data.measures:
         section_data = data.section_data(measure) if measure.result is kind else None
         if section_data is not None:
-            return [(record, result) for record, result in section_data.runs if isinstance(result, kind)]
+            return cast("Runs[Result]", section_data.runs)
     return []
 
 
@@ -92,9 +92,9 @@ def section(data: ReportData) -> Section | None:
     tested = [f for f in found if f.correlation is not None]
     corrected = dict(zip([f.predictor.key for f in tested], holm([f.correlation.p for f in tested if f.correlation])))
     words = [
-        "If a number of the trained weights predicted the generalization gap, methods would come in one order by "
-        "both. Spearman's rank correlation over the methods (each by its means over seeds) says how far they do; p "
-        "is exact, from all orders of the methods, and Holm-corrected over the numbers tried here.",
+        "If a number of the trained weights predicted the generalization gap, it would order the methods as the gap "
+        "does. Spearman's rank correlation over the methods (means over seeds) measures how far it does; p is exact, "
+        "from all permutations of the methods, and Holm-corrected over the numbers tried here.",
         _verdict(found, corrected),
     ]
     rows = [
@@ -145,13 +145,13 @@ def _verdict(found: list[_Found], corrected: Mapping[str, float]) -> str:
         return "None of the numbers differs between the methods."
     shown = [f for f in tested if corrected[f.predictor.key] < LEVEL]
     if shown:
-        said = [
+        parts = [
             f"{f.title} ({'larger' if f.correlation and f.correlation.rho > 0 else 'smaller'} where the gap is larger)"
             for f in shown
         ]
-        return f"Shown to go with the gap in this comparison: {', '.join(said)}. That is no proof of a cause."
-    few = " With so few methods only an almost perfect order could have been told from chance." if most < 7 else ""
-    return f"None is shown to go with the gap in this comparison of {most} methods.{few}"
+        return f"Correlated with the gap in this comparison: {', '.join(parts)}. That does not prove a cause."
+    few = " With so few methods only an almost perfect order differs from chance." if most < 7 else ""
+    return f"None is shown to be correlated with the gap in this comparison of {most} methods.{few}"
 
 
 def _cells(found: RankCorrelation | None) -> list[str]:
@@ -163,7 +163,7 @@ def _cells(found: RankCorrelation | None) -> list[str]:
 
 def _answer(found: RankCorrelation | None, p: float | None) -> str:
     if found is None or p is None:
-        return "can't be said"
+        return "not tested"
     return "yes" if p < LEVEL else "not shown"
 
 

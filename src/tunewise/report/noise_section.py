@@ -1,4 +1,4 @@
-"""How far the differences can be trusted: over seeds, over test items, and what it would take to see smaller ones."""
+"""The section on noise: intervals over seeds and over test items, and the seeds needed to see smaller differences."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from tunewise.pages.section import Section, Table
 from tunewise.report.data import ReportData
 
 _POINT = 0.01
+_ITEM_TESTS = {
+    "McNemar": "McNemar's exact test and the interval of Agresti and Min",
+    "paired by item": "the answers of both methods to each item, mean over seeds (adjusted Wald)",
+    "item bootstrap": "an item bootstrap of 1,000 draws",
+}
 
 
 def section(data: ReportData) -> Section | None:
@@ -21,42 +26,32 @@ def section(data: ReportData) -> Section | None:
     if reference is None or not others:
         return None
     size = _POINT if reference.is_share else 0.01 * abs(sum(reference.metric_by_seed.values()) / len(reference.seeds))
-    shown = "1 point" if reference.is_share else "1 %"
+    further = f"further seeds to see {'1 point' if reference.is_share else '1 %'}"
+    columns = [
+        "method",
+        "difference",
+        "over seeds, 95 %",
+        "over test items, 95 %",
+        "p by item",
+        "unseen up to",
+        further,
+    ]
+    gap_columns = ["method", "gap, nats", "difference", "over seeds, 95 %", f"× {reference.label}'s", "95 %", ""]
     rows = [_row(s, reference, size, len(data.summaries)) for s in others]
-    return Section(
-        key="noise",
-        title="How sure the differences are",
-        paragraphs=[
-            f"Differences of the test {reference.metric.replace('_', ' ')} to {reference.label}'s, with what another "
-            f"seed and what another test set would change. “Better” and “worse” in the table above rest on the seeds."
-        ],
-        tables=[
-            Table(
-                columns=[
-                    "method",
-                    "difference",
-                    "over seeds, 95 %",
-                    "over test items, 95 %",
-                    "p by item",
-                    "unseen up to",
-                    f"further seeds to see {shown}",
-                ],
-                rows=rows,
-                caption="The test metric",
-            ),
-            Table(
-                columns=["method", "gap, nats", "difference", "over seeds, 95 %", f"× {reference.label}'s", "95 %", ""],
-                rows=[_gap_row(s) for s in others],
-                caption="The generalization gap",
-            ),
-        ],
-        notes=_notes(others, reference),
+    text = (
+        f"Differences of the test {reference.metric.replace('_', ' ')} to {reference.label}'s, and how much other "
+        "seeds or other test items could change them. “Better” and “worse” in the table above are decided over seeds."
     )
+    tables = [
+        Table(columns, rows, "The test metric"),
+        Table(gap_columns, [_gap_row(s) for s in others], "The generalization gap"),
+    ]
+    return Section("noise", "How sure the differences are", [text], tables=tables, notes=_notes(others, reference))
 
 
 def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: int) -> list[str]:
     compared, items = method.metric_comparison, method.item_comparison
-    unit = _points if method.is_share else _plain
+    unit = numbers.points if method.is_share else _plain
     widest = numbers.widest(method.metric, method.is_share)
 
     def end(value: float) -> str:
@@ -101,51 +96,42 @@ def _gap_row(method: MethodSummary) -> list[str]:
 def _notes(others: list[MethodSummary], reference: MethodSummary) -> list[str]:
     corrected = f", Holm-corrected over the {len(others)} methods compared with {reference.label}" if others[1:] else ""
     notes = [
-        f"Over seeds: paired t intervals{corrected}. “Unseen up to” is half of its width: a true difference of that "
-        f"size could have gone unnoticed.",
+        f"Over seeds: paired t intervals{corrected}. “Unseen up to” is half of the interval's width: a true difference "
+        "of that size could have remained unnoticed."
     ]
     with_items = [s for s in others if s.item_comparison]
     if with_items:
-        tests = dict.fromkeys(s.item_comparison.test for s in with_items if s.item_comparison)
-        words = {
-            "McNemar": "McNemar's exact test and the interval of Agresti and Min",
-            "paired by item": "the answers of both methods to each item, mean over seeds (adjusted Wald)",
-            "item bootstrap": "an item bootstrap of 1,000 draws",
-        }
+        tests = dict.fromkeys(_ITEM_TESTS[s.item_comparison.test] for s in with_items if s.item_comparison)
         notes.append(
-            f"Over test items: {', '.join(words[t] for t in tests)}, on the same {with_items[0].test_items} items; "
-            f"not corrected for the number of methods."
+            f"Over test items: {', '.join(tests)}, on the same {with_items[0].test_items} items; not corrected for the "
+            "number of methods."
         )
-    doubtful = [
-        s.label
-        for s in with_items
-        if s.metric_comparison
-        and s.metric_comparison.verdict in ("better", "worse")
-        and s.item_comparison
-        and not s.item_comparison.excludes_zero
-    ]
+    doubtful = [s.label for s in with_items if _is_doubtful(s)]
     if doubtful:
         notes.append(
-            f"Told apart from {reference.label} over seeds, but not over test items: {', '.join(doubtful)}. Another "
-            f"test set might say otherwise."
+            f"Different from {reference.label} over seeds, but not over test items: {', '.join(doubtful)}. Another "
+            "test set might give another answer."
         )
     notes.append(
-        f"Gaps relative to {reference.label}'s are ratios of means over seeds with Fieller's paired interval; it is "
-        f"left out where {reference.label}'s own gap is not told apart from zero."
+        f"Gaps relative to {reference.label}'s are ratios of means over seeds with Fieller's paired interval, which is "
+        f"left out where {reference.label}'s own gap may be zero."
     )
     notes.append(
-        "Further seeds: for seeing such a difference four times in five (noncentral t), at the level that Holm asks of "
-        "the first of these comparisons, if the spread is as it was here; from 3 seeds that is a rough guess."
+        "Further seeds: to see such a difference with a power of 80 % (noncentral t), at the level of Holm's first "
+        "test, if the variance stays as it is; a rough estimate from 3 seeds."
     )
     return notes
 
 
+def _is_doubtful(method: MethodSummary) -> bool:
+    """Whether the difference is shown over seeds but not over test items."""
+    compared, items = method.metric_comparison, method.item_comparison
+    shown = compared is not None and compared.verdict in ("better", "worse")
+    return shown and items is not None and not items.excludes_zero
+
+
 def _between(low: float | None, high: float | None, unit: Callable[[float], str]) -> str:
     return numbers.MISSING if low is None or high is None else f"{unit(low)} to {unit(high)}"
-
-
-def _points(difference: float) -> str:
-    return numbers.points(difference)
 
 
 def _nats(difference: float) -> str:

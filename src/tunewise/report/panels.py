@@ -89,8 +89,8 @@ def cost_panels(
         ),
     ]
     shown = [p for p in found if p is not None]
-    said = shown[0].caption if shown else ""
-    return shown[:1] + [replace(p, caption="") if p.caption == said else p for p in shown[1:]]
+    first_caption = shown[0].caption if shown else ""
+    return shown[:1] + [replace(p, caption="") if p.caption == first_caption else p for p in shown[1:]]
 
 
 def curve_panels(

@@ -38,7 +38,7 @@ def markdown(table: ComparisonTable) -> str:
         name = escape_markdown(row.method) + (" (recommended)" if row.chosen else "")
         cells = [cell(row.cells[c.key]) for c in table.columns]
         lines.append("| " + " | ".join([name, *cells, escape_markdown(_verdict(row))]) + " |")
-    return "\n".join([*lines, "", *(f"- {escape_markdown(said)}" for said in table.legend)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {escape_markdown(line)}" for line in table.legend)]) + "\n"
 
 
 def csv(table: ComparisonTable) -> str:

@@ -81,23 +81,23 @@ def _trials(tuning: TuningReport, searched: list[MethodTuning]) -> Table:
 
 def _cell(trial: Trial, row: MethodTuning) -> str:
     if trial.status == "done":
-        fate = ", chosen" if trial.rate == row.chosen and row.note is None else ""
+        outcome = ", chosen" if trial.rate == row.chosen and row.note is None else ""
     elif trial.status == "pruned":
-        fate = f", stopped after epoch {trial.epochs}"
+        outcome = f", stopped after epoch {trial.epochs}"
     else:
-        fate = f", {trial.status}"
+        outcome = f", {trial.status}"
     value = "" if trial.value is None else f": {_value(trial.value)}"
-    return f"{numbers.rate(trial.rate)}{value}{fate}"
+    return f"{numbers.rate(trial.rate)}{value}{outcome}"
 
 
 def _edge(row: MethodTuning, tuning: TuningReport) -> str:
     if row.edge is None:
         return ""
     further = "higher" if row.edge == "highest" else "lower"
-    way = "" if tuning.settings.extend else "; `extend` under `tuning` spends further trials, the same for all methods"
+    hint = "" if tuning.settings.extend else "; `extend` under `tuning` spends further trials, the same for all methods"
     return (
         f"{row.method}: the best rate, {numbers.rate(row.chosen)}, is the {row.edge} that was tried, so a {further} "
-        f"one might do better{way}."
+        f"one might do better{hint}."
     )
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from tunewise.errors import MeasureError
 from tunewise.measures._linalg.base_spectra import BaseSpectra, BaseSpectrum
 from tunewise.measures._linalg.merged_svd import top_of_merged
+from tunewise.measures.base import Values
 from tunewise.measures.finished import Check, no_check
 from tunewise.measures.intruders.compute import THRESHOLD, TOP_K, layer_intruders
 from tunewise.measures.updates.layer import LayerUpdate
@@ -22,15 +22,15 @@ from tunewise.models.layers import linear_layers
 from tunewise.store.records import Scores
 
 
-@dataclass(frozen=True)
-class Scaled:
-    """The model with all intruders' singular values multiplied by `factor`; 1 is the model as it is."""
+class ScaledIntruders(Values):
+    """The model with the singular values of all intruders multiplied by `factor`; 1 is the model as it is."""
 
     factor: float
     count: int
     """Intruders that are left."""
-    scores: Scores | None
+    loss: float | None
     """None without data to evaluate on."""
+    metrics: dict[str, float]
 
 
 def scaling_curve(
@@ -43,7 +43,7 @@ def scaling_curve(
     model: nn.Module | None = None,
     score: Callable[[nn.Module], Scores] | None = None,
     check: Check = no_check,
-) -> list[Scaled]:
+) -> list[ScaledIntruders]:
     """Intruders left, and the loss, at each factor; `model` is merged, and restored bit for bit."""
     found = []
     for factor in factors:
@@ -58,7 +58,8 @@ def scaling_curve(
         if model is not None and score is not None:
             with weights_replaced(model, {name: update.merged for name, update in scaled.items()}):
                 scores = score(model)
-        found.append(Scaled(factor, count, scores))
+        loss, metrics = (scores.loss, scores.metrics) if scores else (None, {})
+        found.append(ScaledIntruders(factor=factor, count=count, loss=loss, metrics=metrics))
     return found
 
 
