@@ -1,7 +1,6 @@
-"""Typed errors: each says what is wrong, where, and the way out, in one line.
+"""Typed errors: each says in one line what is wrong, where, and what to do.
 
-The command line prints the message and leaves with `exit_code`; no traceback is shown for these.
-They survive pickling, so that a worker process can hand one to its parent.
+The command line prints the message without a traceback and exits with `exit_code`. They survive pickling.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 
 class TunewiseError(Exception):
-    """Anything that the user can mend. `str(error)` is one line."""
+    """An error that the user can fix. `str(error)` is one line."""
 
     exit_code = 2
     on_all_ranks = False
@@ -57,7 +56,7 @@ class MeasureError(TunewiseError):
 
 
 class DivergedError(TunewiseError):
-    """Loss or gradient is NaN or infinite; the run is marked `diverged` and never enters a mean."""
+    """Loss or gradient is NaN or infinite; the run is marked `diverged` and is never part of a mean."""
 
     exit_code = 4
 
@@ -75,8 +74,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or a device, whoever says so; or the error was met while one of those was
-    handled, as by an archive that could then not be closed."""
+    """Whether memory ran out, on the host or a device, also where a later error hides that one."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return True
@@ -91,7 +89,7 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 @contextlib.contextmanager
 def out_of_memory_noted(where: str) -> Iterator[None]:
-    """Notes on an error of memory that ran out within the block where that was: 'while it was saved'."""
+    """Add to an out-of-memory error within the block where it was: 'while predictions were saved'."""
     try:
         yield
     except Exception as error:
@@ -102,9 +100,9 @@ def out_of_memory_noted(where: str) -> Iterator[None]:
 
 def suggest_nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """A hint for a mistyped name: `; did you mean 'cla'?`, or the list of choices when nothing is near."""
-    known = sorted(set(choices))
-    close = difflib.get_close_matches(name, known, n=count, cutoff=0.55)
+    names = sorted(set(choices))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.55)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
-    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"; choose one of: {shown}"

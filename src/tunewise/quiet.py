@@ -1,4 +1,4 @@
-"""Advice that libraries print for developers is not for the reader of a progress display."""
+"""Silences what libraries print for developers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars, notes and deprecation warnings out of our output."""
+    """Keep progress bars, notes and deprecation warnings of libraries out of the output."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

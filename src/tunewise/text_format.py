@@ -1,4 +1,4 @@
-"""Numbers and names as sentences say them."""
+"""Numbers and names in sentences."""
 
 from __future__ import annotations
 

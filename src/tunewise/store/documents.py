@@ -1,6 +1,6 @@
-"""JSON documents that can be trusted: written whole, with a checksum of their own content.
+"""JSON documents with a checksum of their own content, so that a changed digit in a result is noticed.
 
-`{"schema_version": 1, ..., "checksum": "sha256 of the rest"}`: a flipped digit in a result is noticed, not believed.
+`{"schema_version": 2, ..., "checksum": "sha256 of the rest"}`
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 def write_document(path: Path, document: BaseModel) -> None:
-    """Write it with its checksum, whole or not at all."""
+    """Write a document with its checksum, completely or not at all."""
     content = json.loads(document.model_dump_json())
     content[CHECKSUM] = checksum(content)
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -69,6 +69,6 @@ def _check_schema(version: object, path: Path) -> None:
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """sha256 of the content, however it is spaced and ordered."""
+    """sha256 of the content; white space and the order of keys do not matter."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result came from."""
+"""The machine and the versions of packages, for the record of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safet
 
 @lru_cache(maxsize=1)
 def environment() -> Environment:
-    """This process's device, versions and platform."""
+    """Device, versions and platform of this process."""
     return Environment(
         tunewise=metadata.version("tunewise"),
         python=platform.python_version(),

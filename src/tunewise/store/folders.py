@@ -1,12 +1,12 @@
-"""Run folders: one folder a run, named by the hash of its spec; `run.json`, written last, says that it is complete.
+"""Run folders, named by the hash of their spec; `run.json`, written last, says that a run is complete.
 
 runs/<run id>/run.json          spec, versions, device, seed, results
-runs/<run id>/spec.json         what it is, until that is written
-runs/<run id>/history.jsonl     a line a step, a line an epoch
+runs/<run id>/spec.json         the specification, until that is written
+runs/<run id>/history.jsonl     one line per step and per epoch
 runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
 runs/<run id>/predictions.npz   test logits and labels, training losses
-runs/<run id>/trajectory/       what was trained at evenly spaced steps, where that was asked for
-runs/<run id>/checkpoints/      while it is running, for going on after a stop
+runs/<run id>/trajectory/       snapshots at evenly spaced steps, where asked for
+runs/<run id>/checkpoints/      while it is running, to continue after a stop
 runs/.locks/<run id>           locked by the process that has the run
 runs/.table.json                an index for listing them (see `table`); may be deleted at any time
 """
@@ -35,20 +35,20 @@ class RunStore:
     """The folder `runs/` and what is in it."""
 
     def __init__(self, root: str | Path) -> None:
-        """Raises `SpecError` where that is a file, or would lie below one."""
+        """Raises `SpecError` where the path is a file or lies below one."""
         self.root = Path(root)
         file = next((path for path in (self.root, *self.root.parents) if path.is_file()), None)
         if file is not None:
             raise SpecError(f"{file} is a file, and runs go into a folder; choose another (--out)")
 
     def folder(self, run_id: str) -> Path:
-        """Where a run lives. Raises `StoreError` for a name that is no run id (it could leave the folder)."""
+        """The folder of a run. Raises `StoreError` for a name that is no run id (it could leave the runs folder)."""
         if not RUN_ID.fullmatch(run_id):
             raise StoreError(f"{run_id!r} is no run id (16 hex digits)")
         return self.root / run_id
 
     def record(self, run_id: str) -> RunRecord | None:
-        """The run's record; None where it has none yet. Raises `StoreError` for one that can't be read."""
+        """The record of a run; None where it has none yet. Raises `StoreError` for a damaged one."""
         try:
             return read_document(
                 self.folder(run_id) / RECORD,
@@ -59,20 +59,19 @@ class RunStore:
             return None
 
     def finished(self, run_id: str) -> RunRecord | None:
-        """The record of a run that came to its end (done, or diverged, which it would again) and whose files are as
-        they were written; else None. A run that ran out of memory is tried again: another machine may have more."""
+        """The record of a run that is not to be done again: it is done or diverged, and its files are intact."""
         record = self.record(run_id)
         if record is None or record.status not in ("done", "diverged") or not self.intact(record):
             return None
         return record
 
     def intact(self, record: RunRecord) -> bool:
-        """Whether the files of a run are as they were written; those of a damaged one are to be made again."""
+        """Whether the files of a run are as they were written."""
         folder = self.folder(record.id)
         return all((folder / n).is_file() and sha256(folder / n) == value for n, value in record.files.items())
 
     def write(self, record: RunRecord) -> None:
-        """Write `run.json`, whole or not at all."""
+        """Write `run.json`, completely or not at all."""
         write_document(self.folder(record.id) / RECORD, record)
 
     def write_failed(
@@ -95,11 +94,11 @@ class RunStore:
         return record
 
     def begin(self, spec: RunSpec) -> None:
-        """Say what a run is that has no record yet, for those who list runs."""
+        """Note the specification of a run that has no record yet, for listing."""
         write_atomically(self.folder(spec.id) / SPEC, spec.model_dump_json(indent=1) + "\n")
 
     def begun(self, run_id: str) -> RunSpec | None:
-        """What `begin` said; None where there is nothing that can be read."""
+        """The specification that `begin` noted; None where it can't be read."""
         try:
             spec = RunSpec.model_validate_json((self.folder(run_id) / SPEC).read_bytes())
         except (OSError, ValueError, SpecError):  # pydantic's own errors are ValueErrors
@@ -111,7 +110,7 @@ class RunStore:
         return [record for run_id in self.ids() if (record := self.record(run_id))]
 
     def checksums(self, run_id: str) -> dict[str, str]:
-        """sha256 of the files of a run that are to stay, by their names relative to its folder."""
+        """sha256 of the files of a finished run, by their names relative to its folder."""
         folder = self.folder(run_id)
         kept = [
             folder / HISTORY,
@@ -121,7 +120,7 @@ class RunStore:
         return {f.relative_to(folder).as_posix(): sha256(f) for f in kept if f.is_file()}
 
     def tidy(self, run_id: str, *, keep_checkpoints: bool = False) -> None:
-        """Remove what is only needed while running; with `keep_checkpoints` not what it can continue from."""
+        """Remove what is only needed while running, but with `keep_checkpoints` not what it can continue from."""
         folder = self.folder(run_id)
         for name in () if keep_checkpoints else ("checkpoints", "selected"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -130,10 +129,7 @@ class RunStore:
 
     @contextlib.contextmanager
     def lock(self, run_id: str) -> Iterator[Path]:
-        """The run's folder, for this process alone, until the end of the block or of the process, however it ends.
-
-        Raises `RunLocked` (a `StoreError`) where another process has it.
-        """
+        """The folder of a run, for this process alone until the end of the block. Raises `RunLocked`."""
         folder = self.folder(run_id)
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
@@ -141,19 +137,19 @@ class RunStore:
                 held.enter_context(locks.hold(self.lock_file(run_id)))
             except locks.RunLocked as error:
                 raise locks.RunLocked(f"run {run_id} is being run by {error}; wait for it, or stop it") from None
-            folder.mkdir(exist_ok=True)  # it may have been cleared away in between
+            folder.mkdir(exist_ok=True)  # garbage collection may have removed it in between
             yield folder
 
     def lock_file(self, run_id: str) -> Path:
-        """The file whose lock is the run's lock; absent for a run that was never begun here."""
+        """The lock file of a run; absent for a run that was never begun here."""
         return self.root / LOCKS / run_id
 
     def is_locked(self, run_id: str) -> bool:
-        """Whether a process has the run now. Looking disturbs nobody."""
+        """Whether a process has the run now."""
         return locks.is_held(self.lock_file(run_id))
 
     def ids(self) -> list[str]:
-        """The run folders there are, finished or not, in order."""
+        """Ids of all run folders, finished or not, in order."""
         try:
             return sorted(
                 entry.name for entry in os.scandir(self.root) if RUN_ID.fullmatch(entry.name) and entry.is_dir()

@@ -1,4 +1,4 @@
-"""What things are called in a runs folder. Imports nothing, for those who must start at once."""
+"""Names of files in a runs folder. Imports nothing heavy: commands must start at once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 RECORD = "run.json"
 SPEC = "spec.json"
-"""What a run is that has no record yet."""
+"""The specification of a run that has no record yet."""
 ASIDE = "run.damaged.json"
-"""A record that was moved aside, so that its run is done again."""
+"""A damaged record that was moved aside, so that its run is done again."""
 LOCKS = ".locks"
 HISTORY = "history.jsonl"
 PREDICTIONS = "predictions.npz"
@@ -16,5 +16,5 @@ TRAIN_LOSSES = "train_losses"
 """The key of the training losses in `predictions.npz`."""
 TRAJECTORY = "trajectory"
 TRACEBACK = "error.txt"
-"""Why a run failed, in full."""
+"""The traceback of a failed run."""
 RUN_ID = re.compile(r"[0-9a-f]{16}")

@@ -1,4 +1,4 @@
-"""The model of a run: the base model with its method on it, and the counts that go into the record."""
+"""The model of a run: the base model with its method, and its parameter counts for the record."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tunewise.tasks.contract import Task
 from tunewise.training.linearised import frozen_twin, linearise
 
 ONE_STEP_SAMPLES = 128
-"""Training examples of which LoRA-One takes its gradient."""
+"""Training examples for the gradient that LoRA-One starts from."""
 
 
 def build_model(spec: RunSpec, task: Task, fold: str = "auto") -> nn.Module:
-    """The base model with the run's method on it; linearised at W0 where the spec says so. `fold` as in `attach`."""
+    """The base model with the method of the run; linearised at W0 where the spec asks for it. `fold` as in `attach`."""
     options: dict[str, Any] = {"fold": fold}
     if get_method(spec.method.name).start == "gradient":
         options["batches"] = one_step_batches(spec, task)
@@ -36,7 +36,7 @@ def build_model(spec: RunSpec, task: Task, fold: str = "auto") -> nn.Module:
 
 
 def attach_method(model: nn.Module, method: MethodSpec, *, seed: int, **options: Any) -> nn.Module:
-    """`attach` with what a spec says of a method."""
+    """`attach` a method as its spec describes it."""
     return attach(
         model,
         method.name,
@@ -57,21 +57,21 @@ def total_steps(spec: RunSpec, examples: int) -> int:
 
 
 def chain_of(method: MethodSpec) -> Chain | None:
-    """The method's chain with the spec's links or epochs of a link; None for a method without one."""
+    """The chain of a method, with the links or the epochs of a link from the spec; None for a method without one."""
     if method.restart_every is not None:
         return Chain(every=method.restart_every, unit="epoch")
     return Chain(links=method.links) if method.links is not None else get_method(method.name).chain
 
 
 def one_step_batches(spec: RunSpec, task: Task, samples: int = ONE_STEP_SAMPLES) -> list[dict[str, Tensor]]:
-    """The sample over which LoRA-One takes its gradient: the first `samples` training examples."""
+    """The first `samples` training examples, in batches, for the gradient that LoRA-One starts from."""
     size = spec.training.batch_size
     rows = task.train[: min(samples, len(task.train))]
     return [task.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
 def count_parameters(model: nn.Module) -> ModelFacts:
-    """Parameter counts: what the optimizer really updates, and where it is."""
+    """Parameter counts: all, and what the optimizer updates in the adapter and in the head."""
     done = attachment(model)
     trainable = trainable_parameters(model)
     head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and _is_head(n, done.head))

@@ -1,7 +1,4 @@
-"""What runs say while they work, and how they are asked to stop. The command line draws it; tests record it.
-
-Every event of a run says of which: several may go on side by side.
-"""
+"""Events of runs, and how runs are asked to stop. Several runs may be in progress at a time."""
 
 from __future__ import annotations
 
@@ -39,9 +36,8 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Phase:
-    """Another stretch of work within a run or a comparison: 'reading data', 'final evaluation', ... `detail`: how far
-    it has come ('row 3 of 51'), where it takes long; for displays that can write over themselves. `run_id`: empty where
-    it is no single run's."""
+    """A part of the work began: 'reading data', 'measuring', ... `detail`: its progress, where it takes long ('row 3 of
+    51'). `run_id`: empty where the work belongs to no single run."""
 
     name: str
     detail: str = ""
@@ -64,15 +60,15 @@ INTERRUPTED_MESSAGE = "stopped; run the same command again to go on from the las
 
 
 class Listener:
-    """Receives events; `stop_requested` is looked at between steps and batches."""
+    """Receives events; `stop_requested` is read between steps and between batches."""
 
     stop_requested = False
 
     def on(self, event: Event) -> None:
-        """Take note of an event; does nothing here."""
+        """Receive an event."""
 
     def check(self) -> None:
-        """Raise `Interrupted` where a stop has been asked for."""
+        """Raise `Interrupted` where a stop was requested."""
         if self.stop_requested:
             raise Interrupted(INTERRUPTED_MESSAGE)
 
@@ -84,11 +80,11 @@ class Interrupted(TunewiseError):
 
 
 class Pruned(TunewiseError):
-    """A listener ends this run for good, because it has fallen behind others; its record says so."""
+    """Raised by a listener to end a run early, because it has fallen behind others."""
 
 
 class ForwardingListener(Listener):
-    """Passes everything on, and the stop that is asked of the other; what a subclass hears besides is its affair."""
+    """Passes events on to another listener, and the stop that is requested of that one back."""
 
     def __init__(self, inner: Listener) -> None:
         self.inner = inner

@@ -1,4 +1,4 @@
-"""`history.jsonl`: a line a step, a line an epoch, whole after every kind of stop."""
+"""`history.jsonl`: one line per step and per epoch, valid after every kind of stop."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from tunewise.store.files import write_atomically
 
 
 class Journal:
-    """Appends lines; a run that is resumed first drops what came after its checkpoint. One that does not write is for
-    those of several processes that another writes for."""
+    """Appends entries; a resumed run first drops those after its checkpoint. Of several processes one `writes`."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
 
     def write(self, **entry: Any) -> None:
-        """Append one line."""
+        """Append an entry."""
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def mean_loss_since_epoch(self) -> float | None:
-        """Mean training loss (dropout on, weights moving) of the steps after the last epoch's entry."""
+        """Mean training loss (dropout on, weights moving) of the steps after the last epoch entry."""
         losses: list[float] = []
         for entry in reversed(read_history(self.path)):
             if entry["kind"] == "epoch":
@@ -35,7 +34,7 @@ class Journal:
         return math.fsum(losses) / len(losses) if losses else None
 
     def has_epoch(self, epoch: int) -> bool:
-        """Whether that epoch's evaluation is written."""
+        """Whether the evaluation of that epoch is written."""
         return any(e["kind"] == "epoch" and e["epoch"] == epoch for e in read_history(self.path))
 
     def rewind(self, step: int) -> None:
@@ -48,7 +47,7 @@ class Journal:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The entries of a history file; a last line cut short by a kill is left out."""
+    """The entries of a history file; a last line that was cut short is left out."""
     if not path.exists():
         return []
     entries = []

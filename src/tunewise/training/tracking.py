@@ -1,4 +1,4 @@
-"""Experiment trackers: what the Trainer's own integrations log, one tracked run for each of ours."""
+"""Experiment trackers of the Trainer: one tracked run for each of ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROJECT = "tunewise"
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
-    """The names as they are. Raises `SpecError` for an unknown tracker, or one that is not installed."""
+    """Return the names. Raises `SpecError` for an unknown tracker, or one that is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise SpecError(f"--track {name!r}: no such tracker{suggest_nearest(name, TRACKERS)}")
@@ -29,15 +29,14 @@ def check_trackers(names: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def tracked(names: Sequence[str], spec: RunSpec, folder: Path) -> Iterator[str]:
-    """Gives the run's name for its trackers. TensorBoard writes to `RUNS/tensorboard/NAME`, so that one
-    `tensorboard --logdir RUNS/tensorboard` shows all; wandb and trackio use the project `tunewise` unless
-    WANDB_PROJECT or TRACKIO_PROJECT says otherwise. At the end the tracked run is closed: the next is its own."""
+    """Yield the name of the run in its trackers. TensorBoard writes to `RUNS/tensorboard/NAME`; wandb and trackio use
+    the project `tunewise` unless WANDB_PROJECT or TRACKIO_PROJECT is set. At the end the tracked run is closed."""
     label = re.sub(r"[^\w.=-]+", "-", spec.method.label)
     name = f"{label}-seed{spec.seed}-{spec.id[:6]}"
-    wanted = {"TENSORBOARD_LOGGING_DIR": str(folder.parent / "tensorboard" / name)}
-    wanted |= {key: PROJECT for key in ("WANDB_PROJECT", "TRACKIO_PROJECT") if key not in os.environ}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted if names else {})
+    variables = {"TENSORBOARD_LOGGING_DIR": str(folder.parent / "tensorboard" / name)}
+    variables |= {key: PROJECT for key in ("WANDB_PROJECT", "TRACKIO_PROJECT") if key not in os.environ}
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables if names else {})
     try:
         yield name
     finally:
