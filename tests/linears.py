@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tunewise import attach
-from tunewise.training.linearised import frozen_twin
+from tunewise.training.linearised import frozen_copy
 
 
 def jitter(model: nn.Module, size: float = 0.05) -> None:
@@ -37,7 +37,7 @@ class Linears(nn.Module):
 
 
 def adapted(net: nn.Module, method: str) -> tuple[Any, nn.Module]:
-    twin = frozen_twin(net, own_values=False)
+    twin = frozen_copy(net, own_values=False)
     model = attach(net, method, rank=2, targets=["layers.*"], fold="never").double()
     jitter(model, 0.5)
     return model, twin

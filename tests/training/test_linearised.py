@@ -30,7 +30,7 @@ from tunewise.tasks.build import build_task
 from tunewise.training.build import build_model
 from tunewise.training.events import Interrupted
 from tunewise.training.linearised import (
-    frozen_twin,
+    frozen_copy,
     linear_parts,
     linearise,
     live_change,
@@ -121,10 +121,10 @@ def test_slices_of_a_fused_projection_and_transposed_weights() -> None:
     torch.manual_seed(0)
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=11, n_positions=8, num_labels=2, pad_token_id=0)
     base = GPT2ForSequenceClassification(config).eval()
-    twin = frozen_twin(base, own_values=False)
+    twin = frozen_copy(base, own_values=False)
     ids = torch.randint(1, 11, (3, 5))
     for method in ("lora", "cla"):
-        model = attach(frozen_twin(base, own_values=True), method, rank=2, targets="qv", fold="never")
+        model = attach(frozen_copy(base, own_values=True), method, rank=2, targets="qv", fold="never")
         jitter(model)
         weight = live_change(model, twin)["transformer.h.0.attn.c_attn.weight"]
         assert weight.shape == (16, 48)
@@ -193,7 +193,7 @@ def reference_logits(base: nn.Module, adapter: Path, inputs: dict[str, Tensor]) 
     """f_lin from stock PEFT's dW and head alone, fp64, by two reverse passes instead of forward mode."""
     start = {n: p.detach().double().clone() for n, p in base.named_parameters()}
     base.set_attn_implementation("eager")
-    network = frozen_twin(base, own_values=True).double()
+    network = frozen_copy(base, own_values=True).double()
     stock = PeftModel.from_pretrained(base, str(adapter))
     change = {}
     for name, module in stock.get_base_model().named_modules():

@@ -13,7 +13,7 @@ from tunewise.methods.attachment import attachment, trainable_parameters
 from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task
-from tunewise.training.linearised import frozen_twin, linearise
+from tunewise.training.linearised import frozen_copy, linearise
 
 ONE_STEP_SAMPLES = 128
 """Training examples for the gradient that LoRA-One starts from."""
@@ -29,9 +29,9 @@ def build_model(spec: RunSpec, task: Task, fold: str = "auto") -> nn.Module:
     base = task.load_model(spec.seed)
     if not spec.training.linearised:
         return attach_method(base, spec.method, seed=spec.seed, **options)
-    twin = frozen_twin(base, own_values=not get_method(spec.method.name).adapts)
+    frozen = frozen_copy(base, own_values=not get_method(spec.method.name).adapts)
     model = attach_method(base, spec.method, seed=spec.seed, **{**options, "fold": "never"})
-    linearise(model, twin)
+    linearise(model, frozen)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The right parameter groups for a method, and AdamW over them."""
+"""Parameter groups of a method, and AdamW over them."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from tunewise.methods.adapters.base import adapters_of
 
 
 def precondition(optimizer: torch.optim.Optimizer, model: nn.Module, eps: float = 1e-6) -> None:
-    """From now on, before each step of `optimizer`, the factors' gradients are replaced by
+    """Before each step of `optimizer` from now on, the gradients of the factors are replaced by
 
         grad_A <- (B^T B + eps I)^-1 grad_A,    grad_B <- grad_B (A A^T + eps I)^-1.
 
-    Both use the factors before the step. A pair of which one is frozen is preconditioned in the other alone; slices
-    of a fused projection are pairs of their own. Raises `SpecError` where the model has no low-rank factors; a step
-    raises `DivergedError` where they have run away.
+    Both use the factors before the step. A frozen factor is left alone; slices of a fused projection are pairs of
+    their own. Raises `SpecError` where the model has no low-rank factors, and `DivergedError` in a step where they
+    have become too large.
     """
     pairs = _pairs(model)
     if not pairs:
@@ -60,7 +60,7 @@ def _pairs(model: nn.Module) -> list[tuple[Any, Any, list[slice], list[slice]]]:
 
 def _solve(gram: torch.Tensor, gradient: torch.Tensor, eps: float) -> torch.Tensor:
     """(gram + eps I)^-1 gradient in at least fp32; gram is r x r and positive semi-definite. Raises `DivergedError`
-    where it is not, any more: infinite, or so large that eps is lost in its rounding."""
+    where it is infinite, or so large that eps is lost in its rounding."""
     wide = torch.promote_types(gram.dtype, torch.float32)
     damped = gram.to(wide) + eps * torch.eye(len(gram), dtype=wide, device=gram.device)
     try:
