@@ -52,7 +52,7 @@ def leftovers(
     The options add what costs something to make again: unfinished runs that could continue from a checkpoint, the
     adapters of learning-rate trials, and what measures cache of base models.
     """
-    found: dict[Path, Leftover] = {}
+    by_path: dict[Path, Leftover] = {}
     records: dict[str, RunRecord] = {}
     for run_id in store.ids():
         if store.is_locked(run_id):
@@ -66,17 +66,17 @@ def leftovers(
         of_run = (
             _of_unfinished(store, run_id, unfinished) if record is None else _of_finished(store, record, unfinished)
         )
-        found.update((leftover.path, leftover) for leftover in of_run)
+        by_path.update((leftover.path, leftover) for leftover in of_run)
     if trials:
-        found.update((leftover.path, leftover) for leftover in _adapters_of_trials(store, records))
+        by_path.update((leftover.path, leftover) for leftover in _adapters_of_trials(store, records))
     if caches and (cache := store.root / "cache").is_dir():
-        found[cache] = Leftover(cache, "cached for measures; made again when needed", disk_size(cache))
+        by_path[cache] = Leftover(cache, "cached for measures; made again when needed", disk_size(cache))
     for folder in [*store.root.glob("compare-*"), store.root / "costs", store.root / "cache"]:
-        found.update((leftover.path, leftover) for leftover in _scratch(folder, None))
+        by_path.update((leftover.path, leftover) for leftover in _scratch(folder, None))
     if (trash := store.root / TRASH).is_dir():
-        found[trash] = Leftover(trash, "an earlier cleaning had begun to remove it", disk_size(trash))
-    inner = [path for path in found if any(parent in found for parent in path.parents)]
-    return [found[path] for path in sorted(found.keys() - set(inner))]
+        by_path[trash] = Leftover(trash, "an earlier cleaning had begun to remove it", disk_size(trash))
+    inner = [path for path in by_path if any(parent in by_path for parent in path.parents)]
+    return [by_path[path] for path in sorted(by_path.keys() - set(inner))]
 
 
 def remove(store: RunStore, what: Iterable[Leftover]) -> tuple[int, list[str]]:
@@ -126,8 +126,7 @@ def _forget_adapter(store: RunStore, record: RunRecord) -> None:
 
 
 def _of_finished(store: RunStore, record: RunRecord, unfinished: bool) -> Iterator[Leftover]:
-    """Checkpoints of a run that was killed after its record was written (not of a run that is being trained once
-    more), temporary files, and a damaged record that was replaced."""
+    """Checkpoints that are older than the record, temporary files, and a damaged record that was replaced."""
     folder = store.folder(record.id)
     written = (folder / RECORD).stat().st_mtime
     under_way = [path for name in _UNDER_WAY if (path := folder / name).exists()]

@@ -1,7 +1,4 @@
-"""What a finished run and a cost probe say: the shapes of `run.json` and `costs.json`.
-
-Tables, statistics, recommendation and report are all made from lists of these, never from live objects.
-"""
+"""The documents of a run and of its costs: everything in tables, statistics and reports is made from these."""
 
 from __future__ import annotations
 
@@ -21,18 +18,16 @@ class _Record(BaseModel):
 
 
 class Scores(_Record):
-    """One split, whole, in eval mode with the selected weights."""
+    """Scores of a whole split, in eval mode with the selected weights."""
 
     loss: float = Field(description="mean loss in nats, over examples or, of a language model, over target tokens")
-    metrics: dict[str, float] = Field(
-        description="'accuracy', 'macro_f1', ...: shares, but for what lower is better of"
-    )
+    metrics: dict[str, float] = Field(description="'accuracy', 'macro_f1', ...: shares, unless a lower value is better")
     examples: int
 
 
 class Results(_Record):
     metric: str = Field(description="the main metric's key in Scores.metrics, e.g. 'accuracy'")
-    lower_is_better: list[str] = Field([], description="metrics of which less is better; no shares: 'perplexity'")
+    lower_is_better: list[str] = Field([], description="metrics for which a lower value is better: 'perplexity'")
     selected_epoch: int = Field(description="1-based")
     selected_by: str = Field(description="in words: 'lowest validation loss'")
     train: Scores
@@ -53,7 +48,7 @@ class Results(_Record):
 
 class ModelFacts(_Record):
     parameters: int = Field(description="all parameters of the adapted base model, head included")
-    trainable: int = Field(description="what the optimizer really updates")
+    trainable: int = Field(description="parameters that the optimizer updates")
     adapter: int = Field(description="of these, in the adapter (or the changed weights)")
     head: int = Field(description="of these, in the task head")
     layers: list[str] = Field(description="names of the adapted layers")
@@ -85,7 +80,7 @@ class Check(_Record):
 
 
 class RunRecord(_Record):
-    """`run.json`, written last: its presence with status 'done' says that the folder is complete."""
+    """`run.json`, written last: with status 'done' the folder is complete."""
 
     schema_version: int = SCHEMA
     id: str
@@ -104,7 +99,7 @@ class RunRecord(_Record):
 
 
 class Measured(_Record):
-    """`measures/NAME.json`: what one measure found in one run, or why it found nothing."""
+    """`measures/NAME.json`: the result of a measure on a run, or why there is none."""
 
     name: str
     version: int
@@ -154,20 +149,20 @@ class CostReport(_Record):
 
 
 class Trial(_Record):
-    """One rate that was tried: a run of its own at the tuning seed, judged on validation alone."""
+    """One learning rate of a search: a run at the tuning seed, scored on validation alone."""
 
     rate: float
     run: str = Field(description="id of its folder")
     status: Status
     epochs: int = Field(description="evaluated on the validation split")
-    value: float | None = Field(description="the objective at the epoch kept; of a pruned trial, the best until then")
+    value: float | None = Field(description="the objective at the selected epoch; of a pruned trial, the best so far")
 
 
 class MethodTuning(_Record):
-    """A method's share of a learning-rate search."""
+    """The learning-rate search of one method."""
 
     method: str = Field(description="MethodSpec.label")
-    middle: float = Field(description="the rate that the grid lies around, or the one that was given")
+    middle: float = Field(description="the middle of the grid, or the rate that was given")
     given: bool = Field(False, description="the rate was given and not tuned")
     trials: list[Trial] = Field([], description="in the order in which they were run")
     chosen: float = Field(description="the rate that the runs were made with")

@@ -138,14 +138,14 @@ def _stamps(root: Path) -> Iterator[tuple[str, Stamp | None]]:
         return
     for name in names:
         try:
-            found = os.stat(f"{root}/{name}/{RECORD}")  # noqa: PTH116 - thousands of them, and a Path is slow to make
+            status = os.stat(f"{root}/{name}/{RECORD}")  # noqa: PTH116 - thousands of them, and a Path is slow to make
         except FileNotFoundError:
             if (root / name).is_dir():
                 yield name, None
         except OSError:  # not a folder, or without permission
             continue
         else:
-            yield name, Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
+            yield name, Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _read(root: Path, run_id: str) -> RunRow:

@@ -98,8 +98,10 @@ def _identity(record: RunRecord, run_id: str) -> Iterator[Fault]:
     if record.id != run_id:
         yield Fault(run_id, RECORD, f"is the record of another run, {record.id}", "run")
     elif record.spec.id != record.id:
-        said = f"its specification has the id {record.spec.id}: it was changed, or is of tunewise before this protocol"
-        yield Fault(run_id, RECORD, f"{said} ({record.environment.tunewise}); the folder may be removed", None)
+        reason = (
+            f"its specification has the id {record.spec.id}: it was changed, or is of tunewise before this protocol"
+        )
+        yield Fault(run_id, RECORD, f"{reason} ({record.environment.tunewise}); the folder may be removed", None)
 
 
 def _files(record: RunRecord, folder: Path) -> Iterator[Fault]:

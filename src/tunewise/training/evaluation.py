@@ -15,8 +15,7 @@ from tunewise.tasks.contract import Split, Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, and what they were made from, on the CPU, in the split's order: what the task keeps of the outputs (the
-    logits (examples, classes) of a classifier) and the targets."""
+    """Scores, and the reduced outputs and targets behind them, on the CPU, in the order of the split."""
 
     scores: Scores
     logits: Tensor
@@ -32,12 +31,8 @@ def evaluate(
     batch_size: int,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Score `model` on all of `split`: mean loss in nats over examples or target tokens (not over batches) and the
-    task's metrics.
-
-    Batches hold examples of like length; the result is in the split's order. Raises `DivergedError` where logits
-    are not finite. The model's training mode is put back.
-    """
+    """Score `model` on all of `split`: the metrics of the task, and the mean loss in nats over examples or target
+    tokens, not over batches. Raises `DivergedError` where logits are not finite."""
     device = next(model.parameters()).device
     order = sorted(range(len(split)), key=lambda i: -task.length(split[i]))
     training = model.training

@@ -14,8 +14,7 @@ from tunewise.training.preconditioner import precondition
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float = 0.0, head_lr: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups over the trainable tensors: B at the method's ratio x `lr` (lora+: 16, once), A and changed weights at
-    `lr`, the task head at `head_lr` (`lr` unless given), biases and norms without weight decay."""
+    """Groups over the trainable tensors, each with its learning rate and weight decay; see `optimizer`."""
     done = attachment(model)
     ratio = done.method.optimizer.ratio
     head_lr = lr if head_lr is None else head_lr
@@ -50,10 +49,27 @@ def optimizer(
     eps: float = 1e-8,
     preconditioned: bool | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW with the groups of the model's method: fused where torch has it for the device, else foreach.
+    """AdamW with the parameter groups that the method of a model needs.
 
-    `preconditioned` scales the factors' gradients as in 2502.01235 before AdamW sees them; the method says so unless
-    it is given here.
+    Args:
+        model: A model that `attach` returned.
+        lr: Learning rate of A and of changed weights; that of B is multiplied by the ratio of the method (lora+: 16).
+        weight_decay: Of matrices; biases and norms have none.
+        head_lr: Learning rate of the task head; `lr` unless given.
+        betas: As in `torch.optim.AdamW`.
+        eps: As in `torch.optim.AdamW`.
+        preconditioned: Whether gradients of the factors are preconditioned (arXiv 2502.01235); as the method says
+            unless given.
+
+    Returns:
+        The optimizer, fused where torch has that for the device.
+
+    Example:
+        >>> import torch, tunewise
+        >>> base = torch.nn.Sequential(torch.nn.Linear(8, 4))
+        >>> model = tunewise.attach(base, "lora+", rank=2, targets=["0"])
+        >>> [(group["name"], round(group["lr"], 6)) for group in tunewise.optimizer(model, lr=1e-3).param_groups]
+        [('A', 0.001), ('B', 0.016)]
     """
     done = attachment(model)
     groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, head_lr=head_lr)

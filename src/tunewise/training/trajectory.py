@@ -34,11 +34,11 @@ class SnapshotOptions:
 
 def complete_snapshots(record: RunRecord, folder: Path) -> list[Snapshot]:
     """The snapshots of a finished run, from its start to its end; empty where it has none, or not all of them."""
-    found = snapshots(folder / TRAJECTORY)
-    if not found or not record.data:
+    kept = snapshots(folder / TRAJECTORY)
+    if not kept or not record.data:
         return []
-    ends = [found[0].step, found[-1].step]
-    return found if ends == [0, total_steps(record.spec, record.data.train)] else []
+    ends = [kept[0].step, kept[-1].step]
+    return kept if ends == [0, total_steps(record.spec, record.data.train)] else []
 
 
 def lacks_snapshots(record: RunRecord, folder: Path, options: SnapshotOptions | None) -> bool:
