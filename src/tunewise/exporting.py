@@ -27,10 +27,7 @@ Form = Literal["lora", "merged", "columns"]
 
 @dataclass(frozen=True)
 class Exported:
-    """The written folder, its size in bytes, and what rounding lost.
-
-    `max_logit_difference` is the difference of merged and unmerged logits; `update_error` is relative, in Frobenius norm.
-    """
+    """The written folder, its size in bytes, and what rounding lost (`update_error`: relative, Frobenius norm)."""
 
     path: Path
     size: int

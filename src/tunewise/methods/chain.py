@@ -24,8 +24,7 @@ from tunewise.methods.adapters.base import Adapter, layer_adapters
 from tunewise.methods.attachment import attachment
 
 CHECKPOINT_COLUMNS = "columns.safetensors"
-"""PaCA's trained columns as they are: a checkpoint holds W[:, cols] - W0[:, cols], and adding W0 again rounds once where
-a weight has changed by more than a factor of two."""
+"""PaCA's trained columns as they are: the saved adapter holds W[:, cols] - W0[:, cols], and adding W0 again rounds."""
 
 
 def restart(model: nn.Module, optimizer: Any = None, adapter_name: str | None = None) -> int:

@@ -81,8 +81,7 @@ def _guard_weighted_sums(model: PeftModel) -> None:
 
 
 def _shared_storages(model: nn.Module) -> set[int]:
-    """Storages with more than one parameter name: tied weights, and views into one buffer. Writing columns into one of
-    them would change the others."""
+    """Storages with more than one parameter name (tied weights): writing into one would change the others."""
     storages = Counter(_storage(p) for _, p in model.named_parameters(remove_duplicate=False))
     return {storage for storage, count in storages.items() if storage is not None and count > 1}
 

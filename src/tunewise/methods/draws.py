@@ -1,8 +1,4 @@
-"""Every random choice of a method: which columns a link selects, which random A it draws.
-
-A choice depends on the seed and its own name (layer, link) alone, so it can be drawn again at any time, two layers of
-one shape never share columns by accident, and an added layer does not change the others.
-"""
+"""Every random choice of a method. It depends on the seed and its own name (layer, link) alone."""
 
 from __future__ import annotations
 
@@ -26,9 +22,8 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
 def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
     """The `rank` distinct columns out of `features` that link `link` (from 0) selects: int64 (rank,).
 
-    First columns: the link-th block of `rank`, modulo `features` (2606.13767, Algorithm 3). Sampled: the link-th
-    run of one random permutation; after ceil(features / rank) links, when every column has been touched, a new
-    permutation. With `layout="block"` a contiguous random block instead.
+    First columns: the link-th block, modulo `features` (2606.13767, Algorithm 3). Sampled: the link-th run of a random
+    permutation, and a new permutation once all columns are used; or, by `layout="block"`, a contiguous random block.
     """
     if method.where == "selector":
         return (_range(rank) + link * rank) % features
@@ -43,11 +38,8 @@ def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: i
 
 
 def random_factor(init: LoraAInit, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:
-    """A random A, fp32 (rank, features), drawn once per link.
-
-    `kaiming`: uniform on +-1/sqrt(features), as stock PEFT; `normal`: N(0, 0.02^2), as in 2606.13767; `orthonormal`:
-    orthonormal rows, Haar-distributed.
-    """
+    """A random A, fp32 (rank, features): uniform on +-1/sqrt(features) as stock PEFT, N(0, 0.02^2) as in 2606.13767, or
+    with Haar-distributed orthonormal rows."""
     generator = stream(seed, "A", layer, link)
     # Explicit, because a script may have changed torch's default dtype and device.
     fp32: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}

@@ -82,8 +82,7 @@ def read_attachment(path: Path) -> Attachment:
 
 
 def fingerprint(model: nn.Module, targets: tuple[Target, ...]) -> str | None:
-    """A hash over up to four adapted weights of W0 (all names and shapes, values rounded to bf16, so that one model
-    loaded in two precisions is one model). None where a weight has no plain values (quantized, meta)."""
+    """A hash over up to four adapted weights of W0, rounded to bf16; None for weights without plain values."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     linears = linear_layers(base)
     digest = hashlib.sha256()

@@ -1,7 +1,6 @@
-"""Writing trained columns into W after every optimizer step.
+"""Writing trained columns into W after every optimizer step, by torch's global optimizer-step hook.
 
-Steps are noticed by torch's global optimizer-step hook, not by version counters, which fused optimizers do not move; a
-counter that did move (a load, a step by hand) is noticed at the next forward.
+Fused optimizers do not move version counters; a counter that did move (a load) is noticed at the next forward.
 """
 
 from __future__ import annotations

@@ -233,8 +233,7 @@ def unfolded_weight(layer: Any) -> Any:
 
 
 def foldable_adapter(layer: FoldingLayer) -> Adapter | None:
-    """The adapter that should be in the layer's weight now: the single one that folds its active link, else the single
-    one with finished links."""
+    """The adapter to write into W: the only one that folds its active link, else the only one with finished links."""
     candidates = [adapter for adapter in adapters_of(layer).values() if adapter.can_fold]
     candidates = [adapter for adapter in candidates if adapter.folds_active_link] or candidates
     if len(candidates) != 1 or layer.merged or candidates[0].name not in layer.active_adapters:
@@ -243,8 +242,7 @@ def foldable_adapter(layer: FoldingLayer) -> Adapter | None:
 
 
 def _can_be_written(adapter: Adapter) -> bool:
-    """Whether W may hold the update: a plain, untied, frozen fp32 or fp64 weight (lower precision only on demand: a
-    small update would be rounded away), and no dropout on the adapter's input."""
+    """Whether W is a plain frozen weight that loses nothing of a small update, and the adapter has no dropout."""
     if adapter.fold_mode == "never" or adapter.b.is_meta:
         return False
     weight: Any = getattr(adapter.layer.get_base_layer(), "weight", None)

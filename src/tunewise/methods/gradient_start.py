@@ -3,8 +3,7 @@
 G = -grad of the mean loss over a sample, in eval mode, at W0. With U S V^T its top-r SVD and S normalised by its
 first value, B0 = U sqrt(S) / sqrt(gamma), A0 = sqrt(S) V^T / sqrt(gamma); W0 is not offset.
 
-No full gradient is kept: the SVD is randomized (Halko, Martinsson, Tropp 2011), and its products G Omega and G^T Q are
-sums over batches of skinny products, in fp32; W0 is only read by the forward, so quantized and bf16 bases work.
+No full gradient is kept: the SVD is randomized (Halko, Martinsson, Tropp 2011), and its products are sums over batches.
 """
 
 from __future__ import annotations
@@ -42,11 +41,9 @@ def gradient_svd(
     oversampling: int = OVERSAMPLING,
     power_iterations: int = POWER_ITERATIONS,
 ) -> dict[Slice, tuple[Tensor, Tensor, Tensor]]:
-    """Top-r SVD of G = -grad of the mean loss, for each slice of rows (whole layers unless given).
+    """{slice: (U (rows, r), S (r,), V (m, r))}, fp32: the top-r SVD of G, per slice (all layers unless given).
 
-    Returns {slice: (U (rows, r), S (r,), V (m, r))}, fp32, after 2 + 2 x `power_iterations` passes over `batches`
-    (with labels; a batch counts by its number of rows). Raises `DataError` for no batches, or a layer that the loss
-    does not reach; `DivergedError` for a loss that is not finite.
+    Takes 2 + 2 x `power_iterations` passes over `batches`. Raises `DataError` or `DivergedError`.
     """
     batches = list(batches)
     if not batches:

@@ -76,8 +76,7 @@ def _save_stock(model: PeftModel, folder: Path, adapter_name: str) -> None:
 
 
 def _sort_sets(file: Path, config: Any) -> None:
-    """Sets in the configuration as sorted lists: PEFT writes them in the order of the process, and the same adapter
-    would be other bytes in another process."""
+    """Sets in the configuration as sorted lists: their order is another one in every process."""
     written = json.loads(file.read_text(encoding="utf-8"))
     for key, value in vars(config).items():
         if isinstance(value, set) and isinstance(written.get(key), list):

@@ -1,4 +1,4 @@
-"""A column adapter's active columns, written into W: the layer is one product, and W0's columns are kept bit for bit."""
+"""A column adapter's active columns, written into W: the layer is one product, and W0's columns are kept."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class ColumnFold(Fold):
         return weight
 
     def fused_forward(self, x: Tensor) -> Tensor | None:
-        """The layer's own product, where the adapter is active and W is up to date. These checks are most of what a
-        column method costs in a small layer: no check is repeated, and no function is called for one."""
+        """The layer's own product, where the adapter is active and W is up to date."""
+        # These checks are most of what a column method costs in a small layer: inline, and none is repeated.
         layer = self.layer
         base = layer._modules["base_layer"]
         own = base._parameters
@@ -105,8 +105,7 @@ class ColumnFold(Fold):
 
 
 class _ColumnLinear(torch.autograd.Function):
-    """x (..., m) -> x W^T + bias, B already being in W; grad_B = s grad_y^T x[..., cols], of which only x[..., cols]
-    is kept."""
+    """x (..., m) -> x W^T + bias, B already being in W; grad_B = s grad_y^T x[..., cols]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, fold: ColumnFold) -> Tensor:

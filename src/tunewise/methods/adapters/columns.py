@@ -1,9 +1,7 @@
 """Column methods (cla, c3la, paca and their variants): r input columns of W are trained.
 
-Folded, the layer is one product: the active columns are written into W, and the forward costs nothing more. Where W
-can't be written (quantized, tied, low precision, dropout, several column adapters at once), the additive form
-y + s x[..., cols] B^T computes the same. The one-hot A is stored for the saved form; it is never multiplied.
-
+Folded, the active columns are written into W, and the forward costs nothing more. Where W can't be written (quantized,
+tied, low precision, dropout, several column adapters at once), y + s x[..., cols] B^T computes the same.
 Source: arXiv 2606.13767, Algorithms 1-4; 2503.01905 (PaCA).
 """
 
@@ -33,10 +31,7 @@ from tunewise.registry import ADAPTERS
 
 
 class ColumnAdapter(Adapter):
-    """dW = s sum_j B_j S_j; `where` is the numbers of the columns that S selects (P r,).
-
-    With `trained="columns"` the trained tensor is W[:, cols] itself; finished links are updates in either case.
-    """
+    """dW = s sum_j B_j S_j; `where` is the numbers of the columns that S selects (P r,)."""
 
     folds_active_link = True
 

@@ -1,7 +1,4 @@
-"""Folds: the share of an adapter that is written into its layer's weight W, and the way back to W0, bit for bit.
-
-Whatever is written is computed afresh from W0's kept values, summed in at least fp32 and rounded once.
-"""
+"""Folds: the share of an adapter that is written into its layer's weight W, always from W0's kept values."""
 
 from __future__ import annotations
 
@@ -44,8 +41,7 @@ class Fold(ABC):
         self.up: nn.Module = layer.lora_B[name]
         self.scale: float = layer.scaling[name]
         self.written: tuple[Any, int, int, Any] = (None, -1, 0, None)
-        """The B that is in the weight, its version, its address, and its storage: kept alive, so that no other tensor
-        can get the same address."""
+        """B in the weight, its version, its address, and its storage, so that no other tensor gets that address."""
 
     @property
     def b(self) -> Tensor:
@@ -78,18 +74,13 @@ class Fold(ABC):
             WriteBack([self]).run()
 
     def is_stale(self) -> bool:
-        """Whether B has changed since `write`, or is another tensor now. A write into `.data` and a fused function
-        called by hand do not count in torch; call `tunewise.refold(model)` after those."""
+        """Whether B has changed since `write`, as far as torch counts changes, or is another tensor now."""
         now, version, address, _ = self.written
         b = self.b
         return self.follows_updates and (b is not now or version != b._version or address != b.data_ptr())
 
     def pristine_of(self, weight: Tensor) -> Tensor:
-        """W0, where `weight` replaces the weight for one call (`torch.func.functional_call`): itself where it is W0, as
-        in a `state_dict`, or W0 for a copy of the folded weight, as in `named_parameters`.
-
-        Raises RuntimeError for another weight: it can't be known whether an update is in it already.
-        """
+        """W0 for a call with another weight: W0 itself (`state_dict`) or a copy of W (`named_parameters`)."""
         pristine, like = self.pristine(), self.weight
         if (weight.shape, weight.dtype, weight.device) == (like.shape, like.dtype, like.device):
             if torch.equal(weight, pristine):
@@ -104,10 +95,7 @@ class Fold(ABC):
 
 class WriteBack:
     """Writes the trained columns of many layers into their weights: one foreach sum for all that share a scale, and one
-    foreach copy for all runs of columns. Other columns are copied layer by layer: no single view holds them.
-
-    It keeps views of the tensors; `fits` says whether these are still the model's tensors.
-    """
+    foreach copy for all runs of columns. Other columns are copied layer by layer: no single view holds them."""
 
     def __init__(self, folds: Sequence[Fold]) -> None:
         self._places = [

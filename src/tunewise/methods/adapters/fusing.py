@@ -1,8 +1,4 @@
-"""When an adapted linear layer may be computed as one autograd node, without PEFT's forward of modules.
-
-Not where something must see the operations inside: hooks on the layer, autocast, a transform of `torch.func`, a
-tracer; and not for another kind of layer.
-"""
+"""When an adapted linear layer may be computed as one autograd node, without PEFT's forward of modules."""
 
 from __future__ import annotations
 
@@ -21,8 +17,7 @@ _watched = module_hooks._has_any_global_hook
 
 
 def fast_apply(function: type[torch.autograd.Function]) -> Any:
-    """`function.apply` without what torch looks for in Python before each call, which `is_observed` has checked: a
-    quarter of a node's cost."""
+    """`function.apply` without torch's checks in Python, which `is_observed` covers: a quarter of a node's cost."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
@@ -58,8 +53,7 @@ def is_bare(module: Any) -> bool:
 
 
 def is_observed() -> bool:
-    """Whether autocast, a transform of `torch.func`, forward-mode derivatives, a tracer, or hooks on all modules must
-    see the operations inside layers."""
+    """Whether autocast, `torch.func`, a tracer or global hooks must see the operations inside layers."""
     return bool(_autocast() or _transformed() or forward_ad._current_level >= 0 or _watched() or _traced() is not None)
 
 

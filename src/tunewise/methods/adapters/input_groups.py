@@ -16,8 +16,8 @@ def run_of(columns: Tensor) -> tuple[int, int] | None:
 
 
 def take_columns(x: Tensor, columns: Tensor, run: tuple[int, int] | None = None) -> Tensor:
-    """A copy of x[..., columns] as rows, (N, r): a view would keep all of x alive until the backward. Two dimensions,
-    because a CPU selects columns of three 2.5 times as slowly."""
+    """A copy of x[..., columns] as rows, (N, r): a view would keep all of x alive until the backward."""
+    # Two dimensions, because a CPU selects columns of three 2.5 times as slowly.
     rows = x.reshape(-1, x.shape[-1])
     if run is not None:
         return torch.narrow_copy(rows, 1, run[0], run[1] - run[0])
@@ -49,8 +49,7 @@ class ColumnSelection:
 
 
 class InputGroup:
-    """Selections of sibling layers. The first member that sees an input takes the columns of all members, and the
-    others use that copy; a member that sees another input takes its own columns."""
+    """Selections of sibling layers: the first member that sees an input takes the columns of all members."""
 
     def __init__(self, members: list[ColumnSelection]) -> None:
         self.members = members
@@ -94,8 +93,7 @@ class InputGroup:
         return taken if stop - start == taken.shape[1] else taken[:, start:stop]
 
     def _split(self, x: Tensor) -> bool:
-        """Split the group for good where waiting members read another input than the served ones (keys and values of
-        cross-attention). False where no member has been served, or the input is the same."""
+        """Split off the waiting members where they read another input (keys and values of cross-attention)."""
         late = [m for m in self.members if id(m) in self._waiting]
         if len(late) == len(self.members) or (self._seen is not None and self._seen() is x):
             return False

@@ -1,9 +1,7 @@
-"""Low-rank factors A and B (lora, asym, lora+, rslora, lora-one), chains of them (cola, rac), and slices of fused
-projections.
+"""Low-rank factors A and B: lora, asym, lora+, rslora, lora-one, and chains of them (cola, rac).
 
 Finished links are written into W where W can be written, and a step costs what it cost in the first link; elsewhere
-they are added beside the active link. They touch every entry of W, and a sum that is subtracted again would change
-about a quarter of the entries in the last bit, so a copy of W0 is kept.
+they are added beside the active link.
 """
 
 from __future__ import annotations
@@ -81,7 +79,7 @@ class LowRankAdapter(Adapter):
 
 
 class LinkFold(Fold):
-    """W = W0 + the finished links of a low-rank chain; the active link stays beside W."""
+    """W = W0 + the finished links of a low-rank chain, with a copy of W0; the active link stays beside W."""
 
     @torch.no_grad()
     def __init__(self, adapter: LowRankAdapter) -> None:
@@ -105,11 +103,7 @@ class LinkFold(Fold):
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """x (..., m) -> x W^T + bias + s (x A^T) B^T. x A^T (.., r) is kept, and x where A is trained.
-
-    PEFT's forward makes several tensors of the output's size; here the update is accumulated into the output in place,
-    the input's gradient likewise, and the input is kept once, in its own precision, for all layers that read it.
-    """
+    """x (..., m) -> x W^T + bias + s (x A^T) B^T, summed in place. x A^T is kept, and x where A is trained."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -16,11 +16,7 @@ _SMALL = 2**17
 def gradient_of_b(
     grad_y: Tensor, rows: Tensor, scale: float, dtype: torch.dtype, parts: tuple[Part, ...] | None = None
 ) -> Tensor:
-    """s grad_y^T rows, block under block: grad_y (N, n), rows (N, P r) -> (sum of the parts' rows, r).
-
-    A CPU takes a large product as rows^T grad_y, r x n: 1.3 to 2 times as fast as the other order in BLAS. The result
-    is then a transposed view; autograd lays it out as B is.
-    """
+    """s grad_y^T rows, block under block: grad_y (N, n), rows (N, P r) -> (sum of the parts' rows, r)."""
     if parts is not None and parts != ((0, grad_y.shape[-1]),):
         rank = rows.shape[1] // len(parts)
         blocks = [
@@ -34,7 +30,7 @@ def gradient_of_b(
         return torch.mm(grad_y.T, rows).to(dtype).mul_(scale)
     if grad_y.is_cuda or torch.compiler.is_compiling() or grad_y.numel() < _SMALL:
         return scaled_product(grad_y.T, rows, scale)
-    return scaled_product(rows.T, grad_y, scale).T
+    return scaled_product(rows.T, grad_y, scale).T  # 1.3 to 2 times as fast as the other order in a CPU's BLAS
 
 
 def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
