@@ -17,7 +17,7 @@ from contracts import toy_task
 from tiny import save_tiny_model, save_toy_csv
 from tiny_images import save_tiny_vit, save_toy_images
 from tiny_language import save_tiny_llama, save_toy_lines, save_toy_prompts
-from tunewise.errors import ModelError, SpecError
+from tunewise.errors import SpecError
 from tunewise.models.head import head_modules
 from tunewise.models.load import meta_model
 from tunewise.registry import TASKS
@@ -248,13 +248,6 @@ def test_the_model_without_weights_has_the_same_shapes(task: Task, case: Case) -
     assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
 
 
-def test_a_stand_in_needs_no_data_and_fits_the_model(task: Task, case: Case, model: Any) -> None:
-    found = task_class(case.task).stand_in(case.spec.model, case.spec.data, task.labels)
-    with torch.no_grad():
-        assert torch.isfinite(model(**found.inputs).logits).all()
-    assert found.head == task.head
-
-
 def test_its_beginning_goes_to_another_process(task: Task) -> None:
     small = pickle.loads(pickle.dumps(task.first_examples(4)))
     assert len(small.train) == 4
@@ -263,18 +256,20 @@ def test_its_beginning_goes_to_another_process(task: Task) -> None:
     assert len(task.train) > 4
 
 
-def test_inputs_without_data_go_through_a_model_without_weights(task: Task, case: Case) -> None:
-    """Of shapes alone, as forecasts of memory take them; a task may refuse, with a reason."""
-    empty = meta_model(case.spec.model, task.head)
-    try:
-        inputs = task.sample_inputs(empty, task.head, batch=3, length=7)
-    except ModelError as error:
-        assert "can't be forecast" in str(error)
-        return
-    assert all(len(v) == 3 and v.is_meta for v in inputs.values() if isinstance(v, torch.Tensor))
-    outputs = empty(**inputs)
-    assert outputs.logits.is_meta and len(outputs.logits) == 3
-    assert outputs.loss.shape == ()
+def test_sample_inputs_need_no_data_and_fit_the_model(task: Task, case: Case, model: Any) -> None:
+    """With weights, and as shapes alone, as forecasts of memory take them."""
+    head = task.make_head(task.labels, case.spec.data)
+    real, empty = (
+        m(**task.sample_inputs(m, head, batch=3, length=7)) for m in (model, meta_model(case.spec.model, head))
+    )
+    assert torch.isfinite(real.logits).all() and torch.isfinite(real.loss)
+    assert empty.logits.is_meta and empty.logits.shape == real.logits.shape
+    assert empty.loss.shape == ()
+
+
+def test_the_processor_can_be_saved_beside_a_model(case: Case, tmp_path: Path) -> None:
+    task_class(case.task).load_processor(case.spec.model, case.spec.data).save_pretrained(tmp_path)
+    assert any(tmp_path.iterdir())
 
 
 def test_lengths_are_of_tokens_or_all_the_same(task: Task) -> None:

@@ -48,7 +48,7 @@ class Tagging(TextTask):
 
     @classmethod
     def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
-        return torch.zeros(len(ids), len(head.labels), device="meta")
+        return torch.zeros(len(ids), len(head.labels), device=ids.device)
 
     def target(self, record: Record) -> list[float]:
         tags = record.label.split("|")

@@ -49,14 +49,16 @@ def export(
         if record is None:
             raise SpecError(f"{run} has no run.json, so its base model is not known; use tunewise.export in Python")
         assert record.data is not None
-        sample = task_class(record.spec.task).stand_in(record.spec.model, record.spec.data, record.data.labels)
-        base = load_model(record.spec.model, sample.head, seed=record.spec.seed, pad_token_id=sample.pad_token_id)
-        batch = sample.inputs
+        spec, task = record.spec, task_class(record.spec.task)
+        processor = task.load_processor(spec.model, spec.data)
+        head = task.make_head(record.data.labels, spec.data)
+        base = load_model(spec.model, head, seed=spec.seed, pad_token_id=getattr(processor, "pad_token_id", None))
+        batch = task.sample_inputs(base, head, batch=2, length=8)
     precision = getattr(torch, _PRECISIONS[dtype]) if dtype else None
     exported = write(adapter, to, target, base=base, batch=batch, dtype=precision)
     print(f"{exported.path}  ({exported.size / 1e6:.2f} MB)")
     if to == "merged":
-        sample.processor.save_pretrained(target)
+        processor.save_pretrained(target)
     if exported.max_logit_difference is not None:
         print(f"largest difference of logits, merged against unmerged: {exported.max_logit_difference:.2g}")
     if exported.warning:

@@ -44,7 +44,9 @@ class Head:
     @property
     def outputs(self) -> int | None:
         """Outputs of the new head; None of a pretrained one."""
-        return None if self.pretrained else len(self.labels) or 1
+        if self.pretrained:
+            return None
+        return len(self.labels) if self.labels and self.problem_type else 1
 
     def config(self) -> dict[str, Any]:
         """What to change in the configuration of the model."""

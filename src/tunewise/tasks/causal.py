@@ -57,11 +57,10 @@ class CausalLanguage(TextTask):
         return Head("AutoModelForCausalLM", "a causal language model", pretrained=True)
 
     @classmethod
-    def stand_in_inputs(cls, tokenizer: Any, labels: list[str]) -> dict[str, Tensor]:
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+        tokenizer = super().load_processor(model, data)
         tokenizer.padding_side = "right"
-        inputs = super().stand_in_inputs(tokenizer, labels)
-        inputs.pop("token_type_ids", None)
-        return inputs
+        return tokenizer
 
     @classmethod
     def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
@@ -142,7 +141,6 @@ class CausalLanguage(TextTask):
         return [*notes, f"Target tokens: {tokens}; loss, gap and perplexity are means over them."]
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
-        """Padded on the right, whatever the tokenizer does when it generates."""
         padding = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED}
         rows = [{**example, "attention_mask": [1] * len(example["input_ids"])} for example in examples]
         longest = max(map(self.length, examples))

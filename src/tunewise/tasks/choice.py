@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import DataError, ModelError, SpecError
+from tunewise.errors import DataError, SpecError
 from tunewise.locate import resolve
 from tunewise.models.head import Head
 from tunewise.registry import TASKS
@@ -18,7 +18,7 @@ from tunewise.tasks.files import as_text, read_objects, read_rows
 from tunewise.tasks.labels import check_columns
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
-from tunewise.tasks.text_inputs import TextTask
+from tunewise.tasks.text_inputs import TextTask, sample_ids
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -36,17 +36,12 @@ class MultipleChoice(TextTask, ClassificationScores):
 
     @classmethod
     def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
-        return Head("AutoModelForMultipleChoice", "a model of multiple choice")  # it has one output always
-
-    @classmethod
-    def stand_in_inputs(cls, tokenizer: Any, labels: list[str]) -> dict[str, Tensor]:
-        answers = [f"Answer {letter}." for letter in labels]
-        batch = tokenizer(["Which one is it?"] * len(answers), answers, padding=True, return_tensors="pt")
-        return {key: value.unsqueeze(0) for key, value in batch.items()}
+        return Head("AutoModelForMultipleChoice", "a model of multiple choice", labels=tuple(labels))
 
     @classmethod
     def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
-        raise ModelError("a step of multiple choice can't be forecast: the number of answers is not known")
+        ids = sample_ids(model, (batch, len(head.labels), length))
+        return {"input_ids": ids, "labels": cls.sample_labels(ids, head)}
 
     @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:

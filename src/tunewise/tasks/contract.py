@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import ModelError
 from tunewise.models.head import Head
 from tunewise.models.load import load_model
 from tunewise.spec import DataSpec, ModelSpec
@@ -22,17 +20,6 @@ Encoded = Mapping[str, Any]
 """One example, ready for `collate`: token ids without padding, or an image that is not decoded yet, and `labels`."""
 
 Split = Sequence[Encoded]
-
-
-@dataclass(frozen=True)
-class StandIn:
-    """A head, a processor and example inputs for a model, made without the data set."""
-
-    head: Head
-    inputs: dict[str, Tensor]
-    processor: Any
-    """A tokenizer or an image processor; has `save_pretrained`."""
-    pad_token_id: int | None
 
 
 class Task(ABC):
@@ -122,23 +109,24 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def stand_in(cls, model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-        """Example inputs where the data set is not available; `labels` come from the record of a run."""
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+        """The tokenizer or image processor of the model; has `save_pretrained`."""
 
     @classmethod
+    @abstractmethod
     def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
-        """Inputs with labels for forecasts of memory and cost: shapes only, on the meta device.
+        """Inputs with labels and without content, on the device of the model; on the meta device they have shapes only,
+        for forecasts of memory and cost.
 
         Args:
-            model: A transformers model on the meta device with `head`.
+            model: A transformers model with `head`.
             head: What `make_head` returned.
             batch: Number of examples.
             length: Tokens of each example; ignored where `has_tokens` is false.
 
         Raises:
-            ModelError: No forecast can be made, or `length` is above the limit of the model.
+            ModelError: `length` is above the limit of the model.
         """
-        raise ModelError("a step of this task can't be forecast")
 
     # --- one data set -----------------------------------------------------------------------------
 

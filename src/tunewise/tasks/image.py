@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,6 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from tunewise.errors import ModelError, first_line
@@ -22,7 +22,7 @@ from tunewise.models.language import has_causal_head
 from tunewise.models.load import meta_model
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
-from tunewise.tasks.contract import Encoded, Split, StandIn
+from tunewise.tasks.contract import Encoded, Split
 from tunewise.tasks.files import digest_by_part
 from tunewise.tasks.image_files import ImageRow, image_digest, looks_like_images, read_images
 from tunewise.tasks.labels import labels_of, load_labelled
@@ -98,22 +98,18 @@ class ImageClassification(ClassificationScores):
         )
 
     @classmethod
-    def stand_in(cls, model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-        pixels = Pixels(model, data.image_size)
-        noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-        shown = pixels.batch([pixels.prepare(Image.fromarray(image).convert(pixels.mode)) for image in noise])
-        head = replace(cls.make_head(labels), image_size=pixels.size[1:])
-        return StandIn(head, {"pixel_values": shown}, pixels.processor, None)
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+        return Pixels(model, data.image_size).processor
 
     @classmethod
     def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+        weight = next(model.parameters())
         side = getattr(model.config, "image_size", 224)
         height, width = head.image_size or (side if isinstance(side, (tuple, list)) else (side, side))
         shape = (batch, getattr(model.config, "num_channels", 3), height, width)
-        return {
-            "pixel_values": torch.zeros(*shape, dtype=next(model.parameters()).dtype, device="meta"),
-            "labels": torch.zeros(batch, dtype=torch.long, device="meta"),
-        }
+        values = torch.arange(math.prod(shape), device=weight.device).view(shape) % 251
+        labels = torch.zeros(batch, dtype=torch.long, device=weight.device)
+        return {"pixel_values": (values / 125 - 1).to(weight.dtype), "labels": labels}
 
     def _examples(self, records: Sequence[Record]) -> Split:
         index = {label: i for i, label in enumerate(self.labels)}

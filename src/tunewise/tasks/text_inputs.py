@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +15,8 @@ from tunewise.errors import DataError, ModelError
 from tunewise.models.head import Head
 from tunewise.models.load import load_tokenizer
 from tunewise.spec import DataSpec, ModelSpec
-from tunewise.tasks.contract import Encoded, Split, StandIn, Task
+from tunewise.tasks.contract import Encoded, Split, Task
 from tunewise.tasks.splits import Record, Splits
-
-_STAND_INS = ("The same text, for both.", "A second and rather longer one, so that there is padding too.")
 
 
 class TextTask(Task):
@@ -25,7 +24,7 @@ class TextTask(Task):
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
         self.model_spec = model
-        self.tokenizer = load_tokenizer(model)
+        self.tokenizer = self.load_processor(model, data)
         self.max_length = min(max_length, self.token_limit())
         self.truncated = 0
         self.labels, splits = self.read(data)
@@ -41,24 +40,18 @@ class TextTask(Task):
         """The labels and the split records. `encode` expects (text, second text or None, ...) as their content."""
 
     @classmethod
-    def stand_in(cls, model: ModelSpec, data: DataSpec, labels: list[str]) -> StandIn:
-        tokenizer = load_tokenizer(model)
-        inputs = cls.stand_in_inputs(tokenizer, labels)
-        return StandIn(cls.make_head(labels, data), inputs, tokenizer, tokenizer.pad_token_id)
-
-    @classmethod
-    def stand_in_inputs(cls, tokenizer: Any, labels: list[str]) -> dict[str, Tensor]:
-        return dict(tokenizer(list(_STAND_INS), padding=True, return_tensors="pt"))
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+        return load_tokenizer(model)
 
     @classmethod
     def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
         positions = getattr(model.config, "max_position_embeddings", None)
         if isinstance(positions, int) and 0 < positions < length:
             raise ModelError(f"--length {length} is above this model's {positions} positions")
+        weight = next(model.parameters())
+        ids = sample_ids(model, (batch, length))
         # A mask of four dimensions is used as it is; for any other the model would look for padding in its values.
-        dtype = next(model.parameters()).dtype
-        ids = torch.zeros(batch, length, dtype=torch.long, device="meta")
-        mask = torch.zeros(batch, 1, length, length, dtype=dtype, device="meta")
+        mask = torch.zeros(batch, 1, length, length, dtype=weight.dtype, device=weight.device)
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": cls.sample_labels(ids, head)}
         if "use_cache" in inspect.signature(model.forward).parameters:
             return {**inputs, "use_cache": False}
@@ -66,8 +59,8 @@ class TextTask(Task):
 
     @classmethod
     def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
-        """Labels for `sample_inputs`, like `ids` on the meta device."""
-        return torch.zeros(len(ids), dtype=torch.long, device="meta")
+        """Labels for `sample_inputs`, on the device of `ids`."""
+        return torch.zeros(len(ids), dtype=torch.long, device=ids.device)
 
     def token_limit(self) -> int:
         """The tokenizer's own limit; some say 10^30 for none."""
@@ -109,3 +102,10 @@ class TextTask(Task):
     def describe(self, batch: dict[str, Tensor]) -> str:
         count, width = batch["input_ids"].shape
         return f"{count} texts ({count * width:,} tokens with padding, at most {self.max_length} each)"
+
+
+def sample_ids(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Token ids of a shape, running through the vocabulary."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    ids = torch.arange(math.prod(shape), device=embeddings.weight.device)
+    return (ids % embeddings.num_embeddings).view(shape)
