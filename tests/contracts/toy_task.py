@@ -36,10 +36,6 @@ class Tagging(TextTask):
         )
 
     @classmethod
-    def read_labels(cls, data: DataSpec) -> list[str]:
-        return cls.read(data)[0]
-
-    @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
         check_text_columns(data)
         records = read_parts(data, lambda path: read_texts(data, path))

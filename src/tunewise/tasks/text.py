@@ -26,10 +26,6 @@ class TextClassification(TextTask, ClassificationScores):
         )
 
     @classmethod
-    def read_labels(cls, data: DataSpec) -> list[str]:
-        return cls.read(data)[0]
-
-    @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
         return load_labelled_texts(data)
 

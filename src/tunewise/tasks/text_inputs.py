@@ -40,6 +40,10 @@ class TextTask(Task):
         """The labels and the split records. `encode` expects (text, second text or None, ...) as their content."""
 
     @classmethod
+    def read_labels(cls, data: DataSpec) -> list[str]:
+        return cls.read(data)[0]
+
+    @classmethod
     def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
         return load_tokenizer(model)
 
