@@ -77,7 +77,6 @@ def inspect(
     model_b: str | ModelSpec | None = None,
     top_k: int | None = TOP_K,
     threshold: float = THRESHOLD,
-    top_space: int | None = None,
     scale: Sequence[float] = (),
     data: DataSpec | None = None,
     task: str | None = None,
@@ -93,7 +92,6 @@ def inspect(
         model_b: instead of an adapter, a fine-tuned model of the same architecture.
         top_k: singular vectors of each weight to examine; None for all.
         threshold: a vector is an intruder where its largest |cos| is below this number in (0, 1].
-        top_space: k of the energies in W0's top space; the rank of dW unless given.
         scale: factors on the intruders' singular values, for the causal check.
         data: the labelled data for the loss of that check; a run's own test split unless given.
         task: the task of `data`, where its columns are ambiguous.
@@ -130,7 +128,7 @@ def inspect(
     subject = _open(adapter, base, model_b, on_phase)
     spectra = BaseSpectra(Path(cache) if cache is not None else subject.cache)
     on_phase("spectra")
-    spectrum = spectra_of(subject.updates, spectra, top_space, check)
+    spectrum = spectra_of(subject.updates, spectra, check=check)
     on_phase("intruders")
     settings = IntruderSettings(top_k="all" if top_k is None else top_k, threshold=threshold)
     intruders = intruders_of(subject.updates, spectra, settings, check)

@@ -3,9 +3,6 @@ damage is noticed."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -16,21 +13,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tunewise.store.files import replacing
+
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write fp32 or fp64 tensors atomically. A full disk is only a warning."""
-    scratch = ""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        os.close(handle)
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, scratch, metadata={"format": "pt", "checksum": _checksum(plain)})
-        os.replace(scratch, file)
+        with replacing(file) as scratch:
+            save_file(plain, scratch, metadata={"format": "pt", "checksum": _checksum(plain)})
     except (OSError, SafetensorError) as error:
-        if scratch:
-            with contextlib.suppress(OSError):
-                Path(scratch).unlink()
         warnings.warn(f"results can't be cached in {file.parent} ({error})", stacklevel=2)
 
 

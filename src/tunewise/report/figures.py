@@ -128,12 +128,13 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> go.Figu
     shares = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in matrix]
     shown = [plain(_short(name, 14 if count > 12 else 20)) for name in names]
     step = 1 if count <= 24 else 2
-    said = [
-        [f"true: {plain(true)}<br>predicted: {plain(said)}<br>{matrix[i][j]} of {sum(matrix[i])}"]
-        for i, true in enumerate(names)
-        for j, said in enumerate(names)
+    hover = [
+        [
+            f"true: {plain(true)}<br>predicted: {plain(predicted)}<br>{n} of {sum(row)}"
+            for n, predicted in zip(row, names)
+        ]
+        for row, true in zip(matrix, names)
     ]
-    hover = [[said[i * count + j][0] for j in range(count)] for i in range(count)]
     figure = blank_figure(height=min(760, 110 + max(count * 28, 160)))
     figure.add_heatmap(
         z=shares,

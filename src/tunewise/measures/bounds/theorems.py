@@ -101,9 +101,9 @@ class BoundLine(Values):
     kind: str
     """'gap' (comparable with the measured gap), 'distance', 'rank', 'step' or 'count'."""
     title: str
-    value: int | float | None
+    value: int | float | None = None
     """None where it is beyond the floats; then `log_value` is not."""
-    log_value: float | None
+    log_value: float | None = None
     units: str
     ceiling: float | None
     vacuous: bool
@@ -115,22 +115,13 @@ class BoundLine(Values):
     """Assumptions that are known not to hold."""
 
 
+_COPIED = ("units", "ceiling", "vacuous", "mark", "source", "statement", "assumptions", "unmet")
+
+
 def _line(key: str, kind: str, title: str, bound: Bound) -> BoundLine:
-    return BoundLine(
-        key=key,
-        kind=kind,
-        title=title,
-        value=bound.value if math.isfinite(bound.value) else None,
-        log_value=bound.log_value if math.isfinite(bound.log_value) else None,
-        units=bound.units,
-        ceiling=bound.ceiling,
-        vacuous=bound.vacuous,
-        mark=bound.mark,
-        source=bound.source,
-        statement=bound.statement,
-        assumptions=tuple(bound.assumptions),
-        unmet=tuple(bound.unmet),
-    )
+    finite = {name: v for name in ("value", "log_value") if math.isfinite(v := getattr(bound, name))}
+    copied = {name: getattr(bound, name) for name in _COPIED}
+    return BoundLine.model_validate({"key": key, "kind": kind, "title": title, **finite, **copied})
 
 
 def theorems(facts: Facts) -> list[BoundLine]:
