@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 
 from stored_runs import stored_spec, write_run, write_unfinished
-from tunewise.spec import StudySpec, TuningSpec
 from tunewise.store import garbage
-from tunewise.store.documents import write_document
-from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.store.garbage import STALE, leftovers, remove
-from tunewise.store.records import MethodTuning, Trial, TuningReport
-from tunewise.store.verification import faults_of_run
 
 
 def names(root: Path, **wanted: bool) -> set[str]:
@@ -162,7 +157,7 @@ def test_a_run_that_came_to_its_end_after_the_look_stays(tmp_path: Path) -> None
 def test_unreadable_records_are_left_to_verify(tmp_path: Path) -> None:
     record = write_run(tmp_path, stored_spec())
     (tmp_path / record.id / "run.json").write_text("{")
-    assert names(tmp_path, unfinished=True, trials=True) == set()
+    assert names(tmp_path, unfinished=True) == set()
 
 
 def test_caches_go_only_on_demand(tmp_path: Path) -> None:
@@ -170,42 +165,6 @@ def test_caches_go_only_on_demand(tmp_path: Path) -> None:
     old(plant(tmp_path / "cache" / "behaviour-0.npz"))
     assert names(tmp_path) == set()
     assert names(tmp_path, caches=True) == {"cache"}
-
-
-def test_adapters_of_trials_go_on_demand_and_the_trial_still_counts_as_done(tmp_path: Path) -> None:
-    spec = StudySpec.model_validate(
-        {"model": "m", "data": "d.csv", "methods": ["lora"], "task": "text", "seeds": [0], "tuning": 2}
-    )
-    wanted = spec.runs()[0]
-    trial = wanted.model_copy(update={"seed": 1000})
-    for run in (wanted, trial):
-        write_run(tmp_path, run)
-    tuning = TuningReport(
-        settings=TuningSpec(),
-        objective="validation loss",
-        methods=[
-            MethodTuning(
-                method="lora",
-                middle=1e-3,
-                chosen=1e-3,
-                trials=[Trial(rate=1e-3, run=run.id, status="done", epochs=2, value=0.2) for run in (wanted, trial)],
-            )
-        ],
-    )
-    write_atomically(tmp_path / f"compare-{spec.id}" / "compare.json", spec.model_dump_json())
-    write_document(tmp_path / f"compare-{spec.id}" / "tuning.json", tuning)
-    store = RunStore(tmp_path)
-    before = store.record(trial.id)
-    assert names(tmp_path) == set()
-    assert names(tmp_path, trials=True) == {f"{trial.id}/adapter"}
-    remove(store, leftovers(store, trials=True))
-    after = store.finished(trial.id)
-    assert after is not None and before is not None
-    assert after.results == before.results
-    assert set(before.files) - set(after.files) == {"adapter/adapter_model.safetensors", "adapter/tunewise.json"}
-    assert faults_of_run(store, trial.id) == []
-    assert (tmp_path / wanted.id / "adapter" / "adapter_model.safetensors").exists()
-    assert names(tmp_path, trials=True) == set()
 
 
 def test_a_cleaning_that_was_killed_is_ended_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,9 +72,6 @@ def runs_gc(
     all_unfinished: Annotated[
         flags.Switch, Parameter(help="Also unfinished runs with checkpoints; they start from step 0 again.")
     ] = False,
-    trials: Annotated[
-        flags.Switch, Parameter(help="Also the adapters of learning-rate trials; records and curves stay.")
-    ] = False,
     caches: Annotated[
         flags.Switch, Parameter(help="Also what measures cache of base models; it is computed again when needed.")
     ] = False,
@@ -87,7 +84,7 @@ def runs_gc(
 
     _check_folder(runs)
     store = RunStore(runs)
-    items = leftovers(store, unfinished=all_unfinished, trials=trials, caches=caches)
+    items = leftovers(store, unfinished=all_unfinished, caches=caches)
     if not items:
         print(f"nothing to remove in {runs}")
         return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunewise.errors import StoreError, TunewiseError
 from tunewise.spec import StudySpec
 from tunewise.store.documents import read_document
-from tunewise.store.records import CostRecord, CostReport, TuningReport
+from tunewise.store.records import CostRecord, CostReport
 
 
 def comparisons(root: Path) -> Iterator[tuple[Path, StudySpec]]:
@@ -19,14 +19,6 @@ def comparisons(root: Path) -> Iterator[tuple[Path, StudySpec]]:
             yield file.parent, StudySpec.model_validate(json.loads(file.read_bytes()))
         except (OSError, ValueError, TunewiseError):  # pydantic's own errors are ValueErrors
             continue
-
-
-def tuning(folder: Path) -> TuningReport | None:
-    """The learning-rate search of a comparison; None where it has none that can be read."""
-    try:
-        return read_document(folder / "tuning.json", TuningReport, "")
-    except (StoreError, FileNotFoundError):
-        return None
 
 
 def cost_of_run(root: Path, run_id: str) -> tuple[CostReport, CostRecord] | None:

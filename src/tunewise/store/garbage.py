@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewise.errors import StoreError
-from tunewise.store.comparisons import comparisons, tuning
 from tunewise.store.files import disk_size, is_disk_full
 from tunewise.store.folders import RunStore
 from tunewise.store.names import ASIDE, RECORD
@@ -40,20 +39,15 @@ class Leftover:
     bytes: int
     run: str | None = None
     """The run that has to be locked for the removal."""
-    adapter_of: RunRecord | None = None
-    """A tuning trial that stays without its adapter: its record will not name those files any more."""
 
 
-def leftovers(
-    store: RunStore, *, unfinished: bool = False, trials: bool = False, caches: bool = False
-) -> list[Leftover]:
+def leftovers(store: RunStore, *, unfinished: bool = False, caches: bool = False) -> list[Leftover]:
     """What may go, by path. Nothing of a run that is locked now is included.
 
-    The options add what costs something to make again: unfinished runs that could continue from a checkpoint, the
-    adapters of learning-rate trials, and what measures cache of base models.
+    The options add what costs something to make again: unfinished runs that could continue from a checkpoint, and
+    what measures cache of base models.
     """
     by_path: dict[Path, Leftover] = {}
-    records: dict[str, RunRecord] = {}
     for run_id in store.ids():
         if store.is_locked(run_id):
             continue
@@ -61,14 +55,10 @@ def leftovers(
             record = store.record(run_id)
         except StoreError:  # left to `verify`
             continue
-        if record is not None:
-            records[run_id] = record
         of_run = (
             _of_unfinished(store, run_id, unfinished) if record is None else _of_finished(store, record, unfinished)
         )
         by_path.update((leftover.path, leftover) for leftover in of_run)
-    if trials:
-        by_path.update((leftover.path, leftover) for leftover in _adapters_of_trials(store, records))
     if caches and (cache := store.root / "cache").is_dir():
         by_path[cache] = Leftover(cache, "cached for measures; made again when needed", disk_size(cache))
     for folder in [*store.root.glob("compare-*"), store.root / "costs", store.root / "cache"]:
@@ -90,8 +80,6 @@ def remove(store: RunStore, what: Iterable[Leftover]) -> tuple[int, list[str]]:
                     folder = stack.enter_context(store.lock(leftover.run))
                     if leftover.path == folder and (folder / RECORD).exists():
                         raise StoreError("the run has come to its end since")
-                if leftover.adapter_of is not None:
-                    _forget_adapter(store, leftover.adapter_of)
                 _discard(store, leftover.path)
             freed += leftover.bytes
         except (OSError, StoreError) as error:
@@ -117,12 +105,6 @@ def _discard(store: RunStore, path: Path) -> None:
         shutil.rmtree(path)  # no room to rename it first
     else:
         path.replace(place / path.name)
-
-
-def _forget_adapter(store: RunStore, record: RunRecord) -> None:
-    """The record does not promise those files any more, so the trial counts as complete without them."""
-    files = {name: value for name, value in record.files.items() if not name.startswith("adapter/")}
-    store.write(record.model_copy(update={"files": files}))
 
 
 def _of_finished(store: RunStore, record: RunRecord, unfinished: bool) -> Iterator[Leftover]:
@@ -161,20 +143,6 @@ def _scratch(folder: Path, run_id: str | None) -> Iterator[Leftover]:
         if ".old." in path.name and not (path.parent / path.name[1:].partition(".old.")[0]).exists():
             continue  # moved out of the way for a file that was never written: the only copy
         yield Leftover(path, "a temporary file of a process that was stopped", disk_size(path), run_id)
-
-
-def _adapters_of_trials(store: RunStore, records: dict[str, RunRecord]) -> Iterator[Leftover]:
-    trials: set[str] = set()
-    compared: set[str] = set()
-    for folder, spec in comparisons(store.root):
-        compared |= {run.id for run in spec.runs()}
-        if (search := tuning(folder)) is not None:
-            trials |= {trial.run for row in search.methods for trial in row.trials}
-    for run_id in sorted((trials - compared) & records.keys()):
-        adapter = store.folder(run_id) / "adapter"
-        if adapter.exists():
-            why = "the adapter of a trial for the learning rate"
-            yield Leftover(adapter, why, disk_size(adapter), run_id, adapter_of=records[run_id])
 
 
 def _is_stale(path: Path) -> bool:
