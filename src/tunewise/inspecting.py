@@ -214,7 +214,7 @@ def _two_models(base: ModelSpec, other: ModelSpec, on_phase: OnPhase) -> _Subjec
     on_phase(f"loading {base.path}")
     one = load_bare(base, [], "FEATURE_EXTRACTION")
     on_phase(f"loading {other.path}")
-    two = load_bare(other, [], "FEATURE_EXTRACTION", flag="--model-b")
+    two = load_bare(other, [], "FEATURE_EXTRACTION")
     updates = updates_between(one, two)
     if not updates:
         raise MeasureError(f"{base.path} has no linear layer to look at")

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 import tunewise
 from contracts import models
 from tunewise.errors import SpecError
-from tunewise.models.blocks import blocks_of
+from tunewise.models.blocks import find_blocks
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,7 +28,8 @@ def group() -> Iterator[None]:
 def trained(name: str, *, sharded: bool, **options: Any) -> Any:
     model = tunewise.attach(models.make("bert"), name, rank=4, seed=3, targets="all-linear", **options)
     if sharded:
-        for block in blocks_of(model.get_base_model()):
+        base = model.get_base_model()
+        for block in base.get_submodule(find_blocks(base).name):
             fully_shard(block)
         fully_shard(model)
     optimizer = tunewise.optimizer(model, lr=1e-2)

@@ -81,7 +81,7 @@ def _of_run(
     spec = record.spec
     if base is not None:
         model = spec.model.model_copy(update={"path": base})
-        model_folder(model, "--base")  # raises where there is no such model
+        model_folder(model)  # raises where there is no such model
         record = record.model_copy(update={"spec": spec.model_copy(update={"model": model})})
     folder = target.resolve()
     run = FinishedRun(record, folder, build_task(record.spec), folder.parent / "cache")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from tunewise.errors import ModelError, StoreError
-from tunewise.models.load import load_config, model_folder, quiet_loading, refusal, weights_folder
+from tunewise.models.load import load_config, quiet_loading, refusal, weights_folder
 from tunewise.spec import ModelSpec
 
 _CLASSES = {
@@ -30,13 +30,9 @@ _CLASSES = {
 """Classes of transformers by PEFT's task type, in the order in which they are tried."""
 
 
-def load_bare(
-    spec: ModelSpec, layers: Collection[str], task_type: str | None = None, *, flag: str = "--base"
-) -> nn.Module:
+def load_bare(spec: ModelSpec, layers: Collection[str], task_type: str | None = None) -> nn.Module:
     """The model with modules named `layers`, as the class of transformers that has them (`bert.encoder...` in a
-    classifier, `encoder...` in the encoder itself), in the checkpoint's precision, frozen. Raises `ModelError`, which
-    names the `flag` for another model."""
-    model_folder(spec, flag)
+    classifier, `encoder...` in the encoder itself), in the checkpoint's precision, frozen. Raises `ModelError`."""
     config = load_config(spec)
     with quiet_loading(), refusal(spec, "it can't be loaded"):
         for model_class in _classes(config, task_type):

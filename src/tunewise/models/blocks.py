@@ -54,11 +54,5 @@ def find_blocks(model: nn.Module) -> Blocks | None:
             lists.append((sum(p.numel() for p in module.parameters()), name, len(module)))
     if not lists:
         return None
-    _, name, count = max(lists, key=lambda found: found[0])
+    _, name, count = max(lists, key=lambda entry: entry[0])
     return Blocks(name, count)
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks themselves, in order; none where the model has none."""
-    found = find_blocks(model)
-    return [] if found is None else list(model.get_submodule(found.name).children())

@@ -35,6 +35,7 @@ READ_TOGETHER: tuple[frozenset[str], ...] = (
     frozenset({"wi_0", "wi_1"}),
 )
 
+_WORDS = ("qv", "attention", "all-linear")
 _IN_BLOCK = re.compile(r"\.\d+\.")
 _IN_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*)(\.|$)", re.IGNORECASE)
 
@@ -73,12 +74,12 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer by name; a layer with adapters counts as its base layer."""
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     inside = tuple(name + "." for name in adapted)
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        plain = module.get_base_layer() if name in adapted else module
-        if is_linear(plain) and not name.startswith(inside):
-            found[name] = plain
-    return found
+        base = module.get_base_layer() if name in adapted else module
+        if is_linear(base) and not name.startswith(inside):
+            layers[name] = base
+    return layers
 
 
 def find_targets(
@@ -96,75 +97,68 @@ def find_targets(
     if not targets and not isinstance(targets, str):
         raise ModelError("targets names no layer; use 'qv', 'attention', 'all-linear', or names")
     if not isinstance(targets, str) and all(isinstance(t, Target) for t in targets):
-        return _known(model, linears, [t for t in targets if isinstance(t, Target)])
+        return _check_shapes(model, linears, [t for t in targets if isinstance(t, Target)])
     if not linears:
         raise ModelError(f"{type(model).__name__} has no linear layer that could be adapted")
     if isinstance(targets, str) and targets in _WORDS:
-        found = _by_word(linears, targets)
-        if not found:
+        slices = _by_word(linears, targets)
+        if not slices:
             raise ModelError(
-                f"targets {targets!r}: no such layers found in {type(model).__name__}; name them, for example "
+                f"targets {targets!r}: {type(model).__name__} has no such layers; name them, for example "
                 f"targets={_leaves(linears)[:4]}"
             )
     else:
         names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else [str(t) for t in targets]
-        found = _by_names(linears, names, type(model).__name__)
-    order = {name: i for i, name in enumerate(linears)}
-    return sorted((_target(name, linears[name], slices) for name, slices in found.items()), key=lambda t: order[t.name])
+        slices = _by_names(linears, names, type(model).__name__)
+    return [_target(name, module, slices[name]) for name, module in linears.items() if name in slices]
 
 
-def _in_blocks(model: nn.Module, found: list[Target], layers: Layers) -> list[Target]:
+def _in_blocks(model: nn.Module, targets: list[Target], layers: Layers) -> list[Target]:
     blocks = find_blocks(model)
     if blocks is None:
         raise ModelError(f"{type(model).__name__} has no list of blocks, so layers {layers!r} means nothing to it")
-    wanted = blocks.chosen(layers)
-    kept = [target for target in found if blocks.number_of(target.name) in wanted]
-    if not kept:
+    numbers = blocks.chosen(layers)
+    inside = [target for target in targets if blocks.number_of(target.name) in numbers]
+    if not inside:
         raise ModelError(f"layers {layers!r}: none of the layers that targets names lies in these blocks")
-    return kept
+    return inside
 
 
-def _known(model: nn.Module, linears: dict[str, nn.Module], targets: list[Target]) -> list[Target]:
+def _check_shapes(model: nn.Module, linears: dict[str, nn.Module], targets: list[Target]) -> list[Target]:
     for target in targets:
         if target.name not in linears:
             raise ModelError(
                 f"{type(model).__name__} has no layer {target.name}{suggest_nearest(target.name, linears)}"
             )
-        found = shape_of(linears[target.name])
-        if found != (target.out_features, target.in_features):
+        out_features, in_features = shape_of(linears[target.name])
+        if (out_features, in_features) != (target.out_features, target.in_features):
             raise ModelError(
-                f"layer {target.name} is {found[0]} x {found[1]} here, and {target.out_features} x {target.in_features}"
-                " where the adapter was made; this is another base model"
+                f"layer {target.name} is {out_features} x {in_features} here, and {target.out_features} x "
+                f"{target.in_features} where the adapter was trained; this is another base model"
             )
     return targets
 
 
-_WORDS = ("qv", "attention", "all-linear")
+# Each of the following returns names of layers with the roles whose slices are adapted; without roles the whole layer.
 
 
 def _by_word(linears: dict[str, nn.Module], word: str) -> dict[str, set[str]]:
-    blocks = [name for name in linears if _IN_BLOCK.search(name)]
+    names = [name for name in linears if _IN_BLOCK.search(name)]
     if word == "all-linear":
-        return {name: set() for name in blocks}
+        return {name: set() for name in names}
     if word == "attention":
-        return {name: set() for name in blocks if _IN_ATTENTION.search(name.rpartition(".")[0])}
-    return _by_roles(blocks, {"query", "value"})
+        return {name: set() for name in names if _IN_ATTENTION.search(name.rpartition(".")[0])}
+    return _by_roles(names, {"query", "value"})
 
 
 def _by_roles(names: Iterable[str], roles: set[str]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    wanted = frozenset().union(*(ROLES[r] for r in roles))
-    for name in names:
-        leaf = name.rpartition(".")[2]
-        if leaf in FUSED:
-            found[name] = roles & set(FUSED[leaf])
-        elif leaf in wanted:
-            found[name] = set()
-    return found
+    wanted = frozenset().union(*(ROLES[role] for role in roles))
+    leaves = {name: name.rpartition(".")[2] for name in names}
+    return {name: roles & set(FUSED.get(leaf, ())) for name, leaf in leaves.items() if leaf in FUSED or leaf in wanted}
 
 
 def _by_names(linears: dict[str, nn.Module], names: list[str], model_name: str) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    slices: dict[str, set[str]] = {}
     for wanted in names:
         if not wanted:
             raise ModelError("targets: an empty name; name layers, or use 'qv', 'attention' or 'all-linear'")
@@ -178,10 +172,11 @@ def _by_names(linears: dict[str, nn.Module], names: list[str], model_name: str) 
         if not hits:
             choices = {*_leaves(linears), *_WORDS}
             raise ModelError(f"no layer of {model_name} is called {wanted!r}{suggest_nearest(wanted, choices)}")
-        for name, slices in hits.items():
-            # asked once as a whole and once in slices: the whole
-            found[name] = set() if name in found and not (found[name] and slices) else found.get(name, set()) | slices
-    return found
+        for name, roles in hits.items():
+            # a layer that is named both as such and by slices is adapted as such
+            both = name not in slices or bool(slices[name] and roles)
+            slices[name] = slices.get(name, set()) | roles if both else set()
+    return slices
 
 
 def _leaves(linears: dict[str, nn.Module]) -> list[str]:

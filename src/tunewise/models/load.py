@@ -24,22 +24,21 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @lru_cache(maxsize=8)
-def model_folder(spec: ModelSpec, flag: str = "--model") -> Path:
-    """The local folder of the model, unpacked or fetched if necessary. Raises `ModelError`, which names the `flag` for
-    another model."""
+def model_folder(spec: ModelSpec) -> Path:
+    """The local folder of the model, unpacked or fetched if necessary. Raises `ModelError`."""
     if spec.path.startswith("package:") or Path(spec.path).exists():
         path = resolve(spec.path)
         folder = unpack(path) if path.suffix == ".zip" else path
     elif spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
         raise ModelError(f"model {spec.path!r}: there is no such folder")
     else:
-        folder = _from_hub(spec, flag).folder
+        folder = _from_hub(spec).folder
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {spec.path!r}: {folder.name} holds no config.json, so it is no transformers model")
     return folder
 
 
-def _from_hub(spec: ModelSpec, flag: str = "--model") -> Snapshot:
+def _from_hub(spec: ModelSpec) -> Snapshot:
     patterns = [*_WEIGHTS, *(["*.py"] if spec.trust_remote_code else [])]
     return fetch(
         spec.path,
@@ -47,7 +46,7 @@ def _from_hub(spec: ModelSpec, flag: str = "--model") -> Snapshot:
         revision=spec.revision,
         patterns=patterns,
         error=ModelError,
-        instead=f"give a local one ({flag})",
+        instead="give a local folder",
     )
 
 

@@ -14,8 +14,8 @@ from tunewise.tasks.contract import Task
 
 def task_class(name: str) -> type[Task]:
     """The class that is registered by this name. Raises `SpecError` where there is none."""
-    found: type[Task] = TASKS.get(name)
-    return found
+    task: type[Task] = TASKS.get(name)
+    return task
 
 
 def detect_task(data: DataSpec) -> str:

@@ -109,35 +109,23 @@ class MultipleChoice(TextTask, ClassificationScores):
 
 
 def _read(spec: DataSpec, path: str) -> list[Record]:
-    names = _columns(spec)
-    if len(names) > 1:
-        check_columns({"text": spec.text, **{f"answer {n}": n for n in names}, "label": spec.label})
-        rows = read_rows(resolve(path), [spec.text, *names, spec.label], encoding=spec.encoding)
-        found = [
-            (row.values[spec.text], [row.values[n] for n in names], names, row.values[spec.label], row.where)
-            for row in rows
-        ]
-    else:
-        found = [
-            (
-                as_text(_inside(row, spec.text, where), spec.text, where),
-                *_answers(_inside(row, names[0], where), names[0], where),
-                as_text(_inside(row, spec.label, where), spec.label, where),
-                where,
-            )
-            for row, where in read_objects(resolve(path), spec.encoding)
-        ]
-    if not found:
-        raise DataError(f"{path}: the file has no rows; give one with examples")
-    return [_record(*row) for row in found]
-
-
-def _columns(spec: DataSpec) -> list[str]:
-    """The column of lists of answers, or the columns of one answer each."""
     names = [name.strip() for name in (spec.choices or "choices").split(",") if name.strip()]
     if not names:
-        raise SpecError("choices names no column; give one that holds lists, or several with commas")
-    return names
+        raise SpecError("choices names no column; give a column of lists, or several columns separated by commas")
+    records = []
+    if len(names) > 1:
+        check_columns({"text": spec.text, **{f"answer {n}": n for n in names}, "label": spec.label})
+        for row in read_rows(resolve(path), [spec.text, *names, spec.label], encoding=spec.encoding):
+            answers = [row.values[name] for name in names]
+            records.append(_record(row.values[spec.text], answers, names, row.values[spec.label], row.where))
+        return records
+    for cells, where in read_objects(resolve(path), spec.encoding):
+        question, label = (as_text(_inside(cells, column, where), column, where) for column in (spec.text, spec.label))
+        answers, keys = _answers(_inside(cells, names[0], where), names[0], where)
+        records.append(_record(question, answers, keys, label, where))
+    if not records:
+        raise DataError(f"{path}: the file has no rows; give one with examples")
+    return records
 
 
 def _record(question: str, answers: Sequence[str], names: Sequence[str], label: str, where: str) -> Record:
@@ -152,9 +140,9 @@ def _record(question: str, answers: Sequence[str], names: Sequence[str], label: 
 
 def _right(label: str, answers: Sequence[str], names: Sequence[str], where: str) -> int:
     """Index of the right answer: by the answers' own names, their texts, a letter, or a number from 0."""
-    for known in (names, answers):
-        if list(known).count(label) == 1:
-            return list(known).index(label)
+    for texts in (names, answers):
+        if list(texts).count(label) == 1:
+            return list(texts).index(label)
     letters = LETTERS[: len(answers)]
     if label.upper() in letters and len(label) == 1:
         return letters.index(label.upper())
@@ -170,15 +158,15 @@ def _answers(cell: Any, name: str, where: str) -> tuple[list[str], list[str]]:
     """Texts and names of a list of texts, a list of {text, label}, or {text: [...], label: [...]}; names may lack."""
     if isinstance(cell, Mapping) and isinstance(cell.get("text"), list):
         texts, names = cell["text"], cell.get("label") or []
-    elif isinstance(cell, list) and all(isinstance(one, Mapping) for one in cell):
-        texts, names = [one.get("text") for one in cell], [one["label"] for one in cell if "label" in one]
+    elif isinstance(cell, list) and all(isinstance(item, Mapping) for item in cell):
+        texts, names = [item.get("text") for item in cell], [item["label"] for item in cell if "label" in item]
     elif isinstance(cell, list):
         texts, names = cell, []
     else:
         raise DataError(
             f"{where}: column {name!r} holds no list of answers; give one that does, or several: --choices a,b,c"
         )
-    return [as_text(text, name, where) for text in texts], [as_text(one, name, where) for one in names]
+    return [as_text(text, name, where) for text in texts], [as_text(key, name, where) for key in names]
 
 
 def _inside(row: Mapping[str, Any], name: str, where: str) -> Any:

@@ -261,10 +261,10 @@ def _quoting_fault(error: csv.Error) -> str:
     return f'{error}; write a quote inside a quoted field as ""'
 
 
-def _ragged(where: str, found: int, expected: int, delimiter: str) -> str:
+def _ragged(where: str, count: int, expected: int, delimiter: str) -> str:
     separator = "comma" if delimiter == "," else "tab"
-    fix = f"put quotes around a field that holds a {separator}" if found > expected else "add what is missing"
-    fields = "1 field" if found == 1 else f"{found} fields"
+    fix = f"put quotes around a field that holds a {separator}" if count > expected else "add what is missing"
+    fields = "1 field" if count == 1 else f"{count} fields"
     return f"{where}: {fields} where the header has {expected}; {fix}, or remove the line"
 
 

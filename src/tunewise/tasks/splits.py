@@ -272,8 +272,8 @@ def _counts(records: Iterable[Record]) -> dict[str, int]:
 def _allot(total: int, counts: Mapping[str, int], *, most: Mapping[str, int], least: int = 0) -> dict[str, int]:
     """`total` in shares proportional to `counts`, whole numbers within bounds by largest remainder; of equal remainders
     the earlier key comes first. The shares sum to `total` where the bounds allow it."""
-    whole = sum(counts.values())
-    exact = {key: total * count / whole for key, count in counts.items()}
+    everything = sum(counts.values())
+    exact = {key: total * count / everything for key, count in counts.items()}
     shares = {key: min(max(math.floor(exact[key]), least), most[key]) for key in counts}
     missing = total - sum(shares.values())
     step = 1 if missing > 0 else -1
