@@ -146,17 +146,14 @@ def test_trec_from_a_hub_has_its_fine_classes_by_name(tmp_path):
     assert spec.validation is None and spec.validation_fraction == 0.1
 
 
-def test_both_versions_of_logiqa(tmp_path):
-    one = "\nc\nAll cats purr.\nWhich follows?\nA.No cat purrs.\nB.Dogs purr.\nC.Tom purrs.\nD.None.\n"
-    old = write(tmp_path / "one", Train_DOT_txt=one * 2, Eval_DOT_txt=one, Test_DOT_txt=one)
+def test_logiqa_has_json_lines_also_in_txt(tmp_path):
     row = {"id": 1, "text": "All cats purr.", "question": "Which follows?", "answer": 2}
     row["options"] = ["No cat purrs.", "Dogs purr.", "Tom purrs.", "None."]
-    two = json.dumps(row) + "\n"
-    new = write(tmp_path / "two", MRC__train_DOT_txt=two * 2, MRC__dev_DOT_txt=two, MRC__test_DOT_txt=two)
-    first, second = prepare(get_set("logiqa"), str(old)), prepare(get_set("logiqa"), str(new))
-    assert rows(first)[0] == rows(second)[0]
-    assert rows(first)[0]["label"] == "C"
-    assert rows(first)[0]["text"] == (
+    line = json.dumps(row) + "\n"
+    folder = write(tmp_path, MRC__train_DOT_txt=line * 2, MRC__dev_DOT_txt=line, MRC__test_DOT_txt=line)
+    first = rows(prepare(get_set("logiqa"), str(folder)))[0]
+    assert first["label"] == "C"
+    assert first["text"] == (
         "Context: All cats purr.\nQuestion: Which follows?\nOptions:\nA) No cat purrs.\nB) Dogs purr.\nC) Tom purrs.\n"
         "D) None.\nAnswer:"
     )
@@ -203,26 +200,6 @@ def picture(colour: int) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (16, 16), (colour, 255 - colour, 99)).save(out, "PNG")
     return out.getvalue()
-
-
-def test_office_home_in_folders_with_one_class_spelled_in_two_ways(tmp_path):
-    names = {"Art": "Alarm_Clock", "Clipart": "Alarm Clock", "Product": "Bike", "Real World": "bike"}
-    for place, (domain, name) in enumerate(names.items()):
-        for n in range(6):
-            file = tmp_path / "OfficeHomeDataset" / domain / name / f"{n:05}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(picture(40 * place + n))
-    spec = prepare(get_set("officehome"), str(tmp_path))
-    assert "24 images of 2 classes in the domains Art, Clipart, Product, Real World" in " ".join(spec.notes)
-    assert "Alarm Clock, Alarm_Clock, Bike, bike" in " ".join(spec.notes)
-    assert task_class("image").read_labels(spec) == ["Alarm_Clock", "Bike"]
-    moved = tmp_path.parent / f"{tmp_path.name}-moved"
-    (tmp_path / "OfficeHomeDataset").rename(moved)
-    again = prepare(get_set("officehome"), str(moved))
-    assert again.path != spec.path
-    assert task_class("image").digest(again) == task_class("image").digest(
-        again.model_copy(update={"path": again.path})
-    )
 
 
 def test_cifar_in_shards_is_one_file_with_its_classes(tmp_path):

@@ -9,7 +9,7 @@ Better?" (arXiv 2606.13767v1) as presets, with its printed tables beside our num
 | reading.py, text_sets.py, language_sets.py, image_sets.py, prepare.py | public files -> a `DataSpec` |
 | ablations.py | Tables 8 to 13 and Figure 6 as sweeps |
 | runs.py, tables.py, counts.py, bounds.py | our numbers beside the printed ones |
-| sheet.py, render.py | a table in LaTeX, CSV, Markdown, HTML and the terminal |
+| sheet.py, render.py | a table in LaTeX, CSV, Markdown and the terminal |
 
 The package imports the product; only the command line imports it.
 """

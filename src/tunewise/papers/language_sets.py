@@ -129,7 +129,7 @@ def _logic_prompt(context: str, question: str, answers: Sequence[str]) -> str:
     return f"Context: {context.strip()}\nQuestion: {question.strip()}\n{_lettered(answers)}"
 
 
-def _logiqa_2(path: Path) -> Iterator[TextItem]:
+def _logiqa(path: Path) -> Iterator[TextItem]:
     """Version 2: a JSON object on each line, also in .txt files."""
     for line, where in read_lines(path):
         try:
@@ -143,28 +143,8 @@ def _logiqa_2(path: Path) -> Iterator[TextItem]:
         yield TextItem(prompt, None, answer if answer is None else _letter(answer, where), where, same)
 
 
-def _logiqa_1(path: Path) -> Iterator[TextItem]:
-    """Version 1: seven lines a question: a letter, the context, the question, and four answers with their letters."""
-    lines = list(read_lines(path))
-    for start in range(0, len(lines), 7):
-        block = [line.strip() for line, _ in lines[start : start + 7]]
-        where = lines[start][1]
-        if len(block) < 7 or not re.fullmatch(r"[a-dA-D]", block[0]):
-            raise DataError(f"{where}: a letter from a to d is expected, then context, question and four answers")
-        answers = [re.sub(r"^[A-D](?:[.)]\s*|\s+)", "", line) for line in block[3:]]
-        same = _unordered(f"{block[1]} {block[2]}", answers)
-        yield TextItem(_logic_prompt(block[1], block[2], answers), None, block[0].upper(), where, same)
-
-
-def read_logiqa(folder: Path) -> DataParts | None:
-    """Either version, in .txt or json lines."""
-    names = {"train": r"(^|/)train", "validation": r"(^|/)(eval|dev|validation)", "test": r"(^|/)test"}
-    files = {part: rf"{name}(_en)?\.(txt|jsonl)(\.gz)?$" for part, name in names.items()}
-    train = find_files(folder, files["train"])
-    if not train:
-        return None
-    line, _ = next(read_lines(train[0]), ("", ""))
-    return parts_by_name(_logiqa_2 if line.startswith("{") else _logiqa_1, **files)(folder)
+_LOGIQA = {"train": r"(^|/)train", "validation": r"(^|/)(eval|dev|validation)", "test": r"(^|/)test"}
+read_logiqa = parts_by_name(_logiqa, **{part: rf"{name}\.(txt|jsonl)(\.gz)?$" for part, name in _LOGIQA.items()})
 
 
 def _letter(answer: Any, where: str) -> str:

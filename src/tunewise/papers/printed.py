@@ -8,6 +8,9 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, Field
 
 from tunewise.papers.models import DATA
 
@@ -70,26 +73,25 @@ class PrintedNumber:
         return METHODS[self.method]
 
 
-@dataclass(frozen=True, slots=True)
-class Hyperparameters:
-    """One row of Table 7. None for an empty cell."""
+class Hyperparameters(BaseModel, frozen=True):
+    """One row of Table 7. Fields are read from the columns of the file."""
 
     model: str
     dataset: str
-    schedule: str
-    warmup_ratio: float
-    rate_all: float
-    rate_both: float
-    rate_one: float
-    restarts: int
-    decay_all: float
-    decay_adapter: float
+    schedule: str = Field(alias="scheduler")
+    warmup_ratio: float = 0.0
+    rate_all: float = Field(alias="lr_fft")
+    rate_both: float = Field(alias="lr_lora_A_and_B_trained")
+    rate_one: float = Field(alias="lr_asym_only_B_trained")
+    restarts: int = Field(alias="chain_reset_frequency")
+    decay_all: float = Field(alias="weight_decay_fft")
+    decay_adapter: float = Field(alias="weight_decay_lora")
     batch_size: int
     epochs: int
-    size: int
+    size: int = Field(alias="max_length_tokens_or_image_size")
     """Maximum tokens of a text, or pixels a side."""
-    seeds: tuple[int, ...]
-    clip: float | None
+    seeds: Annotated[tuple[int, ...], BeforeValidator(str.split)]
+    clip: float | None = Field(None, alias="grad_clip_global_l2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +130,8 @@ def _number(table: int, row: dict[str, str]) -> PrintedNumber:
 @cache
 def hyperparameters() -> tuple[Hyperparameters, ...]:
     """Table 7."""
-    return tuple(
-        Hyperparameters(
-            model=row["model"],
-            dataset=row["dataset"],
-            schedule=row["scheduler"],
-            warmup_ratio=float(row["warmup_ratio"] or 0.0),
-            rate_all=float(row["lr_fft"]),
-            rate_both=float(row["lr_lora_A_and_B_trained"]),
-            rate_one=float(row["lr_asym_only_B_trained"]),
-            restarts=int(row["chain_reset_frequency"]),
-            decay_all=float(row["weight_decay_fft"]),
-            decay_adapter=float(row["weight_decay_lora"]),
-            batch_size=int(row["batch_size"]),
-            epochs=int(row["epochs"]),
-            size=int(row["max_length_tokens_or_image_size"]),
-            seeds=tuple(map(int, row["seeds"].split())),
-            clip=float(row["grad_clip_global_l2"]) if row["grad_clip_global_l2"] else None,
-        )
-        for row in _read("table07_hyperparameters")
-    )
+    rows = _read("table07_hyperparameters")
+    return tuple(Hyperparameters.model_validate({k: v for k, v in row.items() if v}) for row in rows)
 
 
 @cache

@@ -1,11 +1,10 @@
-"""A sheet as LaTeX, CSV, Markdown, HTML and in the terminal."""
+"""A sheet as LaTeX, CSV, Markdown and in the terminal."""
 
 from __future__ import annotations
 
 import csv as csv_module
 import io
 import textwrap
-from html import escape
 from itertools import groupby
 
 from rich.cells import cell_len
@@ -15,13 +14,6 @@ from rich.text import Text
 from tunewise.papers.sheet import Sheet
 from tunewise.text_format import escape_latex, escape_markdown
 
-_STYLE = """
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #8886 }
-.r { text-align: right }
-"""
 _INDENT = " " * 4
 
 
@@ -65,25 +57,7 @@ def latex(sheet: Sheet) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def html(sheet: Sheet) -> str:
-    """One page that needs no other file."""
-    columns, rows = sheet.texts()
-
-    def line(tag: str, texts: list[str]) -> str:
-        marks = [' class="r"' if column.right else "" for column in columns]
-        return "".join(f"<{tag}{mark}>{escape(text)}</{tag}>" for mark, text in zip(marks, texts, strict=True))
-
-    title, legend = escape(sheet.title), "\n".join(f"<li>{escape(line)}</li>" for line in sheet.legend)
-    body = "\n".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n<table>\n"
-        f"<thead><tr>{line('th', [column.title for column in columns])}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody></table>\n<ul>\n{legend}\n</ul>\n</body></html>\n"
-    )
-
-
-FORMS = {"csv": csv, "md": markdown, "tex": latex, "html": html}
+FORMS = {"csv": csv, "md": markdown, "tex": latex}
 """By a file's suffix."""
 
 

@@ -1,6 +1,6 @@
 r"""The problem of LoRA in the NTK regime, and its convex optimum with a certificate (arXiv 2402.11867).
 
-With N samples of K outputs the linearised network sees an update W (m, n) through K N numbers <G_i, W>, and trains
+With N samples of K outputs the linearized network sees an update W (m, n) through K N numbers <G_i, W>, and trains
 
     F(W) = 1/(2 N) sum_i (<G_i, W> - y_i)^2 + lam ||W||_*        (convex)
     F(u, v) = 1/(2 N) sum_i (<G_i, u v^T> - y_i)^2 + lam/2 (||u||_F^2 + ||v||_F^2)        (LoRA of rank r)
