@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-wheel test-all check format clean
+.PHONY: quickstart test test-wheel test-all check format performance clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/tunewise compare --preset quickstart
@@ -44,6 +44,14 @@ format: .venv/.check
 .venv/.check: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[test,check]'
 	@touch $@
+
+# docs/performance.md from the measurements that are kept, in the order of the page.
+STEPS := benchmarks/results/step_cost_cpu.json $(addprefix benchmarks/results/step_cost_cpu,$(addsuffix .json,\
+	_large _compiled_qv _compiled _bf16 _compiled_bf16 _roberta _compiled_roberta _bf16_roberta _vit _compiled_vit _bf16_vit \
+	_vit_base _bf16_vit_base _llama_blocks _bf16_llama_blocks _llama_1b_qv _llama_1b _host))
+performance: .venv/.test
+	$(PIP) matplotlib
+	$(BIN)/python benchmarks/write_performance.py $(STEPS) --start-up benchmarks/results/start_up.json --out docs
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

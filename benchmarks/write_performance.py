@@ -1,6 +1,6 @@
 """docs/performance.md and docs/performance.svg from the benchmarks' JSON; no figure on that page is typed by hand.
 
-python benchmarks/write_performance.py STEPS.json ... [--start-up S.json] --out docs
+python benchmarks/write_performance.py STEPS.json ... [--start-up S.json] --out docs; `make performance` does it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ratio is the median over the rounds of a line's step over the floor's in the sam
 95 % interval. A step is forward, backward and AdamW's update (fused), dropout 0, the head trained in every line.
 
 The floor is there twice, built first and (*{again}*) built last, and ratios are to the mean of both: what is built
-later lies worse in memory. How far the two lie apart is what such a run can't tell. *Kept* is what autograd keeps
+later has a worse place in memory. Differences smaller than that between the two floors mean nothing. *Kept* is what autograd keeps
 between forward and backward, *peak* the most bytes above the resting state in a step, *FLOPs* torch's own count, all
 three over the floor's; *kernels* are operators that compute something, forward + backward + update. These are exact.
 *PaCA, a function a layer* is PaCA plainly written: one autograd function a layer, columns written at every forward (its
@@ -103,8 +103,8 @@ def page(runs: list[dict[str, Any]]) -> str:
     parts = [INTRODUCTION.format(again=AGAIN), "![Step times over the frozen floor](performance.svg)\n"]
     if not any(run["device"].startswith("cuda") for run in runs):
         parts.append(
-            "**Figures of a GPU are missing.** The benchmark takes `--device cuda` and has never been run there: no "
-            "such machine was at hand. What follows is of a CPU.\n"
+            "**Figures of a GPU are missing.** The benchmark takes `--device cuda` and has not been run there yet. What "
+            "follows was measured on a CPU.\n"
         )
     for about, same in _by_machine(runs).items():
         loads = [load for run in same for case in run["cases"] for load in case["load_average"]]
@@ -194,7 +194,7 @@ def _timed(row: dict[str, Any], aim: float, case: dict[str, Any]) -> str:
     their mean, or where these lie too far from it to tell anything."""
     ratio, apart = row["over_floor"], _apart(case)
     if apart > TOO_FAR or ratio["low"] - apart <= aim < ratio["high"] + apart:
-        return f"{ratio['median']:.3f}, not told apart"
+        return f"{ratio['median']:.3f}, within noise"
     return _met(ratio["median"], aim)
 
 
@@ -243,7 +243,7 @@ def beside_others(cases: list[dict[str, Any]]) -> str:
         rows.append(f"| {_name(case)} | " + " | ".join([*cells, peak]) + " |")
     return "\n".join(rows) + (
         "\n\n*slower*: the intervals lie apart, and further than the two floors lie from their mean; all other figures"
-        " above 1 are not told apart from it.\n"
+        " above 1 are within noise from it.\n"
     )
 
 
