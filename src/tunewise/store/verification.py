@@ -48,9 +48,10 @@ def faults_of_run(store: RunStore, run_id: str) -> list[Fault]:
     folder = store.folder(run_id)
     try:
         record = store.record(run_id)
+    except OtherSchema as error:
+        return [Fault(run_id, RECORD, str(error).removeprefix(f"{folder / RECORD} "), None)]
     except StoreError as error:
-        message = str(error).removeprefix(f"{folder / RECORD} ")
-        return [Fault(run_id, RECORD, message, None if isinstance(error, OtherSchema) else "run")]
+        return [Fault(run_id, RECORD, str(error).removeprefix(f"{folder / RECORD} "), "run")]
     if record is None:
         return []
     faults = [*_identity(record, run_id), *_files(record, folder)]
