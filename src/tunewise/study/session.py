@@ -1,4 +1,4 @@
-"""What a study's loop needs around it: a monitor that knows earlier times, and a log that says how it started and ended."""
+"""What a study's loop needs around it: a monitor that knows earlier times, and a log of start and end."""
 
 from __future__ import annotations
 

@@ -93,9 +93,11 @@ def sweep(
     folder = begin(plan, store)
     title = execution.title or DEFAULT_TITLE
     monitor = make_monitor(plan, store, listener)
-    with log_study(monitor, folder, plan, execution, at_error=lambda: _write(plan, store, folder, title)):
-        with make_executor(execution, store, monitor) as executor:
-            run_study(GridPolicy(plan), executor, store, monitor, tuple(execution.track))
+    with (
+        log_study(monitor, folder, plan, execution, at_error=lambda: _write(plan, store, folder, title)),
+        make_executor(execution, store, monitor) as executor,
+    ):
+        run_study(GridPolicy(plan), executor, store, monitor, tuple(execution.track))
     rows, page = _write(plan, store, folder, title)
     return Sweep(plan, rows, folder, page)
 
