@@ -150,7 +150,7 @@ def test_a_finished_search_is_shown_and_checked_with_what_it_chose(
     moved.rename(record)
     trial = store.folder(report_of(found).methods[0].trials[0].run) / "run.json"
     moved = trial.rename(tmp_path / "run.json")
-    assert "before them 1 trial for the learning rates" in planned(InsufficientResources.exit_code)[0]
+    assert "first 1 trial for the learning rates" in planned(InsufficientResources.exit_code)[0]
     moved.rename(trial)
 
 

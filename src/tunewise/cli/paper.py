@@ -28,33 +28,27 @@ def paper_list(
     """Print the presets or the data sets."""
     from rich.console import Console
 
-    from tunewise.cli.tables import rich_table
+    from tunewise.cli.tables import aligned, rich_table
     from tunewise.papers.presets import presets
     from tunewise.papers.sets import SETS
 
-    console = Console(highlight=False)
     if data:
-        titles = ("set", "task", "score", "epoch kept", "hub")
+        columns = ("set", "task", "score", "epoch kept", "hub")
         kept = {row.key: "lowest loss" if row.select == "loss" else f"best {row.metric}" for row in SETS.values()}
         rows = [[s.key, s.task, s.metric, kept[s.key], s.hub.replace("%2F", "/")] for s in SETS.values()]
-        console.print(rich_table(titles, rows, left=titles))
+        Console().print(rich_table(columns, rows, left=columns))
         return
     rows = []
-    seeds: dict[str, dict[str, None]] = {}
     for preset in presets():
         s = preset.settings
         per_run = preset.model.restarts != "epochs between restarts"
         restarts = f"{s.restarts} in all" if per_run else f"every {s.restarts}"
         rates = " ".join(f"{rate:.2g}" for rate in (s.rate_all, s.rate_both, s.rate_one))
-        rows.append([preset.key, str(s.epochs), str(s.batch_size), str(s.size), s.schedule, rates, restarts])
-        seeds.setdefault(", ".join(map(str, s.seeds)), {})[s.schedule] = None
-    text = ("schedule", "rates: fft, A and B, B", "restarts")
-    console.print(rich_table(("preset", "ep.", "batch", "size", *text), rows, left=text))
-    seed_lists = "; ".join(f"{numbers} ({' or '.join(kinds)})" for numbers, kinds in seeds.items())
-    console.print(
-        "\nRank 16, alpha 32, on query and value. Size: tokens or pixels. Restarts of chains: every so many epochs, or "
-        f"so many in the run. Seeds: {seed_lists}."
-    )
+        numbers = [str(s.epochs), str(s.batch_size), str(s.size)]
+        rows.append([preset.key, *numbers, s.schedule, rates, restarts])
+    titles = ("preset", "epochs", "batch", "size", "schedule", "rates: fft, A and B, B", "restarts")
+    print(*aligned([titles, *rows], right=(1, 2, 3)), sep="\n")
+    print("\nRank 16, alpha 32, on query and value. Size: tokens or pixels. Restarts of chains: in epochs or in all.")
 
 
 @flags.spec_flags(StudySpec, ExecutionOptions, only=_RUN)
