@@ -49,7 +49,7 @@ def expand_study(content: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def expand_methods(rows: Any, shared: Mapping[str, Any]) -> list[MethodSpec]:
+def expand_methods(rows: object, shared: Mapping[str, Any]) -> list[MethodSpec]:
     """Method rows, one for each value of their axes; a row's own values win over the shared ones."""
     if isinstance(rows, str):
         rows = [name.strip() for name in rows.split(",") if name.strip()]
@@ -74,7 +74,7 @@ def resolve_alpha(alpha: float | str, rank: int) -> float:
     return float(match["times"] or 1) * rank / float(match["over"] or 1)
 
 
-def _complete_point(base: Mapping[str, Any], point: Any, place: int) -> Any:
+def _complete_point(base: Mapping[str, Any], point: object, place: int) -> object:
     """A point with what it does not say taken from the study."""
     if not isinstance(point, Mapping):
         return point
@@ -96,7 +96,7 @@ def _complete_point(base: Mapping[str, Any], point: Any, place: int) -> Any:
     return full
 
 
-def _expand_part(values: Any, part: str) -> list[Any]:
+def _expand_part(values: object, part: str) -> list[object]:
     if values == []:
         raise SpecError(f"{part}: an empty list; give one or more")
     listed = values if isinstance(values, list) else [values]
@@ -107,7 +107,7 @@ def _mapping(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _row_values(row: Any, shared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _row_values(row: object, shared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """All mappings that a row stands for."""
     if isinstance(row, BaseModel):
         row = row.model_dump(exclude_unset=True)
@@ -172,5 +172,5 @@ def _with_titles(methods: Sequence[MethodSpec]) -> list[MethodSpec]:
     return titled
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -132,14 +132,14 @@ class MethodSpec(Frozen):
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _names_with_commas(cls, targets: Any) -> Any:
+    def _names_with_commas(cls, targets: object) -> object:
         if isinstance(targets, str) and "," in targets:
             return [name.strip() for name in targets.split(",") if name.strip()]
         return targets
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _last_or_numbers(cls, layers: Any) -> Any:
+    def _last_or_numbers(cls, layers: object) -> object:
         """`last 2`, or numbers with commas, or a list; sorted, each once."""
         if isinstance(layers, str) and re.fullmatch(r"last [1-9]\d*", layers.strip()):
             return layers.strip()
@@ -156,7 +156,7 @@ class MethodSpec(Frozen):
         """How the method is called in tables: its name, and where another row has it too, what differs."""
         return self.title or self.name
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """What decides the result: defaults filled in, settings that mean nothing to the method left out."""
         row = get_method(self.name)
         if not row.adapts:

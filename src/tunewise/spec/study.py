@@ -19,7 +19,7 @@ is taken from above.
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,7 +73,7 @@ class StudySpec(Frozen):
     measures: Annotated[list[str], Flag(group="Measurements")] = Field(
         list(DEFAULT_MEASURES), description="Measures of every finished run, separated by commas, or none."
     )
-    measure_settings: Annotated[dict[str, dict[str, Any]], Flag(group="Measurements")] = Field(
+    measure_settings: Annotated[dict[str, dict[str, object]], Flag(group="Measurements")] = Field(
         default={}, description="Settings of one measure: --measure-settings.landscape.grid 25."
     )
     tuning: TuningSpec | None = Field(
@@ -88,26 +88,26 @@ class StudySpec(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand(cls, content: Any) -> Any:
+    def _expand(cls, content: object) -> object:
         return expand_study(content) if isinstance(content, dict) else content
 
     @field_validator("points", mode="before")
     @classmethod
-    def _parse_points(cls, points: Any) -> Any:
+    def _parse_points(cls, points: object) -> object:
         if not isinstance(points, list):
             return points
         return [parse(StudySpec, point, source=f"points.{place}") for place, point in enumerate(points)]
 
     @field_validator("measure_settings")
     @classmethod
-    def _check_settings(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _check_settings(cls, settings: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
         for name, content in settings.items():
             MEASURES.get(name).parse_settings(content)
         return settings
 
     @field_validator("measures", mode="before")
     @classmethod
-    def _split_measures(cls, measures: Any) -> Any:
+    def _split_measures(cls, measures: object) -> object:
         """`none`, or names with commas, or a list."""
         if isinstance(measures, str):
             measures = [] if measures == "none" else [m.strip() for m in measures.split(",") if m.strip()]
@@ -117,7 +117,7 @@ class StudySpec(Frozen):
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _count_or_list(cls, seeds: Any) -> Any:
+    def _count_or_list(cls, seeds: object) -> object:
         said = seeds
         if isinstance(seeds, str) and all(part.strip().isdigit() for part in seeds.split(",")):
             numbers = [int(part) for part in seeds.split(",")]
@@ -132,7 +132,7 @@ class StudySpec(Frozen):
 
     @field_validator("tuning", mode="before")
     @classmethod
-    def _count_of_trials(cls, tuning: Any) -> Any:
+    def _count_of_trials(cls, tuning: object) -> object:
         """`tuning: 4` for four trials a method, `tuning: 0` for no search."""
         if isinstance(tuning, int) and not isinstance(tuning, bool):
             tuning = {"trials": tuning}

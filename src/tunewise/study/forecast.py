@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -75,7 +75,7 @@ class MethodForecast(BaseModel):
 
 
 def forecast_methods(
-    config: Any,
+    config: object,
     task: type[Task],
     head: Head,
     methods: Sequence[MethodSpec],

@@ -7,15 +7,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import psutil
 import torch
 
 from tunewise.errors import InsufficientResources, ModelError
 from tunewise.models.load import load_config
-from tunewise.spec import ExecutionOptions, MethodSpec
+from tunewise.spec import ExecutionOptions, MethodSpec, ModelSpec
 from tunewise.store.files import size
 from tunewise.store.folders import RunStore
 from tunewise.study.executors.ray import fits
@@ -78,35 +79,43 @@ def check_resources(
             raise InsufficientResources(f"{problem}; --force (force=True) starts all the same")
 
 
+@dataclass(frozen=True)
+class _Changes:
+    """Settings to try in place of a run's own."""
+
+    batch: int | None = None
+    length: int | None = None
+    rank: int | None = None
+    targets: str | None = None
+    process_group: ProcessGroup | None = None
+
+
 class _Forecasts:
     """One forecast for all runs whose step is the same; None where there can be none."""
 
     def __init__(self, process_group: ProcessGroup) -> None:
         self.process_group = process_group
-        self._cache: dict[tuple[Any, ...], MethodForecast | None] = {}
-        self._configs: dict[str, Any] = {}
+        self._cache: dict[str, MethodForecast | None] = {}
 
-    def of(self, run: PlannedRun, **changes: Any) -> MethodForecast | None:
-        """`changes`: batch, length, rank or targets in place of the run's own."""
+    def of(self, run: PlannedRun, batch: int | None = None, changes: _Changes = _Changes()) -> MethodForecast | None:
+        """At `batch` examples, the run's own unless given."""
         spec = run.spec
-        changed: dict[str, Any] = {key: changes[key] for key in ("rank", "targets") if key in changes}
-        method = spec.method.model_copy(update={"links": spec.links, "restart_every": None, **changed})
-        batch = changes.get("batch", spec.training.batch_size)
-        length = changes.get("length", run.length)
-        chain = method.links, spec.method.name
-        model = spec.model.model_dump_json()
-        key = (model, run.head, equivalent_method(method).model_dump_json(), chain, batch, length)
+        changed = {"rank": changes.rank, "targets": changes.targets}
+        method = spec.method.model_copy(
+            update={"links": spec.links, "restart_every": None, **{k: v for k, v in changed.items() if v is not None}}
+        )
+        batch = batch or spec.training.batch_size
+        length = changes.length or run.length
+        stand_in = equivalent_method(method).model_dump_json()
+        key = f"{spec.model} {run.head} {stand_in} {method.links} {method.name} {batch} {length}"
         if key not in self._cache:
-            if model not in self._configs:
-                self._configs[model] = load_config(spec.model)
-            self._cache[key] = self._make(self._configs[model], run, method, batch, length)
+            self._cache[key] = _forecast(run, method, batch, length)
         return self._cache[key]
 
-    def memory(self, run: PlannedRun, **changes: Any) -> int | None:
+    def memory(self, run: PlannedRun, changes: _Changes = _Changes()) -> int | None:
         """Bytes that one process takes at its worst moment."""
-        group = changes.pop("process_group", self.process_group)
-        batch = math.ceil(changes.pop("batch", run.batch) / group.world_size)
-        forecast = self.of(run, batch=batch, **changes)
+        group = changes.process_group or self.process_group
+        forecast = self.of(run, math.ceil((changes.batch or run.batch) / group.world_size), changes)
         if forecast is None:
             return None
         return forecast.memory_bytes + (forecast.gradient_bytes if group.world_size > 1 else 0)  # the buckets of DDP
@@ -120,18 +129,23 @@ class _Forecasts:
         snapshots = 4 * (run.snapshots.count if run.snapshots else 0) * forecast.trainable_parameters
         return forecast.disk_bytes + outputs + _HISTORY * run.steps + snapshots, forecast.disk_bytes_running
 
-    def _make(self, config: Any, run: PlannedRun, method: MethodSpec, batch: int, length: int) -> MethodForecast | None:
-        longest = getattr(config, "max_position_embeddings", None)
-        if isinstance(longest, int) and longest > 0:
-            length = min(length, longest)
-        device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            (forecast,) = forecast_methods(
-                config, run.task, run.head, [method], batch=batch, length=length, device=device
-            )
-        except ModelError:  # a model that can't be stepped without weights: nothing is known, so nothing refused
-            return None
-        return forecast
+
+@lru_cache(maxsize=64)
+def _config_of(model: ModelSpec) -> object:
+    return load_config(model)
+
+
+def _forecast(run: PlannedRun, method: MethodSpec, batch: int, length: int) -> MethodForecast | None:
+    config = _config_of(run.spec.model)
+    longest = getattr(config, "max_position_embeddings", None)
+    if isinstance(longest, int) and longest > 0:
+        length = min(length, longest)
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        (forecast,) = forecast_methods(config, run.task, run.head, [method], batch=batch, length=length, device=device)
+    except ModelError:  # a model that can't be stepped without weights: nothing is known, so nothing refused
+        return None
+    return forecast
 
 
 def _check_memory(runs: Sequence[PlannedRun], forecasts: _Forecasts, at_once: int) -> str:
@@ -143,9 +157,9 @@ def _check_memory(runs: Sequence[PlannedRun], forecasts: _Forecasts, at_once: in
     if worst is None or most * at_once * _on_one_memory(group) <= free:
         return ""
 
-    def fits_with(**changes: Any) -> bool:
-        need = forecasts.memory(worst, **changes)
-        return need is not None and need * at_once * _on_one_memory(changes.get("process_group", group)) <= free
+    def fits_with(changes: _Changes) -> bool:
+        need = forecasts.memory(worst, changes)
+        return need is not None and need * at_once * _on_one_memory(changes.process_group or group) <= free
 
     knobs = [
         f"{name} {value}"
@@ -167,7 +181,7 @@ def _check_memory(runs: Sequence[PlannedRun], forecasts: _Forecasts, at_once: in
 
 def _heaviest(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Of runs that differ in their rank alone the largest is enough."""
-    heaviest: dict[tuple[Any, ...], PlannedRun] = {}
+    heaviest: dict[tuple[object, ...], PlannedRun] = {}
     for run in runs:
         spec, method = run.spec, run.spec.method
         where = spec.model.model_dump_json(), spec.task, method.name, str(method.targets), str(method.layers)
@@ -182,23 +196,23 @@ def _on_one_memory(group: ProcessGroup) -> int:
     return 1 if torch.cuda.is_available() else group.local_world_size or group.world_size
 
 
-def _knobs(run: PlannedRun, group: ProcessGroup) -> Iterator[tuple[str, list[tuple[Any, dict[str, Any]]]]]:
+def _knobs(run: PlannedRun, group: ProcessGroup) -> Iterator[tuple[str, dict[int | str, _Changes]]]:
     """Name for the user, and the values to try with what they change, the mildest first."""
     method = run.spec.method
-    yield "batch_size", [(n, {"batch": n}) for n in _halves(run.batch, group.world_size)]
+    yield "batch_size", {n: _Changes(batch=n) for n in _halves(run.batch, group.world_size)}
     if run.task.has_tokens:
-        yield "max_length", [(n, {"length": n}) for n in _halves(run.length, _LEAST_LENGTH)]
+        yield "max_length", {n: _Changes(length=n) for n in _halves(run.length, _LEAST_LENGTH)}
     if method.name not in ("fft", "head"):
-        yield "rank", [(n, {"rank": n}) for n in _halves(method.rank, 1)]
+        yield "rank", {n: _Changes(rank=n) for n in _halves(method.rank, 1)}
         if method.targets != "qv":
-            yield "targets", [("qv", {"targets": "qv"})]
+            yield "targets", {"qv": _Changes(targets="qv")}
     if group.world_size > 1 and group.local_world_size in (None, group.world_size):
-        smaller = {n: replace(group, world_size=n, local_world_size=n) for n in _halves(group.world_size, 1)}
-        yield "processes", [(n, {"process_group": fewer}) for n, fewer in smaller.items()]
+        fewer = {n: replace(group, world_size=n, local_world_size=n) for n in _halves(group.world_size, 1)}
+        yield "processes", {n: _Changes(process_group=smaller) for n, smaller in fewer.items()}
 
 
-def _first_fit(values: Sequence[tuple[Any, dict[str, Any]]], fits_with: Callable[..., bool]) -> Any:
-    return next((value for value, changes in values if fits_with(**changes)), None)
+def _first_fit(values: dict[int | str, _Changes], fits_with: Callable[[_Changes], bool]) -> int | str | None:
+    return next((value for value, changes in values.items() if fits_with(changes)), None)
 
 
 def _halves(value: int, least: int) -> Iterator[int]:
