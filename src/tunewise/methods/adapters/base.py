@@ -1,12 +1,10 @@
 r"""The base class of adapters: all mathematics of a method on one layer.
 
-In memory only the active link's factors are parameters (`lora_A`, `lora_B` of PEFT's layer), so gradients and
-optimizer state do not grow with the number of links. On disk, and in every `state_dict`, an adapter is a stock LoRA:
-the links' factors side by side, so that any LoRA reader gives the same outputs.
+In memory only the active link's factors are parameters, so gradients and optimizer state do not grow with the number of
+links. On disk, and in every `state_dict`, an adapter is a stock LoRA: the links' factors side by side.
 
-Shapes: W is n x m (out x in) in formulas, whichever way the layer stores it. `target.parts` are the adapted runs of
-output rows, P of them (1, unless only q and v of a fused projection are adapted). With rank r: lora_A.weight is
-(P r, m), and lora_B.weight is (sum of the parts' rows, r), one block below the other.
+Shapes: W is n x m (out x in) in formulas. `target.parts` are the adapted runs of output rows, P of them (1, unless only
+q and v of a fused projection are adapted). lora_A.weight is (P r, m); lora_B.weight has the parts' blocks stacked.
 """
 
 from __future__ import annotations
@@ -176,8 +174,7 @@ class Adapter(LoraVariant, ABC):
 
     def generator(self, part: int) -> torch.Generator:
         """A random generator for this part of the layer."""
-        options = self.stream_options(part)
-        return stream(self.seed, self.method.name, options["layer"], self.link)
+        return stream(self.seed, self.method.name, self.stream_options(part)["layer"], self.link)
 
     def parts_of(self, b: Tensor) -> list[Tensor]:
         """The blocks of a stacked B, one per part: (rows of the part, r) each."""
@@ -290,11 +287,10 @@ class Adapter(LoraVariant, ABC):
         self.unfold()
         self.finished = []
         for i in range(links):
-            blocks = []
-            for p, (start, stop) in enumerate(self.target.parts):
-                column = i * width + p * self.rank
-                blocks.append(b_all[start:stop, column : column + self.rank])
-            a, b = a_all[i * width : (i + 1) * width], torch.cat(blocks)
+            link = slice(i * width, (i + 1) * width)
+            blocks = b_all[:, link].split(self.rank, dim=1)
+            a = a_all[link]
+            b = torch.cat([block[start:stop] for (start, stop), block in zip(self.target.parts, blocks)])
             where = self.identify(a, b)
             if i == links - 1:
                 self.place(where)
