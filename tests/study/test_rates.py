@@ -187,7 +187,7 @@ def test_what_was_run_can_be_run_again_from_the_folder(searched) -> None:
 def test_the_report_shows_every_trial_and_a_best_rate_on_the_edge(searched) -> None:
     found, _ = searched
     page = found.report.read_text()
-    assert "Each was searched for with 3 trials, a factor of 10" in page
+    assert "Each rate was searched for with 3 trials, a factor of 10" in page
     for row in report_of(found).methods:
         for trial in row.trials:
             assert f"{trial.rate:g}: {trial.value:.4f}" in page
