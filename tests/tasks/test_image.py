@@ -256,7 +256,7 @@ def test_a_comparison_on_images_learns_measures_and_reports(compared):
     assert all(row["peak_bytes"] for row in found["rows"])
     (report,) = compared.glob("compare-*/report.html")
     page = report.read_text(encoding="utf-8")
-    assert "one batch of 6 images of 24 x 24 pixels, methods timed in turns" in page
+    assert "one batch of 6 images of 24 x 24 pixels, steps of the methods interleaved" in page
     assert "interpolate_pos_encoding=True" in page
     assert "texts (" not in page and "at most 128 tokens" not in page
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tunewise.catalog import get_method
 from tunewise.errors import ModelError
@@ -122,7 +122,7 @@ def _simulate(
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(f"{type(config).__name__}: a step can't be forecast without weights ({reason})") from None
-    batch_bytes = sum(t.numel() * t.element_size() for t in inputs.values() if isinstance(t, Tensor))
+    batch_bytes = sum(t.numel() * t.element_size() for t in inputs.values())
     trained = [p for p in model.parameters() if p.requires_grad]
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     return Step(
@@ -144,6 +144,7 @@ def _meta(config: Any, head: Head, dtype: torch.dtype) -> nn.Module:
         setattr(config, key, value)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
+    config.use_cache = False  # of keys and values, which no training step keeps
     try:
         with torch.device("meta"):
             model: nn.Module = head.model_class.from_config(config, dtype=dtype)

@@ -39,7 +39,7 @@ class MultipleChoice(TextTask, ClassificationScores):
         return Head("AutoModelForMultipleChoice", "a model of multiple choice", labels=tuple(labels))
 
     @classmethod
-    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Tensor]:
         ids = sample_ids(model, (batch, len(head.labels), length))
         return {"input_ids": ids, "labels": cls.sample_labels(ids, head)}
 

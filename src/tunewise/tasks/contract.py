@@ -114,7 +114,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Tensor]:
         """Inputs with labels and without content, on the device of the model; on the meta device they have shapes only,
         for forecasts of memory and cost.
 

@@ -102,7 +102,7 @@ class ImageClassification(ClassificationScores):
         return Pixels(model, data.image_size).processor
 
     @classmethod
-    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Tensor]:
         weight = next(model.parameters())
         side = getattr(model.config, "image_size", 224)
         height, width = head.image_size or (side if isinstance(side, (tuple, list)) else (side, side))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -48,7 +47,7 @@ class TextTask(Task):
         return load_tokenizer(model)
 
     @classmethod
-    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Any]:
+    def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Tensor]:
         positions = getattr(model.config, "max_position_embeddings", None)
         if isinstance(positions, int) and 0 < positions < length:
             raise ModelError(f"--length {length} is above this model's {positions} positions")
@@ -56,10 +55,7 @@ class TextTask(Task):
         ids = sample_ids(model, (batch, length))
         # A mask of four dimensions is used as it is; for any other the model would look for padding in its values.
         mask = torch.zeros(batch, 1, length, length, dtype=weight.dtype, device=weight.device)
-        inputs = {"input_ids": ids, "attention_mask": mask, "labels": cls.sample_labels(ids, head)}
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            return {**inputs, "use_cache": False}
-        return inputs
+        return {"input_ids": ids, "attention_mask": mask, "labels": cls.sample_labels(ids, head)}
 
     @classmethod
     def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
