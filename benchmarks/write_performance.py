@@ -53,10 +53,10 @@ ratio is the median over the rounds of a line's step over the floor's in the sam
 The floor is there twice, built first and (*{again}*) built last, and ratios are to the mean of both: what is built
 later has a worse place in memory. Differences smaller than that between the two floors mean nothing. *Kept* is what
 autograd keeps between forward and backward, *peak* the most bytes above the resting state in a step, *FLOPs* torch's
-own count, all three over the floor's; *kernels* are operators that compute something, forward + backward + update. These are exact.
-*PaCA, a function a layer* is PaCA plainly written: one autograd function a layer, columns written at every forward (its
-authors' code writes them at every other one). A chain is in its second link. Of a compiled case bytes, FLOPs and
-kernels are those of the same step uncompiled.
+own count, all three over the floor's; *kernels* are operators that compute something, forward + backward + update.
+These are exact. *PaCA, a function a layer* is PaCA plainly written: one autograd function a layer, columns written at
+every forward (its authors' code writes them at every other one). A chain is in its second link. Of a compiled case
+bytes, FLOPs and kernels are those of the same step uncompiled.
 """
 
 READING = """## What makes the difference
