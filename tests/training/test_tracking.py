@@ -44,13 +44,14 @@ def test_tensorboard_gets_every_run_apart_and_results_stay_the_same(plan_of, tmp
     before = os.environ.get("TENSORBOARD_LOGGING_DIR")
     plain, tracked = RunStore(tmp_path / "plain"), RunStore(tmp_path / "tracked")
     plan = plan_of(plain)
-    for one in plan.runs:
+    for planned in plan.runs:
+        one = planned.spec
         expected = run(one, plain, task=plan.task)
         record = run(one, tracked, task=plan.task, track=["tensorboard"])
         assert record.results == expected.results
         (folder,) = (tmp_path / "tracked" / "tensorboard").glob(f"{one.method.name}-seed0-*")
         found = scalars(folder)
-        assert len(found["train/loss"]) == plan.steps
+        assert len(found["train/loss"]) == planned.steps
         assert min(found["eval/loss"]) == pytest.approx(expected.results.validation.loss, abs=1e-6)
         assert len(found["eval/accuracy"]) == 2
     assert os.environ.get("TENSORBOARD_LOGGING_DIR") == before
