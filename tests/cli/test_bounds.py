@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_in_a_line(
     (other / "adapter_config.json").write_text(weights.replace(str(tiny_model), ""))
     for words, why in (
         ([str(tmp_path / "none")], "no such folder"),
-        ([str(tmp_path)], "no adapter folder"),
+        ([str(tmp_path)], "not an adapter folder"),
         ([str(cla.folder), "--samples=3"], "has its examples and classes"),
         ([str(cla.adapter), "--step-size"], "needs a run folder"),
         ([str(cla.folder), "--input-bound=0"], "Must be > 0"),

@@ -88,8 +88,8 @@ def test_a_folder_without_a_comparison_is_refused(tmp_path: Path, comparison: Pa
     for path, expected in (
         (tmp_path / "nowhere", "is no folder"),
         (tmp_path, "holds no comparison; give a runs folder"),
-        (tmp_path / "single", f"`tunewise compare` with --out {tmp_path / 'single'}: it takes over"),
-        (tmp_path / "single" / single.id, f"`tunewise compare` with --out {tmp_path / 'single'}: it takes over"),
+        (tmp_path / "single", f"`tunewise compare --out {tmp_path / 'single'}` with the same settings"),
+        (tmp_path / "single" / single.id, f"`tunewise compare --out {tmp_path / 'single'}` with the same settings"),
         (comparison.parent / "compare-xyz", comparison.name),
         (next(comparison.parent.glob("[0-9a-f]*/run.json")).parent, f"{comparison} in it"),
     ):
