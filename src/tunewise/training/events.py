@@ -95,3 +95,6 @@ class ForwardingListener(Listener):
 
     def on(self, event: Event) -> None:
         self.inner.on(event)
+
+    def check(self) -> None:
+        self.inner.check()
