@@ -114,7 +114,8 @@ def _parameter(name: str, field: FieldInfo, flag: Flag, group: str) -> Parameter
     text = flag.default
     if text is None:
         text = ",".join(map(str, default)) if isinstance(default, list) else str(default)
-    hidden = not text or default in (None, False, PydanticUndefined) or isinstance(default, BaseModel | dict)
+    unset = default is None or default is False or default is PydanticUndefined
+    hidden = unset or not text or isinstance(default, BaseModel | dict)
     return Parameter(
         "--" + name.replace("_", "-"),
         help=field.description,

@@ -86,10 +86,18 @@ def build_app() -> App:
     return app
 
 
+def _call(words: list[str]) -> object:
+    app = build_app()
+    if len(words) == 2 and words[0] in COMMANDS and words[1] == "--help":
+        app.help_print(words[:1])  # parsing would go through every flag twice more
+        return 0
+    return app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
 def run() -> None:
     """The console script: what the user can fix is one line on stderr and an exit code, never a traceback."""
     try:
-        result = build_app()(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+        result = _call(sys.argv[1:])
     except TunewiseError as error:
         sys.stdout.flush()
         print(f"error: {error}" if error.exit_code != 130 else str(error), file=sys.stderr)
