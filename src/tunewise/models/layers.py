@@ -88,8 +88,8 @@ def find_targets(
     """The layers that `targets` names, in the model's order; with `layers` only those in these blocks.
 
     `targets` is a word (`"qv"`, `"attention"`, `"all-linear"`), `Target`s, or names: a leaf (`"query"`), the end of a
-    path (`"output.dense"`), a path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no layer has that
-    name. `layers` are numbers of blocks from 0, or `"last 2"`. Raises `ModelError` with the nearest names.
+    path (`"output.dense"`), a path, a pattern with `*`, or a role (`"query"`, `"key"`, `"value"`) where no layer has
+    that name. `layers` are numbers of blocks from 0, or `"last 2"`. Raises `ModelError` with the nearest names.
     """
     if layers is not None:
         return _in_blocks(model, find_targets(model, targets), layers)

@@ -156,8 +156,8 @@ def _links(method: MethodSpec) -> int:
 
 def _kept_of_links(method: MethodSpec, step: Step, dtype: Dtype) -> float:
     """Bytes that the last link of a chain holds beyond what a first link does: the factors of the links before it
-    (fp32), and W0's values where those are folded into the weights (`methods.adapters.fold`): all of them under low-rank
-    links, the touched columns under columns. Weights in bf16 are not folded into."""
+    (fp32), and W0's values where those are folded into the weights (`methods.adapters.fold`): all of them under
+    low-rank links, the touched columns under columns. Weights in bf16 are not folded into."""
     row, finished = get_method(method.name), _links(method) - 1
     if not row.adapts or not finished:
         return 0.0

@@ -50,7 +50,8 @@ def log_study(
     monitor.expect(plan.todo, later=[])
     monitor.log.say(
         f"start: {pluralize(len(plan.runs), 'run')}, {len(plan.done)} of them done already, executor "
-        f"{execution.executor_name}, process {os.getpid()} on {socket.gethostname()}; time: {monitor.remaining().words()}"
+        f"{execution.executor_name}, process {os.getpid()} on {socket.gethostname()}; "
+        f"time: {monitor.remaining().words()}"
     )
     try:
         yield

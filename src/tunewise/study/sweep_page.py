@@ -57,8 +57,8 @@ def heat_maps(settings: Sequence[Setting], axes: Sequence[str]) -> Section | Non
         return None
     direction = "less" if finished[0].lower_is_better else "more"
     words = (
-        f"Test {_plain(finished[0].metric or '')}, mean over seeds; {direction} is better, and darker. The frame is the "
-        "setting with the best validation mean in its map: the test split had no say in it."
+        f"Test {_plain(finished[0].metric or '')}, mean over seeds; {direction} is better, and darker. The frame "
+        "is the setting with the best validation mean in its map: the test split had no say in it."
     )
     return Section(key="maps", title=f"{_plain(pair[0])} × {_plain(pair[1])}", paragraphs=[words], panels=panels)
 

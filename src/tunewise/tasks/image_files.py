@@ -1,4 +1,4 @@
-"""Labelled images out of a folder of class folders, a parquet file of images, or a table of paths; nothing is decoded."""
+"""Labelled images from a folder of class folders, a parquet file of images, or a table of paths; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -195,5 +195,6 @@ def _by_name(columns: Sequence[str], usual: Sequence[str], path: Path) -> str:
         if name in columns:
             return name
     raise DataError(
-        f"{path.name}: which column has the images? Say --image NAME{suggest_nearest('image', columns) if columns else ''}"
+        f"{path.name}: which column has the images? Give --image NAME"
+        f"{suggest_nearest('image', columns) if columns else ''}"
     )

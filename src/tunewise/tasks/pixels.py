@@ -128,8 +128,8 @@ class Pixels:
         output = self.processor(image, return_tensors="np")
         if set(output) != {"pixel_values"} or np.ndim(output["pixel_values"]) != 4:
             raise ModelError(
-                f"{type(self.processor).__name__} gives {', '.join(output)}; a model that takes one tensor pixel_values "
-                "of shape (batch, channels, height, width) is needed"
+                f"{type(self.processor).__name__} gives {', '.join(output)}; a model that takes one tensor "
+                "pixel_values of shape (batch, channels, height, width) is needed"
             )
         values: NDArray[Any] = np.asarray(output["pixel_values"][0], dtype=np.float32)
         return values

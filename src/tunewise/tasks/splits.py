@@ -1,7 +1,7 @@
 """Disjoint training, validation and test data: repeats, overlaps, parts cut from train, subsamples.
 
-All random draws depend on `DataSpec.split_seed` alone, never on the seed of a run, so that all methods and seeds see the
-same splits. Only the key, label and stratum of an example matter, whether it is a text, a pair, an image or a question.
+All random draws depend on `DataSpec.split_seed` alone, never on the seed of a run, so that all methods and seeds see
+the same splits. Only the key, label and stratum of an example matter: a text, a pair, an image or a question.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class _Splitter:
         return train, cut
 
     def cut_whole_inputs(self, train: list[Record]) -> tuple[list[Record], dict[str, list[Record]]]:
-        """As `cut_missing_parts`, for inputs with many targets each: inputs are drawn until the part is large enough."""
+        """As `cut_missing_parts`, for inputs with several targets: inputs are drawn until the part is large enough."""
         spec, count = self.spec, len(train)
         cut = {}
         for part in self._missing():
@@ -215,7 +215,7 @@ class _Splitter:
                 wanted -= sizes[key]
             if not taken:
                 raise DataError(
-                    f"{spec.path}: all {count:,} examples have one and the same {self.noun}, so that no {part} part can "
+                    f"{spec.path}: all {count:,} examples have one and the same {self.noun}, so no {part} part can "
                     f"be cut; name a {part} file"
                 )
             cut[part] = [record for record in train if record.key in taken]
