@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-UNMET = pytest.mark.xfail(strict=False, reason="not reached yet")
 
 
 def _script() -> ModuleType:
@@ -26,9 +25,8 @@ script = _script()
 structure = script.measure()
 
 
-@UNMET
-def test_the_source_tree_has_at_most_28_000_lines() -> None:
-    assert structure.lines <= 28_000
+def test_the_source_tree_does_not_grow() -> None:
+    assert structure.lines <= 34_600  # the aim is 28,000: lower this number with every deletion
 
 
 def test_no_file_is_longer_than_400_lines_and_the_median_is_100_to_250() -> None:
@@ -36,7 +34,6 @@ def test_no_file_is_longer_than_400_lines_and_the_median_is_100_to_250() -> None
     assert 100 <= structure.median_file <= 250
 
 
-@UNMET
 def test_no_function_is_longer_than_80_lines() -> None:
     assert structure.longest_function[0] <= 80, structure.longest_function
 
@@ -57,9 +54,8 @@ def test_no_task_is_recognised_by_its_name_outside_the_tasks() -> None:
     assert not structure.task_name_tests, "\n".join(structure.task_name_tests)
 
 
-@UNMET
-def test_any_is_used_at_most_8_times_in_1_000_lines() -> None:
-    assert structure.any_per_thousand_lines <= 8
+def test_any_is_not_used_more_than_today() -> None:
+    assert structure.any_per_thousand_lines <= 12  # the aim is 8
 
 
 def test_there_is_one_scheduling_loop() -> None:

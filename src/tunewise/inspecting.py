@@ -89,7 +89,7 @@ def inspect(
     Args:
         adapter: a folder with an adapter of any PEFT method that changes weights, or a run's folder.
         base: the pretrained model; not needed where the run or the adapter names it.
-        model_b: instead of an adapter, a fine-tuned model of the same architecture.
+        model_b: a fine-tuned model of the same architecture, instead of an adapter.
         top_k: singular vectors of each weight to examine; None for all.
         threshold: a vector is an intruder where its largest |cos| is below this number in (0, 1].
         scale: factors on the intruders' singular values, for the causal check.
@@ -115,12 +115,10 @@ def inspect(
         >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
         >>> BertModel(config).save_pretrained(f"{folder}/base")
         >>> model = tunewise.attach(BertModel.from_pretrained(f"{folder}/base"), "lora", rank=2)
-        >>> for name, parameter in model.named_parameters():
-        ...     if "lora_B" in name:
-        ...         _ = torch.nn.init.normal_(parameter)
+        >>> _ = [torch.nn.init.normal_(p) for name, p in model.named_parameters() if "lora_B" in name]
         >>> _ = tunewise.save(model, f"{folder}/adapter")
-        >>> found = tunewise.inspect(f"{folder}/adapter", base=f"{folder}/base", cache=folder)
-        >>> [layer.rank for layer in found.spectrum.layers.values()]
+        >>> inspection = tunewise.inspect(f"{folder}/adapter", base=f"{folder}/base", cache=folder)
+        >>> [layer.rank for layer in inspection.spectrum.layers.values()]
         [2, 2]
     """
     begun = time.monotonic()

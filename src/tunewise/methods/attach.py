@@ -74,21 +74,10 @@ def attach(
         [('base_model.model.0.lora_B.default.weight', (4, 2))]
     """
     row = _resolve(get_method(method), chain, lora_a_init, layout)
-    if rank < 1:
-        raise SpecError(f"rank = {rank}: at least 1 is needed")
-    if fold not in ("auto", "never", "always"):
-        raise SpecError(f"fold = {fold!r}; choose 'auto', 'never' or 'always'")
-    if (batches is not None) != (row.start == "gradient"):
-        raise SpecError(
-            "lora-one starts from a gradient: pass batches=..., an iterable of batches with labels"
-            if batches is None
-            else f"batches= means nothing to method {row.name!r}"
-        )
+    _check_options(row, rank, fold, batches is not None, bool(peft_options))
     alpha = 2.0 * rank if alpha is None else float(alpha)
     if row.scaling == "one":
         alpha = float(rank)
-    if peft_options and not row.passed_through:
-        raise SpecError(f"peft_options= is for methods of PEFT ('peft:dora'), not for {row.name!r}")
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     head = tuple(head_modules(base))
     if not row.adapts:
@@ -105,6 +94,21 @@ def attach(
     if batches is not None:
         start_at_gradient(peft_model, done, batches)
     return peft_model
+
+
+def _check_options(row: Method, rank: int, fold: str, has_batches: bool, has_peft_options: bool) -> None:
+    if rank < 1:
+        raise SpecError(f"rank = {rank}: at least 1 is needed")
+    if fold not in ("auto", "never", "always"):
+        raise SpecError(f"fold = {fold!r}; choose 'auto', 'never' or 'always'")
+    if has_batches != (row.start == "gradient"):
+        raise SpecError(
+            "lora-one starts from a gradient: pass batches=..., an iterable of batches with labels"
+            if not has_batches
+            else f"batches= means nothing to method {row.name!r}"
+        )
+    if has_peft_options and not row.passed_through:
+        raise SpecError(f"peft_options= is for methods of PEFT ('peft:dora'), not for {row.name!r}")
 
 
 def _resolve(method: Method, chain: Chain | None, lora_a_init: LoraAInit | None, layout: Layout | None) -> Method:

@@ -146,18 +146,10 @@ def random_factor_upper(
     n, m_range, d = count("samples", samples), positive("loss_range", loss_range), probability("delta", delta)
     if d + probability("factor_delta", factor_delta) >= 1:
         raise SpecError(f"delta {d:g} and factor_delta {factor_delta:g} leave no probability; their sum must be < 1")
+    adapter = (rank, alpha, factor_std, update_radius)
+    activations = (activation_lipschitz, activation_offsets)
     p, lipschitz, radius = factor_geometry(
-        base_norms,
-        layers,
-        rank,
-        alpha,
-        factor_std,
-        update_radius,
-        input_bound,
-        loss_lipschitz,
-        activation_lipschitz,
-        activation_offsets,
-        factor_delta,
+        base_norms, layers, *adapter, input_bound, loss_lipschitz, *activations, factor_delta
     )
     log_ratio = lipschitz.log_value + math.log(2 * radius * math.sqrt(n)) if radius else -math.inf
     log_net = p * _log1p_exp(log_ratio)
