@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forgetting")
     store = RunStore(folder / "runs")
     plan = make_plan(comparison(folder), store)
-    records = [run(one, store, task=plan.task) for one in plan.runs]
+    records = [run(one.spec, store, task=plan.task) for one in plan.runs]
     return plan, records, store
 
 
@@ -148,7 +148,7 @@ def test_masked_language_loss_where_the_checkpoint_has_a_head(tmp_path):
     store = RunStore(tmp_path / "runs")
     plan = make_plan(spec, store)
     for one in plan.runs:  # lora, then fft: its embeddings move, and the tied decoder with them
-        record = run(one, store, task=plan.task)
+        record = run(one.spec, store, task=plan.task)
         opened = FinishedRun(record, store.folder(record.id), plan.task, store.root / "cache")
         values = forgetting(opened)
         assert values.loss.kind == "masked"

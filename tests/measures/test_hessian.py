@@ -17,6 +17,7 @@ from tunewise.errors import MeasureError
 from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.sharpness.hessian import Logits, figures_of_parameters, hessian_figures
+from tunewise.methods.adapters.base import layer_adapters
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
@@ -80,7 +81,7 @@ def test_the_trained_factors_of_a_network_have_the_dense_hessians_figures(
     found = hessian_figures(finished, batches, eigenvalues=2, probes=6, seed=0, check=lambda: None)
 
     model = tunewise.load(task.load_model(0), finished.adapter, trainable=True).eval()
-    for adapter in tunewise.methods.attachment.layer_adapters(model):
+    for adapter in layer_adapters(model):
         adapter.unfold()
         adapter.fold_mode = "never"
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}

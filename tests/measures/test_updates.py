@@ -257,9 +257,9 @@ class TestRefusals:
 
     def test_no_folder_and_no_adapter(self, bert: nn.Module, tmp_path: Path) -> None:
         self.refused(tmp_path / "nowhere", bert, "no such folder")
-        self.refused(tmp_path, bert, "adapter_config.json", "no adapter folder")
+        self.refused(tmp_path, bert, "adapter_config.json", "not an adapter folder")
         (tmp_path / "config.json").write_text("{}")
-        self.refused(tmp_path, bert, "whole model", "--model-b")
+        self.refused(tmp_path, bert, "full model", "--model-b")
 
     def test_other_weights(self, adapter: Path, bert: nn.Module) -> None:
         other = copy.deepcopy(bert)

@@ -69,7 +69,7 @@ def test_known_defects_are_mended_and_said(shared_data):
     read = load(trec)
     assert any("68 exact duplicates dropped" in n or "exact duplicate" in n for n in read.notes)
     assert any("more than one label" in note for note in read.notes)
-    assert any("removed, whose text test has" in note for note in read.notes)
+    assert any("removed, since the same text is in test" in note for note in read.notes)
     folio = prepare(get_set("folio"), str(shared_data / "folio"))
     assert {row["label"] for row in rows(folio)} == {"True", "False", "Uncertain"}
     assert "330 labels 'Unknown' are renamed to 'Uncertain'" in " ".join(folio.notes)
