@@ -54,6 +54,7 @@ def runs(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> Runs:
     return Runs(tiny_model, toy_csv, RunStore(tmp_path))
 
 
+@pytest.mark.slow
 def test_first_seeds_are_drawn_and_more_once_there_are_snapshots(runs: Runs, tmp_path: Path) -> None:
     first = runs.measure(runs.records())
     assert set(first) == {("lora", 0), ("head", 0)}
@@ -78,6 +79,7 @@ def test_first_seeds_are_drawn_and_more_once_there_are_snapshots(runs: Runs, tmp
         assert 0.5 < sum(surface["explained"]) <= 1.0
 
 
+@pytest.mark.slow
 def test_other_settings_compute_it_again_and_the_same_ones_do_not(runs: Runs, tmp_path: Path) -> None:
     records = runs.records()[:1]
     runs.measure(records)
