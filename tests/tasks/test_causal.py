@@ -175,7 +175,7 @@ def test_a_prompt_is_in_one_part_with_all_its_completions(llama, prompts):
 def test_one_prompt_for_all_cannot_be_cut(tmp_path, llama):
     path = tmp_path / "a.csv"
     path.write_text("text,label\n" + "\n".join(f"the :,{w}" for w in ("egg", "cake", "bean", "rice")))
-    with pytest.raises(DataError, match="one and the same prompt, so that no test part can be cut; name a test file"):
+    with pytest.raises(DataError, match="one and the same prompt, so no test part can be cut; name a test file"):
         CausalLanguage(llama, DataSpec(path=str(path)), 32)
 
 
