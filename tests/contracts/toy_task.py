@@ -11,7 +11,7 @@ from torch import Tensor
 from tunewise.models.head import Head
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec
-from tunewise.tasks.labels import check_text_columns, read_texts
+from tunewise.tasks.labels import read_texts
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
 from tunewise.tasks.text_inputs import TextTask
 
@@ -37,7 +37,6 @@ class Tagging(TextTask):
 
     @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
-        check_text_columns(data)
         records = read_parts(data, lambda path: read_texts(data, path))
         tags = sorted({tag for record in records["train"] for tag in record.label.split("|")})
         return tags, make_splits(data, records)

@@ -145,7 +145,7 @@ def test_an_absent_file_is_answered_with_the_nearest_names(tmp_path):
 
 
 def test_a_folder_without_class_folders_is_answered_with_its_files(tmp_path):
-    assert "LABEL/NAME.txt" in fault_of(read_rows, tmp_path, COLUMNS)
+    assert "LABEL/NAME with NAME ending in .txt" in fault_of(read_rows, tmp_path, COLUMNS)
     plant(tmp_path, "train.csv", GOOD)
     assert "name one of its files: train.csv" in fault_of(read_rows, tmp_path, COLUMNS)
 
@@ -223,9 +223,9 @@ def test_one_column_cannot_be_two_things(tmp_path):
         load_labelled_texts(spec_of(tmp_path, text_pair="text"))
 
 
-def test_fractions_that_leave_nothing_to_train_on_are_refused(tmp_path):
+def test_sizes_that_leave_nothing_to_train_on_are_refused(tmp_path):
     with pytest.raises(SpecError, match="leave nothing to train on; together they must be below 1"):
-        load_labelled_texts(spec_of(tmp_path, validation_fraction=0.5, test_fraction=0.5))
+        load_labelled_texts(spec_of(tmp_path, validation_size=0.5, test_size=0.5))
 
 
 # --- damage at random -----------------------------------------------------------------------------

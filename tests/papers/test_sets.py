@@ -143,7 +143,7 @@ def test_trec_from_a_hub_has_its_fine_classes_by_name(tmp_path):
               coarse_label=[0, 1, 2] * 2, fine_label=[0, 1, 2] * 2)  # fmt: skip
     spec = prepare(get_set("trec50"), str(tmp_path))
     assert [row["label"] for row in rows(spec)] == names * 2
-    assert spec.validation is None and spec.validation_fraction == 0.1
+    assert spec.validation is None and spec.validation_size == 0.1
 
 
 def test_logiqa_has_json_lines_also_in_txt(tmp_path):
@@ -210,7 +210,7 @@ def test_cifar_in_shards_is_one_file_with_its_classes(tmp_path):
                   label=[0, 1, 0, 1])  # fmt: skip
     spec = prepare(get_set("cifar10"), str(tmp_path))
     assert task_class("image").read_labels(spec) == ["airplane", "cat"]
-    assert parquet.read_table(spec.path).num_rows == 8 and spec.validation_fraction == 0.05
+    assert parquet.read_table(spec.path).num_rows == 8 and spec.validation_size == 0.05
 
 
 def test_what_is_missing_is_one_line(tmp_path):

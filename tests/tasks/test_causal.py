@@ -73,7 +73,7 @@ def test_what_is_too_long_loses_the_beginning_of_its_prompt_first(tmp_path, llam
     ]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows, ("axe", "new big small and with near under over the a")])
-    task = CausalLanguage(llama, DataSpec(path=str(path), validation_fraction=0.2), 9)
+    task = CausalLanguage(llama, DataSpec(path=str(path), validation_size=0.2), 9)
     rows = [*task.train, *task.validation, *task.test]
     short = [words(task, r["input_ids"]) for r in rows if len([t for t in r["labels"] if t != IGNORED]) == 5]
     assert len(short) == 6

@@ -143,7 +143,7 @@ def test_an_absent_column_and_a_csv_without_lists_say_so(tmp_path, tiny_model, t
     rows = [{"stem": q, "choices": a, "label": r} for q, a, r in questions(6)]
     with pytest.raises(DataError, match="line 1: no column 'text'; it has stem, choices, label"):
         load(tiny_model, path=write_lines(tmp_path / "a.jsonl", rows))
-    with pytest.raises(DataError, match="a csv file holds no lists"):
+    with pytest.raises(DataError, match="line 2: no column 'choices'"):
         load(tiny_model, path=str(toy_csv))
 
 

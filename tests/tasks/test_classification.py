@@ -10,9 +10,11 @@ import sys
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from convert import mrpc_csv, trec_csv
 from labelled import Example, LabelledTexts, load
+from tunewise.errors import SpecError
 from tunewise.spec import DataSpec
 from tunewise.tasks.files import digest_by_part
 
@@ -155,7 +157,7 @@ def test_a_label_that_an_evaluation_file_lacks_is_in_the_notes(tmp_path, hundred
 
 
 def test_parts_without_a_file_are_cut_in_proportion_to_the_labels(hundred):
-    data = load(DataSpec(path=hundred, validation_fraction=0.1, test_fraction=0.2))
+    data = load(DataSpec(path=hundred, validation_size=0.1, test_size=0.2))
     counts = {part: Counter(data.labels[e.label] for e in getattr(data, part)) for part in PARTS}
     assert counts["test"] == {"a": 12, "b": 6, "c": 2}
     assert counts["validation"] == {"a": 6, "b": 3, "c": 1}
@@ -189,7 +191,7 @@ def test_a_label_with_one_example_stays_in_train(tmp_path):
 
 def test_every_label_keeps_an_example_in_train_however_much_is_cut(tmp_path):
     rows = [(f"{label} {i}", label) for label in "abcdefgh" for i in range(2)]
-    spec = DataSpec(path=write(tmp_path / "a.csv", rows), validation_fraction=0.45, test_fraction=0.5)
+    spec = DataSpec(path=write(tmp_path / "a.csv", rows), validation_size=0.45, test_size=0.5)
     for seed in range(10):
         data = load(spec.model_copy(update={"split_seed": seed}))
         assert {e.label for e in data.train} == set(range(8))
@@ -234,6 +236,23 @@ def test_a_size_never_moves_an_example_to_another_part(hundred):
     assert inputs(small.train) < inputs(whole.train)
     assert inputs(small.test) < inputs(whole.test)
     assert small.validation == whole.validation
+
+
+def test_a_share_is_of_train_or_of_the_file_of_the_part(hundred, tmp_path):
+    test = write(tmp_path / "test.csv", [(f"test {i}", "ab"[i % 2]) for i in range(40)])
+    data = load(DataSpec(path=hundred, test=test, validation_size=0.1, test_size=0.25, train_size=0.5))
+    assert [len(getattr(data, part)) for part in PARTS] == [45, 10, 10]
+
+
+def test_a_part_without_a_file_may_be_larger_than_its_usual_share(hundred):
+    data = load(DataSpec(path=hundred, validation_size=40, test_size=30))
+    assert [len(getattr(data, part)) for part in PARTS] == [30, 40, 30]
+
+
+@pytest.mark.parametrize("size", [0, 1.0, 1.5, -0.1, "x"])
+def test_a_size_is_a_number_of_examples_or_a_share(size):
+    with pytest.raises((SpecError, ValidationError)):
+        DataSpec(path="a.csv", train_size=size)
 
 
 def test_more_than_there_is_takes_all_and_says_so(hundred):
@@ -285,7 +304,7 @@ def test_two_processes_with_different_hash_seeds_split_alike(hundred):
 
 
 def test_the_split_of_a_seed_is_frozen(hundred):
-    data = load(DataSpec(path=hundred, validation_fraction=0.04, test_fraction=0.05))
+    data = load(DataSpec(path=hundred, validation_size=0.04, test_size=0.05))
     assert texts(data.test) == ["text 1", "text 9", "text 25", "text 63", "text 85"]
     assert texts(data.validation) == ["text 44", "text 50", "text 86", "text 93"]
 

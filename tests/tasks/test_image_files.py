@@ -1,4 +1,4 @@
-"""Images out of folders, parquet and tables of paths; what is wrong with them in one line; splits by their pixels."""
+"""Images out of folders and parquet; what is wrong with them in one line; splits by their pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tunewise.tasks.image import ImageClassification
 from tunewise.tasks.image_files import read_images
 from tunewise.tasks.pixels import decode
 
-KEPT = {"validation_fraction": 0.1, "test_fraction": 0.1}
+KEPT = {"validation_size": 0.1, "test_size": 0.1}
 
 
 def encoded(image, kind="PNG", **options):
@@ -59,22 +59,15 @@ def load(vit, **data):
 # --- forms ----------------------------------------------------------------------------------------
 
 
-def test_a_folder_parquet_and_a_table_of_paths_give_the_same_images(tmp_path, images):
+def test_a_folder_and_parquet_give_the_same_images(tmp_path, images):
     colours = list(COLOURS)
     contents, labels = [i for i, _ in images], [c for _, c in images]
     for number, (content, colour) in enumerate(images):
         (tmp_path / "folder" / colour).mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / colour / f"{number:02}.png").write_bytes(content)
-    lines = [f"folder/{colour}/{number:02}.png,{colour}" for number, colour in enumerate(labels)]
-    (tmp_path / "table.csv").write_text("\n".join(["file_name,label", *lines]))
-    (tmp_path / "table.jsonl").write_text(
-        "\n".join(json.dumps(dict(zip(("path", "label"), line.split(",")))) for line in lines)
-    )
     numbers = [colours.index(c) for c in labels]
     found = {
         "folder": read_images(tmp_path / "folder", None, "label"),
-        "csv": read_images(tmp_path / "table.csv", None, "label"),
-        "jsonl": read_images(tmp_path / "table.jsonl", None, "label"),
         "names": read_images(write_parquet(tmp_path / "a.parquet", contents, labels), None, "label"),
         "classes": read_images(write_parquet(tmp_path / "b.parquet", contents, numbers, names=colours), None, "label"),
         "bytes": read_images(write_parquet(tmp_path / "c.parquet", contents, labels, flat=True), "img", "label"),
@@ -82,7 +75,6 @@ def test_a_folder_parquet_and_a_table_of_paths_give_the_same_images(tmp_path, im
     for form, rows in found.items():
         assert sorted((r.label, r.content()) for r in rows) == sorted((c, i) for i, c in images), form
     assert found["folder"][0].where == "blue/02.png"
-    assert found["csv"][0].where == "table.csv, line 2"
     assert found["classes"][1].where == "b.parquet, row 2"
 
 
@@ -145,9 +137,10 @@ def test_an_image_in_parquet_that_cannot_be_read_is_named_by_its_row(tmp_path, v
 def test_faults_of_tables_and_folders_name_the_place(tmp_path, vit, images):
     contents, labels = map(list, zip(*images))
     (tmp_path / "t.csv").write_text("file_name,label\nnowhere.png,a\nnowhere.png,b\n")
-    assert fault(load, vit, path=str(tmp_path / "t.csv")).startswith("t.csv, line 2: ")
-    (tmp_path / "u.csv").write_text("picture,label\nx.png,a\n")
-    assert "--image" in fault(load, vit, path=str(tmp_path / "u.csv"))
+    assert "t.csv: images are read from" in fault(load, vit, path=str(tmp_path / "t.csv"))
+    two = pyarrow.table({"left": [b"x"], "right": [b"y"], "label": [0]})
+    parquet.write_table(two, tmp_path / "u.parquet")
+    assert "--image" in fault(load, vit, path=str(tmp_path / "u.parquet"))
     null = write_parquet(tmp_path / "n.parquet", contents, [None, *labels[1:]])
     assert fault(load, vit, path=str(null)).startswith("n.parquet, row 1: column 'label' is null")
     unlabelled = write_parquet(tmp_path / "m.parquet", contents, [-1] * len(labels), names=["a", "b"])
@@ -161,7 +154,7 @@ def test_faults_of_tables_and_folders_name_the_place(tmp_path, vit, images):
     save_toy_images(splits / "test", each=2)
     message = fault(load, vit, path=str(splits))
     assert "one by one" in message and str(splits / "test") in message
-    assert "side by side" in fault(load, vit, path=str(splits / "train" / "red"))
+    assert "expected: LABEL/NAME" in fault(load, vit, path=str(splits / "train" / "red"))
     assert "leave --image out" in fault(load, vit, path=str(splits / "train"), image="img")
 
 
@@ -227,11 +220,7 @@ def test_the_digest_follows_the_images_and_not_their_place(tmp_path):
     assert ImageClassification.digest(DataSpec(path=str(first))) == ImageClassification.digest(
         DataSpec(path=str(second))
     )
-    table = tmp_path / "t.csv"
-    table.write_text("\n".join(["image,label", *(f"one/{c}/{i:03}.png,{c}" for c in COLOURS for i in range(3))]))
-    before = ImageClassification.digest(DataSpec(path=str(table)))
     toy_image("red", random.Random(3)).save(first / "red" / "000.png")
     assert ImageClassification.digest(DataSpec(path=str(first))) != ImageClassification.digest(
         DataSpec(path=str(second))
     )
-    assert ImageClassification.digest(DataSpec(path=str(table))) != before

@@ -31,8 +31,8 @@ def make_spec(data: PaperSet, folder: Path, origin: str) -> DataSpec:
         **paths,
         label="label",
         image_size=None,
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
+        validation_size=data.validation_size,
+        test_size=None if "test" in paths else data.test_size,
         notes=[origin],
     )
 

@@ -50,8 +50,8 @@ def prepare(data: PaperSet, source: str | None = None, revision: str | None = No
         text="text",
         text_pair="text_pair" if paired else None,
         label="label",
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
+        validation_size=None if "validation" in paths else data.validation_size,
+        test_size=None if "test" in paths else data.test_size,
         notes=[origin, *([data.caveat] if data.caveat else []), *parts.notes],
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.errors import DataError
-from tunewise.tasks.decoding import content_of, decoded
-from tunewise.tasks.files import as_text, parquet_file, read_objects, read_rows, table_columns
+from tunewise.tasks.decoding import read_text
+from tunewise.tasks.files import as_text, read_records
 
 _TABLES = r"([-_./].*)?\.(csv|tsv|jsonl|parquet)(\.gz)?$"
 NAMES = {
@@ -83,11 +82,8 @@ def items_by_column(text: Sequence[str], label: Sequence[str], pair: Sequence[st
 def read_table(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Rows by column names, and their positions: csv (quoted), tsv and txt (unquoted), json lines, parquet."""
     name = path.name.lower().removesuffix(".gz")
-    if name.endswith((".parquet", ".jsonl")):
-        yield from read_objects(path)
-    elif name.endswith(".csv"):
-        for row in read_rows(path, table_columns(path)):
-            yield dict(row.values), row.where
+    if name.endswith((".parquet", ".jsonl", ".csv")):
+        yield from read_records(path)
     else:
         rows = read_fields(path)
         header, _ = next(rows, ([], ""))
@@ -105,8 +101,7 @@ def read_fields(path: Path, encoding: str = "utf-8") -> Iterator[tuple[list[str]
 
 def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
     """The lines that are not blank, without line ends, and their positions."""
-    text = decoded(content_of(path), [encoding], path.name)
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path, encoding).split("\n"), start=1):
         if line.strip():
             yield line.rstrip("\r"), f"{path.name}, line {number}"
 
@@ -126,14 +121,3 @@ def label_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | 
         return None
     label = as_text(row[name], name, where).strip()
     return None if label in ("", "-1", "-1.0") else label
-
-
-def class_names(path: Path, column: str) -> list[str]:
-    """The class names in a parquet file's metadata, as written by Hugging Face's `datasets`; else empty."""
-    with parquet_file(path) as file:
-        metadata = file.schema_arrow.metadata or {}
-    try:
-        names = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError):
-        return []
-    return [str(name) for name in names]

@@ -25,8 +25,8 @@ class PaperSet:
     hub: str
     """Repository and files: `nyu-mll/glue/mrpc/*`; a revision after @."""
     readers: tuple[ReadParts, ...] = ()
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.2
+    validation_size: float = 0.1
+    test_size: float = 0.2
     select: Literal["loss", "metric"] = "loss"
     factor: float = 100.0
     classes: int = 2
@@ -87,11 +87,11 @@ _ROWS = [
     ),
     PaperSet(
         "officehome", "OfficeHome", "image", "accuracy", "flwrlabs/office-home/data/*",
-        validation_fraction=0.15, test_fraction=0.15, classes=65,
+        validation_size=0.15, test_size=0.15, classes=65,
     ),
     PaperSet(
         "cifar10", "CIFAR-10", "image", "accuracy", "uoft-cs/cifar10/plain_text/*",
-        validation_fraction=0.05, classes=10,
+        validation_size=0.05, classes=10,
     ),
 ]  # fmt: skip
 

@@ -13,7 +13,6 @@ from tunewise.errors import DataError
 from tunewise.papers.reading import (
     DataParts,
     TextItem,
-    class_names,
     find_files,
     items_by_column,
     parts_by_name,
@@ -22,6 +21,7 @@ from tunewise.papers.reading import (
     read_table,
     text_of,
 )
+from tunewise.tasks.files import class_names
 from tunewise.text_format import pluralize
 
 _LABELS = ("label", "Quality", "score", "gold_label")

@@ -16,6 +16,16 @@ TaskName = Annotated[str, AfterValidator(TASKS.check)]
 """A name of the task registry."""
 
 
+def _check_size(size: int | float | None) -> int | float | None:
+    if size is not None and not (size >= 1 if isinstance(size, int) else 0 < size < 1):
+        raise SpecError(f"size {size!r}: give a number of examples (200), or a share between 0 and 1 (0.1)")
+    return size
+
+
+PartSize = Annotated[int | float | None, AfterValidator(_check_size)]
+"""A number of examples, or a share."""
+
+
 class Frozen(BaseModel):
     """Immutable, unknown keys refused, NaN and infinity refused."""
 
@@ -40,8 +50,7 @@ class ModelSpec(Frozen):
 class DataSpec(Frozen):
     """Labelled text or text pairs: csv, tsv, jsonl, parquet (each also .gz), a folder of class folders of .txt
     files, or one of these inside an installed package (`package:MODULE/inner/path`) or a hub's data set
-    (`hub:OWNER/NAME[@REVISION]/inner/path`). Images: a folder of class folders, parquet with the images in it, or csv,
-    tsv, jsonl with their paths."""
+    (`hub:OWNER/NAME[@REVISION]/inner/path`). Images: a folder of class folders, or parquet with the images in it."""
 
     flag_group: ClassVar[str] = "Model and data"
 
@@ -54,20 +63,18 @@ class DataSpec(Frozen):
     text: str = Field("text", description="Name of the text column.")
     text_pair: str | None = Field(None, description="Name of the second text column, for pairs.")
     label: str = Field("label", description="Name of the label column.")
-    image: str | None = Field(None, description="Column of images or of their paths; found by its name unless given.")
+    image: str | None = Field(None, description="Column of images; detected unless given.")
     image_size: int | None = Field(None, ge=8, description="Pixels per side; the model's own unless given.")
     choices: str | None = Field(
         None, description="Multiple choice: a column of lists of answers, or several columns separated by commas."
     )
     encoding: str = Field("utf-8", description="Encoding of the files; several are tried in turn: utf-8,latin-1.")
-    train_size: int | None = Field(None, ge=2, description="Train on this many examples only (fixed split seed).")
-    validation_size: int | None = Field(None, ge=1, description="Validate on this many examples only.")
-    test_size: int | None = Field(None, ge=1, description="Test on this many examples only.")
-    validation_fraction: float = Field(
-        0.15, gt=0, lt=0.9, description="Share of the training data for validation, where no file is given."
+    train_size: PartSize = Field(None, description="Train on this many examples only, or on this share of them.")
+    validation_size: PartSize = Field(
+        None, description="Examples to validate on: 200, or a share, 0.1. Without a file 15 % are cut from train."
     )
-    test_fraction: float = Field(
-        0.2, gt=0, lt=0.9, description="Share of the training data for testing, where no file is given."
+    test_size: PartSize = Field(
+        None, description="Examples to test on: 200, or a share, 0.1. Without a file 20 % are cut from train."
     )
     split_seed: int = Field(0, description="Seed of the split into training, validation and test data.")
     digest: Annotated[str | None, Flag(hidden=True)] = Field(

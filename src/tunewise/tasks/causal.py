@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +20,16 @@ from tunewise.models.load import load_config
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.contract import Encoded, Split
-from tunewise.tasks.files import read_rows, refuse_blank, table_columns
+from tunewise.tasks.files import read_records, read_rows, refuse_blank
 from tunewise.tasks.labels import check_columns
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
-from tunewise.tasks.text_inputs import TextTask
+from tunewise.tasks.text_inputs import TokenTask
 
 IGNORED = -100  # the label of a token that is no target, as in transformers
 _LARGEST_EXPONENT = 700.0  # e to more than this is infinite in double precision
 
 
-class CausalLanguage(TextTask):
+class CausalLanguage(TokenTask):
     """Texts whose every token but the first is a target, or prompts with completions, whose tokens are the targets.
 
     An example has its token ids and, as labels, the ids of its targets in their places. A completion ends in the
@@ -205,12 +206,13 @@ def _has_completions(spec: DataSpec) -> bool:
     path = resolve(spec.path)
     if path.is_dir() or not spec.label:
         return False
-    return spec.label in table_columns(path, spec.encoding) or spec.label != DataSpec.model_fields["label"].default
+    cells, _ = next(read_records(path, encoding=spec.encoding))
+    return spec.label in cells or spec.label != DataSpec.model_fields["label"].default
 
 
-def _records(spec: DataSpec, path: str, columns: Sequence[str]) -> list[Record]:
+def _records(spec: DataSpec, path: Path, columns: Sequence[str]) -> list[Record]:
     records = []
-    for row in read_rows(resolve(path), columns, encoding=spec.encoding):
+    for row in read_rows(path, columns, encoding=spec.encoding):
         refuse_blank(row, columns)
         text = row.values[spec.text]
         prompt, body = (text, row.values[columns[1]]) if len(columns) > 1 else (None, text)

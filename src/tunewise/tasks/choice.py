@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunewise.errors import DataError, SpecError
-from tunewise.locate import resolve
 from tunewise.models.head import Head
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec
 from tunewise.tasks.contract import Encoded, Split
-from tunewise.tasks.files import as_text, read_objects, read_rows
+from tunewise.tasks.files import as_text, read_records, read_rows
 from tunewise.tasks.labels import check_columns
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
@@ -65,18 +65,23 @@ class MultipleChoice(TextTask, ClassificationScores):
         """The share of questions whose right answer has the highest score."""
         return {"accuracy": super().score(outputs, targets)["accuracy"]}
 
+    def target(self, record: Record) -> int:
+        return int(record.content[2])
+
     def encode(self, records: Sequence[Record]) -> Split:
         """An example: for each answer the token ids of (question, answer); of a pair that is too long the question
         loses its beginning."""
         rows: list[dict[str, Any]] = []
         for record in records:
-            question, answers, right = record.content
+            question, answers, _ = record.content
             pairs = {"text": [question] * len(answers), "text_pair": list(answers)}
             full = self.tokenizer(**pairs, verbose=False)["input_ids"]
             too_long = any(len(ids) > self.max_length for ids in full)
             self.truncated += too_long
             encoded = self._shortened(pairs, record) if too_long else self.tokenizer(**pairs)
-            rows.append({**{key: encoded[key] for key in encoded if key != "attention_mask"}, "labels": right})
+            rows.append(
+                {**{key: encoded[key] for key in encoded if key != "attention_mask"}, "labels": self.target(record)}
+            )
         return rows
 
     def _shortened(self, pairs: dict[str, list[str]], record: Record) -> Any:
@@ -108,23 +113,21 @@ class MultipleChoice(TextTask, ClassificationScores):
         return f"{count} questions of {answers} answers ({count * answers * width:,} tokens with padding)"
 
 
-def _read(spec: DataSpec, path: str) -> list[Record]:
+def _read(spec: DataSpec, path: Path) -> list[Record]:
     names = [name.strip() for name in (spec.choices or "choices").split(",") if name.strip()]
     if not names:
         raise SpecError("choices names no column; give a column of lists, or several columns separated by commas")
     records = []
     if len(names) > 1:
         check_columns({"text": spec.text, **{f"answer {n}": n for n in names}, "label": spec.label})
-        for row in read_rows(resolve(path), [spec.text, *names, spec.label], encoding=spec.encoding):
+        for row in read_rows(path, [spec.text, *names, spec.label], encoding=spec.encoding):
             answers = [row.values[name] for name in names]
             records.append(_record(row.values[spec.text], answers, names, row.values[spec.label], row.where))
         return records
-    for cells, where in read_objects(resolve(path), spec.encoding):
+    for cells, where in read_records(path, encoding=spec.encoding):
         question, label = (as_text(_inside(cells, column, where), column, where) for column in (spec.text, spec.label))
         answers, keys = _answers(_inside(cells, names[0], where), names[0], where)
         records.append(_record(question, answers, keys, label, where))
-    if not records:
-        raise DataError(f"{path}: the file has no rows; give one with examples")
     return records
 
 

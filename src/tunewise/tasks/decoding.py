@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from tunewise.errors import DataError, SpecError
@@ -14,8 +13,31 @@ _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def codecs_of(encoding: str) -> list[str]:
-    """The codecs that `encoding` names, separated by commas. Raises `SpecError` for an unknown one."""
+def read_text(path: Path, encoding: str = "utf-8", name: str | None = None) -> str:
+    """The text of a file (unpacked where its name ends in .gz) without byte-order mark, by the first codec of
+    `encoding` that fits. Raises `DataError`, with the fault of the first codec, and `SpecError` for an unknown one."""
+    candidates = _codecs(encoding)
+    content = _content(path).removeprefix(codecs.BOM_UTF8)
+    name = name or path.name
+    faults = []
+    for codec in candidates:
+        try:
+            text = content.decode(codec).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            faults.append(error)
+            continue
+        _refuse_nul(text, name)
+        return text
+    at = faults[0].start
+    line = content.count(b"\n", 0, at) + 1
+    byte = at - content.rfind(b"\n", 0, at)
+    raise DataError(
+        f"{name}, line {line}: byte {byte} of the line (0x{content[at]:02x}) is not {' or '.join(candidates)}; "
+        f"{_encoding_advice(content)}"
+    )
+
+
+def _codecs(encoding: str) -> list[str]:
     names = [name.strip() for name in encoding.split(",") if name.strip()]
     for name in names:
         try:
@@ -27,40 +49,16 @@ def codecs_of(encoding: str) -> list[str]:
     return names
 
 
-def content_of(path: Path) -> bytes:
-    """The bytes of a file, unpacked where its name ends in .gz. Raises `DataError`."""
+def _content(path: Path) -> bytes:
     try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except EOFError:
         raise DataError(f"{path.name}: the gzip file is cut short; fetch or copy it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path.name}: damaged, or not a gzip file ({error}); fetch or copy it again") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; check the path and its permissions") from None
-
-
-def decoded(content: bytes, candidates: Sequence[str], name: str) -> str:
-    """Text by the first codec that fits, without byte-order mark. A `DataError` has the fault of the first codec."""
-    content = content.removeprefix(codecs.BOM_UTF8)
-    faults = []
-    for codec in candidates:
-        try:
-            text = content.decode(codec).removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            faults.append(error)
-            continue
-        _refuse_nul(text, name)
-        return text
-    fault = faults[0]
-    line = content.count(b"\n", 0, fault.start) + 1
-    byte = fault.start - content.rfind(b"\n", 0, fault.start)
-    raise DataError(
-        f"{name}, line {line}: byte {byte} of the line (0x{content[fault.start]:02x}) is not "
-        f"{' or '.join(candidates)}; {_encoding_advice(content)}"
-    )
 
 
 def _encoding_advice(content: bytes) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.contract import Encoded, Split
 from tunewise.tasks.files import digest_by_part
-from tunewise.tasks.image_files import ImageRow, image_digest, looks_like_images, read_images
+from tunewise.tasks.image_files import IMAGE_FILES, ImageRow, looks_like_images, read_images
 from tunewise.tasks.labels import labels_of, load_labelled
 from tunewise.tasks.pixels import Pixels, decode
 from tunewise.tasks.scores import ClassificationScores
@@ -79,13 +80,13 @@ class ImageClassification(ClassificationScores):
     @classmethod
     def read_labels(cls, data: DataSpec) -> list[str]:
         """The classes of the training data, sorted; nothing is decoded."""
-        rows = read_images(resolve(data.path), data.image, data.label, encoding=data.encoding)
+        rows = read_images(resolve(data.path), data.image, data.label)
         return labels_of([Record(None, row.label, row.label, row.where) for row in rows], data)
 
     @classmethod
     def digest(cls, data: DataSpec) -> str:
-        """sha256 over the images and tables that `data` names."""
-        return digest_by_part(data, lambda path: image_digest(path, data.image, data.label, data.encoding))
+        """sha256 over the images and parquet files that `data` names."""
+        return digest_by_part(data, IMAGE_FILES)
 
     @classmethod
     def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
@@ -151,9 +152,9 @@ class ImageClassification(ClassificationScores):
         return pixels
 
 
-def _records(data: DataSpec, path: str, mode: str, changes: Counter[str]) -> list[Record]:
+def _records(data: DataSpec, path: Path, mode: str, changes: Counter[str]) -> list[Record]:
     """Every image decoded once, to find damaged ones and repeats; Pillow decodes outside of Python's lock."""
-    rows = read_images(resolve(path), data.image, data.label, encoding=data.encoding)
+    rows = read_images(path, data.image, data.label)
 
     def look(row: ImageRow) -> tuple[str, tuple[str, ...]]:
         decoded = decode(row, mode)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from tunewise.errors import DataError, SpecError, suggest_nearest
-from tunewise.locate import resolve
 from tunewise.spec import DataSpec
 from tunewise.tasks.files import read_rows, refuse_blank
 from tunewise.tasks.splits import Record, Splits, make_splits, number_aware, read_parts
@@ -15,11 +15,10 @@ from tunewise.text_format import join_names
 
 def load_labelled_texts(spec: DataSpec) -> tuple[list[str], Splits]:
     """Labels and split records of texts or pairs; a record's content is (text, second text or None)."""
-    check_text_columns(spec)
     return load_labelled(spec, lambda path: read_texts(spec, path))
 
 
-def load_labelled(spec: DataSpec, read: Callable[[str], list[Record]], noun: str = "text") -> tuple[list[str], Splits]:
+def load_labelled(spec: DataSpec, read: Callable[[Path], list[Record]], noun: str = "text") -> tuple[list[str], Splits]:
     """The labels of train, sorted, numbers by value ('2' before '10'), and the split records. Raises `DataError` for
     what `read` and `make_splits` refuse, a label that train lacks, and fewer than two labels."""
     records = read_parts(spec, read)
@@ -30,11 +29,6 @@ def load_labelled(spec: DataSpec, read: Callable[[str], list[Record]], noun: str
     splits = make_splits(spec, records, noun=noun)
     splits.notes.extend(_absent_labels(splits, labels))
     return labels, splits
-
-
-def check_text_columns(spec: DataSpec) -> None:
-    """Raises `SpecError` where one column is to be two things."""
-    check_columns({"text": spec.text, "text_pair": spec.text_pair, "label": spec.label})
 
 
 def check_columns(columns: Mapping[str, str | None]) -> None:
@@ -75,11 +69,13 @@ def _absent_labels(splits: Splits, labels: Sequence[str]) -> list[str]:
     return notes
 
 
-def read_texts(spec: DataSpec, path: str) -> list[Record]:
-    """The texts or pairs of a file with their labels, nothing dropped. Raises `DataError` for an empty cell."""
+def read_texts(spec: DataSpec, path: Path) -> list[Record]:
+    """The texts or pairs of a file with their labels, nothing dropped. Raises `DataError` for an empty cell, and
+    `SpecError` where one column is to be two things."""
+    check_columns({"text": spec.text, "text_pair": spec.text_pair, "label": spec.label})
     columns = [name for name in (spec.text, spec.text_pair, spec.label) if name is not None]
     records = []
-    for row in read_rows(resolve(path), columns, encoding=spec.encoding):
+    for row in read_rows(path, columns, encoding=spec.encoding):
         refuse_blank(row, columns)
         texts = (row.values[spec.text], row.values[spec.text_pair] if spec.text_pair is not None else None)
         label = row.values[spec.label].strip()

@@ -14,7 +14,7 @@ from tunewise.models.head import Head
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec
 from tunewise.tasks.contract import Split
-from tunewise.tasks.labels import check_text_columns, read_texts
+from tunewise.tasks.labels import read_texts
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
 from tunewise.tasks.text_inputs import TextTask
 
@@ -38,7 +38,6 @@ class TextRegression(TextTask):
 
     @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
-        check_text_columns(data)
         records = read_parts(data, lambda path: [_with_number(r, data) for r in read_texts(data, path)])
         train = records["train"]
         if len({record.label for record in train}) < 2:

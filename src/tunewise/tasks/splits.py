@@ -13,14 +13,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from tunewise.errors import DataError, SpecError
+from tunewise.locate import resolve
 from tunewise.spec import DataSpec
 from tunewise.tasks.files import part_paths
 from tunewise.text_format import join_names, pluralize
 
 PARTS = ("train", "validation", "test")
+_SHARES = {"validation": 0.15, "test": 0.2}
+"""Of train, for parts without a file, where no share is given."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +51,21 @@ class Splits:
     notes: list[str]
 
 
-def read_parts(spec: DataSpec, read: Callable[[str], list[Record]]) -> dict[str, list[Record]]:
+def read_parts(spec: DataSpec, read: Callable[[Path], list[Record]]) -> dict[str, list[Record]]:
     """The records of each part that has a file, train first. Raises `SpecError` where the parts to cut leave nothing to
     train on."""
-    if spec.validation is None and spec.test is None and spec.validation_fraction + spec.test_fraction >= 1:
+    if spec.validation is None and spec.test is None and _share(spec, "validation") + _share(spec, "test") >= 1:
         raise SpecError(
-            f"validation_fraction {spec.validation_fraction} and test_fraction {spec.test_fraction} leave "
-            "nothing to train on; together they must be below 1"
+            f"validation_size {spec.validation_size} and test_size {spec.test_size} leave nothing to train on; "
+            "together they must be below 1"
         )
-    return {part: read(path) for part, path in part_paths(spec).items()}
+    return {part: read(resolve(path)) for part, path in part_paths(spec).items()}
+
+
+def _share(spec: DataSpec, part: str) -> float:
+    """The share of train that becomes a part without a file."""
+    size = getattr(spec, f"{part}_size")
+    return size if isinstance(size, float) else _SHARES[part]
 
 
 def make_splits(
@@ -65,7 +77,7 @@ def make_splits(
     or test has too; an input in validation and test stays in test alone. Parts without a file are then cut from
     train, stratified; a stratum's last example, and inputs with two labels, stay in train. With `many_targets` an input
     usually has several (a prompt its completions), and whole inputs are cut. Sizes are stratified subsamples of the
-    parts: they never move an example to another part.
+    parts: rows never move an example to another part.
 
     Raises `DataError` where too few examples are left to cut a part from, or a stratum is gone from train.
     """
@@ -79,9 +91,9 @@ def make_splits(
         splitter.report_repeats(evaluation)
     train, evaluation = splitter.drop_overlaps(train, evaluation)
     splitter.refuse_lost_strata(train, strata)
-    train, cut = splitter.cut_whole_inputs(train) if many_targets else splitter.cut_missing_parts(train, ambiguous)
+    train, cut = splitter.cut_inputs(train) if many_targets else splitter.cut_examples(train, ambiguous)
     parts = {"train": train, **evaluation, **cut}
-    return Splits({part: splitter.subsample(parts[part], part) for part in PARTS}, splitter.notes)
+    return Splits({part: splitter.subsample(parts[part], part, part in cut) for part in PARTS}, splitter.notes)
 
 
 def number_aware(label: str) -> tuple[bool, float, list[tuple[int, str]], str]:
@@ -154,87 +166,83 @@ class _Splitter:
             self.notes.append(f"{part}: {what} removed, since the same {self.noun} is in {other}.")
         return rest
 
-    def refuse_lost_strata(self, train: Iterable[Record], strata: Iterable[str]) -> None:
-        left = {record.stratum for record in train}
-        for stratum in sorted(strata, key=number_aware):
-            if stratum not in left:
-                of = f" of label {stratum!r}" if stratum else ""
-                raise DataError(
-                    f"{self.spec.path}: every training example{of} is also in the validation or test "
-                    "file; give training examples that those files do not hold"
-                )
+    def refuse_lost_strata(self, train: Iterable[Record], strata: set[str]) -> None:
+        lost = sorted(strata - {record.stratum for record in train}, key=number_aware)
+        if lost:
+            of = f" of label {lost[0]!r}" if lost[0] else ""
+            raise DataError(
+                f"{self.spec.path}: every training example{of} is also in the validation or test "
+                "file; give training examples that those files do not hold"
+            )
 
     # --- cutting and subsampling ------------------------------------------------------------------
 
-    def _missing(self) -> list[str]:
-        return [part for part in ("test", "validation") if getattr(self.spec, part) is None]
+    def _wanted(self, count: int) -> dict[str, int]:
+        """How many of `count` training examples each part without a file gets: rows above its share raise it."""
+        wanted = {}
+        for part in ("test", "validation"):
+            if getattr(self.spec, part) is None:
+                size = getattr(self.spec, f"{part}_size")
+                rows = size if isinstance(size, int) else 1
+                wanted[part] = max(rows, round(count * _share(self.spec, part)))
+        return wanted
 
-    def _wanted(self, part: str, count: int) -> int:
-        return max(1, round(count * getattr(self.spec, f"{part}_fraction")))
-
-    def cut_missing_parts(
+    def cut_examples(
         self, train: list[Record], ambiguous: set[Hashable]
     ) -> tuple[list[Record], dict[str, list[Record]]]:
-        """The rest of train, and the parts cut from it; both fractions are of train before the cuts."""
-        spec, count = self.spec, len(train)
+        """The rest of train, and the parts cut from it; both sizes are of train before the cuts."""
+        count, wanted = len(train), self._wanted(len(train))
         by_label = any(record.stratum for record in train)
-        wanted = {part: self._wanted(part, count) for part in self._missing()}
-        if wanted and by_label:
-            self._report_single_examples(train)
+        single = [label for label, number in _counts(train).items() if number == 1]
+        if wanted and by_label and single:
+            what = pluralize(len(single), "label")
+            self.notes.append(f"train: the only example of {what} stays here: {join_names(single)}.")
         spare = sum(_spare(train, ambiguous).values())
         cut = {}
         for part, size in _allot(min(spare, sum(wanted.values())), wanted, most=wanted).items():
             quotas = _allot(size, _counts(train), most=_spare(train, ambiguous))
-            cut[part], train = _draw(train, quotas, f"{spec.split_seed}|split|{part}", kept_back=ambiguous)
+            cut[part], train = _draw(train, quotas, f"{self.spec.split_seed}|split|{part}", kept_back=ambiguous)
             if not cut[part]:
                 of = f" of {pluralize(len(quotas), 'label')}" if by_label else ""
-                check = f", or check the column {spec.label!r}" if by_label else ""
+                check = f", or check the column {self.spec.label!r}" if by_label else ""
                 raise DataError(
-                    f"{spec.path}: {pluralize(count, 'example')}{of} are too few to "
-                    f"cut a {part} part from; name a {part} file{check}"
+                    f"{self.spec.path}: {pluralize(count, 'example')}{of} are too few to cut a {part} part from; "
+                    f"name a {part} file{check}"
                 )
-            self.notes.append(
-                f"{part}: no file given; {len(cut[part]):,} of {count:,} examples cut from train "
-                f"({_stratified(by_label)}split seed {spec.split_seed})."
-            )
+            how = "stratified by label, " if by_label else ""
+            self._note_draw(f"{part}: no file given;", cut[part], count, "cut from train", how)
         return train, cut
 
-    def cut_whole_inputs(self, train: list[Record]) -> tuple[list[Record], dict[str, list[Record]]]:
-        """As `cut_missing_parts`, for inputs with several targets: inputs are drawn until the part is large enough."""
-        spec, count = self.spec, len(train)
-        cut = {}
-        for part in self._missing():
+    def cut_inputs(self, train: list[Record]) -> tuple[list[Record], dict[str, list[Record]]]:
+        """As `cut_examples`, for inputs with several targets: inputs are drawn until the part is large enough."""
+        count, cut = len(train), {}
+        for part, wanted in self._wanted(count).items():
             sizes = Counter(record.key for record in train)
-            generator = random.Random(f"{spec.split_seed}|split|{part}")
-            shuffled = sorted((generator.random(), place, key) for place, key in enumerate(sizes))
-            wanted = self._wanted(part, count)
             taken: set[Hashable] = set()
-            while wanted > 0 and len(taken) < len(sizes) - 1:
-                key = shuffled[len(taken)][2]
-                taken.add(key)
-                wanted -= sizes[key]
+            for key in _shuffled(list(sizes), f"{self.spec.split_seed}|split|{part}")[:-1]:
+                if wanted > 0:
+                    taken.add(key)
+                    wanted -= sizes[key]
             if not taken:
                 raise DataError(
-                    f"{spec.path}: all {count:,} examples have one and the same {self.noun}, so no {part} part can "
-                    f"be cut; name a {part} file"
+                    f"{self.spec.path}: all {count:,} examples have one and the same {self.noun}, so no {part} part "
+                    f"can be cut; name a {part} file"
                 )
             cut[part] = [record for record in train if record.key in taken]
             train = [record for record in train if record.key not in taken]
-            self.notes.append(
-                f"{part}: no file given; {len(cut[part]):,} of {count:,} examples cut from train, "
-                f"{pluralize(len(taken), self.noun)} with all of their targets (split seed {spec.split_seed})."
-            )
+            how = f"{pluralize(len(taken), self.noun)} with all of their targets, "
+            self._note_draw(f"{part}: no file given;", cut[part], count, "cut from train", how)
         return train, cut
 
-    def _report_single_examples(self, train: Iterable[Record]) -> None:
-        single = [label for label, count in _counts(train).items() if count == 1]
-        if single:
-            what = pluralize(len(single), "label")
-            self.notes.append(f"train: the only example of {what} stays here: {join_names(single)}.")
+    def _note_draw(self, start: str, drawn: Sequence[Record], count: int, what: str, how: str) -> None:
+        seed = self.spec.split_seed
+        self.notes.append(f"{start} {len(drawn):,} of {count:,} examples {what} ({how}split seed {seed}).")
 
-    def subsample(self, records: list[Record], part: str) -> list[Record]:
+    def subsample(self, records: list[Record], part: str, cut: bool) -> list[Record]:
         """As many examples as the spec asks of this part, stratified; every stratum once in train where that fits."""
-        size, seed = getattr(self.spec, f"{part}_size"), self.spec.split_seed
+        size = getattr(self.spec, f"{part}_size")
+        if isinstance(size, float):
+            size = None if cut else max(1, round(size * len(records)))
         if size is None or size == len(records):
             return records
         if size > len(records):
@@ -243,17 +251,12 @@ class _Splitter:
         counts = _counts(records)
         least = 1 if part == "train" and size >= len(counts) else 0
         quotas = _allot(size, counts, most=counts, least=least)
-        drawn, _ = _draw(records, quotas, f"{seed}|subsample|{part}")
-        by_label = _stratified(any(record.stratum for record in records))
-        self.notes.append(f"{part}: {size:,} of {len(records):,} examples kept ({by_label}split seed {seed}).")
+        drawn, _ = _draw(records, quotas, f"{self.spec.split_seed}|subsample|{part}")
+        self._note_draw(f"{part}:", drawn, len(records), "kept", "stratified by label, " if any(counts) else "")
         return drawn
 
 
 # --- draws ----------------------------------------------------------------------------------------
-
-
-def _stratified(by_label: bool) -> str:
-    return "stratified by label, " if by_label else ""
 
 
 def _spare(train: Sequence[Record], ambiguous: set[Hashable]) -> dict[str, int]:
@@ -295,18 +298,22 @@ def _allot(total: int, counts: Mapping[str, int], *, most: Mapping[str, int], le
 def _draw(
     records: Sequence[Record], quotas: Mapping[str, int], stream: str, kept_back: Container[Hashable] = ()
 ) -> tuple[list[Record], list[Record]]:
-    """The drawn records and the others, both in their old order; one random stream for each stratum, seeded by text and
-    drawn by `random()` alone, which Python promises to keep the same across versions."""
+    """The drawn records and the others, both in their old order; one random stream for each stratum."""
     places: dict[str, list[int]] = {stratum: [] for stratum in quotas}
     for place, record in enumerate(records):
         if record.key not in kept_back:
             places[record.stratum].append(place)
     drawn: set[int] = set()
     for stratum, candidates in places.items():
-        generator = random.Random(f"{stream}|{stratum}")
-        shuffled = sorted((generator.random(), place) for place in candidates)
-        drawn.update(place for _, place in shuffled[: quotas[stratum]])
+        drawn.update(_shuffled(candidates, f"{stream}|{stratum}")[: quotas[stratum]])
     return (
         [record for place, record in enumerate(records) if place in drawn],
         [record for place, record in enumerate(records) if place not in drawn],
     )
+
+
+def _shuffled(items: Sequence[Item], stream: str) -> list[Item]:
+    """In an order that depends on `stream` alone, by `random()`, which Python promises to keep across versions."""
+    generator = random.Random(stream)
+    drawn = sorted((generator.random(), place) for place in range(len(items)))
+    return [items[place] for _, place in drawn]

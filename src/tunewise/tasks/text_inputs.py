@@ -18,8 +18,8 @@ from tunewise.tasks.contract import Encoded, Split, Task
 from tunewise.tasks.splits import Record, Splits
 
 
-class TextTask(Task):
-    """A task on texts, or pairs of texts, with one target each. A subclass reads the data and says what a target is."""
+class TokenTask(Task):
+    """A task on sequences of tokens. A subclass reads the data, encodes records and pads batches."""
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
         self.model_spec = model
@@ -36,7 +36,15 @@ class TextTask(Task):
     @classmethod
     @abstractmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
-        """The labels and the split records. `encode` expects (text, second text or None, ...) as their content."""
+        """The labels and the split records."""
+
+    @abstractmethod
+    def encode(self, records: Sequence[Record]) -> Split:
+        """Token ids and what goes with them, not padded, and the target."""
+
+    def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
+        """Sentences on what the encoding changed."""
+        return []
 
     @classmethod
     def read_labels(cls, data: DataSpec) -> list[str]:
@@ -66,12 +74,23 @@ class TextTask(Task):
         """The tokenizer's own limit; some say 10^30 for none."""
         return int(min(self.tokenizer.model_max_length, 1_000_000))
 
-    def target(self, record: Record) -> Any:
+    def length(self, example: Encoded) -> int:
+        return len(example["input_ids"])
+
+    def describe(self, batch: dict[str, Tensor]) -> str:
+        count, width = batch["input_ids"].shape
+        return f"{count} texts ({count * width:,} tokens with padding, at most {self.max_length} each)"
+
+
+class TextTask(TokenTask):
+    """A task on texts, or pairs of texts, with one target each. A subclass reads the data, records with the content
+    (text, second text or None), and says what a target is."""
+
+    @abstractmethod
+    def target(self, record: Record) -> float | list[float]:
         """The target of an example: a number, or a list of numbers."""
-        raise NotImplementedError
 
     def encode(self, records: Sequence[Record]) -> Split:
-        """Token ids and what goes with them, not padded, and the target."""
         texts = [record.content[0] for record in records]
         pairs = [record.content[1] for record in records] if records[0].content[1] is not None else None
         full = self.tokenizer(texts, pairs, truncation=False, verbose=False)["input_ids"]
@@ -85,23 +104,15 @@ class TextTask(Task):
         return [{**row, "labels": self.target(record)} for row, record in zip(rows, records, strict=True)]
 
     def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
-        """Sentences on what the encoding changed."""
         if not self.truncated:
             return []
         total = sum(map(len, parts.values()))
         return [f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."]
 
-    def length(self, example: Encoded) -> int:
-        return len(example["input_ids"])
-
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         features = [{key: value for key, value in e.items() if key != "labels"} for e in examples]
         batch = self.tokenizer.pad(features, return_tensors="pt", return_attention_mask=True)
         return {**batch, "labels": torch.tensor([e["labels"] for e in examples])}
-
-    def describe(self, batch: dict[str, Tensor]) -> str:
-        count, width = batch["input_ids"].shape
-        return f"{count} texts ({count * width:,} tokens with padding, at most {self.max_length} each)"
 
 
 def sample_ids(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
