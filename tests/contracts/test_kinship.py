@@ -107,8 +107,8 @@ def test_k_links_touch_exactly_k_r_columns_and_all_from_k_r_equal_m(kind, name, 
         models.stir(model, seed=link)
     parts = {t.name: t.parts for t in tunewise.attachment(model).targets}
     for key, dense in tunewise.delta(model).items():
-        for start, stop in parts[key]:
-            assert int(dense[start:stop].any(dim=0).sum()) == min(links * RANK, models.HIDDEN)
+        for part in parts[key]:
+            assert int(dense[part.indices].any(dim=0).sum()) == min(links * RANK, models.HIDDEN)
 
 
 # --- methods of one's own --------------------------------------------------------------------------------------------

@@ -44,9 +44,9 @@ def stepped_densely(kind: str, scale: float) -> Any:
     for target in tunewise.attachment(attach("cla", kind)).targets:
         weight = model.get_submodule(target.name).weight
         gradient, rows = (tensor.T if kind == "gpt2" else tensor for tensor in (weight.grad, weight.data))
-        for start, stop in target.parts:
-            u, s, vh = torch.linalg.svd(-gradient[start:stop])
-            rows[start:stop] += scale / GAMMA * u[:, :RANK] @ torch.diag(s[:RANK] / s[0]) @ vh[:RANK]
+        for part in target.parts:
+            u, s, vh = torch.linalg.svd(-gradient[part.indices])
+            rows[part.indices] += scale / GAMMA * u[:, :RANK] @ torch.diag(s[:RANK] / s[0]) @ vh[:RANK]
     return model.float()
 
 

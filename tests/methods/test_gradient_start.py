@@ -14,6 +14,7 @@ import tunewise
 from contracts import models
 from tunewise.errors import DataError, DivergedError, SpecError
 from tunewise.methods.gradient_start import GAMMA, OVERSAMPLING, gradient_svd
+from tunewise.models.fused import Part
 
 RANK = 4
 
@@ -73,7 +74,9 @@ def test_singular_values_and_vectors_are_the_dense_ones():
     """Values to 1e-5, vectors up to sign to 1e-3, for a spectrum falling off by 0.7."""
     model, batches = Regression(), [decaying(64, 1)]
     u, s, vh = torch.linalg.svd(dense_gradient(model, batches))
-    found_u, found_s, found_v = gradient_svd(model, {"layer": model.layer}, batches, rank=RANK, seed=0)["layer", 0, 40]
+    found_u, found_s, found_v = gradient_svd(model, {"layer": model.layer}, batches, rank=RANK, seed=0)[
+        "layer", Part(0, 40)
+    ]
     torch.testing.assert_close(found_s.double(), s[:RANK], rtol=1e-5, atol=0)
     for i in range(RANK):
         assert abs(float(found_u[:, i].double() @ u[:, i])) > 1 - 1e-3

@@ -19,6 +19,7 @@ from transformers import (
 import tunewise
 from contracts import models
 from tunewise.errors import ModelError
+from tunewise.models.fused import Part
 from tunewise.models.head import head_modules
 from tunewise.models.layers import find_targets
 
@@ -138,7 +139,7 @@ def test_targets_come_in_the_models_order_with_their_shapes(kind):
     for target in found:
         shape = tuple(model.get_submodule(target.name).weight.shape)
         assert (target.out_features, target.in_features) == (shape[::-1] if kind == "gpt2" else shape)
-        assert target.parts == ((0, target.out_features),) and not target.fused
+        assert target.parts == (Part(0, target.out_features),) and not target.fused
 
 
 @pytest.mark.parametrize("kind", list(EXPECTED))
@@ -182,7 +183,7 @@ def test_every_layer_that_all_linear_names_can_be_adapted_and_trained(kind, name
 )
 def test_of_a_fused_projection_the_asked_slices_are_adapted(asked, parts):
     found = [t for t in find_targets(models.make("gpt2"), asked) if t.name.endswith("c_attn")]
-    assert [t.parts for t in found] == [parts] * 2
+    assert [t.parts for t in found] == [tuple(Part(*part) for part in parts)] * 2
 
 
 @pytest.mark.parametrize("name", ["cla", "paca", "lora", "rac"])

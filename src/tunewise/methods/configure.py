@@ -42,7 +42,8 @@ def configure_adapter_layers(model: PeftModel, done: Attachment) -> None:
             raise ModelError(
                 f"layer {target.name} shares its weight with another one; use fold='auto' (additive there)"
             )
-        _put_adapter(kind, layer, target, done, config, "never" if tied else done.fold)
+        scattered = any(part.repeats > 1 for part in target.parts)
+        _put_adapter(kind, layer, target, done, config, "never" if tied or scattered else done.fold)
     kind.share_inputs(layer_adapters(model, done.adapter_name))
     _guard_weighted_sums(model)
 

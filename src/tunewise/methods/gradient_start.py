@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tunewise.errors import DataError, DivergedError
 from tunewise.methods.attachment import Attachment
 from tunewise.methods.draws import stream
+from tunewise.models.fused import Part
 from tunewise.models.layers import shape_of
 
 GAMMA = 128.0
@@ -26,8 +27,8 @@ OVERSAMPLING = 8
 POWER_ITERATIONS = 2
 
 
-Slice = tuple[str, int, int]
-"""A run of output rows, [start, stop), of a layer: (its name, start, stop)."""
+Slice = tuple[str, Part]
+"""Rows of the output of a layer, by its name."""
 
 
 def gradient_svd(
@@ -49,14 +50,14 @@ def gradient_svd(
     if not batches:
         raise DataError("the one-step gradient needs at least one batch with labels")
     shapes = {name: shape_of(layer) for name, layer in layers.items()}
-    wanted = list(slices) if slices is not None else [(name, 0, shapes[name][0]) for name in layers]
+    wanted = list(slices) if slices is not None else [(name, Part(0, shapes[name][0])) for name in layers]
     device = next(iter(layers.values())).weight.device
     omega = {}
-    for name, start, stop in wanted:
+    for name, part in wanted:
         features = shapes[name][1]
-        width = min(rank + oversampling, stop - start, features)
-        generator = stream(seed, "sketch", name, start)
-        omega[name, start, stop] = torch.randn(features, width, generator=generator, dtype=torch.float32, device="cpu")
+        width = min(rank + oversampling, part.rows, features)
+        generator = stream(seed, "sketch", name, part.start)
+        omega[name, part] = torch.randn(features, width, generator=generator, dtype=torch.float32, device="cpu")
     factors = {key: value.to(device) for key, value in omega.items()}
     basis = _range(_products(model, layers, batches, factors, left=False))
     for _ in range(power_iterations):
@@ -76,12 +77,12 @@ def start_at_gradient(model: PeftModel, done: Attachment, batches: Iterable[Mapp
     base = model.get_base_model()
     adapted: dict[str, Any] = {t.name: base.get_submodule(t.name) for t in done.targets}
     plain = {name: layer.get_base_layer() for name, layer in adapted.items()}
-    slices = [(t.name, start, stop) for t in done.targets for start, stop in t.parts]
+    slices = [(t.name, part) for t in done.targets for part in t.parts]
     found = gradient_svd(model, plain, batches, rank=done.rank, seed=done.seed, slices=slices)
     for target in done.targets:
         left, right = [], []
-        for start, stop in target.parts:
-            u, s, v = found[target.name, start, stop]
+        for part in target.parts:
+            u, s, v = found[target.name, part]
             if not bool(s[0] > 0):
                 raise DivergedError(
                     f"the gradient of layer {target.name} is zero, so it gives no direction to start in"
@@ -130,7 +131,7 @@ def _products(
                 flat_x = x.reshape(-1, x.shape[-1]).float()
                 flat_g = grad_y.reshape(-1, grad_y.shape[-1]).float()
                 for key in own:
-                    g, f = flat_g[:, key[1] : key[2]], factors[key]
+                    g, f = flat_g[:, key[1].indices], factors[key]
                     product = flat_x.T @ (g @ f) if left else g.T @ (flat_x @ f)
                     sums[key] = sums.get(key, 0.0) - weight[0] * product
 

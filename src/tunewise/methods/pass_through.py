@@ -19,13 +19,14 @@ from tunewise.catalog import PEFT_LORA_OPTIONS
 from tunewise.errors import ModelError, SpecError, is_out_of_memory, suggest_nearest
 from tunewise.methods.attachment import Attachment, remember
 from tunewise.methods.peft_config import as_int, short_names, task_type
+from tunewise.models.fused import Part
 from tunewise.models.layers import linear_layers
 
 
 def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, Any]) -> PeftModel:
     """Put one of PEFT's own methods onto a model. Fused projections are adapted whole: PEFT has no slices."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    targets = tuple(replace(t, parts=((0, t.out_features),)) for t in done.targets)
+    targets = tuple(replace(t, parts=(Part(0, t.out_features),)) for t in done.targets)
     config = peft_config(
         done.method.name.removeprefix("peft:"),
         rank=done.rank,

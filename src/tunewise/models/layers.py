@@ -1,14 +1,14 @@
 """Which layers of a model are adapted: words for every architecture, names and patterns.
 
 `"qv"`: query and value; `"attention"`: every linear layer of the attention blocks; `"all-linear"`: every linear layer
-of the repeated blocks. A weight that holds q, k and v is adapted in the requested slices of its output alone.
+of the repeated blocks. A weight that holds q, k and v is adapted in the requested rows of its output alone.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,15 +17,16 @@ from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import ModelError, suggest_nearest
 from tunewise.models.blocks import Layers, find_blocks
+from tunewise.models.fused import Part, fused_parts, looks_fused
 
 # Leaf names by role, over BERT, RoBERTa, ViT, DINOv2, Llama, Mistral, Qwen, DeBERTa, DistilBERT, T5, OPT, ...
 ROLES: dict[str, frozenset[str]] = {
-    "query": frozenset({"query", "q_proj", "query_proj", "q_lin", "q", "to_q", "wq"}),
-    "key": frozenset({"key", "k_proj", "key_proj", "k_lin", "k", "to_k", "wk"}),
-    "value": frozenset({"value", "v_proj", "value_proj", "v_lin", "v", "to_v", "wv"}),
+    "query": frozenset(
+        {"query", "q_proj", "query_proj", "q_lin", "q", "to_q", "wq", "Wq", "q_head", "q_attn", "q_b_proj"}
+    ),
+    "key": frozenset({"key", "k_proj", "key_proj", "k_lin", "k", "to_k", "wk", "Wk", "k_head"}),
+    "value": frozenset({"value", "v_proj", "value_proj", "v_lin", "v", "to_v", "wv", "Wv", "v_head"}),
 }
-# One weight with q, k and v side by side, each a third of the output: leaf name -> the order of the thirds.
-FUSED: dict[str, tuple[str, ...]] = {"c_attn": ("query", "key", "value")}
 
 # Leaf names of layers that read one and the same input: attention's three projections, a gated MLP's two.
 READ_TOGETHER: tuple[frozenset[str], ...] = (
@@ -35,16 +36,15 @@ READ_TOGETHER: tuple[frozenset[str], ...] = (
     frozenset({"wi_0", "wi_1"}),
 )
 
+_ALL_ROLES = frozenset().union(*ROLES.values())
 _WORDS = ("qv", "attention", "all-linear")
 _IN_BLOCK = re.compile(r"\.\d+\.")
 _IN_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*)(\.|$)", re.IGNORECASE)
 
-Part = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to adapt. `parts` are the adapted runs of output rows, [start, stop): one for an ordinary layer."""
+    """One layer to adapt. `parts` are the adapted rows of its output: one part with all rows in an ordinary layer."""
 
     name: str
     out_features: int
@@ -53,8 +53,13 @@ class Target:
 
     @property
     def fused(self) -> bool:
-        """Whether only slices of the output are adapted."""
-        return self.parts != ((0, self.out_features),)
+        """Whether only some rows of the output are adapted."""
+        return self.parts != (Part(0, self.out_features),)
+
+    @property
+    def rows(self) -> int:
+        """Adapted rows of the output."""
+        return sum(part.rows for part in self.parts)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -110,7 +115,8 @@ def find_targets(
     else:
         names = [t.strip() for t in targets.split(",")] if isinstance(targets, str) else [str(t) for t in targets]
         slices = _by_names(linears, names, type(model).__name__)
-    return [_target(name, module, slices[name]) for name, module in linears.items() if name in slices]
+    chosen = (_target(model, name, module, slices[name]) for name, module in linears.items() if name in slices)
+    return [target for target in chosen if target is not None]
 
 
 def _in_blocks(model: nn.Module, targets: list[Target], layers: Layers) -> list[Target]:
@@ -151,10 +157,16 @@ def _by_word(linears: dict[str, nn.Module], word: str) -> dict[str, set[str]]:
     return _by_roles(names, {"query", "value"})
 
 
-def _by_roles(names: Iterable[str], roles: set[str]) -> dict[str, set[str]]:
+def _by_roles(names: Sequence[str], roles: set[str]) -> dict[str, set[str]]:
+    """Inside attention, where the model has parts of such a name: RWKV's feed-forward layers have a `value` too."""
     wanted = frozenset().union(*(ROLES[role] for role in roles))
-    leaves = {name: name.rpartition(".")[2] for name in names}
-    return {name: roles & set(FUSED.get(leaf, ())) for name, leaf in leaves.items() if leaf in FUSED or leaf in wanted}
+    leaves = {name: name.rpartition(".")[2] for name in names if _IN_ATTENTION.search(name.rpartition(".")[0])}
+    leaves = leaves or {name: name.rpartition(".")[2] for name in names}
+    return {
+        name: roles if looks_fused(leaf) else set()
+        for name, leaf in leaves.items()
+        if leaf in wanted or (looks_fused(leaf) and leaf not in _ALL_ROLES)
+    }
 
 
 def _by_names(linears: dict[str, nn.Module], names: list[str], model_name: str) -> dict[str, set[str]]:
@@ -183,11 +195,10 @@ def _leaves(linears: dict[str, nn.Module]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
 
 
-def _target(name: str, module: nn.Module, slices: set[str]) -> Target:
+def _target(model: nn.Module, name: str, module: nn.Module, roles: set[str]) -> Target | None:
+    """The layer, or those of its rows that have one of `roles`; None where it has none of them."""
     out_features, in_features = shape_of(module)
-    if not slices:
-        return Target(name, out_features, in_features, ((0, out_features),))
-    order = FUSED[name.rpartition(".")[2]]
-    width = out_features // len(order)
-    parts = tuple((i * width, (i + 1) * width) for i, role in enumerate(order) if role in slices)
-    return Target(name, out_features, in_features, parts)
+    if not roles:
+        return Target(name, out_features, in_features, (Part(0, out_features),))
+    parts = tuple(part for role, part in fused_parts(model, name, out_features).items() if role in roles)
+    return Target(name, out_features, in_features, parts) if parts else None

@@ -49,7 +49,7 @@ def sheet(preset: Preset, samples: int) -> Sheet:
 def layer_shapes(preset: Preset) -> list[tuple[int, int]]:
     """(out, in) of every query and value projection."""
     model = meta_model(ModelSpec(path=str(preset.model.config)), head_of(preset))
-    return [(stop - start, t.in_features) for t in find_targets(model, "qv") for start, stop in t.parts]
+    return [(part.rows, t.in_features) for t in find_targets(model, "qv") for part in t.parts]
 
 
 def links_of(preset: Preset) -> int:

@@ -21,6 +21,7 @@ from tunewise.measures.updates.live import live_updates
 from tunewise.methods.attachment import attachment
 from tunewise.methods.gradient_start import Slice, gradient_svd
 from tunewise.methods.loading import restore
+from tunewise.models.fused import Part
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.spec import content_hash
 from tunewise.training.build import one_step_batches
@@ -81,7 +82,7 @@ def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> Alignm
     """Full fine-tuning is measured on the layers that an adapter would be on."""
     model, base = run.model, run.base
     slices = _slices(model, base, run.spec.method.targets)
-    rank = min(run.spec.method.rank, *(min(stop - start, _features(base, name)) for name, start, stop in slices))
+    rank = min(run.spec.method.rank, *(min(part.rows, _features(base, name)) for name, part in slices))
     spaces = gradient_spaces(run, slices, rank)
     check()
     selected = _angles(model, base, slices, spaces, rank)
@@ -118,7 +119,7 @@ def gradient_spaces(run: FinishedRun, slices: list[Slice], rank: int) -> Spaces:
     cached = _read(file, slices)
     if cached is not None:
         return cached
-    layers = {name: run.base.get_submodule(name) for name, _, _ in slices}
+    layers = {name: run.base.get_submodule(name) for name, _ in slices}
     try:
         svd = gradient_svd(
             run.base, layers, one_step_batches(spec, run.task, SAMPLES), rank=rank, seed=spec.seed, slices=slices
@@ -139,7 +140,8 @@ def _read(file: Path, slices: list[Slice]) -> Spaces | None:
 
 
 def _name(one: Slice) -> str:
-    return f"{one[0]}[{one[1]}:{one[2]}]"
+    name, part = one
+    return f"{name}[{part.start}:{part.stop}]"
 
 
 def _slices(model: nn.Module, base: nn.Module, targets: str | list[str]) -> list[Slice]:
@@ -148,7 +150,7 @@ def _slices(model: nn.Module, base: nn.Module, targets: str | list[str]) -> list
     if done.method.trained == "head":
         raise MeasureError("trains the task head alone, so there is no dW")
     found = find_targets(base, targets) if done.method.trained == "all" else done.targets
-    return [(target.name, start, stop) for target in found for start, stop in target.parts]
+    return [(target.name, part) for target in found for part in target.parts]
 
 
 def _angles(
@@ -169,30 +171,30 @@ def _angles(
 
 def _top_spaces(update: LayerUpdate, one: Slice, rank: int) -> tuple[Tensor, Tensor] | None:
     """Left and right singular vectors of the slice of dW: `rank` of them, or as many as have a value above zero."""
-    _, start, stop = one
-    if (start, stop) != (0, update.shape[0]):
-        update = _rows(update, start, stop)
+    part = one[1]
+    if part != Part(0, update.shape[0]):
+        update = _rows(update, part)
     u, values, vh = update.top_singular_vectors(rank)
     kept = int((values > NEGLIGIBLE * values[0]).sum()) if len(values) and float(values[0]) > 0 else 0
     return (u[:, :kept], vh[:kept].T) if kept else None
 
 
-def _rows(update: LayerUpdate, start: int, stop: int) -> LayerUpdate:
+def _rows(update: LayerUpdate, part: Part) -> LayerUpdate:
     """The update of some output rows."""
     return LayerUpdate(
         update.name,
-        (stop - start, update.shape[1]),
-        lambda: update.base[start:stop],
-        None if update.left is None else update.left[start:stop],
+        (part.rows, update.shape[1]),
+        lambda: update.base[part.indices],
+        None if update.left is None else update.left[part.indices],
         update.right,
-        None if update.left is not None else lambda: update.delta()[start:stop],
+        None if update.left is not None else lambda: update.delta()[part.indices],
     )
 
 
 def _facts(one: Slice, features: int, rank: int) -> SliceFacts:
-    name, start, stop = one
-    left, right = (ChanceAngles.model_validate(asdict(random_angles(n, rank, rank))) for n in (stop - start, features))
-    return SliceFacts(name=name, rows=(start, stop), features=features, chance_left=left, chance_right=right)
+    name, part = one
+    left, right = (ChanceAngles.model_validate(asdict(random_angles(n, rank, rank))) for n in (part.rows, features))
+    return SliceFacts(name=name, rows=(part.start, part.stop), features=features, chance_left=left, chance_right=right)
 
 
 def _features(base: nn.Module, name: str) -> int:

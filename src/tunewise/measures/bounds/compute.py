@@ -119,7 +119,7 @@ def _result(facts: Facts, gap: ClippedGap | None = None, missing: tuple[str, ...
 
 
 def _slices(done: Attachment) -> list[tuple[int, int]] | None:
-    return [(stop - start, t.in_features) for t in done.targets for start, stop in t.parts] or None
+    return [(part.rows, t.in_features) for t in done.targets for part in t.parts] or None
 
 
 def _stored(folder: Path, layers: list[str]) -> int:

@@ -20,6 +20,7 @@ from tunewise.measures.updates.peft import updates_by_peft
 from tunewise.methods.draws import one_hot
 from tunewise.methods.files import CHANGED, COLUMNS, CONFIG, SIDECAR, WEIGHTS, fingerprint, read_sidecar, read_tensors
 from tunewise.models.bare import layers_of_adapter
+from tunewise.models.fused import Part
 from tunewise.models.head import head_modules
 from tunewise.models.layers import Target, linear_layers, shape_of
 
@@ -100,7 +101,7 @@ def backbone_layers(model: Any) -> dict[str, nn.Module]:
 def _check_base(folder: Path, base: nn.Module) -> None:
     notes = read_sidecar(folder)
     targets = tuple(
-        Target(t["name"], t["out_features"], t["in_features"], tuple((a, b) for a, b in t["parts"]))
+        Target(t["name"], t["out_features"], t["in_features"], tuple(Part(*part) for part in t["parts"]))
         for t in notes["targets"]
     )
     if notes["base"] is not None and fingerprint(base, targets) not in (None, notes["base"]):

@@ -3,7 +3,7 @@ r"""The base class of adapters: all mathematics of a method on one layer.
 In memory only the active link's factors are parameters, so gradients and optimizer state do not grow with the number of
 links. On disk, and in every `state_dict`, an adapter is a stock LoRA: the links' factors side by side.
 
-Shapes: W is n x m (out x in) in formulas. `target.parts` are the adapted runs of output rows, P of them (1, unless only
+Shapes: W is n x m (out x in) in formulas. `target.parts` are the adapted rows of the output, P of them (1, unless only
 q and v of a fused projection are adapted). lora_A.weight is (P r, m); lora_B.weight has the parts' blocks stacked.
 """
 
@@ -106,7 +106,7 @@ class Adapter(LoraVariant, ABC):
     @classmethod
     def check_rank(cls, method: Method, rank: int, target: Target) -> None:
         """Raises `ModelError` where the layer can't have this rank."""
-        rows = min(stop - start for start, stop in target.parts)
+        rows = min(part.rows for part in target.parts)
         cls.refuse_above(rank, min(rows, target.in_features), "as its smaller side", target)
 
     @staticmethod
@@ -178,7 +178,7 @@ class Adapter(LoraVariant, ABC):
 
     def parts_of(self, b: Tensor) -> list[Tensor]:
         """The blocks of a stacked B, one per part: (rows of the part, r) each."""
-        return list(b.split([stop - start for start, stop in self.target.parts]))
+        return list(b.split([part.rows for part in self.target.parts]))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The active link's A (P r, m) and stacked B, differentiable in what is trained."""
@@ -211,10 +211,8 @@ class Adapter(LoraVariant, ABC):
         """sum s B A over pairs (A (P r, m), stacked B), computed in `dtype`: (n, m)."""
         dense = torch.zeros(self.target.out_features, self.target.in_features, dtype=dtype, device=self.b.device)
         for a, b in factors:
-            for (start, stop), a_part, b_part in zip(
-                self.target.parts, a.split(self.rank), self.parts_of(b), strict=True
-            ):
-                dense[start:stop] += self.scale * (b_part.to(dtype) @ a_part.to(dtype))
+            for part, a_part, b_part in zip(self.target.parts, a.split(self.rank), self.parts_of(b), strict=True):
+                dense[part.indices] += self.scale * (b_part.to(dtype) @ a_part.to(dtype))
         return dense
 
     def live_delta(self) -> Tensor:
@@ -267,9 +265,9 @@ class Adapter(LoraVariant, ABC):
         a_all = torch.cat([a for a, _ in factors])
         b_all = a_all.new_zeros(self.target.out_features, len(a_all), dtype=factors[0][1].dtype)
         for i, (_, b) in enumerate(factors):
-            for p, ((start, stop), block) in enumerate(zip(self.target.parts, self.parts_of(b), strict=True)):
+            for p, (part, block) in enumerate(zip(self.target.parts, self.parts_of(b), strict=True)):
                 column = (i * len(self.target.parts) + p) * self.rank
-                b_all[start:stop, column : column + self.rank] = block
+                b_all[part.indices, column : column + self.rank] = block
         return a_all, b_all
 
     @torch.no_grad()
@@ -290,7 +288,7 @@ class Adapter(LoraVariant, ABC):
             link = slice(i * width, (i + 1) * width)
             blocks = b_all[:, link].split(self.rank, dim=1)
             a = a_all[link]
-            b = torch.cat([block[start:stop] for (start, stop), block in zip(self.target.parts, blocks)])
+            b = torch.cat([block[part.indices] for part, block in zip(self.target.parts, blocks)])
             where = self.identify(a, b)
             if i == links - 1:
                 self.place(where)
@@ -321,8 +319,7 @@ class Adapter(LoraVariant, ABC):
     def prepare_layer(self) -> None:
         """Give PEFT's factors the shape and type that this adapter needs."""
         if self.target.fused:
-            rows = sum(stop - start for start, stop in self.target.parts)
-            self.layer.lora_B[self.name].weight = nn.Parameter(self.b.new_zeros(rows, self.rank))
+            self.layer.lora_B[self.name].weight = nn.Parameter(self.b.new_zeros(self.target.rows, self.rank))
 
     @property
     def can_fold(self) -> bool:

@@ -21,7 +21,7 @@ from tunewise.models.layers import Target
 def columns_of_parts(total: Tensor, touched: Tensor, columns: Tensor, target: Target) -> list[Tensor]:
     """Per part (rows, r): its own `columns` of `total`, which holds the columns `touched`."""
     places = torch.searchsorted(touched, columns).chunk(len(target.parts))
-    return [total[start:stop].index_select(1, place) for (start, stop), place in zip(target.parts, places)]
+    return [total[part.indices].index_select(1, place) for part, place in zip(target.parts, places)]
 
 
 class ColumnFold(Fold):
@@ -53,12 +53,12 @@ class ColumnFold(Fold):
         blocks = adapter.parts_of(adapter.b.detach())
         return [
             Slot(
-                view[start:stop] if run is None else view[start:stop, run[0] : run[1]],
+                view[part.indices] if run is None else view[part.indices, run[0] : run[1]],
                 columns if run is None else None,
                 base,
                 block,
             )
-            for (start, stop), columns, run, base, block in zip(
+            for part, columns, run, base, block in zip(
                 adapter.target.parts, self.columns, self.runs, self.base, blocks, strict=True
             )
         ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tunewise.methods.adapters.fusing import fast_apply
 from tunewise.methods.adapters.input_groups import ColumnSelection
 from tunewise.methods.adapters.products import gradient_of_b
-from tunewise.models.layers import Part
+from tunewise.models.fused import Part
 
 
 def refuse_second_derivative() -> None:

@@ -131,8 +131,8 @@ class ColumnAdapter(Adapter):
         total = weight.index_select(1, touched).to(torch.promote_types(weight.dtype, torch.float32))
         for columns, b in self.finished:
             places = torch.searchsorted(touched, columns).split(self.rank)
-            for (start, stop), place, block in zip(self.target.parts, places, self.parts_of(b)):
-                total[start:stop].index_add_(1, place, (self.scale * block).to(total.dtype))
+            for part, place, block in zip(self.target.parts, places, self.parts_of(b)):
+                total[part.indices] = total[part.indices].index_add(1, place, (self.scale * block).to(total.dtype))
         return touched, total
 
     def _weight_columns(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunewise.models.layers import Part
+from tunewise.models.fused import Part
 
 _SMALL = 2**17
 
@@ -17,11 +17,11 @@ def gradient_of_b(
     grad_y: Tensor, rows: Tensor, scale: float, dtype: torch.dtype, parts: tuple[Part, ...] | None = None
 ) -> Tensor:
     """s grad_y^T rows, block under block: grad_y (N, n), rows (N, P r) -> (sum of the parts' rows, r)."""
-    if parts is not None and parts != ((0, grad_y.shape[-1]),):
+    if parts is not None and parts != (Part(0, grad_y.shape[-1]),):
         rank = rows.shape[1] // len(parts)
         blocks = [
-            gradient_of_b(grad_y[:, start:stop], rows[:, p * rank : (p + 1) * rank], scale, dtype)
-            for p, (start, stop) in enumerate(parts)
+            gradient_of_b(grad_y[:, part.indices], rows[:, p * rank : (p + 1) * rank], scale, dtype)
+            for p, part in enumerate(parts)
         ]
         return torch.cat(blocks)
     if rows.dtype != grad_y.dtype:
@@ -42,16 +42,19 @@ def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 
 def add_to_parts(result: Tensor, pieces: list[Tensor], parts: tuple[Part, ...]) -> Tensor:
-    """`result` with each piece added to its run of output features; `result` itself does not change."""
-    if len(parts) == 1 and parts[0] == (0, result.shape[-1]):
+    """`result` with each piece added to its output features; `result` itself does not change."""
+    if len(parts) == 1 and parts[0] == (0, result.shape[-1], 0, 1):
         return result + pieces[0].to(result.dtype)
+    if any(part.repeats > 1 for part in parts):
+        rows = torch.cat([torch.arange(result.shape[-1])[part.indices] for part in parts])
+        return result.index_add(-1, rows.to(result.device), torch.cat(pieces, dim=-1).to(result.dtype))
     blocks: list[Tensor] = []
     done = 0
-    for (start, stop), piece in zip(parts, pieces):
-        if start > done:
-            blocks.append(result[..., done:start])
-        blocks.append(result[..., start:stop] + piece.to(result.dtype))
-        done = stop
+    for part, piece in sorted(zip(parts, pieces), key=lambda pair: pair[0]):
+        if part.start > done:
+            blocks.append(result[..., done : part.start])
+        blocks.append(result[..., part.indices] + piece.to(result.dtype))
+        done = part.stop
     if done < result.shape[-1]:
         blocks.append(result[..., done:])
     return torch.cat(blocks, dim=-1)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import tunewise
 from tunewise.methods.gradient_start import gradient_svd
+from tunewise.models.fused import Part
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve, log_log_slopes
 from tunewise.papers.lab.linear_model import LinearModel, effective_weight, low_rank, moment, spectrum
@@ -112,7 +113,7 @@ def _package(settings: LabSettings) -> list[Finding]:
     gradient = target @ moment(x)
     model = LinearModel(weight)
     svd = gradient_svd(model, {"linear": model.linear}, batches, rank=rank, seed=settings.seed)
-    u, s, v = (part.double() for part in svd["linear", 0, OUTPUTS])
+    u, s, v = (part.double() for part in svd["linear", Part(0, OUTPUTS)])
     attached = tunewise.attach(model, "lora-one", rank=rank, targets=["linear"], batches=batches, seed=settings.seed)
     shipped = effective_weight(attached, INPUTS) - weight
     length = ((shipped * gradient).sum() / shipped.square().sum()).item()
