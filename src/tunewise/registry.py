@@ -5,6 +5,8 @@ A built-in entry is imported when it is first used. A plug-in registers itself w
     from tunewise.registry import TASKS
 
     TASKS.register("my-task", MyTask)
+
+Command line, spec files and worker processes know it as `MODULE:my-task`, and import the module where they read that.
 """
 
 from __future__ import annotations
@@ -40,7 +42,17 @@ class Registry(Generic[Entry]):
         return list(dict.fromkeys([*self._modules, *self._entries]))
 
     def check(self, name: str) -> str:
-        """Return the name. Raises `SpecError` with the nearest name where it is unknown; imports nothing."""
+        """Return the name. Raises `SpecError` with the nearest name where it is unknown. Of `MODULE:NAME` the module is
+        imported, of any other name nothing."""
+        module, _, plugin = name.rpartition(":")
+        if module and name not in self._entries:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise SpecError(f"{self.kind} {name!r}: its module can't be imported ({error})") from None
+            if plugin not in self._entries:
+                raise SpecError(f"{self.kind} {name!r}: the module {module!r} registers no {self.kind} {plugin!r}")
+            self._entries[name] = self._entries[plugin]
         if name not in self._modules and name not in self._entries:
             raise SpecError(f"unknown {self.kind} {name!r}{suggest_nearest(name, self.names())}")
         return name

@@ -10,6 +10,15 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8; the names of files in other encodings can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def join_names(names: Sequence[str], most: int = 10) -> str:
     """The first few of many names, with commas."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

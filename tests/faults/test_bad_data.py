@@ -86,7 +86,7 @@ BAD_FILES = [
         "not valid JSON",
         "one object on each",
     ),
-    ("a.jsonl", '["x", 1]\n', "a.jsonl, line 1:", "not a JSON object", "write one on each line"),
+    ("a.jsonl", '["x", 1]\n', "a.jsonl, row 1:", "not a JSON object", "write one on each line"),
     ("a.jsonl", "[" * 100_000, "a.jsonl, line 1:", "nested too deeply", "one flat object"),
     (
         "a.jsonl",

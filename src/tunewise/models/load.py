@@ -20,14 +20,15 @@ from tunewise.models.head import Head, prepare
 from tunewise.spec import ModelSpec
 
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
+_POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # names of modules
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @lru_cache(maxsize=8)
 def model_folder(spec: ModelSpec) -> Path:
     """The local folder of the model, unpacked or fetched if necessary. Raises `ModelError`."""
-    if spec.path.startswith("package:") or Path(spec.path).exists():
-        path = resolve(spec.path)
+    path = _local_path(spec)
+    if path is not None:
         folder = unpack(path) if path.suffix == ".zip" else path
     elif spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
         raise ModelError(f"model {spec.path!r}: there is no such folder")
@@ -36,6 +37,12 @@ def model_folder(spec: ModelSpec) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {spec.path!r}: {folder.name} holds no config.json, so it is no transformers model")
     return folder
+
+
+def _local_path(spec: ModelSpec) -> Path | None:
+    """The path of the model on this machine, `~` expanded; None where it may be a hub id."""
+    path = resolve(spec.path)
+    return path if path.exists() else None
 
 
 def _from_hub(spec: ModelSpec) -> Snapshot:
@@ -66,7 +73,7 @@ def weights_folder(spec: ModelSpec) -> Path:
 
 def pinned_model(spec: ModelSpec) -> ModelSpec:
     """A hub model with its commit as revision; a local model unchanged."""
-    if spec.path.startswith("package:") or Path(spec.path).exists():
+    if _local_path(spec) is not None:
         return spec
     model_folder(spec)  # raises for what is no hub id
     return spec.model_copy(update={"revision": _from_hub(spec).commit or spec.revision})
@@ -128,6 +135,19 @@ def meta_model(spec: ModelSpec, head: Head) -> nn.Module:
         model = head.model_class.from_config(config, trust_remote_code=spec.trust_remote_code)
     prepare(model, head)
     return model
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """The longest sequence of tokens: the least of what the configuration says and what the learned position embeddings
+    hold, without the rows that some architectures leave out (RoBERTa's up to its padding, OPT's and BART's first two).
+    None without a limit."""
+    stated = getattr(model.config, "max_position_embeddings", None)
+    limits = [stated] if isinstance(stated, int) and stated > 0 else []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - getattr(module, "offset", unused))
+    return min(limits, default=None)
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from tunewise.catalog import LoraAInit, get_method
 from tunewise.errors import SpecError
 from tunewise.registry import TASKS
 from tunewise.spec.flag import Flag
+from tunewise.text_format import is_unicode
 
 TaskName = Annotated[str, AfterValidator(TASKS.check)]
 """A name of the task registry."""
@@ -30,6 +31,13 @@ class Frozen(BaseModel):
     """Immutable, unknown keys refused, NaN and infinity refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_unicode(cls, value: object, field: ValidationInfo) -> object:
+        if isinstance(value, str) and not is_unicode(value):
+            raise SpecError(f"{field.field_name} {value!r} is not UTF-8; rename the file, or correct the text")
+        return value
 
 
 class ModelSpec(Frozen):

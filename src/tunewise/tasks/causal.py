@@ -20,7 +20,7 @@ from tunewise.models.load import load_config
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.contract import Encoded, Split
-from tunewise.tasks.files import read_records, read_rows, refuse_blank
+from tunewise.tasks.files import Row, as_text, read_records, refuse_blank
 from tunewise.tasks.labels import check_columns
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
 from tunewise.tasks.text_inputs import TokenTask
@@ -73,8 +73,7 @@ class CausalLanguage(TokenTask):
         prompted = _has_completions(data)
         if prompted:
             check_columns({"text": data.text, "label": data.label})
-        columns = [data.text, data.label] if prompted else [data.text]
-        records = read_parts(data, lambda path: _records(data, path, columns))
+        records = read_parts(data, lambda path: _records(data, path, prompted))
         splits = make_splits(data, records, noun="prompt" if prompted else "text", many_targets=prompted)
         kind = (
             f"Completions (column {data.label!r}) of prompts (column {data.text!r}), of which only the completions' "
@@ -83,10 +82,6 @@ class CausalLanguage(TokenTask):
             else f"Texts (column {data.text!r}) of which every token but the first is learned and scored."
         )
         return [], Splits(splits.parts, [kind, *splits.notes])
-
-    def token_limit(self) -> int:
-        positions = getattr(load_config(self.model_spec), "max_position_embeddings", None)
-        return min(super().token_limit(), int(positions or 10**9))
 
     def encode(self, records: Sequence[Record]) -> Split:
         prompts = [record.content[0] for record in records]
@@ -210,13 +205,20 @@ def _has_completions(spec: DataSpec) -> bool:
     return spec.label in cells or spec.label != DataSpec.model_fields["label"].default
 
 
-def _records(spec: DataSpec, path: Path, columns: Sequence[str]) -> list[Record]:
+def _records(spec: DataSpec, path: Path, prompted: bool) -> list[Record]:
+    """Prompts with completions, or texts. Raises `DataError` for the first row with the layout of the other."""
+    columns = [spec.text, spec.label] if prompted else [spec.text]
     records = []
-    for row in read_rows(path, columns, encoding=spec.encoding):
+    for cells, where in read_records(path, columns, encoding=spec.encoding):
+        if not prompted and spec.label in cells and not path.is_dir():
+            raise DataError(
+                f"{where}: a completion (column {spec.label!r}), where the first row of {spec.path} has none; "
+                "give all rows one, or none"
+            )
+        row = Row({column: as_text(cells[column], column, where) for column in columns}, where)
         refuse_blank(row, columns)
-        text = row.values[spec.text]
-        prompt, body = (text, row.values[columns[1]]) if len(columns) > 1 else (None, text)
-        records.append(Record(text, body if prompt else "", "", row.where, (prompt, body)))
+        text, body = row.values[spec.text], row.values[columns[-1]]
+        records.append(Record(text, body if prompted else "", "", where, (text if prompted else None, body)))
     return records
 
 

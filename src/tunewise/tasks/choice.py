@@ -74,7 +74,7 @@ class MultipleChoice(TextTask, ClassificationScores):
         rows: list[dict[str, Any]] = []
         for record in records:
             question, answers, _ = record.content
-            pairs = {"text": [question] * len(answers), "text_pair": list(answers)}
+            pairs = {"text": [question] * len(answers), "text_pair": [self.separator + answer for answer in answers]}
             full = self.tokenizer(**pairs, verbose=False)["input_ids"]
             too_long = any(len(ids) > self.max_length for ids in full)
             self.truncated += too_long

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tunewise.errors import DataError, SpecError
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _GZIP_MAGIC = b"\x1f\x8b"
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """The lines of a text, split at \\n, \\r\\n and \\r alone, with their ends: as an editor shows them."""
+    return iter(io.StringIO(text, newline=""))
 
 
 def read_text(path: Path, encoding: str = "utf-8", name: str | None = None) -> str:
@@ -29,8 +38,7 @@ def read_text(path: Path, encoding: str = "utf-8", name: str | None = None) -> s
         _refuse_nul(text, name)
         return text
     at = faults[0].start
-    line = content.count(b"\n", 0, at) + 1
-    byte = at - content.rfind(b"\n", 0, at)
+    line, byte = len(_LINE_END.findall(content, 0, at)) + 1, at - max(content.rfind(end, 0, at) for end in b"\r\n")
     raise DataError(
         f"{name}, line {line}: byte {byte} of the line (0x{content[at]:02x}) is not {' or '.join(candidates)}; "
         f"{_encoding_advice(content)}"
@@ -66,13 +74,15 @@ def _encoding_advice(content: bytes) -> str:
         return "the file is packed by gzip: end its name in .gz"
     if content.startswith(_UTF16_MARKS):
         return "say --encoding utf-16, or save the file as UTF-8"
-    return "say --encoding latin-1 (or the one that it has), or save the file as UTF-8"
+    # These bytes are punctuation in cp1252 and control characters in latin-1.
+    codec = "cp1252" if any(byte in content for byte in range(0x80, 0xA0)) else "latin-1"
+    return f"say --encoding {codec} (or the one that it has), or save the file as UTF-8"
 
 
 def _refuse_nul(text: str, name: str) -> None:
     at = text.find("\0")
     if at >= 0:
-        line = text.count("\n", 0, at) + 1
+        line = sum(1 for _ in lines_of(text[: at + 1]))
         raise DataError(
             f"{name}, line {line}: a NUL byte, so this is not plain text; say --encoding utf-16 if it is "
             "UTF-16, else correct or remove the line"

@@ -19,12 +19,21 @@ from typing import TYPE_CHECKING, Literal
 from tunewise.errors import DataError, suggest_nearest
 from tunewise.locate import digest, resolve
 from tunewise.spec import DataSpec
-from tunewise.tasks.decoding import read_text
+from tunewise.tasks.decoding import lines_of, read_text
+from tunewise.text_format import is_unicode
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "txt"}
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "txt",
+}
 TEXT_FILES = (".txt",)
 """Endings of the names in class folders of texts."""
 
@@ -80,7 +89,7 @@ def _records(path: Path, columns: Sequence[str], encoding: str) -> Records:
     text = read_text(path, encoding)
     if not text.strip():
         raise DataError(f"{path.name}: the file is empty; give one with examples")
-    parse = {"csv": _csv_records, "tsv": _tsv_records, "jsonl": _json_records, "txt": _txt_records}[kind]
+    parse = {"csv": _csv_records, "tsv": _tsv_records, "json": _json_records, "txt": _txt_records}[kind]
     return parse(text, columns, path.name)
 
 
@@ -101,13 +110,11 @@ def as_text(value: object, column: str, where: str) -> str:
         kind = type(value).__name__
         raise DataError(f"{where}: column {column!r} holds a {kind}; text or a number is expected")
     text = str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not is_unicode(text):
         raise DataError(
             f"{where}: column {column!r} has half of a surrogate pair (\\ud800 to \\udfff), which is no "
             "character; remove it"
-        ) from None
+        )
     return text
 
 
@@ -135,6 +142,9 @@ def files_of_folder(folder: Path, endings: Sequence[str]) -> list[Path]:
 def _class_files(folder: Path, endings: Sequence[str]) -> list[Path]:
     classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     files = [file for child in classes for file in files_of_folder(child, endings)]
+    for file in files:
+        if not is_unicode(f"{file.parent.name}/{file.name}"):
+            raise DataError(f"{folder}: the name {f'{file.parent.name}/{file.name}'!r} is not UTF-8; rename it")
     if not files:
         raise DataError(f"{folder}: no class folders with files; {_folder_hint(folder, classes, endings)}")
     return files
@@ -159,7 +169,7 @@ def _neighbours(path: Path) -> str:
 
 
 def format_of(path: Path) -> str:
-    """`csv`, `tsv`, `jsonl`, `parquet` or `txt`. Raises `DataError` for a name that ends in none of theirs."""
+    """`csv`, `tsv`, `json`, `parquet` or `txt`. Raises `DataError` for a name that ends in none of theirs."""
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     kind = FORMATS.get(suffix)
     if kind is None or (kind == "parquet" and path.suffix.lower() == ".gz"):
@@ -216,9 +226,9 @@ def _folder_records(folder: Path, files: Sequence[Path], columns: Sequence[str],
 
 def _txt_records(text: str, columns: Sequence[str], file: str) -> Records:
     check_names(["text"], columns, file)
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if line.strip():
-            yield {"text": line}, f"{file}, line {number}"
+            yield {"text": line.rstrip("\r\n")}, f"{file}, line {number}"
 
 
 def _tsv_records(text: str, columns: Sequence[str], file: str) -> Records:
@@ -280,27 +290,40 @@ def _ragged(where: str, count: int, expected: int, delimiter: str) -> str:
 
 
 def _json_records(text: str, columns: Sequence[str], file: str) -> Records:
-    for line, content in enumerate(io.StringIO(text, newline=""), start=1):
+    """One object on each line, or one list of objects."""
+    for record, where in _json_values(text, file):
+        if not isinstance(record, dict):
+            raise DataError(f'{where}: not a JSON object; write one on each line: {{"text": ..., "label": ...}}')
+        check_names(list(record), columns, where)
+        yield record, where
+
+
+def _json_values(text: str, file: str) -> Iterator[tuple[object, str]]:
+    if text.lstrip().startswith("["):
+        values = _parse_json(text, file, 1)
+        assert isinstance(values, list)
+        for number, value in enumerate(values, start=1):
+            yield value, f"{file}, row {number}"
+        return
+    for line, content in enumerate(lines_of(text), start=1):
         if content.strip():
-            where = f"{file}, line {line}"
-            record = _parse_json(content, where)
-            check_names(list(record), columns, where)
-            yield record, where
+            yield _parse_json(content.rstrip(), file, line), f"{file}, line {line}"
 
 
-def _parse_json(text: str, where: str) -> Cells:
+def _parse_json(text: str, file: str, line: int) -> object:
+    """The value of a text that starts on a line of the file."""
     try:
         # Numbers stay as written: 1.0 is not made 1, and no number is too long to be read.
-        record = json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+        return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: not valid JSON ({error.msg}, column {error.colno}); write one object on each line"
+            f"{file}, line {line + error.lineno - 1}: not valid JSON ({error.msg}, column {error.colno}); write one "
+            "object on each line, or one list of objects"
         ) from None
     except RecursionError:
-        raise DataError(f"{where}: the JSON is nested too deeply; write one flat object on each line") from None
-    if not isinstance(record, dict):
-        raise DataError(f'{where}: not a JSON object; write one on each line: {{"text": ..., "label": ...}}')
-    return record
+        raise DataError(
+            f"{file}, line {line}: the JSON is nested too deeply; write one flat object on each line"
+        ) from None
 
 
 def _parquet_records(path: Path, columns: Sequence[str]) -> Records:

@@ -66,7 +66,7 @@ class Generation(CausalLanguage):
             attention_mask=mask,
             generation_config=GenerationConfig(
                 do_sample=False,
-                max_new_tokens=max(1, min(longest + _SLACK, self.token_limit() - width)),
+                max_new_tokens=max(1, min(longest + _SLACK, self.token_limit - width)),
                 pad_token_id=padding,
                 eos_token_id=self.tokenizer.eos_token_id,
                 use_cache=True,

@@ -26,7 +26,7 @@ from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.contract import Encoded, Split
 from tunewise.tasks.files import digest_by_part
 from tunewise.tasks.image_files import IMAGE_FILES, ImageRow, looks_like_images, read_images
-from tunewise.tasks.labels import labels_of, load_labelled
+from tunewise.tasks.labels import labels_of, load_labelled, merge_equal_numbers
 from tunewise.tasks.pixels import Pixels, decode
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import Record
@@ -81,7 +81,8 @@ class ImageClassification(ClassificationScores):
     def read_labels(cls, data: DataSpec) -> list[str]:
         """The classes of the training data, sorted; nothing is decoded."""
         rows = read_images(resolve(data.path), data.image, data.label)
-        return labels_of([Record(None, row.label, row.label, row.where) for row in rows], data)
+        records, _ = merge_equal_numbers({"train": [Record(None, r.label, r.label, r.where) for r in rows]})
+        return labels_of(records["train"], data)
 
     @classmethod
     def digest(cls, data: DataSpec) -> str:

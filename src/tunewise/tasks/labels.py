@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 from tunewise.errors import DataError, SpecError, suggest_nearest
@@ -11,6 +14,9 @@ from tunewise.spec import DataSpec
 from tunewise.tasks.files import read_rows, refuse_blank
 from tunewise.tasks.splits import Record, Splits, make_splits, number_aware, read_parts
 from tunewise.text_format import join_names
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+"""A number as data files write it; float() takes more: 1_0, other digits, infinity."""
 
 
 def load_labelled_texts(spec: DataSpec) -> tuple[list[str], Splits]:
@@ -21,14 +27,13 @@ def load_labelled_texts(spec: DataSpec) -> tuple[list[str], Splits]:
 def load_labelled(spec: DataSpec, read: Callable[[Path], list[Record]], noun: str = "text") -> tuple[list[str], Splits]:
     """The labels of train, sorted, numbers by value ('2' before '10'), and the split records. Raises `DataError` for
     what `read` and `make_splits` refuse, a label that train lacks, and fewer than two labels."""
-    records = read_parts(spec, read)
+    records, notes = merge_equal_numbers(read_parts(spec, read))
     labels = labels_of(records["train"], spec)
     for part, others in records.items():
         if part != "train":
             _refuse_unseen(others, set(labels))
     splits = make_splits(spec, records, noun=noun)
-    splits.notes.extend(_absent_labels(splits, labels))
-    return labels, splits
+    return labels, Splits(splits.parts, [*notes, *splits.notes, *_absent_labels(splits, labels)])
 
 
 def check_columns(columns: Mapping[str, str | None]) -> None:
@@ -39,15 +44,50 @@ def check_columns(columns: Mapping[str, str | None]) -> None:
             raise SpecError(f"column {name!r} is asked for as two of {roles}; name another")
 
 
+def merge_equal_numbers(records: Mapping[str, list[Record]]) -> tuple[dict[str, list[Record]], list[str]]:
+    """Labels that are one number in several spellings (1, 1.0) as one label, the shortest; and sentences on it."""
+    spellings: dict[Decimal, set[str]] = {}
+    for label in {record.label for part in records.values() for record in part}:
+        if NUMBER.fullmatch(label):
+            spellings.setdefault(Decimal(label), set()).add(label)
+    names: dict[str, str] = {}
+    for group in spellings.values():
+        names |= dict.fromkeys(group, min(group, key=lambda label: (len(label), label)))
+    parts = {
+        part: [replace(r, label=names.get(r.label, r.label), stratum=names.get(r.stratum, r.stratum)) for r in content]
+        for part, content in records.items()
+    }
+    merged = [f"{label} is {name}" for label, name in sorted(names.items()) if label != name]
+    return parts, [f"Labels with the same number are one class: {join_names(merged)}."] if merged else []
+
+
 def labels_of(train: Sequence[Record], spec: DataSpec) -> list[str]:
-    """The labels of the training file, sorted. Raises `DataError` for fewer than two."""
+    """The labels of the training file, sorted. Raises `DataError` for fewer than two, and for several in one cell."""
     labels = sorted({record.label for record in train}, key=number_aware)
     if len(labels) < 2:
         raise DataError(
             f"{spec.path}: all {len(train)} examples have the one label {labels[0]!r}, so there is "
             f"nothing to learn; check the column {spec.label!r} or add examples of another label"
         )
+    _refuse_several(train, labels)
     return labels
+
+
+def _refuse_several(train: Sequence[Record], labels: Sequence[str]) -> None:
+    """Raises `DataError` for a label that joins others: it would silently become a class of its own."""
+    for separator in ";|,/":
+        pieces = {label: [p for piece in label.split(separator) if (p := piece.strip(" []'\""))] for label in labels}
+        single = {of_label[0] for of_label in pieces.values() if len(of_label) == 1}
+        shared = Counter(piece for of_label in pieces.values() for piece in set(of_label))
+        if separator in ";|":  # others are common within a name: "Portland, OR", "PC/Mac"
+            single |= {piece for piece, count in shared.items() if count > 1}
+        for record in train:
+            several = pieces[record.label]
+            if len(several) > 1 and single.issuperset(several):
+                raise DataError(
+                    f"{record.where}: the label {record.label!r} holds {len(several)} labels (multi-label data), and "
+                    f"each example needs one; keep one, or write it without {separator!r} where it is one class"
+                )
 
 
 def _refuse_unseen(records: Iterable[Record], labels: set[str]) -> None:

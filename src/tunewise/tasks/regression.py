@@ -14,7 +14,7 @@ from tunewise.models.head import Head
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec
 from tunewise.tasks.contract import Split
-from tunewise.tasks.labels import read_texts
+from tunewise.tasks.labels import NUMBER, read_texts
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
 from tunewise.tasks.text_inputs import TextTask
 
@@ -80,10 +80,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 def _with_number(record: Record, spec: DataSpec) -> Record:
     """The record with its label as a number, in one stratum with all others."""
-    try:
-        value = float(record.label)
-    except ValueError:
-        value = math.nan
+    value = float(record.label) if NUMBER.fullmatch(record.label) else math.nan
     if not math.isfinite(value):
         raise DataError(f"{record.where}: column {spec.label!r} is {record.label[:40]!r}, which is no number")
     return Record(record.key, repr(value), "", record.where, record.content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from tunewise.errors import DataError, ModelError
 from tunewise.models.head import Head
-from tunewise.models.load import load_tokenizer
+from tunewise.models.load import load_tokenizer, meta_model, position_limit
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.contract import Encoded, Split, Task
 from tunewise.tasks.splits import Record, Splits
@@ -24,10 +25,13 @@ class TokenTask(Task):
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
         self.model_spec = model
         self.tokenizer = self.load_processor(model, data)
-        self.max_length = min(max_length, self.token_limit())
         self.truncated = 0
         self.labels, splits = self.read(data)
         self.head = self.make_head(self.labels, data)
+        positions = position_limit(meta_model(model, self.head))
+        # Some tokenizers say 10^30 for no limit.
+        self.token_limit = min(self.tokenizer.model_max_length, positions or 1_000_000, 1_000_000)
+        self.max_length = min(max_length, self.token_limit)
         parts = {part: self.encode(records) for part, records in splits.parts.items()}
         self.set_parts(
             parts, f"at most {self.max_length} tokens", [*data.notes, *splits.notes, *self.encoding_notes(parts)]
@@ -56,8 +60,8 @@ class TokenTask(Task):
 
     @classmethod
     def sample_inputs(cls, model: nn.Module, head: Head, batch: int, length: int) -> dict[str, Tensor]:
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if isinstance(positions, int) and 0 < positions < length:
+        positions = position_limit(model)
+        if positions is not None and positions < length:
             raise ModelError(f"--length {length} is above this model's {positions} positions")
         weight = next(model.parameters())
         ids = sample_ids(model, (batch, length))
@@ -69,10 +73,6 @@ class TokenTask(Task):
     def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
         """Labels for `sample_inputs`, on the device of `ids`."""
         return torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-
-    def token_limit(self) -> int:
-        """The tokenizer's own limit; some say 10^30 for none."""
-        return int(min(self.tokenizer.model_max_length, 1_000_000))
 
     def length(self, example: Encoded) -> int:
         return len(example["input_ids"])
@@ -86,13 +86,31 @@ class TextTask(TokenTask):
     """A task on texts, or pairs of texts, with one target each. A subclass reads the data, records with the content
     (text, second text or None), and says what a target is."""
 
+    separator_used = False
+    """Whether second texts start with `separator`."""
+
+    @cached_property
+    def separator(self) -> str:
+        """What second texts start with: nothing where the tokenizer's pair template marks them, else the tokenizer's
+        separator, or a line end. Without it ("ab", "c") and ("a", "bc") could be the same tokens."""
+        first, second = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "b"))
+        pair, joined = self.tokenizer("a", "b")["input_ids"], [*first, *second]
+        if all(pair[start : start + len(joined)] != joined for start in range(len(pair))):
+            return ""
+        self.separator_used = True
+        for mark in (self.tokenizer.sep_token, "\n", self.tokenizer.eos_token):
+            if mark and self.tokenizer(mark + "b", add_special_tokens=False)["input_ids"] != second:
+                return str(mark)
+        raise ModelError(f"model {self.model_spec.path!r}: its tokenizer has nothing to put between two texts")
+
     @abstractmethod
     def target(self, record: Record) -> float | list[float]:
         """The target of an example: a number, or a list of numbers."""
 
     def encode(self, records: Sequence[Record]) -> Split:
         texts = [record.content[0] for record in records]
-        pairs = [record.content[1] for record in records] if records[0].content[1] is not None else None
+        paired = records[0].content[1] is not None
+        pairs = [self.separator + record.content[1] for record in records] if paired else None
         full = self.tokenizer(texts, pairs, truncation=False, verbose=False)["input_ids"]
         self.truncated += sum(len(ids) > self.max_length for ids in full)
         encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
@@ -104,10 +122,18 @@ class TextTask(TokenTask):
         return [{**row, "labels": self.target(record)} for row, record in zip(rows, records, strict=True)]
 
     def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
-        if not self.truncated:
-            return []
-        total = sum(map(len, parts.values()))
-        return [f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."]
+        notes = []
+        if self.truncated:
+            total = sum(map(len, parts.values()))
+            notes.append(
+                f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."
+            )
+        if self.separator_used:
+            notes.append(
+                f"The tokenizer joins two texts without a mark between them: {self.separator!r} was put before each "
+                "second text; do the same where you use the adapter."
+            )
+        return notes
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         features = [{key: value for key, value in e.items() if key != "labels"} for e in examples]
