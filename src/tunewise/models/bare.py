@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import PretrainedConfig
 
 from tunewise.errors import ModelError, StoreError
 from tunewise.models.load import load_config, quiet_loading, refusal, weights_folder
@@ -57,7 +58,7 @@ def load_bare(spec: ModelSpec, layers: Collection[str], task_type: str | None = 
 def base_of_adapter(folder: Path) -> tuple[str | None, str | None]:
     """The name of the base model and the task type in PEFT's `adapter_config.json`; None where it has none."""
     try:
-        content: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        content: dict[str, str | None] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None, None
     return content.get("base_model_name_or_path") or None, content.get("task_type") or None
@@ -82,12 +83,12 @@ def layers_of_adapter(folder: Path) -> list[str]:
     return list(layers)
 
 
-def _classes(config: Any, task_type: str | None) -> list[Any]:
+def _classes(config: PretrainedConfig, task_type: str | None) -> list[Any]:
     names = [_CLASSES.get(task_type or "", ""), *(getattr(config, "architectures", None) or ()), *_CLASSES.values()]
     return [getattr(transformers, name) for name in dict.fromkeys(names) if hasattr(transformers, name)]
 
 
-def _from_config(model_class: Any, config: Any, spec: ModelSpec) -> nn.Module:
+def _from_config(model_class: Any, config: PretrainedConfig, spec: ModelSpec) -> nn.Module:
     if model_class.__name__.startswith("Auto"):
         model: nn.Module = model_class.from_config(config, trust_remote_code=spec.trust_remote_code)
         return model

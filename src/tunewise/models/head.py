@@ -48,7 +48,7 @@ class Head:
             return None
         return len(self.labels) if self.labels and self.problem_type else 1
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """What to change in the configuration of the model."""
         if self.problem_type is None:
             return {}
@@ -61,12 +61,13 @@ class Head:
         }
 
 
-def head_modules(model: Any) -> list[str]:
+def head_modules(model: nn.Module) -> list[str]:
     """Names of the direct children of `model` that are its task head; empty where it has none."""
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix:
         return []
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    embeddings = getattr(model, "get_output_embeddings", None)
+    output = embeddings() if embeddings else None
     return [
         name
         for name, child in model.named_children()
@@ -76,7 +77,7 @@ def head_modules(model: Any) -> list[str]:
     ]
 
 
-def prepare(model: Any, head: Head) -> None:
+def prepare(model: nn.Module, head: Head) -> None:
     """Make the model take images of the head's size: hooks pass `interpolate_pos_encoding=True` to its modules, so that
     the parameters stay those of the checkpoint. Batch normalisation keeps its pretrained averages, which training would
     change and no adapter holds."""
@@ -89,7 +90,7 @@ def prepare(model: Any, head: Head) -> None:
                 module.register_forward_pre_hook(_with_interpolation, with_kwargs=True)
 
 
-def needs_interpolation(model: Any, image_size: tuple[int, int]) -> bool:
+def needs_interpolation(model: nn.Module, image_size: tuple[int, int]) -> bool:
     """Whether `model` takes images of this size only with `interpolate_pos_encoding=True`."""
     config = getattr(model.config, "vision_config", model.config)
     own = getattr(config, "image_size", None)
@@ -98,11 +99,13 @@ def needs_interpolation(model: Any, image_size: tuple[int, int]) -> bool:
     return any(_INTERPOLATES in inspect.signature(module.forward).parameters for module in model.modules())
 
 
-def _by_its_averages(module: nn.Module, args: Any) -> None:
+def _by_its_averages(module: nn.Module, args: tuple[object, ...]) -> None:
     module.training = False
 
 
-def _with_interpolation(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _with_interpolation(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     call = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     call.arguments[_INTERPOLATES] = True
     return call.args, call.kwargs

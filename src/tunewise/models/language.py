@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from tunewise.errors import ModelError
@@ -23,7 +24,7 @@ def language_model(spec: ModelSpec) -> tuple[LanguageKind, nn.Module] | None:
     last model is cached, so the caller must not change it."""
     kind = load_config(spec).model_type
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # a BERT can be read as a causal model, but was not trained as one
-        model_class: Any = AutoModelForMaskedLM
+        model_class: type[_BaseAutoModelClass] = AutoModelForMaskedLM
         name: LanguageKind = "masked"
     elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         model_class, name = AutoModelForCausalLM, "causal"
@@ -46,7 +47,7 @@ def language_model(spec: ModelSpec) -> tuple[LanguageKind, nn.Module] | None:
     return name, model.eval().requires_grad_(False)
 
 
-def has_causal_head(config: Any) -> bool:
+def has_causal_head(config: PretrainedConfig) -> bool:
     """Whether a transformers configuration is one of a checkpoint with the head of a causal language model."""
     names = " ".join(getattr(config, "architectures", None) or [])
     return "ForCausalLM" in names or "LMHead" in names

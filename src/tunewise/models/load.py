@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tunewise.errors import ModelError, first_line, is_out_of_memory
@@ -87,14 +86,14 @@ def model_digest(spec: ModelSpec) -> str:
     return digest(files, root=folder)
 
 
-def load_config(spec: ModelSpec) -> Any:
+def load_config(spec: ModelSpec) -> PretrainedConfig:
     """The model's configuration. Raises `ModelError` where it can't be read."""
     folder = model_folder(spec)
     with refusal(spec, "its config.json can't be used"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
 
 
-def load_tokenizer(spec: ModelSpec) -> Any:
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token (the end-of-text token where it has none of its own)."""
     folder = model_folder(spec)
     with refusal(spec, "its tokenizer can't be loaded"):

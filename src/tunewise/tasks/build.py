@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from functools import lru_cache
-from typing import Any
+
+from transformers import PretrainedConfig
 
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.registry import TASKS
@@ -23,7 +24,7 @@ def detect_task(data: DataSpec) -> str:
     return next((name for name in TASKS.names() if task_class(name).recognises(data)), "text")
 
 
-def detect_model_task(config: Any) -> str:
+def detect_model_task(config: PretrainedConfig) -> str:
     """The name of the task that a transformers configuration is for; `text` where it doesn't say."""
     return next((name for name in TASKS.names() if task_class(name).recognises_model(config)), "text")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from tunewise.errors import DataError, ModelError
@@ -50,7 +50,7 @@ class CausalLanguage(TokenTask):
         return data.choices is None and data.path.lower().removesuffix(".gz").endswith(".txt")
 
     @classmethod
-    def recognises_model(cls, config: Any) -> bool:
+    def recognises_model(cls, config: PretrainedConfig) -> bool:
         return has_causal_head(config)
 
     @classmethod
@@ -58,7 +58,7 @@ class CausalLanguage(TokenTask):
         return Head("AutoModelForCausalLM", "a causal language model", pretrained=True)
 
     @classmethod
-    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> PreTrainedTokenizerBase:
         tokenizer = super().load_processor(model, data)
         tokenizer.padding_side = "right"
         return tokenizer
@@ -89,7 +89,7 @@ class CausalLanguage(TokenTask):
         prompted = prompts[0] is not None
         starts = self.tokenizer(prompts, verbose=False)["input_ids"] if prompted else []
         bodies = self.tokenizer(texts, add_special_tokens=not prompted, verbose=False)["input_ids"]
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, list[int]]] = []
         for place, (record, body) in enumerate(zip(records, bodies, strict=True)):
             row = self._completion(self._without_end(starts[place]), body) if prompted else self._text(body)
             if all(label == IGNORED for label in row["labels"][1:]):
@@ -97,12 +97,12 @@ class CausalLanguage(TokenTask):
             rows.append(row)
         return rows
 
-    def _text(self, body: list[int]) -> dict[str, Any]:
+    def _text(self, body: list[int]) -> dict[str, list[int]]:
         self._cut["texts"] += len(body) > self.max_length
         body = body[: self.max_length]
         return {"input_ids": body, "labels": [IGNORED, *body[1:]]}
 
-    def _completion(self, start: list[int], body: list[int]) -> dict[str, Any]:
+    def _completion(self, start: list[int], body: list[int]) -> dict[str, list[int]]:
         """What is too long loses the beginning of its prompt, and where that is not enough the end of its completion:
         a cut completion has no end-of-text token."""
         end = self.tokenizer.eos_token_id
@@ -146,8 +146,8 @@ class CausalLanguage(TokenTask):
         }
 
     def load_model(self, seed: int) -> nn.Module:
-        model: Any = super().load_model(seed)
-        model.config.use_cache = False  # of keys and values, for generating
+        model = super().load_model(seed)
+        model.config.use_cache = False  # type: ignore[union-attr]
         return model
 
     def reduce_outputs(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import BatchEncoding
 
 from tunewise.errors import DataError, SpecError
 from tunewise.models.head import Head
@@ -71,7 +71,7 @@ class MultipleChoice(TextTask, ClassificationScores):
     def encode(self, records: Sequence[Record]) -> Split:
         """An example: for each answer the token ids of (question, answer); of a pair that is too long the question
         loses its beginning."""
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for record in records:
             question, answers, _ = record.content
             pairs = {"text": [question] * len(answers), "text_pair": [self.separator + answer for answer in answers]}
@@ -84,7 +84,7 @@ class MultipleChoice(TextTask, ClassificationScores):
             )
         return rows
 
-    def _shortened(self, pairs: dict[str, list[str]], record: Record) -> Any:
+    def _shortened(self, pairs: dict[str, list[str]], record: Record) -> BatchEncoding:
         room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
         answers = self.tokenizer(pairs["text_pair"], add_special_tokens=False)["input_ids"]
         if max(map(len, answers)) >= room:
@@ -157,7 +157,7 @@ def _right(label: str, answers: Sequence[str], names: Sequence[str], where: str)
     )
 
 
-def _answers(cell: Any, name: str, where: str) -> tuple[list[str], list[str]]:
+def _answers(cell: object, name: str, where: str) -> tuple[list[str], list[str]]:
     """Texts and names of a list of texts, a list of {text, label}, or {text: [...], label: [...]}; names may lack."""
     if isinstance(cell, Mapping) and isinstance(cell.get("text"), list):
         texts, names = cell["text"], cell.get("label") or []
@@ -172,11 +172,11 @@ def _answers(cell: Any, name: str, where: str) -> tuple[list[str], list[str]]:
     return [as_text(text, name, where) for text in texts], [as_text(key, name, where) for key in names]
 
 
-def _inside(row: Mapping[str, Any], name: str, where: str) -> Any:
+def _inside(row: Mapping[str, object], name: str, where: str) -> object:
     """The value of a column; `question.stem` is `stem` inside the object `question` where no column has that name."""
     if name in row:
         return row[name]
-    value: Any = row
+    value: object = row
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
             raise DataError(f"{where}: no column {name!r}; it has {', '.join(map(str, row))}")

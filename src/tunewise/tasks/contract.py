@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
 
 from tunewise.models.head import Head
 from tunewise.models.load import load_model
@@ -20,6 +21,7 @@ Encoded = Mapping[str, Any]
 """One example, ready for `collate`: token ids without padding, or an image that is not decoded yet, and `labels`."""
 
 Split = Sequence[Encoded]
+Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
 class Task(ABC):
@@ -88,7 +90,7 @@ class Task(ABC):
         return False
 
     @classmethod
-    def recognises_model(cls, config: Any) -> bool:
+    def recognises_model(cls, config: PretrainedConfig) -> bool:
         """Whether a transformers configuration is one of a model for this task, where a plan names no task."""
         return False
 
@@ -109,7 +111,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Processor:
         """The tokenizer or image processor of the model; has `save_pretrained`."""
 
     @classmethod

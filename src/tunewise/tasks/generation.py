@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +59,7 @@ class Generation(CausalLanguage):
         padding = self.tokenizer.pad_token_id
         ids = torch.tensor([[padding] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        generator: Any = model
-        output = generator.generate(
+        output = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(
@@ -81,7 +79,7 @@ class Generation(CausalLanguage):
         end = self.tokenizer.eos_token_id
         if end not in ids:
             return None
-        return normalize_spaces(self.tokenizer.decode(ids[: ids.index(end)], skip_special_tokens=True))
+        return normalize_spaces(str(self.tokenizer.decode(ids[: ids.index(end)], skip_special_tokens=True)))
 
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Perplexity and token accuracy, and the share of exact matches where the split was generated."""

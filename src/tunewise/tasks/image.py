@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from tunewise.errors import ModelError, first_line
 from tunewise.locate import resolve
@@ -27,7 +27,7 @@ from tunewise.tasks.contract import Encoded, Split
 from tunewise.tasks.files import digest_by_part
 from tunewise.tasks.image_files import IMAGE_FILES, ImageRow, looks_like_images, read_images
 from tunewise.tasks.labels import labels_of, load_labelled, merge_equal_numbers
-from tunewise.tasks.pixels import Pixels, decode
+from tunewise.tasks.pixels import ImageProcessor, Pixels, decode
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import Record
 from tunewise.text_format import pluralize
@@ -42,7 +42,7 @@ class Picture:
 
     def __init__(self, row: ImageRow) -> None:
         self.row = row
-        self.pixels: NDArray[Any] | None = None
+        self.pixels: NDArray[np.generic] | None = None
 
 
 class ImageClassification(ClassificationScores):
@@ -74,7 +74,7 @@ class ImageClassification(ClassificationScores):
         return data.image is not None or data.image_size is not None or looks_like_images(resolve(data.path))
 
     @classmethod
-    def recognises_model(cls, config: Any) -> bool:
+    def recognises_model(cls, config: PretrainedConfig) -> bool:
         return hasattr(config, "num_channels") and hasattr(config, "image_size") and not has_causal_head(config)
 
     @classmethod
@@ -100,7 +100,7 @@ class ImageClassification(ClassificationScores):
         )
 
     @classmethod
-    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> ImageProcessor:
         return Pixels(model, data.image_size).processor
 
     @classmethod
@@ -144,7 +144,7 @@ class ImageClassification(ClassificationScores):
         count, _, height, width = batch["pixel_values"].shape
         return f"{count} images of {height} x {width} pixels"
 
-    def _shown(self, picture: Picture) -> NDArray[Any]:
+    def _shown(self, picture: Picture) -> NDArray[np.generic]:
         if picture.pixels is not None:
             return picture.pixels
         pixels = self.pixels.prepare(decode(picture.row, self.pixels.mode).image)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from tunewise.errors import DataError, ModelError, SpecError
 from tunewise.models.load import load_config, model_folder, refusal
 from tunewise.spec import ModelSpec
 from tunewise.tasks.image_files import ImageRow
+
+ImageProcessor = Any  # of transformers; which attributes it has differs from model to model
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -103,15 +106,15 @@ class Pixels:
         error = (self.batch([prepared]) - torch.from_numpy(expected)).abs().max()
         self.compact = prepared.dtype == np.uint8 and float(error) <= 1e-5
 
-    def prepare(self, image: Image.Image) -> NDArray[Any]:
+    def prepare(self, image: Image.Image) -> NDArray[np.generic]:
         """What to cache of an image: (channels, height, width), uint8 where `compact`, else fp32."""
         if not self.compact:
             return self._run(image)
         output = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
-        values: NDArray[Any] = output["pixel_values"][0]
+        values: NDArray[np.generic] = output["pixel_values"][0]
         return values
 
-    def batch(self, prepared: list[NDArray[Any]]) -> Tensor:
+    def batch(self, prepared: list[NDArray[np.generic]]) -> Tensor:
         """The model's input from what `prepare` returned: (batch, channels, height, width), fp32."""
         values = torch.from_numpy(np.stack(prepared)).float()
         if not self.compact:
@@ -123,7 +126,7 @@ class Pixels:
             values = (values - mean) / deviation
         return values
 
-    def _run(self, image: Image.Image) -> NDArray[Any]:
+    def _run(self, image: Image.Image) -> NDArray[np.generic]:
         """The processor's own output for one image, fp32."""
         output = self.processor(image, return_tensors="np")
         if set(output) != {"pixel_values"} or np.ndim(output["pixel_values"]) != 4:
@@ -131,11 +134,11 @@ class Pixels:
                 f"{type(self.processor).__name__} gives {', '.join(output)}; a model that takes one tensor "
                 "pixel_values of shape (batch, channels, height, width) is needed"
             )
-        values: NDArray[Any] = np.asarray(output["pixel_values"][0], dtype=np.float32)
+        values: NDArray[np.generic] = np.asarray(output["pixel_values"][0], dtype=np.float32)
         return values
 
 
-def _per_channel(values: Any) -> Tensor:
+def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
@@ -144,7 +147,7 @@ def _channels(model: ModelSpec) -> int:
     return int(getattr(getattr(config, "vision_config", config), "num_channels", 3) or 3)
 
 
-def _processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
+def _processor(model: ModelSpec, mode: str, notes: list[str]) -> ImageProcessor:
     """The model's own processor, by Pillow, so that the same model and data give the same pixels on every machine."""
     folder = model_folder(model)
     if not any((folder / name).exists() for name in _PROCESSOR_FILES):
@@ -153,7 +156,7 @@ def _processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
         return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=model.trust_remote_code)
 
 
-def _default_processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
+def _default_processor(model: ModelSpec, mode: str, notes: list[str]) -> ImageProcessor:
     config = load_config(model)
     own = getattr(getattr(config, "vision_config", config), "image_size", None)
     side = max(own) if isinstance(own, list | tuple) else own
@@ -170,7 +173,7 @@ def _default_processor(model: ModelSpec, mode: str, notes: list[str]) -> Any:
     )
 
 
-def _resized(processor: Any, image_size: int | None, model: ModelSpec) -> Any:
+def _resized(processor: ImageProcessor, image_size: int | None, model: ModelSpec) -> ImageProcessor:
     """The processor for images of another side; a crop keeps its share of what was resized."""
     if image_size is None:
         return processor

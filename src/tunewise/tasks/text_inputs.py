@@ -6,10 +6,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from tunewise.errors import DataError, ModelError
 from tunewise.models.head import Head
@@ -55,7 +55,7 @@ class TokenTask(Task):
         return cls.read(data)[0]
 
     @classmethod
-    def load_processor(cls, model: ModelSpec, data: DataSpec) -> Any:
+    def load_processor(cls, model: ModelSpec, data: DataSpec) -> PreTrainedTokenizerBase:
         return load_tokenizer(model)
 
     @classmethod
@@ -143,6 +143,6 @@ class TextTask(TokenTask):
 
 def sample_ids(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Token ids of a shape, running through the vocabulary."""
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
     ids = torch.arange(math.prod(shape), device=embeddings.weight.device)
     return (ids % embeddings.num_embeddings).view(shape)
