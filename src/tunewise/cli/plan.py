@@ -132,6 +132,9 @@ def _explanations(rows: list[dict[str, Any]], question: dict[str, Any], with_bou
         f"\nmemory: of the tensors alive at the peak of a step, {size}. kept: between forward and backward. "
         f"disk: the adapter. {links}{describe_overhead(question['device'])}"
     ]
+    for words in dict.fromkeys(row["coverage"] for row in rows if row["coverage"]):
+        methods = [row["method"] for row in rows if row["coverage"] == words]
+        paragraphs.append(f"adapted by {', '.join(methods)}: {words}.")
     if with_bound:
         paragraphs.append(
             f"bound: on the expected gap with {question['samples']:,} examples, sigma 1, 32 bits (arXiv 2606.13767, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,8 +18,11 @@ from tunewise.methods.gradient_start import start_at_gradient
 from tunewise.methods.pass_through import pass_through
 from tunewise.methods.peft_config import inject_lora
 from tunewise.models.blocks import Layers
+from tunewise.models.coverage import measure_coverage
 from tunewise.models.head import head_modules
 from tunewise.models.layers import Target, find_targets
+
+_NEARLY_ALL = 0.98  # routers and gates may be left out without a word
 
 
 def attach(
@@ -47,6 +51,7 @@ def attach(
         rank: r; for column methods the number of columns.
         alpha: the scale is alpha / rank; 2 x rank unless given. `paca`'s scale is 1 whatever alpha is.
         targets: `"qv"`, `"attention"`, `"all-linear"`, or names and patterns (see `models.layers.find_targets`).
+            `"all-linear"` warns where it leaves out much of the blocks (experts that are no linear layers).
         layers: only targets in the blocks with these numbers (from 0, PEFT's `layers_to_transform`), or the `"last 2"`.
         seed: of every random choice made here; the global generator is neither read nor changed.
         chain: another schedule than the catalog's, for a method with a chain.
@@ -84,6 +89,11 @@ def attach(
         return _train_weights(model, Attachment(row, rank, alpha, seed, (), head, adapter_name))
 
     adapted = tuple(find_targets(base, targets, layers))
+    if targets == "all-linear":
+        adapted = _leave_out_small(adapted, rank)
+        coverage = measure_coverage(base, adapted)
+        if coverage.share < _NEARLY_ALL:
+            warnings.warn(f"targets 'all-linear': {coverage.describe()}", stacklevel=2)
     if row.passed_through:
         return pass_through(model, Attachment(row, rank, alpha, seed, adapted, head, adapter_name), peft_options or {})
     check_ranks(row, rank, adapted)
@@ -94,6 +104,12 @@ def attach(
     if batches is not None:
         start_at_gradient(peft_model, done, batches)
     return peft_model
+
+
+def _leave_out_small(targets: tuple[Target, ...], rank: int) -> tuple[Target, ...]:
+    """Without layers of fewer outputs than the rank (an expert's gate has one), whose adapter would be the larger."""
+    large = tuple(target for target in targets if target.out_features >= rank)
+    return large or targets
 
 
 def _check_options(row: Method, rank: int, fold: str, has_batches: bool, has_peft_options: bool) -> None:

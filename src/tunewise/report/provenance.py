@@ -71,9 +71,9 @@ def _methods(comparison: StudySpec, records: Sequence[RunRecord]) -> list[str]:
             alpha = f", alpha {spec.alpha:g}" if spec.alpha is not None else ""
             targets = spec.targets if isinstance(spec.targets, str) else ", ".join(spec.targets)
             parts.append(f"rank {spec.rank}{alpha}, on {targets}")
-            parts += [f"{len(r.model.layers)} layers, {r.model.adapter:,} adapter parameters" for r in own if r.model][
-                :1
-            ]
+            model = next((record.model for record in own if record.model), None)
+            if model is not None:
+                parts.append(f"{len(model.layers)} layers, {model.adapter:,} adapter parameters; {model.coverage}")
         rates = dict.fromkeys(numbers.rate(record.spec.learning_rate) for record in own)
         parts.append(f"learning rate {' / '.join(rates)}")
         if spec.weight_decay is not None:

@@ -52,6 +52,7 @@ class ModelFacts(_Record):
     adapter: int = Field(description="of these, in the adapter (or the changed weights)")
     head: int = Field(description="of these, in the task head")
     layers: list[str] = Field(description="names of the adapted layers")
+    coverage: str = Field("", description="in words: the share of the block weights that is adapted, and what is not")
 
 
 class DataFacts(_Record):

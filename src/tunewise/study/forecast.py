@@ -63,6 +63,7 @@ class MethodForecast(BaseModel):
     activation_bytes: int = Field(description="kept between forward and backward")
     temporary_bytes: int = Field(description="at the worst moment, beyond what is kept")
     disk_bytes: int = Field(description="of the adapter that stays")
+    coverage: str = Field(description="in words: the share of the block weights that is adapted, and what is not")
     disk_bytes_running: int = Field(
         description="while training: two checkpoints, a third being written, the best epoch"
     )
@@ -135,6 +136,7 @@ def _forecast_method(method: MethodSpec, step: Step, head: Head, samples: int | 
         link_bytes=round(links_kept),
         activation_bytes=round(step.kept),
         temporary_bytes=round(max(0.0, step.working - step.kept)),
+        coverage=step.coverage,
         disk_bytes=round(stored),
         disk_bytes_running=round(2 * stored + 3 * (stored + optimizer)),
         information_bound=float(information_bound(int(bounded), samples)) if samples and bounded else None,

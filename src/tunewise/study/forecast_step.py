@@ -15,7 +15,7 @@ from tunewise.errors import ModelError
 from tunewise.methods.attachment import attachment
 from tunewise.models.head import Head, prepare
 from tunewise.spec import MethodSpec
-from tunewise.study.live_memory import LiveMemory, fused_attention
+from tunewise.study.live_memory import LiveMemory, fused_kernels
 from tunewise.tasks.contract import Task
 from tunewise.training.build import attach_method, count_parameters
 
@@ -43,6 +43,8 @@ class Step:
     peak: float
     shapes: tuple[tuple[int, int], ...]
     """(outputs n, inputs m) of every adapted layer."""
+    coverage: str
+    """Which share of the block weights is adapted, in words."""
 
     @property
     def working(self) -> float:
@@ -78,7 +80,7 @@ def forecast_step(
     if not a_layer and two.shapes:
         return at(None)  # the adapted layers are not spread over the depth: nothing to extrapolate by
     line = {f.name: getattr(two, f.name) for f in fields(Step)}
-    for name in line.keys() - {"shapes"}:
+    for name in line.keys() - {"shapes", "coverage"}:
         line[name] += (depth - 2) * (getattr(three, name) - line[name])
     return Step(**{**line, "shapes": (*two.shapes, *list(a_layer.elements()) * (depth - 2))})
 
@@ -115,7 +117,7 @@ def _simulate(
     live = LiveMemory()
     model.train()
     try:
-        with fused_attention(dropout_is_fused=device == "cuda"), live:
+        with fused_kernels(dropout_is_fused=device == "cuda"), live:
             loss = model(**inputs).loss
             kept, forward_peak = live.now, live.peak
             loss.backward()
@@ -136,6 +138,7 @@ def _simulate(
         forward_peak=batch_bytes + forward_peak,
         peak=batch_bytes + live.peak,
         shapes=tuple((t.out_features, t.in_features) for t in attached.targets),
+        coverage=facts.coverage,
     )
 
 

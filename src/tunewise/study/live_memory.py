@@ -6,12 +6,14 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from transformers.integrations import moe
 
 
 class LiveMemory(TorchDispatchMode):
@@ -59,9 +61,10 @@ def _as_meta(value: Any) -> Any:
 
 
 @contextmanager
-def fused_attention(*, dropout_is_fused: bool) -> Iterator[None]:
+def fused_kernels(*, dropout_is_fused: bool) -> Iterator[None]:
     """Attention that keeps what the fused kernels keep (query, key, value, output and a log-sum a row), not the
-    matrices of weights, which is what the meta device's own path would keep.
+    matrices of weights, which is what the meta device's own path would keep; and experts' grouped products in every
+    precision, which the meta device has in bf16 alone.
 
     `dropout_is_fused`: CUDA's kernels take dropout; the CPU's do not, and with it fall back to the matrices.
     """
@@ -74,11 +77,11 @@ def fused_attention(*, dropout_is_fused: bool) -> Iterator[None]:
         output: Tensor = _Fused.apply(query, key, value)
         return output
 
-    F.scaled_dot_product_attention = attention
-    try:
+    with (
+        mock.patch.object(F, "scaled_dot_product_attention", attention),
+        mock.patch.object(moe, "_can_use_grouped_mm", return_value=False),
+    ):
         yield
-    finally:
-        F.scaled_dot_product_attention = plain
 
 
 class _Fused(torch.autograd.Function):

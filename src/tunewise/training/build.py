@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
 
 from tunewise.catalog import Chain, get_method
 from tunewise.methods.attach import attach
 from tunewise.methods.attachment import attachment, trainable_parameters
+from tunewise.models.coverage import measure_coverage
 from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task
@@ -73,6 +75,7 @@ def one_step_batches(spec: RunSpec, task: Task, samples: int = ONE_STEP_SAMPLES)
 def count_parameters(model: nn.Module) -> ModelFacts:
     """Parameter counts: all, and what the optimizer updates in the adapter and in the head."""
     done = attachment(model)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     trainable = trainable_parameters(model)
     head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and _is_head(n, done.head))
     frozen_copies = sum(p.numel() for n, p in model.named_parameters() if ".original_module." in n)
@@ -84,6 +87,7 @@ def count_parameters(model: nn.Module) -> ModelFacts:
         adapter=trainable - head,
         head=head,
         layers=[target.name for target in done.targets],
+        coverage=measure_coverage(base, done.targets).describe() if done.targets else "",
     )
 
 
