@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.hub import HUB_PREFIX, hub_file
@@ -93,9 +92,7 @@ def unpack(zip_path: Path) -> Path:
         return folder
     try:
         with zipfile.ZipFile(zip_path) as archive:
-            _check_members(archive, zip_path)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _check_space(archive, folder.parent)
             _extract(archive, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise SpecError(f"{zip_path}: the zip is damaged ({error}); fetch or copy it again") from None
@@ -108,29 +105,12 @@ def unpack(zip_path: Path) -> Path:
     return folder
 
 
-def _check_members(archive: zipfile.ZipFile, zip_path: Path) -> None:
-    for name in archive.namelist():
-        member = PureWindowsPath(name)  # takes both slashes and drive letters, on every system
-        if member.anchor or ".." in member.parts:
-            raise SpecError(f"{zip_path}: refused, its member {name!r} would be written outside the folder")
-
-
-def _check_space(archive: zipfile.ZipFile, folder: Path) -> None:
-    needed = sum(member.file_size for member in archive.infolist())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise SpecError(
-            f"{archive.filename} takes {needed / 1e6:,.0f} MB unpacked and {free / 1e6:,.0f} MB are free in "
-            f"{folder}; make room, or set TUNEWISE_CACHE to a folder on another disk"
-        )
-
-
 def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as scratch:
         # The inner folder is made with the user's umask; the scratch folder itself is private (0700).
         content = Path(scratch) / "content"
         content.mkdir()
-        archive.extractall(content)
+        archive.extractall(content)  # which keeps all members inside the folder
         try:
             content.rename(folder)
         except OSError:

@@ -156,6 +156,18 @@ def test_a_list_of_questions_is_read_as_it_is(tmp_path, bert):
     assert len(task.train) + len(task.validation) + len(task.test) == 12
 
 
+def test_labels_of_choices_are_read_alike_in_all_rows(tmp_path, bert):
+    """1 is the text of an answer in some rows, and the place of the second answer in all of them."""
+    sums = [{"text": f"which {i}?", "choices": [str(1 + i % 3), str(7 + i % 2)], "label": 1} for i in range(12)]
+    spec = DataSpec(path=str(write_lines(tmp_path / "a.jsonl", sums)), choices="choices")
+    _, splits = MultipleChoice.read(spec)
+    assert {record.content[2] for part in splits.parts.values() for record in part} == {1}
+    mixed = [{"text": f"q{i}", "choices": ["yes", "no"], "label": "B" if i == 7 else i % 2} for i in range(12)]
+    spec = DataSpec(path=str(write_lines(tmp_path / "b.jsonl", mixed)), choices="choices")
+    with pytest.raises(DataError, match="b.jsonl, line 8: the right answer is given as 'B'"):
+        MultipleChoice.read(spec)
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,15 +47,17 @@ class MultipleChoice(TextTask, ClassificationScores):
     @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
         """A record's content is (question, answers, index of the right one)."""
-        records = read_parts(data, lambda path: _read(data, path))
-        first = records["train"][0]
-        count = len(first.content[1])
-        for record in (r for part in records.values() for r in part):
-            if len(record.content[1]) != count:
+        parts = read_parts(data, lambda path: _read(data, path))
+        questions = [question for part in parts.values() for question in part]
+        count = len(questions[0].answers)
+        for question in questions:
+            if len(question.answers) != count:
                 raise DataError(
-                    f"{record.where}: {len(record.content[1])} answers, where {first.where} has {count}; "
+                    f"{question.where}: {len(question.answers)} answers, where {questions[0].where} has {count}; "
                     "all questions need the same number"
                 )
+        options = _options(questions)
+        records = {part: [_record(question, options) for question in content] for part, content in parts.items()}
         return list(LETTERS[:count]), make_splits(data, records, noun="question")
 
     @property
@@ -113,48 +116,71 @@ class MultipleChoice(TextTask, ClassificationScores):
         return f"{count} questions of {answers} answers ({count * answers * width:,} tokens with padding)"
 
 
-def _read(spec: DataSpec, path: Path) -> list[Record]:
+@dataclass(frozen=True, slots=True)
+class _Question:
+    text: str
+    answers: list[str]
+    names: list[str]
+    """Of the answers, as the file has them; empty where it has none."""
+    label: str
+    where: str
+
+
+Options = Callable[[_Question], Sequence[str]]
+
+
+def _read(spec: DataSpec, path: Path) -> list[_Question]:
     names = [name.strip() for name in (spec.choices or "choices").split(",") if name.strip()]
     if not names:
         raise SpecError("choices names no column; give a column of lists, or several columns separated by commas")
-    records = []
+    questions = []
     if len(names) > 1:
         check_columns({"text": spec.text, **{f"answer {n}": n for n in names}, "label": spec.label})
         for row in read_rows(path, [spec.text, *names, spec.label], encoding=spec.encoding):
             answers = [row.values[name] for name in names]
-            records.append(_record(row.values[spec.text], answers, names, row.values[spec.label], row.where))
-        return records
-    for cells, where in read_records(path, encoding=spec.encoding):
-        question, label = (as_text(_inside(cells, column, where), column, where) for column in (spec.text, spec.label))
-        answers, keys = _answers(_inside(cells, names[0], where), names[0], where)
-        records.append(_record(question, answers, keys, label, where))
-    return records
+            label = row.values[spec.label].strip()
+            questions.append(_Question(row.values[spec.text], answers, names, label, row.where))
+    else:
+        for cells, where in read_records(path, encoding=spec.encoding):
+            text, label = (as_text(_inside(cells, column, where), column, where) for column in (spec.text, spec.label))
+            answers, keys = _answers(_inside(cells, names[0], where), names[0], where)
+            questions.append(_Question(text, answers, keys, label.strip(), where))
+    for question in questions:
+        if not question.text.strip() or not all(answer.strip() for answer in question.answers):
+            raise DataError(f"{question.where}: an empty question or answer; fill it in or remove the row")
+        if not 2 <= len(question.answers) <= len(LETTERS):
+            raise DataError(f"{question.where}: {len(question.answers)} answers; 2 to {len(LETTERS)} are expected")
+    return questions
 
 
-def _record(question: str, answers: Sequence[str], names: Sequence[str], label: str, where: str) -> Record:
-    if not question.strip() or not all(answer.strip() for answer in answers):
-        raise DataError(f"{where}: an empty question or answer; fill it in or remove the row")
-    if not 2 <= len(answers) <= len(LETTERS):
-        raise DataError(f"{where}: {len(answers)} answers; 2 to {len(LETTERS)} are expected")
-    right = _right(label.strip(), answers, names, where)
-    key = (question, *sorted(answers))  # the same answers in another order are the same question
-    return Record(key, answers[right], LETTERS[right], where, (question, tuple(answers), right))
-
-
-def _right(label: str, answers: Sequence[str], names: Sequence[str], where: str) -> int:
-    """Index of the right answer: by the answers' own names, their texts, a letter, or a number from 0."""
-    for texts in (names, answers):
-        if list(texts).count(label) == 1:
-            return list(texts).index(label)
-    letters = LETTERS[: len(answers)]
-    if label.upper() in letters and len(label) == 1:
-        return letters.index(label.upper())
-    if label.isdecimal() and int(label) < len(answers):
-        return int(label)
+def _options(questions: Sequence[_Question]) -> Options:
+    """What labels are to be compared with: the one reading that fits all rows, since a number can be the text of an
+    answer in one row and the place of an answer in another."""
+    readings: list[Options] = [
+        lambda question: question.names,
+        lambda question: question.answers,
+        lambda question: LETTERS[: len(question.answers)],
+        lambda question: LETTERS[: len(question.answers)].lower(),
+        lambda question: [str(place) for place in range(len(question.answers))],
+    ]
+    unread = questions[0]
+    for options in readings:
+        failing = next((q for q in questions if list(options(q)).count(q.label) != 1), None)
+        if failing is None:
+            return options
+        unread = max(unread, failing, key=questions.index)
+    last = len(unread.answers) - 1
     raise DataError(
-        f"{where}: the right answer is given as {label[:40]!r}; expected: the answer's text, a letter from A to "
-        f"{letters[-1]}, or a number from 0 to {len(answers) - 1}"
+        f"{unread.where}: the right answer is given as {unread.label[:40]!r}; expected in all rows alike: the answer's "
+        f"name or text, a letter from A to {LETTERS[last]}, or a number from 0 to {last}"
     )
+
+
+def _record(question: _Question, options: Options) -> Record:
+    right = list(options(question)).index(question.label)
+    key = (question.text, *sorted(question.answers))  # the same answers in another order are the same question
+    content = (question.text, tuple(question.answers), right)
+    return Record(key, question.answers[right], LETTERS[right], question.where, content)
 
 
 def _answers(cell: object, name: str, where: str) -> tuple[list[str], list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,10 +26,9 @@ from tunewise.tasks.contract import Encoded, Split
 from tunewise.tasks.files import digest_by_part
 from tunewise.tasks.image_files import IMAGE_FILES, ImageRow, looks_like_images, read_images
 from tunewise.tasks.labels import labels_of, load_labelled, merge_equal_numbers
-from tunewise.tasks.pixels import ImageProcessor, Pixels, decode
+from tunewise.tasks.pixels import ImageProcessor, Pixels, decode, pixel_key
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import Record
-from tunewise.text_format import pluralize
 
 _MOST_CACHED = 2 * 2**30  # bytes of decoded images in memory; never more than a quarter of what is free
 
@@ -57,12 +55,10 @@ class ImageClassification(ClassificationScores):
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int = 0) -> None:
         self.model_spec = model
         self.pixels = Pixels(model, data.image_size)
-        changes: Counter[str] = Counter()
-        self.labels, splits = load_labelled(data, lambda path: _records(data, path, self.pixels.mode, changes), "image")
+        self.labels, splits = load_labelled(data, lambda path: _records(data, path, self.pixels.mode), "image")
         self.head = replace(self.make_head(self.labels), image_size=self.pixels.size[1:])
         parts = {part: self._examples(records) for part, records in splits.parts.items()}
-        converted = [f"{pluralize(count, 'image')}: {change}." for change, count in sorted(changes.items())]
-        notes = [*converted, *splits.notes, *self.pixels.notes, *self._check_size()]
+        notes = [*splits.notes, *self.pixels.notes, *self._check_size()]
         height, width = self.pixels.size[1:]
         self.set_parts(parts, f"images of {height} x {width} pixels", [*data.notes, *notes])
         size = int(np.prod(self.pixels.size)) * (1 if self.pixels.compact else 4)
@@ -147,26 +143,18 @@ class ImageClassification(ClassificationScores):
     def _shown(self, picture: Picture) -> NDArray[np.generic]:
         if picture.pixels is not None:
             return picture.pixels
-        pixels = self.pixels.prepare(decode(picture.row, self.pixels.mode).image)
+        pixels = self.pixels.prepare(decode(picture.row, self.pixels.mode))
         if self.cache_pixels:
             picture.pixels = pixels
         return pixels
 
 
-def _records(data: DataSpec, path: Path, mode: str, changes: Counter[str]) -> list[Record]:
-    """Every image decoded once, to find damaged ones and repeats; Pillow decodes outside of Python's lock."""
+def _records(data: DataSpec, path: Path, mode: str) -> list[Record]:
+    """Every image decoded once, to detect damaged ones and repeats; Pillow decodes outside of Python's lock."""
     rows = read_images(path, data.image, data.label)
-
-    def look(row: ImageRow) -> tuple[str, tuple[str, ...]]:
-        decoded = decode(row, mode)
-        return decoded.key(), decoded.changes
-
-    records = []
     with ThreadPoolExecutor() as pool:
-        for row, (key, changed) in zip(rows, pool.map(look, rows), strict=True):
-            changes.update(changed)
-            records.append(Record(key, row.label, row.label, row.where, row))
-    return records
+        keys = pool.map(lambda row: pixel_key(decode(row, mode)), rows)
+        return [Record(key, row.label, row.label, row.where, row) for row, key in zip(rows, keys, strict=True)]
 
 
 TASKS.register("image", ImageClassification)

@@ -10,7 +10,6 @@ import hashlib
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,19 +32,7 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_
 _ORIENTATION = 274  # the EXIF tag
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """An image as RGB (or grey, for a model of one channel), and what was done to make it so."""
-
-    image: Image.Image
-    changes: tuple[str, ...]
-
-    def key(self) -> str:
-        """Digest of size and pixels: equal for one image in two encodings without loss."""
-        return f"{self.image.size}{hashlib.blake2b(self.image.tobytes(), digest_size=16).hexdigest()}"
-
-
-def decode(row: ImageRow, mode: str = "RGB") -> Decoded:
+def decode(row: ImageRow, mode: str = "RGB") -> Image.Image:
     """The image of a row, turned as its EXIF says and converted to `mode`, "RGB" or "L". Raises `DataError`."""
     content = row.content()
     try:
@@ -53,12 +40,8 @@ def decode(row: ImageRow, mode: str = "RGB") -> Decoded:
             warnings.simplefilter("ignore")  # of large images, and of damaged EXIF in sound ones
             image = Image.open(io.BytesIO(content))
             image.load()
-            turned = image.getexif().get(_ORIENTATION, 1) != 1
-            plain = ImageOps.exif_transpose(image) if turned else image
-            changes = ("turned as its EXIF says",) if turned else ()
-            if plain.mode == mode:
-                return Decoded(plain, changes)
-            return Decoded(_converted(plain, mode), (*changes, _origin(plain)))
+            turned = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+            return turned if turned.mode == mode else _converted(turned, mode)
     except UnidentifiedImageError:
         fault = "no image that could be read"
     except Image.DecompressionBombError:
@@ -78,14 +61,9 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _origin(image: Image.Image) -> str:
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return "transparency dropped"
-    if image.mode in ("L", "1") or image.mode.startswith("I;16"):
-        return "grey, converted"
-    if image.mode == "RGB":
-        return "colours made grey"
-    return f"{'palette' if image.mode == 'P' else image.mode} converted"
+def pixel_key(image: Image.Image) -> str:
+    """Digest of size and pixels: equal for one image in two encodings without loss."""
+    return f"{image.size}{hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()}"
 
 
 class Pixels:

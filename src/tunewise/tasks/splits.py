@@ -51,7 +51,7 @@ class Splits:
     notes: list[str]
 
 
-def read_parts(spec: DataSpec, read: Callable[[Path], list[Record]]) -> dict[str, list[Record]]:
+def read_parts(spec: DataSpec, read: Callable[[Path], list[Item]]) -> dict[str, list[Item]]:
     """The records of each part that has a file, train first. Raises `SpecError` where the parts to cut leave nothing to
     train on."""
     if spec.validation is None and spec.test is None and _share(spec, "validation") + _share(spec, "test") >= 1:
