@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from tunewise.errors import ModelError, first_line, is_out_of_memory
 from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
+from tunewise.models.checkpoint_head import find_checkpoint_head
 from tunewise.models.head import Head, prepare
 from tunewise.spec import ModelSpec
 
@@ -109,6 +110,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
     """The model with the head that a task needs, fp32, on the CPU. The initial values of a new head depend on `seed`
     alone, so that every method starts from the same one. Raises `ModelError`."""
     folder = weights_folder(spec)
+    own_head = find_checkpoint_head(load_config(spec), head)
     with quiet_loading(), refusal(spec, f"it can't be loaded as {head.description}"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = head.model_class.from_pretrained(
@@ -119,6 +121,8 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
             ignore_mismatched_sizes=True,  # a checkpoint with a head for other classes
             **head.config(),
         )
+        if own_head is not None:
+            own_head.apply(model, seed)
     if pad_token_id is not None:
         model.config.pad_token_id = pad_token_id
     prepare(model, head)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
 
+from tunewise.models.checkpoint_head import find_checkpoint_head
 from tunewise.models.head import Head
-from tunewise.models.load import load_model
+from tunewise.models.load import load_config, load_model
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.store.records import DataFacts
 from tunewise.tasks.files import digest_by_part
@@ -197,7 +198,9 @@ class Task(ABC):
         """Store the encoded parts and fill in `facts`; for use in `__init__`. `input_size`: `at most 128 tokens`."""
         self.train, self.validation, self.test = parts["train"], parts["validation"], parts["test"]
         sizes = {part: len(split) for part, split in parts.items()}
-        self.facts = DataFacts(**sizes, labels=self.labels, input_size=input_size, notes=list(notes))
+        own_head = find_checkpoint_head(load_config(self.model_spec), self.head)
+        notes = [*notes, *([own_head.note] if own_head else [])]
+        self.facts = DataFacts(**sizes, labels=self.labels, input_size=input_size, notes=notes)
 
     def first_examples(self, count: int) -> Self:
         """A copy with the first `count` training examples and nothing to evaluate on, small enough to pickle."""
