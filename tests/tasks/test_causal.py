@@ -81,8 +81,7 @@ def test_what_is_too_long_loses_the_beginning_of_its_prompt_first(tmp_path, llam
         assert shown[0] == "<s>" and shown[1:3] == ["fish", "cow"] and shown[-5:] == ["the", "a", "my", "old", "</s>"]
     (long,) = (r for r in rows if words(task, r["input_ids"])[1] == "new")
     assert words(task, long["input_ids"]) == ["<s>", "new", "big", "small", "and", "with", "near", "under", "over"]
-    assert "7 of 7 prompts lost their beginning, so that prompt and completion fit into 9 tokens." in task.facts.notes
-    assert "1 of 7 completions are longer than the 9 tokens that fit and were cut there." in task.facts.notes
+    assert "7 of 7 texts are longer than 9 tokens and were cut there." in task.facts.notes
 
 
 def test_padding_is_seen_by_nobody_and_no_target(llama, prompts):

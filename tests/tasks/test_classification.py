@@ -140,7 +140,6 @@ def test_all_that_was_dropped_or_kept_on_purpose_is_in_the_notes(three_files):
     assert load(three_files).notes == [
         "train: 1 exact duplicate dropped.",
         "train: 1 text with more than one label kept (train.csv, line 5 and train.csv, line 6).",
-        "test: 1 repeated text kept, so that the whole file is scored.",
         "validation: 1 example removed, since the same text is in test.",
         "train: 1 example removed, since the same text is in validation.",
         "train: 2 examples removed, since the same text is in test.",
@@ -186,7 +185,6 @@ def test_a_label_with_one_example_stays_in_train(tmp_path):
     rows = [(f"text {i}", "ab"[i % 2]) for i in range(20)] + [("alone", "rare")]
     data = load(DataSpec(path=write(tmp_path / "a.csv", rows)))
     assert "alone" in texts(data.train)
-    assert note(data, "the only example of 1 label stays here: rare")
 
 
 def test_every_label_keeps_an_example_in_train_however_much_is_cut(tmp_path):

@@ -134,7 +134,6 @@ def test_a_model_of_one_channel_sees_grey(tmp_path, toys):
     batch = task.collate(task.train[:2])
     assert batch["pixel_values"].shape == (2, 1, 16, 16)
     assert task.load_model(0)(**batch).logits.shape == (2, 3)
-    assert "60 images: colours made grey." in task.facts.notes
 
 
 def test_a_size_that_cuts_patches_is_refused_with_the_nearest(vit):

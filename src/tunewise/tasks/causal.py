@@ -42,7 +42,6 @@ class CausalLanguage(TokenTask):
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
         _refuse_bidirectional(model)
-        self._cut = {"prompts": 0, "texts": 0, "completions": 0}
         super().__init__(model, data, max_length)
 
     @classmethod
@@ -98,7 +97,7 @@ class CausalLanguage(TokenTask):
         return rows
 
     def _text(self, body: list[int]) -> dict[str, list[int]]:
-        self._cut["texts"] += len(body) > self.max_length
+        self.truncated += len(body) > self.max_length
         body = body[: self.max_length]
         return {"input_ids": body, "labels": [IGNORED, *body[1:]]}
 
@@ -109,12 +108,10 @@ class CausalLanguage(TokenTask):
         body = body if end is None else [*body, end]
         first = start[:1] or ([] if end is None else [end])  # something has to stand before the first target
         room = self.max_length - len(first)
-        self._cut["completions"] += len(body) > room
+        self.truncated += len(start[1:]) + len(body) > room
         body = body[:room]
         rest = start[1:]
-        left = room - len(body)
-        self._cut["prompts"] += len(rest) > left
-        ids = [*first, *rest[max(0, len(rest) - left) :], *body]
+        ids = [*first, *rest[max(0, len(rest) - room + len(body)) :], *body]
         return {"input_ids": ids, "labels": [IGNORED] * (len(ids) - len(body)) + body}
 
     def _without_end(self, start: list[int]) -> list[int]:
@@ -122,17 +119,7 @@ class CausalLanguage(TokenTask):
         return start[:-1] if ends else start
 
     def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
-        total = sum(map(len, parts.values()))
-        where = {
-            "texts": "are longer than {} tokens and were cut there",
-            "prompts": "lost their beginning, so that prompt and completion fit into {} tokens",
-            "completions": "are longer than the {} tokens that fit and were cut there",
-        }
-        notes = [
-            f"{count:,} of {total:,} {what} {where[what].format(self.max_length)}."
-            for what, count in self._cut.items()
-            if count
-        ]
+        notes = super().encoding_notes(parts)
         tokens = ", ".join(f"{part} {int(self.targets(split).sum()):,}" for part, split in parts.items())
         return [*notes, f"Target tokens: {tokens}; loss, gap and perplexity are means over them."]
 

@@ -55,7 +55,7 @@ class Row:
 def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") -> list[Row]:
     """The records of a file or folder with these columns as text; at least one.
 
-    Numbers become text, in JSON as they are written; true and false become words. Raises as `read_records` does.
+    Numbers become text, in JSON as they are written; true and false become words.
     """
     return [
         Row({column: as_text(cells[column], column, where) for column in columns}, where)

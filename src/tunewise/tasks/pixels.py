@@ -164,17 +164,11 @@ def _resized(processor: ImageProcessor, image_size: int | None, model: ModelSpec
             f"{below + patch}"
         )
     square = {"height": image_size, "width": image_size}
-    shortest = dict(processor.size or {}).get("shortest_edge")
+    size = {side: length for side, length in dict(processor.size or {}).items() if length}
     crop = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
-    if crop and crop.get("height") and shortest:
-        edge = round(image_size * shortest / crop["height"])
-        changed = {"size": {"shortest_edge": edge}, "crop_size": square}
-    elif crop and crop.get("height"):
-        scale = image_size / crop["height"]
-        resized = {key: round(value * scale) for key, value in dict(processor.size).items() if value}
+    if crop.get("height"):
+        resized = {side: round(image_size * length / crop["height"]) for side, length in size.items()}
         changed = {"size": resized, "crop_size": square}
-    elif shortest:
-        changed = {"size": {"shortest_edge": image_size}}
     else:
-        changed = {"size": square}
+        changed = {"size": {"shortest_edge": image_size} if "shortest_edge" in size else square}
     return type(processor)(**{**processor.to_dict(), **changed})

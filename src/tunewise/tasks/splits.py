@@ -20,7 +20,7 @@ from tunewise.errors import DataError, SpecError
 from tunewise.locate import resolve
 from tunewise.spec import DataSpec
 from tunewise.tasks.files import part_paths
-from tunewise.text_format import join_names, pluralize
+from tunewise.text_format import pluralize
 
 PARTS = ("train", "validation", "test")
 _SHARES = {"validation": 0.15, "test": 0.2}
@@ -31,15 +31,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example before it is encoded. `key` is what a model sees of it (a text, a pair, the digest of an image), so
-    equal keys are one input. `label` is its target as text, `stratum` what subsamples keep the shares of (the label, or
-    "" for all), `where` its place in a file, `content` what the task encodes."""
+    """One example before it is encoded."""
 
     key: Hashable
+    """What a model sees of it (a text, a pair, the digest of an image), so equal keys are one input."""
     label: str
     stratum: str
+    """What subsamples keep the shares of: the label, or "" for all."""
     where: str
     content: Any = None
+    """What the task encodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,6 @@ def make_splits(
     ambiguous: set[Hashable] = set()
     if not many_targets:
         ambiguous = splitter.inputs_with_two_labels(train)
-        splitter.report_repeats(evaluation)
     train, evaluation = splitter.drop_overlaps(train, evaluation)
     splitter.refuse_lost_strata(train, strata)
     train, cut = splitter.cut_inputs(train) if many_targets else splitter.cut_examples(train, ambiguous)
@@ -124,26 +124,16 @@ class _Splitter:
             self.notes.append(f"train: {pluralize(len(train) - len(first), 'exact duplicate')} dropped.")
         return list(first.values())
 
-    def inputs_with_two_labels(self, train: Iterable[Record]) -> set[Hashable]:
+    def inputs_with_two_labels(self, train: Sequence[Record]) -> set[Hashable]:
         """Inputs that occur under more than one label, in a `train` without exact repeats."""
-        first: dict[Hashable, Record] = {}
-        ambiguous: dict[Hashable, str] = {}
-        for record in train:
-            if first.setdefault(record.key, record) is not record:
-                ambiguous.setdefault(record.key, f"{first[record.key].where} and {record.where}")
+        counts = Counter(record.key for record in train)
+        repeated = [record for record in train if counts[record.key] > 1]
+        ambiguous = {record.key for record in repeated}
         if ambiguous:
-            example = next(iter(ambiguous.values()))
-            self.notes.append(
-                f"train: {pluralize(len(ambiguous), self.noun)} with more than one label kept ({example})."
-            )
-        return set(ambiguous)
-
-    def report_repeats(self, evaluation: Mapping[str, Sequence[Record]]) -> None:
-        for part, records in evaluation.items():
-            repeats = len(records) - len({record.key for record in records})
-            if repeats:
-                what = pluralize(repeats, f"repeated {self.noun}")
-                self.notes.append(f"{part}: {what} kept, so that the whole file is scored.")
+            example = " and ".join(record.where for record in repeated if record.key == repeated[0].key)
+            what = pluralize(len(ambiguous), self.noun)
+            self.notes.append(f"train: {what} with more than one label kept ({example}).")
+        return ambiguous
 
     def drop_overlaps(
         self, train: list[Record], evaluation: dict[str, list[Record]]
@@ -193,10 +183,6 @@ class _Splitter:
         """The rest of train, and the parts cut from it; both sizes are of train before the cuts."""
         count, wanted = len(train), self._wanted(len(train))
         by_label = any(record.stratum for record in train)
-        single = [label for label, number in _counts(train).items() if number == 1]
-        if wanted and by_label and single:
-            what = pluralize(len(single), "label")
-            self.notes.append(f"train: the only example of {what} stays here: {join_names(single)}.")
         spare = sum(_spare(train, ambiguous).values())
         cut = {}
         for part, size in _allot(min(spare, sum(wanted.values())), wanted, most=wanted).items():

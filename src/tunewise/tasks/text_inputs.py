@@ -48,7 +48,10 @@ class TokenTask(Task):
 
     def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
         """Sentences on what the encoding changed."""
-        return []
+        if not self.truncated:
+            return []
+        total = sum(map(len, parts.values()))
+        return [f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."]
 
     @classmethod
     def read_labels(cls, data: DataSpec) -> list[str]:
@@ -122,12 +125,7 @@ class TextTask(TokenTask):
         return [{**row, "labels": self.target(record)} for row, record in zip(rows, records, strict=True)]
 
     def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
-        notes = []
-        if self.truncated:
-            total = sum(map(len, parts.values()))
-            notes.append(
-                f"{self.truncated} of {total} texts are longer than {self.max_length} tokens and were cut there."
-            )
+        notes = super().encoding_notes(parts)
         if self.separator_used:
             notes.append(
                 f"The tokenizer joins two texts without a mark between them: {self.separator!r} was put before each "
