@@ -46,7 +46,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def run(hub: Hub, home: Path, *words: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
     """A process of its own: the client reads where the hub is when it is imported."""
     here = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    here |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+    here["HF_HUB_OFFLINE"] = "1" if offline else "0"
     return subprocess.run([sys.executable, *words], env=here, capture_output=True, text=True, timeout=120)
 
 

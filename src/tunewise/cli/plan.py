@@ -41,11 +41,12 @@ def plan(
     model = parse(ModelSpec, {"path": model} if isinstance(model, str) else model)
     training = content.get("training") or {}
     data = content.get("data") if isinstance(content.get("data"), dict) else {}
+    size = (data or {}).get("train_size")
     question: dict[str, Any] = {
         "methods": _methods(content),
         "task": content.get("task"),
         "labels": labels,
-        "samples": samples or (data or {}).get("train_size"),
+        "samples": samples or (size if isinstance(size, int) else None),  # a share says nothing without the data
         "batch": training.get("batch_size", 16),
         "length": length or training.get("max_length"),
         "dtype": dtype,

@@ -56,7 +56,7 @@ class ModelSpec(Frozen):
 
 
 class DataSpec(Frozen):
-    """Labelled text or text pairs: csv, tsv, jsonl, parquet (each also .gz), a folder of class folders of .txt
+    """Labelled text or text pairs: csv, tsv, JSON, parquet (each also .gz), a folder of class folders of .txt
     files, or one of these inside an installed package (`package:MODULE/inner/path`) or a hub's data set
     (`hub:OWNER/NAME[@REVISION]/inner/path`). Images: a folder of class folders, or parquet with the images in it."""
 
