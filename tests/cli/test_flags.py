@@ -125,4 +125,4 @@ def test_a_help_page_takes_little_time() -> None:
             command = [sys.executable, "-c", script, *words, "--help"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             spent.append(float(done.stdout.splitlines()[-1]))
-        assert min(spent) < 0.5  # processor seconds; 0.25 on an idle machine
+        assert min(spent) < 0.45  # processor seconds; 0.25 on an idle machine

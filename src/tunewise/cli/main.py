@@ -44,6 +44,8 @@ Exit code 1 where that is more often than 95 % intervals allow (19 of 200).""",
 Exit code 1 where a theorem is refuted.""",
     "paper": "Run the experiments of 'Beyond LoRA' (arXiv 2606.13767); show its tables beside ours.",
 }
+OPTIONS_ONLY = ("compare", "plan")
+"""Commands without positional arguments: their usage line needs no pass over the flags."""
 GROUPS_OF_COMMANDS = {
     "runs": {
         "ls": "One line per run, for any number of runs.",
@@ -89,6 +91,9 @@ def build_app() -> App:
 def _call(words: list[str]) -> object:
     app = build_app()
     if len(words) == 2 and words[0] in COMMANDS and words[1] == "--help":
+        command = app[words[0]]
+        if words[0] in OPTIONS_ONLY:
+            command.usage = f"Usage: tunewise {words[0]} [OPTIONS]"
         app.help_print(words[:1])  # parsing would go through every flag twice more
         return 0
     return app(words, exit_on_error=False, print_error=False, result_action="return_value")

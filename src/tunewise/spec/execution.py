@@ -45,7 +45,7 @@ class ExecutionOptions(Frozen):
     jobs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
         None, description="Processes that run side by side, one thread each; all in this process unless given."
     )
-    ray: RayOptions = RayOptions()
+    ray: RayOptions = Field(default_factory=RayOptions)
     force: bool = Field(False, description="Start even if memory or disk look too small.")
 
     @field_validator("out")

@@ -26,7 +26,7 @@ class RunSpec(Frozen):
     model: ModelSpec
     data: DataSpec
     method: MethodSpec
-    training: TrainingSpec = TrainingSpec()
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
     seed: Annotated[int, Flag(group="Training")] = Field(
         0, ge=0, description="Seed of the initial values, the order of examples and dropout."
     )

@@ -54,12 +54,12 @@ class StudySpec(Frozen):
     methods: Annotated[list[MethodSpec], Flag(group="Methods")] = Field(
         default=[], validate_default=True, description="Names of methods, separated by commas: lora,cla,paca."
     )
-    training: TrainingSpec = TrainingSpec()
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Flag(group="Training")] = Field(
         [0, 1, 2], description="How many seeds, or a list: 0,1,2."
     )
     grid: Annotated[Grid, Flag(hidden=True)] = Field(
-        Grid(), description="Models, data sets and training settings where there are several."
+        default_factory=Grid, description="Models, data sets and training settings where there are several."
     )
     points: Annotated[list[StudySpec], Flag(hidden=True)] = Field(
         [], description="Further products of runs; what a point does not say is taken from above."
