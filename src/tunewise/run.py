@@ -31,7 +31,7 @@ from tunewise.training import checkpoints
 from tunewise.training.build import build_model, count_parameters
 from tunewise.training.context import RunContext
 from tunewise.training.evaluation import Evaluation, evaluate
-from tunewise.training.events import Listener, Phase, Pruned, RunFinished, RunStarted
+from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
 from tunewise.training.linearised import verify_linearised
 from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.training.tracking import tracked
@@ -64,8 +64,8 @@ def run(
         process_group: The processes that train this model together; each of them makes this call.
 
     Returns:
-        The record. Its status is `diverged` where a loss or gradient is not finite, `oom` where memory ran out (it
-        keeps its checkpoints), and `pruned` where the listener raised `Pruned`.
+        The record. Its status is `diverged` where a loss or gradient is not finite, and `oom` where memory ran out (it
+        keeps its checkpoints).
 
     Raises:
         SpecError, DataError, ModelError: The run can't be done as specified.
@@ -137,8 +137,6 @@ def _attempt(context: RunContext) -> _Outcome:
         outcome.results, outcome.check = _train_and_measure(model, context)
     except DivergedError as error:
         outcome.status, outcome.error = "diverged", str(error)
-    except Pruned as error:
-        outcome.status, outcome.error = "pruned", str(error)
     except Exception as error:
         if not is_out_of_memory(error) or context.process_group.world_size > 1:  # the launcher ends the other ranks
             raise

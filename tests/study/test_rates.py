@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,6 @@ from tunewise.study.plan import Plan, make_plan
 from tunewise.study.policies.rates import RatePolicy, apply_known_rates
 from tunewise.study.session import make_monitor
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted
-from tunewise.training.journal import read_history
 
 
 class Notes(StudyListener):
@@ -274,50 +272,6 @@ def test_further_trials_are_spent_on_all_methods_where_one_lies_on_an_edge(searc
     for row in rows:
         if before[row.method].edge == "highest":
             assert row.trials[-1].rate == pytest.approx(10 * before[row.method].chosen)
-
-
-SCRIPT = {0.001: [0.9, 0.8, 0.7], 0.003: [0.9, 0.7, 0.6], 0.000333: [1.0, 1.5, 0.1]}
-
-
-def test_a_trial_that_falls_behind_is_stopped_recorded_as_pruned_and_never_chosen(
-    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Runs are real; the validation losses that the search reads are those of the script."""
-    training = {"epochs": 3, "batch_size": 16, "max_length": 16}
-    spec = spec_of(tiny_model, toy_csv, methods=["head"], seeds=1, tuning=3, training=training)
-    store = RunStore(tmp_path)
-    plan = make_plan(spec, store)
-    first = plan.runs[0].spec
-    method = first.method
-    rates = {
-        first.model_copy(update={"method": method.model_copy(update={"learning_rate": r}), "seed": 1000}).id: r
-        for r in SCRIPT
-    }
-
-    def scripted(file: Path) -> list[dict[str, Any]]:
-        reached = [e for e in read_history(file) if e["kind"] == "epoch"]
-        losses = SCRIPT[rates[file.parent.name]]
-        return [{"kind": "epoch", "validation": {"loss": x, "metrics": {}}} for x, _ in zip(losses, reached)]
-
-    monkeypatch.setattr("tunewise.study.early_stop.read_history", scripted)
-    (row,) = tune(plan, store, Listener()).methods
-    pruned = row.trials[2]
-    assert (pruned.rate, pruned.status, pruned.epochs, pruned.value) == (0.000333, "pruned", 2, 1.0)
-    assert row.chosen in (0.001, 0.003)
-    record = store.record(pruned.run)
-    assert record is not None
-    assert (record.status, record.results) == ("pruned", None)
-    assert "stopped after epoch 2 of 3" in (record.error or "")
-    assert {f.name for f in store.folder(pruned.run).iterdir()} == {"run.json", "history.jsonl"}
-
-    notes = Notes()  # again: nothing is left to do
-    assert tune(plan, store, notes).methods == [row]
-    assert notes.started() == []
-
-    monkeypatch.setitem(SCRIPT, 0.000333, [1.0, 0.95, 0.1])  # beside other trials it would not have been stopped
-    (row,) = tune(plan, store, notes).methods
-    assert notes.started() == ["head at 0.000333"]
-    assert row.trials[2].status == "done"
 
 
 def test_a_method_whose_trials_all_fail_keeps_its_default_and_says_so(

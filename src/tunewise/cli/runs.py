@@ -22,7 +22,7 @@ def runs_ls(
     *,
     method: Annotated[str | None, Parameter(help="Names, separated by commas.")] = None,
     status: Annotated[
-        str | None, Parameter(help="done, running, unfinished, diverged, oom, pruned, failed, unreadable.")
+        str | None, Parameter(help="done, running, unfinished, diverged, oom, failed, unreadable.")
     ] = None,
     model: Annotated[str | None, Parameter(help="A part of the model's path.")] = None,
     where: Annotated[

@@ -33,11 +33,6 @@ def _paragraphs(tuning: TuningReport, searched: list[MethodTuning]) -> list[str]
         f"next around the method's {middle}, at seed {tuning.settings.seed}, which no run below has. The best "
         f"{tuning.objective} was chosen; test scores were not used."
     ]
-    if tuning.settings.stop == "median":
-        paragraphs.append(
-            "A trial past half of its epochs was stopped where it was worse than the median of earlier trials and no "
-            "longer improving."
-        )
     given = [row.method for row in tuning.methods if row.given]
     if given:
         paragraphs.append(f"Given, not tuned: {', '.join(given)}; the budgets are unequal there.")
@@ -48,19 +43,17 @@ def _chosen(tuning: TuningReport) -> Table:
     rows = []
     for row in tuning.methods:
         best = next((t for t in row.trials if t.rate == row.chosen and t.status == "done"), None)
-        pruned = sum(t.status == "pruned" for t in row.trials)
         rows.append(
             [
                 row.method,
                 numbers.rate(row.chosen) + (", given, not tuned" if row.given else ""),
                 _value(best.value) if best else numbers.MISSING,
                 str(len(row.trials)),
-                str(pruned),
                 str(sum(t.epochs for t in row.trials)),
             ]
         )
     return Table(
-        columns=["method", "rate used", f"best {tuning.objective}", "trials", "stopped early", "epochs spent"],
+        columns=["method", "rate used", f"best {tuning.objective}", "trials", "epochs spent"],
         rows=rows,
         caption="The rate of each method and what the search for it cost",
     )
@@ -82,8 +75,6 @@ def _trials(tuning: TuningReport, searched: list[MethodTuning]) -> Table:
 def _cell(trial: Trial, row: MethodTuning) -> str:
     if trial.status == "done":
         outcome = ", chosen" if trial.rate == row.chosen and row.note is None else ""
-    elif trial.status == "pruned":
-        outcome = f", stopped after epoch {trial.epochs}"
     else:
         outcome = f", {trial.status}"
     value = "" if trial.value is None else f": {_value(trial.value)}"

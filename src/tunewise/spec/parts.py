@@ -224,6 +224,3 @@ class TuningSpec(Frozen):
         1000, ge=0, description="Seed of the trials; must not be one of the seeds."
     )
     given: Annotated[bool, Flag("tune_given")] = Field(False, description="Search around rates that are given, too.")
-    stop: Annotated[Literal["median", "never"], Flag("tune_stop")] = Field(
-        "median", description="When a trial is stopped early: below the median of the others, or never."
-    )

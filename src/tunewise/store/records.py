@@ -10,7 +10,7 @@ from tunewise.spec import RunSpec, TuningSpec
 
 SCHEMA = 2
 
-Status = Literal["done", "running", "failed", "diverged", "oom", "pruned"]
+Status = Literal["done", "running", "failed", "diverged", "oom"]
 
 
 class _Record(BaseModel):
@@ -94,7 +94,7 @@ class RunRecord(_Record):
     data: DataFacts | None = None
     results: Results | None = None
     check: Check | None = None
-    error: str | None = Field(None, description="one line, where status is failed, diverged, oom or pruned")
+    error: str | None = Field(None, description="one line, where status is failed, diverged or oom")
     processes: int = Field(1, description="the most that trained it together; equal to one up to rounding")
     files: dict[str, str] = Field(default={}, description="file name relative to the folder -> sha256")
 
@@ -156,7 +156,7 @@ class Trial(_Record):
     run: str = Field(description="id of its folder")
     status: Status
     epochs: int = Field(description="evaluated on the validation split")
-    value: float | None = Field(description="the objective at the selected epoch; of a pruned trial, the best so far")
+    value: float | None = Field(description="the objective at the selected epoch")
 
 
 class MethodTuning(_Record):

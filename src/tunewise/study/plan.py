@@ -15,7 +15,6 @@ from tunewise.models.load import load_model, meta_model, model_digest, pinned_mo
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, content_hash
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
-from tunewise.study.early_stop import StopRule
 from tunewise.study.shapes import shape_of
 from tunewise.tasks.build import build_task, detect_task, task_class
 from tunewise.tasks.contract import Task
@@ -36,7 +35,6 @@ class PlannedRun:
     longest: int | None = None
     """Tokens of the longest training example, where inputs are tokens: no batch is wider."""
     snapshots: SnapshotOptions | None = None
-    stop: StopRule | None = None
 
     @cached_property
     def id(self) -> str:

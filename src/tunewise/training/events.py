@@ -79,10 +79,6 @@ class Interrupted(TunewiseError):
     exit_code = 130
 
 
-class Pruned(TunewiseError):
-    """Raised by a listener to end a run early, because it has fallen behind others."""
-
-
 class ForwardingListener(Listener):
     """Passes events on to another listener, and the stop that is requested of that one back."""
 

@@ -13,7 +13,6 @@ from tunewise.errors import TunewiseError
 from tunewise.run import run
 from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
-from tunewise.study.early_stop import EarlyStop, StopRule
 from tunewise.training.events import Listener
 from tunewise.training.trajectory import SnapshotOptions
 
@@ -28,7 +27,6 @@ class Job:
     run: RunSpec
     snapshots: SnapshotOptions | None = None
     track: tuple[str, ...] = ()
-    stop: StopRule | None = None
 
 
 class RemoteTraceback(Exception):
@@ -102,6 +100,4 @@ class Executor(ABC):
 
 def do_job(job: Job, store: RunStore, listener: Listener) -> None:
     """Do a run in this process. Raises what `run` raises."""
-    if job.stop is not None:
-        listener = EarlyStop(listener, job.stop, store.folder(job.run.id))
     run(job.run, store, listener=listener, trajectory=job.snapshots, track=job.track)

@@ -12,7 +12,7 @@ class Policy(ABC):
     """Decides which runs a study does next.
 
     A policy keeps no files of its own: made again from the same plan and the same store it asks for the same runs, but
-    for those that are done, so a study that was stopped goes on. A run may carry a `StopRule`, which ends it early.
+    for those that are done, so a study that was stopped goes on.
     A study is over when `ask` returns nothing while no run is under way.
     """
 
@@ -22,7 +22,7 @@ class Policy(ABC):
 
     @abstractmethod
     def tell(self, outcome: Outcome) -> None:
-        """Take note of the end of a run: done, diverged, failed, out of memory or stopped early."""
+        """Take note of the end of a run: done, diverged, failed or out of memory."""
 
     @abstractmethod
     def upcoming(self) -> list[PlannedRun]:
