@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from tunewise.cli.compare import read_request
 from tunewise.cli.flags import flags_of
 from tunewise.cli.main import COMMANDS, GROUPS_OF_COMMANDS
-from tunewise.cli.requests import read_request
 from tunewise.spec import ExecutionOptions, Flag, RunSpec, StudySpec, load_yaml
 
 Call = Callable[..., tuple[int, str, str]]

@@ -48,19 +48,6 @@ def test_json_has_every_method(plan, model, tmp_path):
     assert len(rows) == 17
 
 
-@pytest.mark.parametrize("columns", [60, 70])
-def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(plan, model, tmp_path, columns):
-    asked = ("--model", str(model), "--samples", "500", "--methods", "lora,cola,cla")
-    wide, narrow = (plan(tmp_path, *asked, columns=width).stdout.splitlines() for width in (200, columns))
-    table = [line.split() for line in narrow[:3]]
-    assert max(map(len, narrow)) <= columns
-    assert "…" not in "".join(narrow)
-    assert table[0][:3] == ["method", "trained", "memory"] and table[0][-2:] == ["disk", "bound"]
-    assert "no room for share" in " ".join(narrow)
-    assert all(set(few) <= set(many.split()) for few, many in zip(table, wide))
-    assert "A chain is counted in its last link" in " ".join(wide)
-
-
 def test_a_table_for_people(plan, model, tmp_path):
     said = plan(tmp_path, "--model", str(model), "--methods", "lora,cla", "--samples", "100").stdout
     assert "lora" in said and "memory" in said and "Theorem 7" in said

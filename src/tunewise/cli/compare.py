@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from tunewise.cli import flags
-from tunewise.cli.requests import read_request
-from tunewise.spec import ExecutionOptions, StudySpec
+from tunewise.errors import SpecError, suggest_nearest
+from tunewise.spec import ExecutionOptions, StudySpec, load_yaml, merge_specs, parse, split_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from tunewise.study.compare import Comparison
 
 
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
 @flags.spec_flags(StudySpec, ExecutionOptions)
 def compare(
-    given: dict[str, Any],
+    given: flags.Given,
     *,
     preset: Annotated[str | None, Parameter(help="A spec that comes with tunewise: quickstart.")] = None,
     spec: flags.SpecFile = None,
@@ -27,6 +31,34 @@ def compare(
     """Run a comparison."""
     result = run_comparison(*read_request(given, preset, spec), dry_run=dry_run)
     return 1 if result is not None and result.failed else 0
+
+
+def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> tuple[ExecutionOptions, StudySpec]:
+    """What preset, spec file and flags ask for together; the later win over the earlier."""
+    content = load_yaml(_preset(preset)) if preset else {}
+    content = merge_specs(merge_specs(content, load_yaml(spec) if spec else {}), given)
+    content["methods"] = _without_overridden(content.get("methods"), given)
+    for name in ("model", "data", "methods"):
+        if not content.get(name):
+            raise SpecError(f"{name!r} is missing: give --{name}, a --spec file, or --preset quickstart")
+    source = str(spec) if spec else ""
+    options, content = split_options(content, source)
+    return options, parse(StudySpec, content, source)
+
+
+def _without_overridden(methods: Any, given: flags.Given) -> Any:
+    """A flag for all methods wins over the setting of one method in a file."""
+    flags = {*given, "learning_rate"} if given.get("training", {}).get("learning_rate") else {*given}
+    if not isinstance(methods, list):
+        return methods
+    return [{k: v for k, v in m.items() if k not in flags} if isinstance(m, dict) else m for m in methods]
+
+
+def _preset(name: str) -> Path:
+    names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+    if name not in names:
+        raise SpecError(f"unknown preset {name!r}{suggest_nearest(name, names)}")
+    return PRESETS / f"{name}.yaml"
 
 
 def run_comparison(options: ExecutionOptions, study: StudySpec, *, dry_run: bool) -> Comparison | None:

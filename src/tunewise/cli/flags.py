@@ -25,6 +25,9 @@ GROUPS = {
     )
 }
 
+Given = dict[str, Any]
+"""What was given on the command line, nested like the specs."""
+
 # Types of flags that are not fields of a spec.
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -66,7 +69,7 @@ def spec_flags(
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def with_flags(*args: Any, **values: Any) -> Any:
-            given: dict[str, Any] = {}
+            given: Given = {}
             for name, flag in flags.items():
                 if (value := values.pop(name, None)) is not None:
                     _place(given, flag.path, value)
@@ -86,7 +89,7 @@ def spec_flags(
     return decorate
 
 
-def _place(given: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _place(given: Given, path: tuple[str, ...], value: Any) -> None:
     for key in path[:-1]:
         given = given.setdefault(key, {})
     given[path[-1]] = value

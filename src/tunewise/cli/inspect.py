@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @flags.spec_flags(StudySpec, only=("data", "task", "text", "text_pair", "label"))
 def inspect(
-    given: dict[str, Any],
+    given: flags.Given,
     adapter: flags.RunOrAdapter | None = None,
     /,
     *,

@@ -23,8 +23,7 @@ The same command again does what is missing, and only that; two at once share th
     "train": """Train one method once: a run folder with adapter, record and history.
 
 The same command again goes on from the last checkpoint. On several processes, each with a copy of the model and a share
-of every batch: torchrun --nproc-per-node 2 -m tunewise train ...; each with a shard of the model (FSDP2): accelerate
-launch --use_fsdp --fsdp_version 2 -m tunewise train ...""",
+of every batch: torchrun --nproc-per-node 2 -m tunewise train ...""",
     "plan": "Forecast parameters, memory, disk and bounds of every method from a model's config alone.",
     "recommend": """Recommend the cheapest method that is not significantly worse than the best, within limits.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -53,7 +53,7 @@ def paper_list(
 
 @flags.spec_flags(StudySpec, ExecutionOptions, only=_RUN)
 def paper_run(
-    given: dict[str, Any],
+    given: flags.Given,
     name: Annotated[str, Parameter(help="MODEL/DATA as in `tunewise paper list`: roberta-base/mrpc.")],
     /,
     *,
@@ -131,7 +131,7 @@ def paper_table(
 
 @flags.spec_flags(StudySpec, only=("model", "data", "seeds", "epochs", *_SIZES))
 def paper_sweep(
-    given: dict[str, Any],
+    given: flags.Given,
     which: Annotated[str, Parameter(help="Table 8, 9, 10, 11, 12, 13 or figure6.")],
     /,
     *,
@@ -168,7 +168,7 @@ def paper_sweep(
     print(f"{out}: {runs:,} runs; next: tunewise sweep {out} --dry-run")
 
 
-def _source(given: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+def _source(given: flags.Given) -> tuple[str | None, flags.Given]:
     """Folder of the data, and the sizes that were given; both are taken out of `given`."""
     sizes = given.pop("data", {})
     return sizes.pop("path", None), sizes

@@ -8,19 +8,17 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from tunewise.cli import flags
-from tunewise.cli.tables import fit_columns, rich_table, terminal_width
+from tunewise.cli.tables import aligned
 from tunewise.errors import SpecError
 from tunewise.spec import MethodSpec, ModelSpec, StudySpec, load_yaml, merge_specs, parse
 
-_OPTIONAL = ("share", "weights", "optimizer", "kept")
-"""Columns that a narrow terminal does without, in this order."""
-_WIDE = 1000
-"""Columns of a pipe."""
+_Row = dict[str, Any]
+"""What is forecast for a method, as the JSON has it."""
 
 
 @flags.spec_flags(StudySpec, only=("model", "task", "methods", "rank", "targets", "batch_size"))
 def plan(
-    given: dict[str, Any],
+    given: flags.Given,
     *,
     labels: Annotated[flags.Count, Parameter(help="Classes of the task head.")] = 2,
     samples: Annotated[flags.Count | None, Parameter(help="Training examples, for the theory's bounds.")] = None,
@@ -42,7 +40,7 @@ def plan(
     training = content.get("training") or {}
     data = content.get("data") if isinstance(content.get("data"), dict) else {}
     size = (data or {}).get("train_size")
-    question: dict[str, Any] = {
+    question: flags.Given = {
         "methods": _methods(content),
         "task": content.get("task"),
         "labels": labels,
@@ -60,7 +58,7 @@ def plan(
         _show(rows, question)
 
 
-def _methods(content: dict[str, Any]) -> list[dict[str, Any]]:
+def _methods(content: flags.Given) -> list[_Row]:
     """The methods as a comparison would read them; the whole catalog where none is named."""
     from tunewise.catalog import CATALOG
 
@@ -70,7 +68,7 @@ def _methods(content: dict[str, Any]) -> list[dict[str, Any]]:
     return methods if "methods" in settings else [{**m, "optional": True} for m in methods]
 
 
-def _forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]]:
+def _forecast(model: ModelSpec, question: flags.Given) -> list[_Row]:
     from tunewise.quiet import quiet_libraries
 
     quiet_libraries()
@@ -92,22 +90,19 @@ def _forecast(model: ModelSpec, question: dict[str, Any]) -> list[dict[str, Any]
     return [row.model_dump(mode="json") for row in forecast_methods(config, task, head, methods, **settings)]
 
 
-def _show(rows: list[dict[str, Any]], question: dict[str, Any]) -> None:
+def _show(rows: list[_Row], question: flags.Given) -> None:
     from rich.console import Console
 
     with_bound = any(row["information_bound"] is not None for row in rows)
     titles = ["method", "trained", "share", "memory", "weights", "optimizer", "kept", "disk"]
-    lines = [[*titles, *(["bound"] if with_bound else [])], *(_cells(row, with_bound) for row in rows)]
-    (titles, *cells), note = fit_columns(lines, _OPTIONAL, terminal_width())
-    Console(width=terminal_width() or _WIDE).print(rich_table(titles, cells))
+    titles += ["bound"] if with_bound else []
     console = Console(highlight=False)
-    if note:
-        console.print(note, style="dim")
+    print(*aligned([titles, *(_cells(row, with_bound) for row in rows)], right=range(1, len(titles))), sep="\n")
     for paragraph in _explanations(rows, question, with_bound):
         console.print(paragraph)
 
 
-def _cells(row: dict[str, Any], with_bound: bool) -> list[str]:
+def _cells(row: _Row, with_bound: bool) -> list[str]:
     from tunewise.number_format import memory, short_count
 
     cells = [
@@ -122,7 +117,7 @@ def _cells(row: dict[str, Any], with_bound: bool) -> list[str]:
     return cells
 
 
-def _explanations(rows: list[dict[str, Any]], question: dict[str, Any], with_bound: bool) -> list[str]:
+def _explanations(rows: list[_Row], question: flags.Given, with_bound: bool) -> list[str]:
     from tunewise.study.forecast import describe_overhead
 
     size = f"batches of {question['batch']} x {question['length'] or 'at most 128'} tokens, {question['dtype']}, AdamW"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from tunewise.cli.tables import aligned, fit_columns, wrapped
+from tunewise.cli.tables import aligned
 from tunewise.store.table import RunRow
 from tunewise.text_format import pluralize
 
@@ -16,28 +16,18 @@ _SHOWN = (
     *("id", "status", "method", "rank", "alpha", "rate", "seed"),
     *("model", "data", "metric", "test", "gap", "seconds", "started"),
 )
-_OPTIONAL = ("started", "seconds", "data", "model", "metric", "alpha", "seed", "rate")
-"""Columns that a narrow terminal does without, in this order."""
 _PATH = 24
 """Characters of a path that are shown: its end, where paths differ."""
 
 
-def lines_of(rows: Sequence[RunRow], ids: Collection[str], width: int = 0) -> list[str]:
-    """The table, with ids as short as distinguishes all of `ids`, and why a run has no result. With a `width`, columns
-    that do not fit are left out, as a last line says."""
+def lines_of(rows: Sequence[RunRow], ids: Collection[str]) -> list[str]:
+    """The table, with ids as short as distinguishes all of `ids`, and why a run has no result."""
     if not rows:
         return []
     length = next((n for n in range(8, 16) if len({run_id[:n] for run_id in ids}) == len(ids)), 16)
-    lines, note = fit_columns([_SHOWN, *(_cells(row, length) for row in rows)], _OPTIONAL, width)
-    head, *shown = aligned(lines, right=[i for i, title in enumerate(lines[0]) if title in _NUMBERS])
-    result = [head]
-    for line, row in zip(shown, rows, strict=True):
-        problem = row.problem or ""
-        if width:
-            result += [line, *wrapped(problem, width, "    ")]
-        else:
-            result.append(f"{line}  {problem if len(problem) <= 80 else problem[:79] + '…'}".rstrip())
-    return result + (wrapped(note, width) if width else [])
+    right = [position for position, title in enumerate(_SHOWN) if title in _NUMBERS]
+    head, *lines = aligned([_SHOWN, *(_cells(row, length) for row in rows)], right=right)
+    return [head, *(f"{line}  {row.problem or ''}".rstrip() for line, row in zip(lines, rows, strict=True))]
 
 
 def summary_of(rows: Iterable[RunRow], of: int, place: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +33,6 @@ def runs_ls(
 ) -> None:
     """Print one line per run."""
     from tunewise.cli.run_tables import lines_of, summary_of
-    from tunewise.cli.tables import terminal_width
     from tunewise.store.filters import ordered, plain, selected
     from tunewise.store.table import table
 
@@ -45,7 +43,7 @@ def runs_ls(
         print(json.dumps([plain(row) for row in kept], indent=1))
     else:
         ids = [row.id for row in rows]
-        print(*lines_of(kept, ids, terminal_width()), summary_of(kept, len(rows), runs), sep="\n")
+        print(*lines_of(kept, ids), summary_of(kept, len(rows), runs), sep="\n")
 
 
 def runs_show(run: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json = False) -> None:
@@ -67,15 +65,14 @@ def runs_gc(
     runs: _Runs = Path("runs"),
     /,
     *,
-    dry_run: Annotated[flags.Switch, Parameter(help="Print what would be removed, and stop.")] = False,
-    yes: Annotated[flags.Switch, Parameter(("--yes", "-y"), help="Remove it without asking.")] = False,
+    yes: Annotated[flags.Switch, Parameter(help="Remove it; without this flag it is only listed.")] = False,
     all_unfinished: Annotated[
         flags.Switch, Parameter(help="Also unfinished runs with checkpoints; they start from step 0 again.")
     ] = False,
     caches: Annotated[
         flags.Switch, Parameter(help="Also what measures cache of base models; it is computed again when needed.")
     ] = False,
-) -> int:
+) -> None:
     """Remove what is not needed any more."""
     from tunewise.cli.tables import aligned
     from tunewise.store.files import size
@@ -87,20 +84,13 @@ def runs_gc(
     items = leftovers(store, unfinished=all_unfinished, caches=caches)
     if not items:
         print(f"nothing to remove in {runs}")
-        return 0
+        return
     total = sum(item.bytes for item in items)
     lines = [[size(item.bytes), str(item.path.relative_to(runs)), item.why] for item in items]
-    print(*aligned(lines, right=(0,)), f"{size(total)} in all", sep="\n")
-    if dry_run:
-        return 0
-    if not yes:
-        if not sys.stdin.isatty():
-            raise SpecError("nothing was removed: give --yes to remove, or --dry-run to look only")
-        if input("Remove it? [y/N] ").strip().lower() not in ("y", "yes"):
-            return 1
-    freed, stayed = remove(store, items)
-    print(*stayed, f"{size(freed)} removed", sep="\n")
-    return 0
+    print(*aligned(lines, right=(0,)), f"{size(total)} in all{'' if yes else '; --yes removes them'}", sep="\n")
+    if yes:
+        freed, stayed = remove(store, items)
+        print(*stayed, f"{size(freed)} removed", sep="\n")
 
 
 def runs_verify(

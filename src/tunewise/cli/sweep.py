@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @flags.spec_flags(ExecutionOptions, without=("costs", "track"))
 def sweep(
-    given: dict[str, Any],
+    given: flags.Given,
     spec: Annotated[Path, Parameter(help="YAML file; every list in it is an axis.")],
     /,
     *,

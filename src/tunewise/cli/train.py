@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewise.cli import flags
 from tunewise.errors import SpecError, TunewiseError
@@ -26,7 +26,7 @@ _OF_STUDIES = ("tuning", "measures", "measure_settings", "trajectory", "referenc
 
 
 @flags.spec_flags(RunSpec, ExecutionOptions, without=_UNUSED)
-def train(given: dict[str, Any], spec: flags.SpecFile = None, /) -> int:
+def train(given: flags.Given, spec: flags.SpecFile = None, /) -> int:
     """Train; rank 0 prints, and any other process with an error that rank 0 does not have."""
     rank, joined_others = int(os.environ.get("RANK", "0")), False
     try:
@@ -63,7 +63,7 @@ def train(given: dict[str, Any], spec: flags.SpecFile = None, /) -> int:
     return {"done": 0, "diverged": 4}.get(record.status, 1)
 
 
-def _read(spec: Path | None, given: dict[str, Any]) -> tuple[ExecutionOptions, StudySpec]:
+def _read(spec: Path | None, given: flags.Given) -> tuple[ExecutionOptions, StudySpec]:
     """How to run, and a study of one run. The file may be that of a study; flags then select a method and a seed."""
     flags_of_method, seed = given.pop("method", {}), given.pop("seed", None)
     content = merge_specs(load_yaml(spec) if spec else {}, given)
@@ -74,7 +74,7 @@ def _read(spec: Path | None, given: dict[str, Any]) -> tuple[ExecutionOptions, S
         content.pop(key, None)
     listed = content.pop("methods", content.pop("method", None)) or []
     names = [name.strip() for name in listed.split(",")] if isinstance(listed, str) else listed
-    methods: list[dict[str, Any]] = [{"name": m} if isinstance(m, str) else m for m in names]
+    methods: list[flags.Given] = [{"name": m} if isinstance(m, str) else m for m in names]
     if name := flags_of_method.get("name"):
         methods = [m for m in methods if m.get("name") == name][:1] or [{"name": name}]
     if len(methods) != 1:
