@@ -30,13 +30,14 @@ def targets_of(name: str, kind: str) -> Any:
 
 
 def combinations(*, adapters: bool = False) -> Any:
-    """(method, model) over the catalog and a toy method, as pytest parameters; only methods with an adapter where asked."""
+    """(method, model) over the catalog and a toy method, as pytest parameters; only methods with an adapter where asked.
+    Each method on two architectures in turn; those on the other two are slow tests."""
     return pytest.mark.parametrize(
         ("name", "kind"),
         [
-            pytest.param(name, kind, id=f"{name}-{kind}")
-            for name, method in METHODS.items()
-            for kind in KINDS
+            pytest.param(name, kind, id=f"{name}-{kind}", marks=[pytest.mark.slow] if (i + j // 2) % 2 else [])
+            for i, (name, method) in enumerate(METHODS.items())
+            for j, kind in enumerate(KINDS)
             if (name, kind) not in NOT_OFFERED and (method.adapts or not adapters)
         ],
     )

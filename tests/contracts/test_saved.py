@@ -17,7 +17,7 @@ from peft import PeftModel
 import tunewise
 from contracts import fresh_process as fresh
 from contracts import models
-from contracts.every import KINDS, METHODS, NOT_OFFERED, RANK, attach, combinations, grown, targets_of
+from contracts.every import KINDS, METHODS, RANK, attach, combinations, grown, targets_of
 
 HERE = Path(__file__).parent
 
@@ -43,19 +43,17 @@ def test_saved_and_loaded_it_computes_the_same(name, kind, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """What a fresh process finds for every combination: stock PEFT's logits, tunewise's digests."""
+def elsewhere(request, tmp_path_factory):
+    """What a fresh process finds for every combination of this session: stock PEFT's logits, tunewise's digests."""
     folder = tmp_path_factory.mktemp("elsewhere")
     cases: dict[str, dict[str, Any]] = {"stock": {}, "built": {}}
-    for name, method in METHODS.items():
-        for kind in KINDS:
-            if (name, kind) in NOT_OFFERED:
-                continue
-            key = f"{name} {kind}"
-            cases["built"][key] = (kind, name, targets_of(name, kind))
-            if method.adapts:
-                saved = tunewise.save(grown(name, kind), folder / key.replace(" ", "_"))
-                cases["stock"][key] = (kind, str(saved))
+    parameters = [item.callspec.params for item in request.session.items if "elsewhere" in item.fixturenames]
+    for name, kind in {(p["name"], p["kind"]) for p in parameters}:
+        key = f"{name} {kind}"
+        cases["built"][key] = (kind, name, targets_of(name, kind))
+        if METHODS[name].adapts:
+            saved = tunewise.save(grown(name, kind), folder / key.replace(" ", "_"))
+            cases["stock"][key] = (kind, str(saved))
     (folder / "cases.json").write_text(json.dumps(cases))
     subprocess.run(
         [sys.executable, str(HERE / "fresh_process.py"), str(folder / "cases.json"), str(folder / "results.json")],

@@ -106,7 +106,7 @@ def train(config, head, method, batch, length, targets):
     for link in range(1 if chain is None else chain.links):
         if link:
             restart(model)
-        for _ in range(3 if chain is None else 1):
+        for _ in range(2 if chain is None else 1):
             model(**inputs).loss.backward()
             steps.step()
             steps.zero_grad(set_to_none=True)

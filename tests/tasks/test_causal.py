@@ -252,7 +252,7 @@ def test_the_real_model_finds_stories_easy(shared_data: Path, tmp_path: Path) ->
 def compared(llama, prompts, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
     flags = [f"--model={llama.path}", f"--data={prompts.path}", "--text=prompt", "--label=answer", "--task=causal"]
-    flags += ["--methods=lora,cla", "--rank=4", "--targets=all-linear", "--seeds=2", "--epochs=6", "--batch-size=8"]
+    flags += ["--methods=lora,cla", "--rank=4", "--targets=all-linear", "--seeds=1", "--epochs=6", "--batch-size=8"]
     flags += ["--learning-rate=0.02", "--measures=forgetting", f"--out={out}", "--max-length=16"]
     with pytest.MonkeyPatch.context() as patch:
         assert invoke(patch, "compare", *flags) == 0
@@ -261,7 +261,7 @@ def compared(llama, prompts, tmp_path_factory):
 
 def test_a_comparison_of_language_models_learns_and_the_lower_perplexity_wins(compared):
     records = RunStore(compared).records()
-    assert len(records) == 4
+    assert len(records) == 2
     for record in records:
         results = record.results
         assert results.metric == "perplexity" and not results.higher_is_better

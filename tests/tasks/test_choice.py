@@ -169,7 +169,7 @@ def test_openbookqa_is_read_as_it_comes(shared_data, tiny_model):
 
 def test_a_comparison_on_questions_learns_them(toy, tiny_model, tmp_path, monkeypatch):
     flags = [f"--model={tiny_model}", f"--data={toy}", "--choices=choices", "--methods=lora,cla", "--rank=8"]
-    flags += ["--seeds=1", "--epochs=6", "--batch-size=8", "--learning-rate=0.01", "--measures=none", "--no-costs"]
+    flags += ["--seeds=1", "--epochs=4", "--batch-size=8", "--learning-rate=0.02", "--measures=none", "--no-costs"]
     flags += ["--targets=all-linear"]
     assert invoke(monkeypatch, "compare", *flags, f"--out={tmp_path}") == 0
     records = RunStore(tmp_path).records()

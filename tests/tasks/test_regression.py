@@ -95,7 +95,7 @@ def test_stsb_keeps_its_counts_and_loses_its_known_overlaps(shared_data, tiny_mo
 def compared(tiny_model, shares_csv, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
     flags = [f"--model={tiny_model}", f"--data={shares_csv}", "--task=regression", "--methods=lora,cla", "--rank=4"]
-    flags += ["--seeds=1", "--epochs=10", "--batch-size=8", "--learning-rate=0.02", "--measures=none", "--no-costs"]
+    flags += ["--seeds=1", "--epochs=6", "--batch-size=8", "--learning-rate=0.02", "--measures=none", "--no-costs"]
     with pytest.MonkeyPatch.context() as patch:
         assert invoke(patch, "compare", *flags, f"--out={out}") == 0
     return out

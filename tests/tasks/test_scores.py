@@ -50,7 +50,7 @@ def test_one_predicted_class_has_no_correlation() -> None:
 
 def test_the_main_metric_can_be_chosen(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
     words = ["compare", f"--model={tiny_model}", f"--data={toy_csv}", "--methods=lora", "--rank=2", "--seeds=1"]
-    words += ["--epochs=2", "--learning-rate=0.01", "--no-costs", "--measures=none", f"--out={tmp_path}"]
+    words += ["--epochs=1", "--learning-rate=0.01", "--no-costs", "--measures=none", f"--out={tmp_path}"]
     assert invoke(monkeypatch, *words, "--metric=mathews") == 2
     message = capsys.readouterr().err
     assert "'mathews'" in message and "'matthews'" in message

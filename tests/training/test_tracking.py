@@ -23,7 +23,7 @@ def plan_of(tmp_path_factory):
     spec = StudySpec.model_validate(
         {
             "model": str(save_tiny_model(folder / "model")),
-            "data": str(save_toy_csv(folder / "toy.csv")),
+            "data": str(save_toy_csv(folder / "toy.csv", rows=60)),
             "methods": "lora,cla",
             "seeds": [0],
             "training": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2},

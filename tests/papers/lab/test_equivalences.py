@@ -24,7 +24,7 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)], ids=["seed 0", "seed 1"])
 def outcome(request):
     return lab.run(LabSettings(seed=request.param))
 

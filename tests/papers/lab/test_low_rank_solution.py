@@ -19,7 +19,13 @@ def small(monkeypatch):
     monkeypatch.setattr(lab, "_counts", lambda settings: (4, 6))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_theorem_is_confirmed_on_few_problems(monkeypatch):
+    monkeypatch.setattr(lab, "_counts", lambda settings: (4, 6))
+    assert overall(lab.run(LabSettings()).findings) == "confirmed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_theorem_is_confirmed(seed):
     assert overall(lab.run(LabSettings(seed=seed)).findings) == "confirmed"
 
