@@ -26,7 +26,7 @@ def collect_facts(store: RunStore, run_id: str) -> dict[str, Any]:
     spec = record.spec if record else _planned_spec(store, run_id)
     costs = cost_of_run(store.root, run_id)
     content = record.model_dump(mode="json") if record else {}
-    known = ("started", "seconds", "error", "model", "data", "results", "check", "environment")
+    keys = ("started", "seconds", "error", "model", "data", "results", "check", "environment")
     return {
         "id": run_id,
         "status": "running" if locked else record.status if record else status,
@@ -35,7 +35,7 @@ def collect_facts(store: RunStore, run_id: str) -> dict[str, Any]:
         "checkpoint": None if record and record.status == "done" else _checkpoint(folder),
         "learning_rate": spec.learning_rate if spec else None,
         "spec": spec.model_dump(mode="json") if spec else None,
-        **{key: content.get(key) for key in known},
+        **{key: content.get(key) for key in keys},
         "gap": record.results.gap if record and record.results else None,
         "costs": {"device": costs[0].device, **costs[1].model_dump(mode="json")} if costs else None,
         "measures": _measures(folder),

@@ -57,8 +57,8 @@ def runs_show(run: _Run, runs: _Runs = Path("runs"), /, *, as_json: flags.Json =
     if as_json:
         print(json.dumps(facts, indent=1))
     else:
-        known = {key: value for key, value in facts.items() if value not in (None, {}, [])}
-        print(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000), end="")
+        present = {key: value for key, value in facts.items() if value not in (None, {}, [])}
+        print(yaml.safe_dump(present, sort_keys=False, allow_unicode=True, width=1000), end="")
 
 
 def runs_gc(

@@ -20,6 +20,7 @@ def small(monkeypatch):
 
 
 def test_the_theorem_is_confirmed_on_few_problems(monkeypatch):
+    monkeypatch.setattr(lab, "SIZES", ((1, 3), (2, 5)))
     monkeypatch.setattr(lab, "_counts", lambda settings: (4, 6))
     assert overall(lab.run(LabSettings()).findings) == "confirmed"
 
