@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tunewise
+from command_line import invoke
+from contracts import models
 from test_run import make_spec
-from tunewise.errors import SpecError
+from tunewise.errors import SpecError, StoreError
+from tunewise.models.load import model_digest, model_folder
 from tunewise.run import run
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
@@ -56,16 +60,6 @@ def test_merged_model_is_plain_transformers_and_agrees(method: str, trained, tmp
     assert (logits_of(again, task) - expected).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("method", ["cla", "r-cla", "c3la", "r-c3la", "paca", "c-paca"])
-def test_compact_columns_load_again_and_are_smaller(method: str, trained, tmp_path: Path) -> None:
-    task, adapter, expected = trained(method)
-    tunewise.export(adapter, "columns", tmp_path / "c")
-    again = tunewise.load(task.load_model(0), tmp_path / "c")
-    assert (logits_of(again, task) - expected).abs().max() <= 1e-5
-    stock = (adapter / "adapter_model.safetensors").stat().st_size
-    assert (tmp_path / "c" / "columns.safetensors").stat().st_size < stock
-
-
 def test_stock_folder_loads_by_peft_alone(trained, tmp_path: Path) -> None:
     task, adapter, expected = trained("r-c3la")
     tunewise.export(adapter, "lora", tmp_path / "l")
@@ -99,7 +93,77 @@ def test_an_existing_folder_is_not_overwritten(trained, tmp_path: Path) -> None:
         tunewise.export(adapter, "lora", tmp_path / "there")
 
 
-def test_columns_of_a_method_without_columns_are_refused(trained, tmp_path: Path) -> None:
-    _, adapter, _ = trained("lora")
-    with pytest.raises(SpecError, match="trains no columns"):
-        tunewise.export(adapter, "columns", tmp_path / "c")
+# --- tied weights, and checks that fail ---------------------------------------------------------------------------------
+
+
+def tied_model():
+    torch.manual_seed(0)
+    return models.make("gpt2").eval()  # lm_head and the token embeddings are one weight
+
+
+@pytest.mark.parametrize("method", ["lora", "cla", "c3la", "paca", "peft:dora"])
+def test_a_tied_head_is_merged_apart_from_the_embeddings(method: str, tmp_path: Path) -> None:
+    model = tunewise.attach(tied_model(), method, rank=2, targets=["lm_head", "c_attn"])
+    models.stir(model, seed=1)
+    inputs = {"input_ids": torch.arange(1, 9)[None]}
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+    embeddings = tied_model().transformer.wte.weight
+    adapter = tunewise.save(model, tmp_path / "adapter")
+    tunewise.export(adapter, "merged", tmp_path / "merged", base=tied_model(), batch=inputs)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert again.config.tie_word_embeddings is False
+    assert torch.equal(again.transformer.wte.weight, embeddings)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "cla", "cola"])
+def test_merge_and_unload_unties_too(method: str) -> None:
+    model = tunewise.attach(tied_model(), method, rank=2, targets=["lm_head"])
+    models.stir(model, seed=1)
+    inputs = {"input_ids": torch.arange(1, 9)[None]}
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+        merged = model.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(merged.transformer.wte.weight, tied_model().transformer.wte.weight)
+    assert merged.config.tie_word_embeddings is False
+
+
+def test_a_merged_model_with_other_outputs_is_not_written(trained, tmp_path: Path, monkeypatch) -> None:
+    task, adapter, _ = trained("lora")
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
+    with pytest.raises(StoreError, match="the merged model gives other logits than the adapter"):
+        tunewise.export(adapter, "merged", tmp_path / "m", base=task.load_model(0), batch=task.collate(list(task.test)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_merged_into_its_own_model_from_any_folder(
+    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """A relative path that means another model elsewhere; and a model that was changed in its place."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        shutil.copytree(tiny_model, folder / "model")
+    changed = AutoModelForSequenceClassification.from_pretrained(there / "model")
+    changed.bert.embeddings.word_embeddings.weight.data += 1
+    changed.base_model.save_pretrained(there / "model")
+    monkeypatch.chdir(here)
+    flags = ["--model", "model", "--data", str(toy_csv), "--method", "head", "--epochs", "1", "--out", "runs"]
+    assert invoke(monkeypatch, "train", *flags) == 0
+    (run_folder,) = (path.parent.absolute() for path in Path("runs").glob("*/run.json"))
+    monkeypatch.chdir(there)
+    assert invoke(monkeypatch, "export", str(run_folder), "--to", "merged", "--out", str(tmp_path / "merged")) == 0
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    original = AutoModelForSequenceClassification.from_pretrained(here / "model")
+    assert torch.equal(merged.bert.embeddings.word_embeddings.weight, original.bert.embeddings.word_embeddings.weight)
+    shutil.rmtree(here / "model")
+    shutil.copytree(there / "model", here / "model")
+    for cached in (model_folder, model_digest):  # as in another process
+        cached.cache_clear()
+    capsys.readouterr()
+    for command in (["export", "--to", "merged", "--out", str(tmp_path / "second")], ["bounds"]):
+        assert invoke(monkeypatch, command[0], str(run_folder), *command[1:]) == 1
+        assert "its files are not those that the run was made with" in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()

@@ -30,8 +30,8 @@ from tunewise.training.journal import read_history
 def make_spec(model: Path, data: Path, method: str = "cla", seed: int = 0, **training: object) -> RunSpec:
     options = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "max_length": 16, **training}
     return RunSpec(
-        model=ModelSpec(path=str(model), digest="m"),
-        data=DataSpec(path=str(data), digest="d"),
+        model=ModelSpec(path=str(model)),
+        data=DataSpec(path=str(data)),
         method=MethodSpec(name=method, rank=4),
         training=TrainingSpec(**options),
         seed=seed,

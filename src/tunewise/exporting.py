@@ -1,8 +1,7 @@
-"""Write a trained method in another form: stock LoRA, merged into the model, or compact columns."""
+"""Write a trained method in another form: stock LoRA, or merged into the model."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,17 +11,17 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from peft.utils.save_and_load import load_peft_weights
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tunewise.errors import SpecError, StoreError
-from tunewise.methods.files import COLUMNS, SIDECAR, read_sidecar
+from tunewise.methods.files import read_sidecar
 from tunewise.methods.loading import load
-from tunewise.methods.verify import logits_of
+from tunewise.methods.tied import untie_adapted
+from tunewise.methods.verify import TOLERANCE, logits_of
 from tunewise.models.layers import linear_layers
+from tunewise.models.load import quiet_loading
 
-Form = Literal["lora", "merged", "columns"]
+Form = Literal["lora", "merged"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def export(
 
     Args:
         adapter: a folder written by `tunewise.save` (a run's `adapter/`).
-        to: `"lora"`, the folder as any LoRA reader loads it; `"merged"`, the whole model with dW in its weights;
-            `"columns"`, for column methods: indices and columns alone, without the one-hot A.
+        to: `"lora"`, the folder as any LoRA reader loads it; `"merged"`, the whole model with dW in its weights. A
+            weight that is tied to another one (a language model's head) becomes separate.
         out: the folder to write; must not exist.
         base: for `merged`: the base model, which is changed.
         batch: for `merged`: inputs on which merged and unmerged logits are compared.
@@ -69,16 +68,17 @@ def export(
         An `Exported`: `path`, `size`, `max_logit_difference`, `update_error`, and a `warning` or None.
 
     Raises:
-        SpecError: `out` exists, `merged` without a base, `columns` of a method that has none.
-        StoreError: a folder that can't be read.
+        SpecError: `out` exists, or `merged` without a base.
+        StoreError: a folder that can't be read, or a merged model that does not compute what the adapter does; nothing
+            is written then.
 
     Example:
         >>> import tempfile, torch, tunewise
         >>> model = tunewise.attach(torch.nn.Sequential(torch.nn.Linear(8, 4)), "cla", rank=2, targets=["0"])
         >>> folder = tunewise.save(model, tempfile.mkdtemp() + "/adapter")
-        >>> exported = tunewise.export(folder, "columns", folder.parent / "columns")
-        >>> sorted(file.name for file in exported.path.iterdir())
-        ['columns.safetensors', 'tunewise.json']
+        >>> exported = tunewise.export(folder, "lora", folder.parent / "lora")
+        >>> (exported.path / "adapter_model.safetensors").exists()
+        True
     """
     source, out = Path(adapter), Path(out)
     notes = read_sidecar(source)
@@ -94,40 +94,15 @@ def export(
                     f"{source} is of method {notes['method']['name']!r}, which is no adapter; use --to merged"
                 )
             shutil.copytree(source, folder)
-        elif to == "columns":
-            _write_columns(source, notes, folder)
         elif to == "merged":
             if base is None:
                 raise SpecError("a merged model needs its base: pass base=")
             difference, error = _write_merged(source, base, folder, batch, dtype)
         else:
-            raise SpecError(f"unknown form {to!r}; choose lora, merged or columns")
+            raise SpecError(f"unknown form {to!r}; choose lora or merged")
         folder.rename(out)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return Exported(out, size, difference, error)
-
-
-def _write_columns(source: Path, notes: dict[str, Any], folder: Path) -> None:
-    """{layer}.columns int32 (k r,) and {layer}.update (n, k r) with its scale in; the head's tensors as they are."""
-    method = notes["method"]
-    if method["trained"] not in ("B", "columns") or method["where"] not in ("selector", "sampled"):
-        raise SpecError(f"method {method['name']!r} trains no columns; use --to lora")
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    weights = load_peft_weights(str(source), device="cpu")
-    compact: dict[str, Tensor] = {}
-    for key, tensor in weights.items():
-        if ".lora_A." in key:
-            layer = key.split(".lora_A.")[0].removeprefix("base_model.model.")
-            columns = tensor.argmax(dim=1)
-            rank = tensor.shape[0]
-            alpha = config["alpha_pattern"].get(layer, config["lora_alpha"])
-            compact[f"{layer}.columns"] = columns.to(torch.int32)
-            compact[f"{layer}.update"] = (weights[key.replace(".lora_A.", ".lora_B.")] * (alpha / rank)).contiguous()
-        elif ".lora_B." not in key:
-            compact[key] = tensor.contiguous()
-    folder.mkdir()
-    save_file(compact, folder / COLUMNS, metadata={"format": "pt"})
-    shutil.copy(source / SIDECAR, folder / SIDECAR)
 
 
 def _write_merged(
@@ -136,18 +111,34 @@ def _write_merged(
     before = {name: _weight(module) for name, module in linear_layers(base).items()}
     model = load(base, source).eval()
     expected = None if batch is None else logits_of(model, batch)
+    untie_adapted(model)
     merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    if not hasattr(merged, "save_pretrained"):
+        raise StoreError(f"{type(merged).__name__} can't be saved as a transformers model; use --to lora")
     changed = {n: _weight(m) - before[n] for n, m in linear_layers(merged).items() if n in before}
-    if dtype is not None:
-        merged = merged.to(dtype)
-    error = _update_error(before, changed, {n: _weight(m) for n, m in linear_layers(merged).items()}, dtype)
     difference = None
     if batch is not None and expected is not None:
         difference = float((logits_of(merged, batch) - expected).abs().max())
-    if not hasattr(merged, "save_pretrained"):
-        raise StoreError(f"{type(merged).__name__} can't be saved as a transformers model; use --to lora")
+        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise StoreError(
+                f"the merged model gives other logits than the adapter (by {difference:.2g}), so nothing was written; "
+                "use --to lora"
+            )
+    if dtype is not None:
+        merged = merged.to(dtype)
+    error = _update_error(before, changed, {n: _weight(m) for n, m in linear_layers(merged).items()}, dtype)
     merged.save_pretrained(str(folder))
+    _check_saved(merged, folder)
     return difference, error
+
+
+def _check_saved(model: Any, folder: Path) -> None:
+    """Raise `StoreError` where transformers does not load the saved model as it was."""
+    with quiet_loading():
+        saved = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in saved or not torch.equal(saved[name], tensor.cpu()):
+            raise StoreError(f"the saved model has another {name} than the merged one, so nothing was written")
 
 
 def _update_error(

@@ -27,6 +27,7 @@ from tunewise.measures.updates.layer import Updates
 from tunewise.measures.updates.refusal import refusal
 from tunewise.methods.files import CHANGED, CONFIG, SIDECAR, read_attachment
 from tunewise.methods.loading import load
+from tunewise.methods.tied import untie_adapted
 from tunewise.models.bare import base_of_adapter, load_bare
 from tunewise.models.load import model_digest
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec
@@ -274,5 +275,6 @@ def _merged(folder: Path, task: Task, seed: int) -> nn.Module:
     with refusal(MeasureError, f"{folder} can't be merged into a model with a head for this data"):
         stock = (folder / CONFIG).exists()
         loaded: Any = PeftModel.from_pretrained(base, str(folder)) if stock else load(base, folder)
+        untie_adapted(loaded)
         merged: nn.Module = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
     return merged.eval().requires_grad_(False)

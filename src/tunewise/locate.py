@@ -118,6 +118,13 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
                 raise
 
 
+def absolute(path: str) -> str:
+    """A local path as an absolute one, which means the same from every folder; other addresses unchanged."""
+    if path.startswith(("package:", "hub:")) or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().absolute())
+
+
 def digest(paths: Iterable[Path], root: Path | None = None) -> str:
     """sha256 (64 hex digits) over the names and contents of files, sorted by name. A folder stands for all files in it
     but hidden ones and `__pycache__`. Names are relative to `root`, or to the folder itself. Raises `SpecError`."""

@@ -67,8 +67,8 @@ def test_the_trained_factors_of_a_network_have_the_dense_hessians_figures(
     column methods, whose folded forward has no second derivative, among them."""
     training = {"epochs": 1, "batch_size": 8, "learning_rate": 2e-2, "max_length": 16}
     spec = RunSpec(
-        model=ModelSpec(path=str(tiny_model), digest="m"),
-        data=DataSpec(path=str(toy_csv), digest="d"),
+        model=ModelSpec(path=str(tiny_model)),
+        data=DataSpec(path=str(toy_csv)),
         method=MethodSpec(name=method, rank=1, targets="query", links=2 if method == "r-c3la" else None),
         training=TrainingSpec(**training),
     )

@@ -23,8 +23,8 @@ from tunewise.training.trajectory import SnapshotOptions
 
 def finished(method: str, model: File, data: File, out: File, count: int = 5) -> FinishedRun:
     spec = RunSpec(
-        model=ModelSpec(path=str(model), digest="m"),
-        data=DataSpec(path=str(data), digest="d"),
+        model=ModelSpec(path=str(model)),
+        data=DataSpec(path=str(data)),
         method=MethodSpec(name=method, rank=2),
         training=TrainingSpec(epochs=2, batch_size=16, learning_rate=1e-2, max_length=16),
     )

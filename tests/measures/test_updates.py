@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import tunewise
 from tunewise.catalog import CATALOG, PEFT_LORA_OPTIONS, PEFT_TYPES
 from tunewise.errors import StoreError
-from tunewise.exporting import export
 from tunewise.measures.updates.folder import adapter_folder, backbone_layers, updates_between, updates_of
 from tunewise.measures.updates.layer import LayerUpdate, weight_of
 from tunewise.models.layers import linear_layers
@@ -131,22 +129,6 @@ def test_a_chain_has_all_its_links(name: str, bert: nn.Module, tmp_path: Path) -
     assert {u.rank_bound for u in updates.values()} == {8}
     for layer, delta in tunewise.delta(model).items():
         assert (updates[layer].delta() - delta).abs().max() < 1e-7
-
-
-@pytest.mark.parametrize("name", ["cla", "r-c3la", "paca", "c-paca"])
-def test_columns_compact_or_stock_are_the_same(name: str, bert: nn.Module, tmp_path: Path) -> None:
-    stock = tunewise.save(train(bert, name), tmp_path / "stock")
-    compact = export(stock, "columns", tmp_path / "compact").path
-    one, two = updates_of(stock, bert), updates_of(compact, bert)
-    assert list(one) == list(two)
-    for layer, update in one.items():
-        assert update.columns is not None
-        assert torch.equal(update.columns, two[layer].columns)
-        assert (update.delta() - two[layer].delta()).abs().max() < 1e-7
-        # outside its columns dW is zero, to the bit
-        rest = torch.ones(64, dtype=torch.bool)
-        rest[update.columns] = False
-        assert not update.delta()[:, rest].any()
 
 
 def test_columns_touched_twice_are_added_up() -> None:
@@ -308,22 +290,6 @@ class TestRefusals:
         self.refused(adapter, bert, "adapter_config.json", "can't be read")
         (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "NEWEST", "r": 3}))
         self.refused(adapter, bert, "adapter_config.json", "can't be read")
-
-    def test_damaged_compact_columns(self, bert: nn.Module, tmp_path: Path) -> None:
-        stock = tunewise.save(train(bert, "cla"), tmp_path / "stock")
-        folder = export(stock, "columns", tmp_path / "compact").path
-        tensors = load_file(folder / "columns.safetensors")
-        key = next(k for k in tensors if k.endswith(".update"))
-        for change, words in (
-            ({key: None}, "missing"),
-            ({key.replace(".update", ".columns"): torch.tensor([1, 2, 3, 99], dtype=torch.int32)}, "64 input columns"),
-        ):
-            shutil.copytree(folder, tmp_path / "damaged", dirs_exist_ok=True)
-            save_file(
-                {k: t for k, t in {**tensors, **change}.items() if t is not None},
-                tmp_path / "damaged" / "columns.safetensors",
-            )
-            self.refused(tmp_path / "damaged", bert, words)
 
     def test_what_changes_no_weights(self, bert: nn.Module, tmp_path: Path) -> None:
         config = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)

@@ -46,8 +46,8 @@ def finished(toy_csv: Path, tmp_path_factory: pytest.TempPathFactory):
     def of(method: str) -> FinishedRun:
         if method not in made:
             spec = RunSpec(
-                model=ModelSpec(path=str(model), digest="m"),
-                data=DataSpec(path=str(toy_csv), digest="d"),
+                model=ModelSpec(path=str(model)),
+                data=DataSpec(path=str(toy_csv)),
                 method=MethodSpec(name=method, rank=2),
                 training=TrainingSpec(epochs=1, batch_size=16, learning_rate=2e-2, max_length=16),
             )

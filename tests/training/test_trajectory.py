@@ -174,8 +174,8 @@ def test_what_to_do_about_a_missing_trajectory() -> None:
 def spec_of(model: Path, data: Path, method: str) -> RunSpec:
     training = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "max_length": 16, "save_every": 5}
     return RunSpec(
-        model=ModelSpec(path=str(model), digest="m"),
-        data=DataSpec(path=str(data), digest="d"),
+        model=ModelSpec(path=str(model)),
+        data=DataSpec(path=str(data)),
         method=MethodSpec(name=method, rank=4),
         training=TrainingSpec(**training),
     )

@@ -1,4 +1,4 @@
-"""`tunewise export`: an adapter as stock LoRA, merged into its model, or as compact columns."""
+"""`tunewise export`: an adapter as stock LoRA, or merged into its model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def export(
     run: flags.RunOrAdapter,
     /,
     *,
-    to: Annotated[
-        Literal["lora", "merged", "columns"], Parameter(help="Stock LoRA, the whole model, or compact columns.")
-    ] = "lora",
+    to: Annotated[Literal["lora", "merged"], Parameter(help="Stock LoRA, or the whole model.")] = "lora",
     out: Annotated[Path | None, Parameter(help="Folder to write; RUN-FORM beside the run unless given.")] = None,
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"] | None, Parameter(help="Precision of a merged model; the base model's own.")
@@ -41,7 +39,7 @@ def export(
     from tunewise.exporting import export as write
     from tunewise.models.load import load_model
     from tunewise.store.folders import RunStore
-    from tunewise.tasks.build import task_class
+    from tunewise.tasks.build import check_digests, task_class
 
     base = batch = None
     if to == "merged":
@@ -50,6 +48,7 @@ def export(
             raise SpecError(f"{run} has no run.json, so its base model is not known; use tunewise.export in Python")
         assert record.data is not None
         spec, task = record.spec, task_class(record.spec.task)
+        check_digests(task, spec.model)
         processor = task.load_processor(spec.model, spec.data)
         head = task.make_head(record.data.labels, spec.data)
         base = load_model(spec.model, head, seed=spec.seed, pad_token_id=getattr(processor, "pad_token_id", None))

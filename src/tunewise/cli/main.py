@@ -33,7 +33,7 @@ Exit code 5 where no method is within the limits.""",
 
 The weights of the base model are decomposed once and cached.""",
     "bounds": "Compute bounds on the generalization gap of a run or an adapter, with their assumptions.",
-    "export": "Write an adapter as stock LoRA, merged into its model, or as compact columns.",
+    "export": "Write an adapter as stock LoRA, or merged into its model.",
     "runs": "List, show, clean and verify run folders.",
     "aa": """Compare a method with itself: how often are equal methods called different?
 

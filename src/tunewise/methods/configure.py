@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
 
 from tunewise.catalog import Method
 from tunewise.errors import ModelError, SpecError
 from tunewise.methods.adapters.base import Adapter, layer_adapters
 from tunewise.methods.attachment import Attachment, adapted_layer
 from tunewise.methods.folding_layer import make_folding
+from tunewise.methods.tied import shared_storages, storage_of
 from tunewise.models.layers import Target
 from tunewise.registry import ADAPTERS
 
@@ -33,11 +32,13 @@ def configure_adapter_layers(model: PeftModel, done: Attachment) -> None:
     """Put the method's adapter on every target. Raises `ModelError` where a weight that must be written is shared."""
     method = done.method
     kind: type[Adapter] = ADAPTERS.get(method.adapter_class)
-    shared = _shared_storages(model) if method.selects_columns or method.chain is not None else set()
+    shared = shared_storages(model)
     config = model.peft_config[done.adapter_name]
     for target in done.targets:
         layer = adapted_layer(model, target)
-        tied = _storage(layer.get_base_layer().weight) in shared
+        make_folding(layer)
+        tied = storage_of(layer.get_base_layer().weight) in shared
+        layer.is_tied, layer.model_config = tied, getattr(model, "config", None) if tied else None
         if tied and done.fold == "always":
             raise ModelError(
                 f"layer {target.name} shares its weight with another one; use fold='auto' (additive there)"
@@ -50,7 +51,6 @@ def configure_adapter_layers(model: PeftModel, done: Attachment) -> None:
 
 @torch.no_grad()
 def _put_adapter(kind: type[Adapter], layer: Any, target: Target, done: Attachment, config: Any, fold: str) -> None:
-    make_folding(layer)
     name = done.adapter_name
     adapter = kind(layer, target, done, config, fold)
     layer.tunewise_adapters[name] = adapter
@@ -79,16 +79,3 @@ def _guard_weighted_sums(model: PeftModel) -> None:
         return type(self).add_weighted_adapter(self, adapters, *args, **kwargs)
 
     tuner.add_weighted_adapter = MethodType(add_weighted_adapter, tuner)
-
-
-def _shared_storages(model: nn.Module) -> set[int]:
-    """Storages with more than one parameter name (tied weights): writing into one would change the others."""
-    storages = Counter(_storage(p) for _, p in model.named_parameters(remove_duplicate=False))
-    return {storage for storage, count in storages.items() if storage is not None and count > 1}
-
-
-def _storage(parameter: Tensor) -> int | None:
-    """The address of the values; None for a tensor without plain storage (quantized, meta)."""
-    if type(parameter.data) is not Tensor or parameter.is_meta:
-        return None
-    return parameter.untyped_storage().data_ptr() or None

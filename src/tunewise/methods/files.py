@@ -26,8 +26,6 @@ SIDECAR = "tunewise.json"
 CHANGED = "changed.safetensors"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-COLUMNS = "columns.safetensors"
-"""The compact form of a column method: {layer}.columns, {layer}.update with its scale in, and the head."""
 FORMAT = 2
 
 

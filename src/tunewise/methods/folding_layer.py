@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from tunewise.methods.adapters.base import LIVE_ADAPTERS, Adapter, adapters_of
 from tunewise.methods.adapters.fold import Fold
 from tunewise.methods.adapters.fusing import is_transformed, sole_active_adapter
 from tunewise.methods.fold_updates import forget_plans
+from tunewise.methods.tied import untie
 
 if TYPE_CHECKING:
     _LayerBehaviour = LoraLayer
@@ -31,6 +33,9 @@ class FoldingLayer(_LayerBehaviour):
     _fold: Fold | None = None
     _before_merge: Tensor | None = None
     """W0 while adapters are merged: what PEFT adds and subtracts again differs from it in the last bits."""
+    is_tied: bool = False
+    """Whether another module shares the weight."""
+    model_config: PretrainedConfig | None = None
     may_fuse: bool = True
     """Whether the forward may be one autograd node; otherwise its operations all have a second derivative."""
 
@@ -110,6 +115,9 @@ class FoldingLayer(_LayerBehaviour):
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self.undo_fold()
+        if self.is_tied and not self.merged:
+            untie(self, self.model_config)
+            self.is_tied = False
         weight: Any = getattr(self.get_base_layer(), "weight", None)
         if not self.merged and isinstance(weight, Tensor) and _is_plain_float(weight):
             object.__setattr__(self, "_before_merge", weight.detach().clone())

@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import Tensor, nn
+from torch import nn
 
 from tunewise.errors import StoreError, is_out_of_memory
 from tunewise.methods.attach import attach
 from tunewise.methods.attachment import Attachment, attachment
-from tunewise.methods.draws import one_hot
 from tunewise.methods.files import (
     CHANGED,
-    COLUMNS,
     CONFIG,
     WEIGHTS,
     attachment_of,
@@ -61,7 +59,7 @@ def load(base: nn.Module, path: str | Path, trainable: bool = False) -> Any:
         raise StoreError(f"{path} was trained on another base model (its weights' hash is not this one's)")
     if not done.method.adapts:
         return _load_changed(base, path, done, trainable)
-    if not trainable and not (path / COLUMNS).exists():
+    if not trainable:
         model = _load_stock(base, path)
         model.__dict__["tunewise"] = {done.adapter_name: done}
         return model
@@ -74,8 +72,6 @@ def load(base: nn.Module, path: str | Path, trainable: bool = False) -> Any:
     model = attach(base, start, **options, dropout=done.dropout, fold=done.fold)  # type: ignore[arg-type]
     restore(model, path)
     model.__dict__["tunewise"] = {"default": done}
-    if not trainable:
-        model.requires_grad_(False)
     return model
 
 
@@ -86,10 +82,8 @@ def restore(model: nn.Module, path: str | Path) -> None:
     if not done.method.adapts:
         _read_changed(model, path, complete=done.method.trained == "all")
         return
-    compact = (path / COLUMNS).exists()
-    weights = _from_columns(read_tensors(path / COLUMNS), done) if compact else read_tensors(path / WEIGHTS)
     try:
-        result: Any = set_peft_model_state_dict(model, weights, adapter_name=done.adapter_name)
+        result: Any = set_peft_model_state_dict(model, read_tensors(path / WEIGHTS), adapter_name=done.adapter_name)
     except (RuntimeError, KeyError) as error:
         if is_out_of_memory(error):
             raise
@@ -97,19 +91,6 @@ def restore(model: nn.Module, path: str | Path) -> None:
     missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     if missing or result.unexpected_keys:
         raise StoreError(f"{path} does not fit: missing {missing[:2]}, unexpected {result.unexpected_keys[:2]}")
-
-
-def _from_columns(compact: dict[str, Tensor], done: Attachment) -> dict[str, Tensor]:
-    """The stock form of a compact one: the one-hot A added, the scale divided out of B."""
-    features = {target.name: target.in_features for target in done.targets}
-    weights = {key: tensor for key, tensor in compact.items() if not key.endswith((".columns", ".update"))}
-    for key, columns in compact.items():
-        if key.endswith(".columns"):
-            layer = key.removesuffix(".columns")
-            stem = f"base_model.model.{layer}"
-            weights[f"{stem}.lora_A.weight"] = one_hot(columns.long(), features[layer])
-            weights[f"{stem}.lora_B.weight"] = compact[f"{layer}.update"] / done.scale
-    return weights
 
 
 def _load_stock(base: nn.Module, path: Path) -> Any:

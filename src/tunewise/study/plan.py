@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from tunewise.catalog import get_method
 from tunewise.errors import ModelError, SpecError
 from tunewise.hub import pinned
+from tunewise.locate import absolute
 from tunewise.models.head import Head
 from tunewise.models.load import load_model, meta_model, model_digest, pinned_model
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, content_hash
@@ -170,8 +171,8 @@ class _Source:
         model, data = self.runs[0].model, self.runs[0].data
         changes: dict[str, Any] = {
             "task": self.task,
-            "model": model.model_copy(update={"digest": model_digest(model)}),
-            "data": data.model_copy(update={"digest": task_class(self.task).digest(data)}),
+            "model": model.model_copy(update={"path": absolute(model.path), "digest": model_digest(model)}),
+            "data": data.model_copy(update={**_paths(data, absolute), "digest": task_class(self.task).digest(data)}),
         }
         planned = []
         longest: dict[int, int | None] = {}
@@ -191,8 +192,13 @@ class _Source:
 
 def pin_data(data: DataSpec) -> DataSpec:
     """Data of a hub by its commit, so that the records say which files were used."""
-    paths = {key: path for key in ("path", "validation", "test") if (path := getattr(data, key)) is not None}
-    return data.model_copy(update={key: pinned(path) for key, path in paths.items()})
+    return data.model_copy(update=_paths(data, pinned))
+
+
+def _paths(data: DataSpec, change: Callable[[str], str]) -> dict[str, str]:
+    """The paths of the data, each changed."""
+    paths = {key: getattr(data, key) for key in ("path", "validation", "test")}
+    return {key: change(path) for key, path in paths.items() if path is not None}
 
 
 def count_method(model_spec: ModelSpec, method: MethodSpec, head: Head) -> ModelFacts:

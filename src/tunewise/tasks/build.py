@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from transformers import PretrainedConfig
 
-from tunewise.errors import SpecError, suggest_nearest
+from tunewise.errors import DataError, ModelError, SpecError, suggest_nearest
+from tunewise.models.load import model_digest
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec, RunSpec, StudySpec
 from tunewise.tasks.contract import Task
@@ -47,4 +48,19 @@ def build_task(spec: RunSpec | StudySpec) -> Task:
 
 @lru_cache(maxsize=2)
 def _build(name: str, model: str, data: str, max_length: int) -> Task:
-    return task_class(name)(ModelSpec.model_validate_json(model), DataSpec.model_validate_json(data), max_length)
+    kind, model_spec, data_spec = (
+        task_class(name),
+        ModelSpec.model_validate_json(model),
+        DataSpec.model_validate_json(data),
+    )
+    check_digests(kind, model_spec, data_spec)
+    return kind(model_spec, data_spec, max_length)
+
+
+def check_digests(task: type[Task], model: ModelSpec, data: DataSpec | None = None) -> None:
+    """Raise `ModelError` or `DataError` where the files are no longer those that a record's digests were taken of: a
+    run is opened again on exactly its own model and data."""
+    if model.digest is not None and model_digest(model.model_copy(update={"digest": None})) != model.digest:
+        raise ModelError(f"model {model.path!r}: its files are not those that the run was made with; restore them")
+    if data is not None and data.digest is not None and task.digest(data) != data.digest:
+        raise DataError(f"{data.path}: the data is not that which the run was made with; restore it")

@@ -17,8 +17,7 @@ from tunewise.errors import MeasureError, StoreError
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.updates.layer import LayerUpdate, Updates, out_in, weight_of
 from tunewise.measures.updates.peft import updates_by_peft
-from tunewise.methods.draws import one_hot
-from tunewise.methods.files import CHANGED, COLUMNS, CONFIG, SIDECAR, WEIGHTS, fingerprint, read_sidecar, read_tensors
+from tunewise.methods.files import CHANGED, CONFIG, SIDECAR, WEIGHTS, fingerprint, read_sidecar, read_tensors
 from tunewise.models.bare import layers_of_adapter
 from tunewise.models.fused import Part
 from tunewise.models.head import head_modules
@@ -34,8 +33,6 @@ def updates_of(adapter: str | Path, base: nn.Module) -> Updates:
         _check_base(folder, base)
     if (folder / CHANGED).exists():
         return _of_changed(folder, base)
-    if (folder / COLUMNS).exists():
-        return _of_columns(folder, base)
     return updates_by_peft(folder, base)
 
 
@@ -64,12 +61,12 @@ def adapter_folder(path: str | Path) -> Path:
     """`path`, or `path/adapter` in a run's folder. Raises `StoreError` where neither has an adapter."""
     path = Path(path)
     for folder in (path, path / "adapter"):
-        if any((folder / name).exists() for name in (CONFIG, CHANGED, COLUMNS)):
+        if any((folder / name).exists() for name in (CONFIG, CHANGED)):
             return folder
     if not path.is_dir():
         raise StoreError(f"{path}: there is no such folder")
     hint = "; it is a full model: compare it with --model-b" if (path / "config.json").exists() else ""
-    raise StoreError(f"{path} holds no {CONFIG}, {CHANGED} or {COLUMNS}, so it is not an adapter folder{hint}")
+    raise StoreError(f"{path} holds neither {CONFIG} nor {CHANGED}, so it is not an adapter folder{hint}")
 
 
 def module_names(folder: Path) -> list[str]:
@@ -127,23 +124,3 @@ def _of_changed(folder: Path, base: nn.Module) -> Updates:
 
 def _difference(name: str, base: nn.Module, after: Callable[[], Tensor]) -> LayerUpdate:
     return LayerUpdate.of_dense(name, base, lambda: after().double() - weight_of(base).double())
-
-
-def _of_columns(folder: Path, base: nn.Module) -> Updates:
-    tensors = read_tensors(folder / COLUMNS)
-    linears = linear_layers(base)
-    found = []
-    for key, columns in tensors.items():
-        if not key.endswith(".columns"):
-            continue
-        name = key.removesuffix(".columns")
-        update = tensors.get(f"{name}.update")
-        if name not in linears or update is None:
-            missing = f"layer {name} is missing" if name not in linears else f"{name}.update is missing"
-            raise StoreError(f"{folder} does not fit this model: {missing}")
-        features = shape_of(linears[name])[1]
-        if int(columns.min()) < 0 or int(columns.max()) >= features:
-            raise StoreError(f"{folder} does not fit this model: layer {name} has {features} input columns")
-        found.append(LayerUpdate.of_factors(name, linears[name], update, one_hot(columns.long(), features)))
-    order = {name: i for i, name in enumerate(linears)}
-    return Updates(sorted(found, key=lambda u: order[u.name]), read_sidecar(folder)["method"]["name"])
