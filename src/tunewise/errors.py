@@ -45,6 +45,12 @@ class StoreError(TunewiseError):
     exit_code = 3
 
 
+class ExportError(TunewiseError):
+    """An exported model does not compute what the adapter does; nothing was written."""
+
+    exit_code = 1
+
+
 class InsufficientResources(TunewiseError):
     """What is asked for will not fit memory or disk; names what would."""
 

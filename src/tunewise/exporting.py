@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tunewise.errors import SpecError, StoreError
+from tunewise.errors import ExportError, SpecError, StoreError
 from tunewise.methods.files import read_sidecar
 from tunewise.methods.loading import load
 from tunewise.methods.tied import untie_adapted
@@ -69,8 +69,8 @@ def export(
 
     Raises:
         SpecError: `out` exists, or `merged` without a base.
-        StoreError: a folder that can't be read, or a merged model that does not compute what the adapter does; nothing
-            is written then.
+        StoreError: a folder that can't be read.
+        ExportError: the merged model does not compute what the adapter does; nothing is written then.
 
     Example:
         >>> import tempfile, torch, tunewise
@@ -120,7 +120,7 @@ def _write_merged(
     if batch is not None and expected is not None:
         difference = float((logits_of(merged, batch) - expected).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-            raise StoreError(
+            raise ExportError(
                 f"the merged model gives other logits than the adapter (by {difference:.2g}), so nothing was written; "
                 "use --to lora"
             )
@@ -133,12 +133,12 @@ def _write_merged(
 
 
 def _check_saved(model: Any, folder: Path) -> None:
-    """Raise `StoreError` where transformers does not load the saved model as it was."""
+    """Raise `ExportError` where transformers does not load the saved model as it was."""
     with quiet_loading():
         saved = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
     for name, tensor in model.state_dict().items():
         if name not in saved or not torch.equal(saved[name], tensor.cpu()):
-            raise StoreError(f"the saved model has another {name} than the merged one, so nothing was written")
+            raise ExportError(f"the saved model has another {name} than the merged one, so nothing was written")
 
 
 def _update_error(

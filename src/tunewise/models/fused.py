@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tunewise.errors import ModelError
 
@@ -124,6 +125,9 @@ def fused_parts(model: nn.Module, name: str, rows: int) -> dict[str, Part]:
     module = type(attention).__module__.split(".")
     architecture = module[2] if module[:2] == ["transformers", "models"] else type(model).__name__
     layout = _LAYOUTS.get(f"{architecture}.{leaf}")
+    layer = getattr(attention, leaf)
+    if isinstance(getattr(layer, "base_layer", layer), Conv1D):  # GPT-2's own kind of layer, whichever model it is in
+        layout = layout or _contiguous
     if leaf == "c_attn" and getattr(attention, "is_cross_attention", False):
         layout = None if architecture == "gpt_bigcode" else _keys_and_values
     elif leaf == "kv_b_proj":
