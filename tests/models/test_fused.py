@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 import tunewise
+from command_line import invoke
 from tunewise.errors import ModelError
 from tunewise.models.fused import fused_parts, looks_fused
 from tunewise.models.layers import find_targets, linear_layers
@@ -173,3 +176,27 @@ def test_rwkv_is_adapted_in_its_attention_and_not_in_its_feed_forward_layers():
     config = AutoConfig.for_model("rwkv", vocab_size=64, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
     names = [target.name for target in find_targets(AutoModel.from_config(config), "qv")]
     assert names and not any("feed_forward" in name for name in names)
+
+
+T5 = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "phi3", "modernbert", "falcon 7b", "bloom", "deepseek_v2", "t5"])
+@pytest.mark.parametrize("targets", ["qv", "all-linear"])
+def test_a_plan_needs_no_flags_for_these_architectures(name, targets, tmp_path, monkeypatch, capsys):
+    kind, options = ("t5", T5) if name == "t5" else ARCHITECTURES[name]
+    AutoConfig.for_model(kind, **{"pad_token_id": 0, **options}).save_pretrained(tmp_path)
+    flags = ["--methods", "lora,cla", "--rank", "2", "--targets", targets, "--task", "text", "--json"]
+    assert invoke(monkeypatch, "plan", "--model", str(tmp_path), *flags) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(row["adapter_parameters"] > 0 and row["activation_bytes"] > 0 for row in rows)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
+from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
 from torch import Tensor, nn
 
 from tunewise.catalog import Chain, Layout, LoraAInit, Method, get_method
@@ -90,7 +91,7 @@ def attach(
 
     adapted = tuple(find_targets(base, targets, layers))
     if targets == "all-linear":
-        adapted = _leave_out_small(adapted, rank)
+        adapted = _leave_out(base, adapted, rank)
         coverage = measure_coverage(base, adapted)
         if coverage.share < _NEARLY_ALL:
             warnings.warn(f"targets 'all-linear': {coverage.describe()}", stacklevel=2)
@@ -106,10 +107,13 @@ def attach(
     return peft_model
 
 
-def _leave_out_small(targets: tuple[Target, ...], rank: int) -> tuple[Target, ...]:
-    """Without layers of fewer outputs than the rank (an expert's gate has one), whose adapter would be the larger."""
-    large = tuple(target for target in targets if target.out_features >= rank)
-    return large or targets
+def _leave_out(base: nn.Module, targets: tuple[Target, ...], rank: int) -> tuple[Target, ...]:
+    """Without layers of fewer outputs than the rank (an expert's gate has one), whose adapter would be the larger, and
+    without those whose names PEFT takes for experts of an older form of the model."""
+    kind = _MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(base, "config", None), "model_type", ""), "")
+    redirected = _MOE_TARGET_MODULE_MAPPING.get(kind, {})
+    kept = [t for t in targets if t.out_features >= rank and t.name.rpartition(".")[2] not in redirected]
+    return tuple(kept) or targets
 
 
 def _check_options(row: Method, rank: int, fold: str, has_batches: bool, has_peft_options: bool) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunewise.catalog import get_method
 from tunewise.errors import ModelError
@@ -114,16 +115,15 @@ def _simulate(
     if checkpointing:
         network: Any = model
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    live = LiveMemory()
     model.train()
     try:
-        with fused_kernels(dropout_is_fused=device == "cuda"), live:
-            loss = model(**inputs).loss
-            kept, forward_peak = live.now, live.peak
-            loss.backward()
+        live, kept, forward_peak = _step(model, inputs, device)
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise ModelError(f"{type(config).__name__}: a step can't be forecast without weights ({reason})") from None
+        try:  # BLOOM and others read a mask of two dimensions only, and make one where they are given none
+            live, kept, forward_peak = _step(model, {k: v for k, v in inputs.items() if k != "attention_mask"}, device)
+        except (RuntimeError, NotImplementedError, ValueError):
+            reason = str(error).strip().splitlines()[0][:160]
+            raise ModelError(f"{type(config).__name__}: a step can't be forecast without weights ({reason})") from None
     batch_bytes = sum(t.numel() * t.element_size() for t in inputs.values())
     trained = [p for p in model.parameters() if p.requires_grad]
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
@@ -140,6 +140,17 @@ def _simulate(
         shapes=tuple((t.out_features, t.in_features) for t in attached.targets),
         coverage=facts.coverage,
     )
+
+
+def _step(model: Any, inputs: Mapping[str, Tensor], device: str) -> tuple[LiveMemory, int, int]:
+    """Forward and backward: what was counted, and the bytes kept in between and at the peak of the forward."""
+    model.zero_grad()
+    live = LiveMemory()
+    with fused_kernels(dropout_is_fused=device == "cuda"), live:
+        loss = model(**inputs).loss
+        kept, forward_peak = live.now, live.peak
+        loss.backward()
+    return live, kept, forward_peak
 
 
 def _meta(config: Any, head: Head, dtype: torch.dtype) -> nn.Module:
