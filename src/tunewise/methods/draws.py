@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tunewise.catalog import LoraAInit, Method
+
+Item = TypeVar("Item")
 
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
@@ -17,6 +20,12 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
     text = "\x1f".join([str(seed), *map(str, names)])
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
     return torch.Generator(device="cpu").manual_seed(number)
+
+
+def sample(items: Sequence[Item], count: int, seed: int, *names: str | int) -> list[Item]:
+    """`count` of the items, or all, drawn without replacement by seed and names: files are often sorted."""
+    order = torch.randperm(len(items), generator=stream(seed, *names), device="cpu")
+    return [items[int(i)] for i in order[:count]]
 
 
 def columns_of_link(method: Method, *, seed: int, layer: str, link: int, rank: int, features: int) -> Tensor:

@@ -14,7 +14,7 @@ from tunewise.spec.flag import Flag
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
 # Bumped when the same spec would give another result, so that old folders are not taken for new ones.
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class RunSpec(Frozen):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tunewise.catalog import Chain, get_method
 from tunewise.methods.attach import attach
 from tunewise.methods.attachment import attachment, trainable_parameters
+from tunewise.methods.draws import sample
 from tunewise.models.coverage import measure_coverage
 from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
@@ -66,9 +67,9 @@ def chain_of(method: MethodSpec) -> Chain | None:
 
 
 def one_step_batches(spec: RunSpec, task: Task, samples: int = ONE_STEP_SAMPLES) -> list[dict[str, Tensor]]:
-    """The first `samples` training examples, in batches, for the gradient that LoRA-One starts from."""
+    """`samples` training examples, drawn by the run's seed, in batches: for the gradient that LoRA-One starts from."""
     size = spec.training.batch_size
-    rows = task.train[: min(samples, len(task.train))]
+    rows = sample(task.train, samples, spec.seed, "one-step gradient")
     return [task.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 

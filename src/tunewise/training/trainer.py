@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
@@ -70,6 +71,17 @@ class RunTrainer(Trainer):
             self.optimizer = optimizer(model or self.network, lr=spec.learning_rate, weight_decay=spec.weight_decay)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """That of transformers, but the first of w steps of warm-up trains at 1 / w of the rate rather than at 0."""
+        if self.lr_scheduler is None:
+            schedule: Any = super().create_scheduler(num_training_steps, optimizer)
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            later = schedule.lr_lambdas[0]
+            self.lr_scheduler = LambdaLR(
+                schedule.optimizer, lambda step: (step + 1) / warmup if step < warmup else later(step)
+            )
+        return self.lr_scheduler
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         if self.context.process_group.world_size == 1:
             return super().get_train_dataloader()
@@ -120,6 +132,7 @@ class RunCallback(TrainerCallback):
     def __init__(self, trainer: RunTrainer) -> None:
         self.trainer = trainer
         self.context = trainer.context
+        self.rate = 0.0  # of the step in progress
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,6 +147,7 @@ class RunCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.rate = float(kwargs["optimizer"].param_groups[0]["lr"])
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients))
         if not bool(torch.isfinite(norms).all()):
@@ -142,8 +156,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = self.trainer.last_loss
         epoch = float(state.epoch or 0.0)
-        rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
-        self.context.journal.write(kind="step", step=state.global_step, epoch=epoch, loss=loss, learning_rate=rate)
+        line = {"step": state.global_step, "epoch": epoch, "loss": loss, "learning_rate": self.rate}
+        self.context.journal.write(kind="step", **line)
         listener = self.context.listener
         listener.on(StepDone(self.context.spec.id, state.global_step, state.max_steps, epoch, loss))
         alone = self.context.process_group.world_size == 1

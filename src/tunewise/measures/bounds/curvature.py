@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tunewise.errors import MeasureError
 from tunewise.measures.finished import Check, FinishedRun
 from tunewise.measures.laziness.compute import change_of
+from tunewise.methods.draws import sample
 
 EXAMPLES = 32
 TOLERANCE = 1e-2
@@ -32,7 +33,7 @@ def largest_curvature(run: FinishedRun, check: Check) -> float:
     adapted = [name for name in at if any(name == f"{layer}.weight" for layer in _layers(run))]
     if not adapted:
         raise MeasureError("no layer is adapted, so there is no curvature to measure")
-    batch = run.task.collate(run.task.train[: min(EXAMPLES, len(run.task.train))])
+    batch = run.task.collate(sample(run.task.train, EXAMPLES, 0, "curvature"))
     device = next(base.parameters()).device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     labels = batch["labels"].to(device)

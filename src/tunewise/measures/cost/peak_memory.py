@@ -12,13 +12,15 @@ import ctypes
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
+from tunewise.measures._device import device
 from tunewise.measures.cost.stepping import WARM_UP, probe_batch, stepper
 from tunewise.spec import StudySpec
 from tunewise.tasks.contract import Task
@@ -32,7 +34,8 @@ def peak_memory(
     spec: StudySpec, task: Task, labels: list[str], check: Callable[[], None] = lambda: None
 ) -> dict[str, tuple[int, int]]:
     """{label: (peak bytes of the steps, bytes before)}; a method is left out if its process died."""
-    task = task.first_examples(max(spec.training.batch_size, ONE_STEP_SAMPLES))
+    batch = probe_batch(spec, task)
+    task = task.first_examples(ONE_STEP_SAMPLES)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tunewise.measures.cost.quietly", "tunewise.measures.cost.peak_memory"])
     threads = torch.get_num_threads()
@@ -41,7 +44,7 @@ def peak_memory(
         check()
         receive, send = context.Pipe(duplex=False)
         child = context.Process(
-            target=_measure_peak, args=(spec.model_dump_json(), task, label, threads, send), daemon=True
+            target=_measure_peak, args=(spec.model_dump_json(), task, batch, label, threads, send), daemon=True
         )
         with _no_main():
             child.start()
@@ -73,12 +76,13 @@ def give_back_freed_blocks(from_bytes: int = 2**18) -> None:
         mallopt(_TRIM_THRESHOLD, from_bytes)
 
 
-def _measure_peak(content: str, task: Task, label: str, threads: int, send: Any) -> None:
+def _measure_peak(
+    content: str, task: Task, batch: dict[str, Tensor], label: str, threads: int, send: Connection
+) -> None:
     give_back_freed_blocks()
     torch.set_num_threads(threads)
     spec = StudySpec.model_validate_json(content)
-    batch = probe_batch(spec, task)
-    one = stepper(label, spec, task, batch)
+    one = stepper(label, spec, task, {key: value.to(device()) for key, value in batch.items()})
     on_device = torch.cuda.is_available()
     if on_device:
         base = torch.cuda.memory_allocated()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from tunewise.errors import is_out_of_memory
+from tunewise.measures._device import device
 from tunewise.measures.cost.counters import saved_for_backward
 from tunewise.measures.cost.peak_memory import peak_memory
 from tunewise.measures.cost.stepping import FLOOR, WARM_UP, Stepper, cost_lines, probe_batch, stepper
@@ -34,7 +35,7 @@ def probe_costs(
     check: Callable[[], None] = lambda: None,
 ) -> CostReport:
     """Costs of every method, of the frozen floor, and of full fine-tuning; about `seconds` of timing."""
-    batch = probe_batch(spec, task)
+    batch = {key: value.to(device()) for key, value in probe_batch(spec, task).items()}
     labels = [FLOOR, *cost_lines(spec)]
     asked = {method.label for method in spec.methods}
     steppers, memory = _ready(labels, spec, task, batch)

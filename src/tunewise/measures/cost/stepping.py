@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.measures._device import device, synchronize
+from tunewise.methods.draws import sample
 from tunewise.models.head import head_modules
 from tunewise.models.layers import find_targets
 from tunewise.spec import MethodSpec, RunSpec, StudySpec
@@ -64,9 +65,8 @@ def stepper(label: str, spec: StudySpec, task: Task, batch: Mapping[str, Tensor]
 
 
 def probe_batch(spec: StudySpec, task: Task) -> dict[str, Tensor]:
-    """The batch that is stepped: the first training examples, one batch of them, on the device."""
-    batch = task.collate(task.train[: spec.training.batch_size])
-    return {key: value.to(device()) for key, value in batch.items()}
+    """The batch that is stepped: training examples drawn at random, the same for all methods."""
+    return task.collate(sample(task.train, spec.training.batch_size, 0, "cost probe"))
 
 
 def _floor(spec: StudySpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tunewise.measures.finished import FinishedRun
+from tunewise.methods.draws import sample
 from tunewise.models.load import load_tokenizer
 
 EXAMPLES = 64
@@ -65,7 +66,7 @@ def documentation(count: int) -> list[str]:
 
 
 def _test_inputs(run: FinishedRun) -> HeldOut:
-    rows = run.task.test[:EXAMPLES]
+    rows = sample(run.task.test, EXAMPLES, 0, "forgetting")
     batches = []
     for start in range(0, len(rows), BATCH):
         batch = run.task.collate(rows[start : start + BATCH])

@@ -24,13 +24,14 @@ from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun
 from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import delta
+from tunewise.methods.draws import sample
 from tunewise.methods.loading import restore
 from tunewise.models.head import head_modules
 from tunewise.tasks.contract import Split
 from tunewise.training.linearised import head_change, linear_parts, live_change, moved_outputs
 
 EXAMPLES = 32
-"""Of the training and of the test part each: the first ones."""
+"""Of the training and of the test part each, drawn at random, the same for all runs."""
 BATCH = 16
 Batches = list[dict[str, Tensor]]
 SMALLEST = 1e-4
@@ -104,7 +105,7 @@ def change_of(model: nn.Module, base: nn.Module) -> dict[str, Tensor]:
 
 
 def _batches(run: FinishedRun, split: Split) -> Batches:
-    rows = sorted(split[: min(EXAMPLES, len(split))], key=run.task.length)
+    rows = sorted(sample(split, EXAMPLES, 0, "laziness"), key=run.task.length)
     device = next(run.base.parameters()).device
     found = []
     for start in range(0, len(rows), BATCH):
