@@ -187,12 +187,6 @@ class Method:
             return self.adapter
         return "columns" if self.selects_columns else "rows" if self.trained == "A" else "low-rank"
 
-    @property
-    def default_learning_rate(self) -> float:
-        """A first learning rate where none was tuned: small for all weights, larger for adapters (2606.13767, Table 7
-        has 1e-5 against 3e-4 for 20 epochs; short runs want more)."""
-        return 5e-5 if self.trained == "all" else 1e-3
-
     def scale(self, rank: int, alpha: float) -> float:
         """The factor s in dW = s B A."""
         if self.scaling == "one":

@@ -82,8 +82,8 @@ def report_of(found: Comparison) -> TuningReport:
 def test_every_method_has_the_same_number_of_trials_around_its_own_default(searched) -> None:
     found, _ = searched
     assert {row.method: sorted(t.rate for t in row.trials) for row in report_of(found).methods} == {
-        "head": [1e-4, 1e-3, 1e-2],
-        "fft": [5e-6, 5e-5, 5e-4],
+        "head": [5e-3, 5e-2, 5e-1],
+        "fft": [2e-5, 2e-4, 2e-3],
     }
 
 
@@ -111,7 +111,7 @@ def test_progress_counts_trials_as_runs(searched) -> None:
     _, notes = searched
     assert sum(isinstance(e, RunFinished) for e in notes.events) == 8
     assert max(notes.totals) == notes.totals[-1] == 6 + 2
-    assert "head at 0.01" in notes.started()
+    assert "head at 0.05" in notes.started()
 
 
 def test_a_finished_search_is_not_repeated(searched, spec) -> None:
@@ -217,7 +217,7 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(searched, tiny_mod
     assert len(RatePolicy(make_plan(spec, store), store).upcoming()) == 2
     notes = Notes()
     (row,) = tune(make_plan(spec, store), store, notes).methods
-    assert notes.started() == ["head at 0.01", "head at 0.0001"]
+    assert notes.started() == ["head at 0.5", "head at 0.005"]
     assert row == report_of(found).methods[0]
 
 
@@ -285,7 +285,7 @@ def test_a_method_whose_trials_all_fail_keeps_its_default_and_says_so(
     store = RunStore(tmp_path)
     (row,) = tune(make_plan(spec, store), store, Listener()).methods
     assert [t.status for t in row.trials] == ["diverged", "diverged"]
-    assert (row.chosen, row.edge) == (0.001, None)
+    assert (row.chosen, row.edge) == (0.05, None)
     assert "no trial came to its end" in (row.note or "")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tunewise.catalog import get_method
+from tunewise.default_rates import default_rate
 from tunewise.spec.flag import Flag
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
@@ -36,12 +37,13 @@ class RunSpec(Frozen):
 
     @property
     def learning_rate(self) -> float:
-        """The rate that is used: the method's, else the comparison's, else the catalog's default."""
-        return (
-            self.method.learning_rate
-            or self.training.learning_rate
-            or get_method(self.method.name).default_learning_rate
-        )
+        """The rate that is used: the method's, else the comparison's, else the method's default for the task."""
+        return self.given_rate or default_rate(get_method(self.method.name), self.task)
+
+    @property
+    def given_rate(self) -> float | None:
+        """The method's rate, else the comparison's; None where the default is used."""
+        return self.method.learning_rate or self.training.learning_rate
 
     @property
     def weight_decay(self) -> float:
