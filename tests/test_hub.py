@@ -57,7 +57,7 @@ def test_a_path_is_taken_apart_and_put_together():
 def test_a_run_records_the_commits_and_is_the_run_of_the_local_files(hub, tmp_path, monkeypatch):
     words = ["--methods=cla", "--rank=2", "--seeds=1", "--epochs=1", "--no-costs", "--measures=none"]
     on_hub = ["--model=maker/tiny", "--data=hub:maker/toy@main/main/train.csv", "--trust-remote-code"]
-    assert invoke(monkeypatch, "compare", *words, *on_hub[:2], f"--out={tmp_path / 'runs'}") == 0
+    assert invoke(monkeypatch, "compare", "--no-tune", *words, *on_hub[:2], f"--out={tmp_path / 'runs'}") == 0
     [record] = RunStore(tmp_path / "runs").records()
     assert record.spec.model.revision == COMMIT
     assert record.spec.data.path == f"hub:maker/toy@{COMMIT}/main/train.csv"
@@ -67,7 +67,7 @@ def test_a_run_records_the_commits_and_is_the_run_of_the_local_files(hub, tmp_pa
     local = [f"--model={cache / 'maker--tiny/snapshots' / COMMIT}"]
     local += [f"--data={cache / 'maker--toy/snapshots' / COMMIT / 'main/train.csv'}"]
     before = (tmp_path / "runs" / record.id / "run.json").read_bytes()
-    assert invoke(monkeypatch, "compare", *words, *local, f"--out={tmp_path / 'runs'}") == 0
+    assert invoke(monkeypatch, "compare", "--no-tune", *words, *local, f"--out={tmp_path / 'runs'}") == 0
     assert (tmp_path / "runs" / record.id / "run.json").read_bytes() == before  # the same run, not done again
     assert len(RunStore(tmp_path / "runs").ids()) == 1
     model_folder(ModelSpec(path="maker/tiny", trust_remote_code=True))

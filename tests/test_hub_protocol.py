@@ -18,7 +18,16 @@ from tiny import WORDS as BY_CLASS
 from tiny import save_tiny_model, save_toy_csv
 from tunewise.store.folders import RunStore
 
-WORDS = ["compare", "--methods=cla", "--rank=2", "--seeds=1", "--epochs=1", "--no-costs", "--measures=none"]
+WORDS = [
+    "compare",
+    "--no-tune",
+    "--methods=cla",
+    "--rank=2",
+    "--seeds=1",
+    "--epochs=1",
+    "--no-costs",
+    "--measures=none",
+]
 
 CODE = """
 import pathlib

@@ -55,7 +55,7 @@ def test_minilm_learns_trec_by_lora_and_by_columns(
     files = trec_csv(shared_data, tmp_path / "trec")
     words = [f"--data={files['train']}", f"--test={files['test']}", "--seeds=1", "--methods=lora,cla", "--no-costs"]
     words += ["--max-length=24", "--train-size=800", "--validation-size=150", "--epochs=4", "--learning-rate=5e-3"]
-    assert invoke(monkeypatch, "compare", f"--model={MINILM}", f"--out={tmp_path / 'runs'}", *words) == 0
+    assert invoke(monkeypatch, "compare", "--no-tune", f"--model={MINILM}", f"--out={tmp_path / 'runs'}", *words) == 0
     for record in RunStore(tmp_path / "runs").records():
         assert record.results is not None
         assert record.results.test.metrics["accuracy"] > 0.35
@@ -69,7 +69,7 @@ def test_minilm_trains_on_mrpcs_pairs(shared_data: Path, tmp_path: Path, monkeyp
     words = [f"--data={files['train']}", f"--test={files['test']}", "--text-pair=text_pair", "--methods=cla"]
     words += ["--seeds=1", "--no-costs", "--max-length=48", "--train-size=300", "--validation-size=100"]
     words += ["--test-size=300", "--epochs=2", "--learning-rate=5e-3"]
-    assert invoke(monkeypatch, "compare", f"--model={MINILM}", f"--out={tmp_path / 'runs'}", *words) == 0
+    assert invoke(monkeypatch, "compare", "--no-tune", f"--model={MINILM}", f"--out={tmp_path / 'runs'}", *words) == 0
     (record,) = RunStore(tmp_path / "runs").records()
     assert record.results is not None
     assert record.results.test.metrics["accuracy"] > 0.6

@@ -23,5 +23,10 @@ def test_columns_sizes_and_layers_are_flags_as_of_a_comparison(
     store = RunStore(tmp_path / "runs")
     (record,) = store.records()
     assert record.data.train == 40 and all(".layer.1." in name for name in record.model.layers)
-    assert invoke(monkeypatch, "compare", *words, "--methods=cla", "--seeds=1", "--no-costs", "--measures=none") == 0
+    assert (
+        invoke(
+            monkeypatch, "compare", "--no-tune", *words, "--methods=cla", "--seeds=1", "--no-costs", "--measures=none"
+        )
+        == 0
+    )
     assert store.ids() == [record.id]  # the same run, not done again

@@ -244,7 +244,7 @@ def test_ctrl_c_leaves_a_checkpoint_within_ten_seconds_and_code_130(
     asked = [f"--model={tiny_model}", f"--data={toy_csv}", "--methods=cla", "--seeds=1", "--epochs=200"]
     asked += [f"--out={tmp_path / 'runs'}"]
     child = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "compare", *asked],
+        [sys.executable, "-c", COMMAND, "compare", "--no-tune", *asked],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -209,7 +209,15 @@ def test_ctrl_c_ends_the_command_with_130_and_no_process_stays(tiny_model: Path,
     import time
 
     flags = f"--model={tiny_model} --data={toy_csv} --methods=lora,cla --rank=2 --seeds=1 --epochs=500 --batch-size=8"
-    words = [sys.executable, "-c", "from tunewise.cli.main import run; run()", "compare", *flags.split(), "--jobs=2"]
+    words = [
+        sys.executable,
+        "-c",
+        "from tunewise.cli.main import run; run()",
+        "compare",
+        "--no-tune",
+        *flags.split(),
+        "--jobs=2",
+    ]
     child = subprocess.Popen([*words, f"--out={tmp_path}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/history.jsonl")) and child.poll() is None and time.monotonic() < deadline:

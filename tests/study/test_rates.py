@@ -56,7 +56,7 @@ def spec_of(model: Path, data: Path, **changes: object) -> StudySpec:
         "methods": ["head", "fft"],
         "rank": 4,
         "seeds": 1,
-        "tuning": {"trials": 3, "factor": 10},
+        "tuning": {"trials": 3, "factor": 10, "extend": 0},
         "measures": "none",
         "training": {"epochs": 1, "batch_size": 16, "max_length": 16},
     }
@@ -281,7 +281,7 @@ def test_a_method_whose_trials_all_fail_keeps_its_default_and_says_so(
         raise DivergedError("the training loss is nan at step 1; lower the learning rate")
 
     monkeypatch.setattr("tunewise.run._train_and_measure", diverge)
-    spec = spec_of(tiny_model, toy_csv, methods=["head"], tuning=2)
+    spec = spec_of(tiny_model, toy_csv, methods=["head"], tuning={"trials": 2, "extend": 0})
     store = RunStore(tmp_path)
     (row,) = tune(make_plan(spec, store), store, Listener()).methods
     assert [t.status for t in row.trials] == ["diverged", "diverged"]

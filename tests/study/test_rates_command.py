@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from command_line import invoke
+from tunewise.cli.compare import read_request
+from tunewise.spec import TuningSpec
 
 
 def plan_of(
@@ -54,3 +56,29 @@ def test_rates_that_are_all_given_leave_nothing_to_tune(tiny_model, toy_csv, tmp
     assert invoke(monkeypatch, "compare", *flags, "--tune=2", "--learning-rate=0.01") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "there is nothing to tune" in line
+
+
+def test_rates_that_are_not_given_are_searched_for_by_default(tmp_path) -> None:
+    file = tmp_path / "spec.yaml"
+
+    def search_of(content: str, **given: object) -> TuningSpec | None:
+        file.write_text("model: m\ndata: d.csv\n" + content)
+        return read_request(given, None, file)[1].tuning
+
+    assert search_of("methods: [lora, cla]") == TuningSpec(trials=4, extend=3)
+    assert search_of("methods: [lora, {name: cla, learning_rate: 0.1}]") == TuningSpec()
+    assert search_of("methods: [lora, cla]\ntraining: {learning_rate: 0.1}") is None
+    assert search_of("methods: [{name: cla, learning_rate: 0.1}]") is None
+    assert search_of("methods: [lora]\nseeds: [999, 1000]") == TuningSpec(seed=1001)
+    assert search_of("methods: [lora]\ntuning: 0") is None
+    assert search_of("methods: [lora]", tuning={"trials": 0}) is None
+
+
+def test_the_quickstart_searches_nothing() -> None:
+    assert read_request({}, "quickstart", None)[1].tuning is None
+
+
+def test_a_flag_turns_the_search_off(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "runs"
+    assert "first 8 trials" in plan_of(tiny_model, toy_csv, out, monkeypatch, capsys)
+    assert "trials" not in plan_of(tiny_model, toy_csv, out, monkeypatch, capsys, "--no-tune")

@@ -255,7 +255,7 @@ def compared(llama, prompts, tmp_path_factory):
     flags += ["--methods=lora,cla", "--rank=4", "--targets=all-linear", "--seeds=1", "--epochs=6", "--batch-size=8"]
     flags += ["--learning-rate=0.02", "--measures=forgetting", f"--out={out}", "--max-length=16"]
     with pytest.MonkeyPatch.context() as patch:
-        assert invoke(patch, "compare", *flags) == 0
+        assert invoke(patch, "compare", "--no-tune", *flags) == 0
     return out
 
 

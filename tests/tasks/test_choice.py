@@ -171,7 +171,7 @@ def test_a_comparison_on_questions_learns_them(toy, tiny_model, tmp_path, monkey
     flags = [f"--model={tiny_model}", f"--data={toy}", "--choices=choices", "--methods=lora,cla", "--rank=8"]
     flags += ["--seeds=1", "--epochs=4", "--batch-size=8", "--learning-rate=0.02", "--measures=none", "--no-costs"]
     flags += ["--targets=all-linear"]
-    assert invoke(monkeypatch, "compare", *flags, f"--out={tmp_path}") == 0
+    assert invoke(monkeypatch, "compare", "--no-tune", *flags, f"--out={tmp_path}") == 0
     records = RunStore(tmp_path).records()
     assert [record.spec.task for record in records] == ["choice"] * 2
     for record in records:

@@ -237,7 +237,7 @@ def compared(vit, toys, tmp_path_factory):
     ]
     words += ["--seeds=1", "--epochs=5", "--batch-size=6", "--learning-rate=0.02", "--image-size=24", f"--out={out}"]
     with pytest.MonkeyPatch.context() as patch:
-        assert invoke(patch, "compare", *words) == 0
+        assert invoke(patch, "compare", "--no-tune", *words) == 0
     return out
 
 
@@ -283,7 +283,7 @@ def test_the_real_transformer_learns_cifar10_at_112_pixels(shared_data: Path, tm
     words = [f"--model={model}", f"--data={data / 'train.parquet'}", f"--test={data / 'test.parquet'}", "--epochs=3"]
     words += ["--methods=cla", "--seeds=1", "--train-size=400", "--validation-size=100", "--test-size=200"]
     words += ["--image-size=112", "--learning-rate=2e-3", "--no-costs", "--measures=none", f"--out={tmp_path}"]
-    assert invoke(monkeypatch, "compare", *words) == 0
+    assert invoke(monkeypatch, "compare", "--no-tune", *words) == 0
     (record,) = RunStore(tmp_path).records()
     assert record.spec.task == "image"
     assert record.data.labels[0] == "airplane"

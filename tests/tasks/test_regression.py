@@ -117,7 +117,7 @@ def test_a_comparison_on_numbers_learns_them(compared):
 def test_the_mean_squared_error_can_be_the_main_metric(compared, tiny_model, shares_csv, monkeypatch):
     flags = [f"--model={tiny_model}", f"--data={shares_csv}", "--task=regression", "--methods=lora", "--rank=4"]
     flags += ["--seeds=1", "--epochs=2", "--measures=none", "--no-costs", "--metric=mse", "--select=metric"]
-    assert invoke(monkeypatch, "compare", *flags, f"--out={compared}") == 0
+    assert invoke(monkeypatch, "compare", "--no-tune", *flags, f"--out={compared}") == 0
     found = [r for r in RunStore(compared).records() if r.spec.metric == "mse"]
     assert len(found) == 1
     assert not any(record.results.higher_is_better for record in found)
@@ -146,7 +146,7 @@ def test_minilm_learns_stsb_and_cola(shared_data, tmp_path, monkeypatch) -> None
     words = [f"--data={paths['train']}", f"--test={paths['test']}", "--metric=matthews", "--select=metric"]
     words += ["--methods=lora", "--seeds=1", "--no-costs", "--measures=none", "--train-size=1500", "--max-length=24"]
     words += ["--validation-size=200", "--epochs=3", "--learning-rate=2e-3", f"--out={tmp_path / 'b'}"]
-    assert invoke(monkeypatch, "compare", model, *words) == 0
+    assert invoke(monkeypatch, "compare", model, "--no-tune", *words) == 0
     (record,) = RunStore(tmp_path / "b").records()
     assert record.results.metric == "matthews"
     history = read_history(tmp_path / "b" / record.id / "history.jsonl")

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from tunewise.cli import flags
 from tunewise.errors import SpecError, suggest_nearest
-from tunewise.spec import ExecutionOptions, StudySpec, load_yaml, merge_specs, parse, split_options
+from tunewise.spec import ExecutionOptions, StudySpec, TuningSpec, load_yaml, merge_specs, parse, split_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,15 +26,27 @@ def compare(
     *,
     preset: Annotated[str | None, Parameter(help="A spec that comes with tunewise: quickstart.")] = None,
     spec: flags.SpecFile = None,
+    no_tune: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            show_default=False,
+            group=flags.GROUPS["Learning-rate search"],
+            help="Use the default rates without a search.",
+        ),
+    ] = False,
     dry_run: flags.DryRun = False,
 ) -> int:
-    """Run a comparison."""
+    """Run a comparison. Learning rates that are not given are searched for first."""
+    if no_tune:
+        given = merge_specs(given, {"tuning": {"trials": 0}})
     result = run_comparison(*read_request(given, preset, spec), dry_run=dry_run)
     return 1 if result is not None and result.failed else 0
 
 
 def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> tuple[ExecutionOptions, StudySpec]:
-    """What preset, spec file and flags ask for together; the later win over the earlier."""
+    """What preset, spec file and flags ask for together; the later win over the earlier. Without a word on tuning, and
+    with a method whose rate is not given, there is a search."""
     content = load_yaml(_preset(preset)) if preset else {}
     content = merge_specs(merge_specs(content, load_yaml(spec) if spec else {}), given)
     content["methods"] = _without_overridden(content.get("methods"), given)
@@ -43,7 +55,16 @@ def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> t
             raise SpecError(f"{name!r} is missing: give --{name}, a --spec file, or --preset quickstart")
     source = str(spec) if spec else ""
     options, content = split_options(content, source)
-    return options, parse(StudySpec, content, source)
+    study = parse(StudySpec, content, source)
+    if "tuning" not in study.model_fields_set and study.is_comparison and study.has_default_rates:
+        study = parse(StudySpec, {**content, "tuning": _default_search(study)}, source)
+    return options, study
+
+
+def _default_search(study: StudySpec) -> dict[str, int]:
+    """A search with its default settings, at a seed that no run has."""
+    seed = int(TuningSpec.model_fields["seed"].default)
+    return {"seed": seed if seed not in study.seeds else max(study.seeds) + 1}
 
 
 def _without_overridden(methods: Any, given: flags.Given) -> Any:

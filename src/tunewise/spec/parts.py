@@ -212,13 +212,13 @@ class TuningSpec(Frozen):
     flag_group: ClassVar[str] = "Learning-rate search"
 
     trials: Annotated[int, Flag("tune", default="")] = Field(
-        4, ge=2, le=50, description="Search each method's learning rate first: number of rates to try; 0: no search."
+        4, ge=2, le=50, description="Rates to try for each method whose rate is not given; 0: no search."
     )
     factor: Annotated[float, Flag("tune_factor")] = Field(
         3.0, ge=1.2, le=100, description="Ratio of neighbouring rates of the grid."
     )
     extend: Annotated[int, Flag("tune_extend")] = Field(
-        0, ge=0, le=50, description="Further trials for every method where a best rate lies at the end of a grid."
+        3, ge=0, le=50, description="Most further trials for every method while a best rate lies at the end of a grid."
     )
     seed: Annotated[int, Flag("tune_seed")] = Field(
         1000, ge=0, description="Seed of the trials; must not be one of the seeds."

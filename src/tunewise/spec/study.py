@@ -167,6 +167,11 @@ class StudySpec(Frozen):
         """Whether there is one model, one data set and one training setting, so that methods can be compared."""
         return not self.points and not (self.grid.model or self.grid.data or self.grid.training)
 
+    @property
+    def has_default_rates(self) -> bool:
+        """Whether the learning rate of at least one method is not given."""
+        return any(method.learning_rate is None for method in self.methods) and self.training.learning_rate is None
+
     def runs(self) -> list[RunSpec]:
         """All runs, group by group, seed by seed. Outside a comparison, settings that mean the same run are one run."""
         runs = [run for _, group in self.groups() for run in group]

@@ -25,8 +25,8 @@ from tunewise.training.journal import read_history
 class RatePolicy(Policy):
     """Asks for the grids of all methods at once, then for the further trials, wave by wave.
 
-    Where a best rate lies at the end of its grid and `extend` is set, every method gets that many further trials:
-    outward from an end, closer around the best elsewhere. Raises `SpecError` where every method's rate is given.
+    While a best rate lies at the end of its grid, every method gets a further trial, at most `extend` times: outward
+    from an end, closer around the best elsewhere. Raises `SpecError` where every method's rate is given.
     """
 
     def __init__(self, plan: Plan, store: RunStore) -> None:
@@ -78,9 +78,10 @@ class RatePolicy(Policy):
 
     def _all_waves(self) -> Iterator[list[tuple[Search, float]]]:
         yield [(search, rate) for search in self.searches for rate in search.grid]
-        if self.settings.extend and any(edge(search.values) for search in self.searches):
-            for _ in range(self.settings.extend):
-                yield [(search, next_rate(search.values, self.settings.factor)) for search in self.searches]
+        for _ in range(self.settings.extend):
+            if not any(edge(search.values) for search in self.searches):
+                return
+            yield [(search, next_rate(search.values, self.settings.factor)) for search in self.searches]
 
 
 def chosen_rates(report: TuningReport) -> dict[str, float]:
