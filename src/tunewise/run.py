@@ -177,6 +177,7 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
         train=train.scores,
         validation=validation.scores,
         test=test.scores,
+        constant=task.constant_scores(task.test),
         confusion=task.confusion(test.logits, test.labels),
     )
     listener.on(Phase("saving and checking", run_id=spec.id))

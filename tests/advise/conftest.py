@@ -36,7 +36,12 @@ def make_record(
     data: str = "data.csv",
     seconds: float = 60.0,
 ) -> RunRecord:
-    spec = RunSpec(model=ModelSpec(path="model"), data=DataSpec(path=data), method=MethodSpec(name=method), seed=seed)
+    spec = RunSpec(
+        model=ModelSpec(path="model"),
+        data=DataSpec(path=data),
+        method=MethodSpec(name=method, learning_rate=1e-2),
+        seed=seed,
+    )
     half = items // 2
     results = Results(
         metric="accuracy",
@@ -45,6 +50,7 @@ def make_record(
         train=Scores(loss=0.2, metrics={"accuracy": 0.99}, examples=4000),
         validation=Scores(loss=0.25, metrics={"accuracy": accuracy}, examples=500),
         test=Scores(loss=0.2 + gap, metrics={"accuracy": accuracy, "macro_f1": accuracy - 0.01}, examples=items),
+        constant={"accuracy": 0.5},
         confusion=[[half, 0], [0, items - half]],
     )
     done = status == "done"

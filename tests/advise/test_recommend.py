@@ -127,9 +127,27 @@ def test_nothing_better_than_the_head_leads_to_the_head_and_thin_evidence(summar
 def test_a_best_score_at_chance_is_called_so(summaries):
     advice = recommend(summaries({"lora": [0.50, 0.51, 0.52], "cla": [0.50, 0.49, 0.51]}, RATIOS))
     assert advice.evidence == "thin"
-    assert "even the best score (51.0 %) is near chance (50.0 %)" in advice.sentences[-1]
+    assert "even the best score (51.0 %) is near that of a constant prediction (50.0 %)" in advice.sentences[-1]
     advice = recommend(summaries({"lora": [0.31, 0.30, 0.32], "cla": [0.30, 0.29, 0.31]}, RATIOS))
-    assert "even the best score (31.0 %) is no better than the score without learning (50.0 %)" in advice.sentences[-1]
+    words = "nothing was learned: even the best score (31.0 %) is no better than a constant prediction (50.0 %)"
+    assert words in advice.sentences[-1]
+
+
+def test_an_untuned_default_and_a_last_epoch_that_is_the_best_make_the_evidence_thin(summaries):
+    rows = summaries(LEVEL, RATIOS)
+    assert recommend(rows).evidence == "enough"
+    advice = recommend([replace(row, untuned=row.label == "cla") for row in rows])
+    assert advice.evidence == "thin"
+    assert "thin: the learning rate of cla is an untuned default" in advice.sentences[-1]
+    advice = recommend([replace(row, still_improving=row.label == "lora") for row in rows])
+    assert advice.evidence == "thin"
+    assert "the last epoch was the best one of lora: train longer (--epochs)" in advice.sentences[-1]
+
+
+def test_a_rate_at_the_edge_of_a_search_makes_the_evidence_thin(summaries):
+    advice = recommend(summaries(LEVEL, RATIOS), tuning=tuned(head=4, lora=(4, "highest"), cla=4))
+    assert advice.evidence == "thin"
+    assert "the best learning rate of lora lies at an edge of those that were tried" in advice.sentences[-1]
 
 
 def test_a_cheap_choice_that_could_lose_half_the_gain_is_called_thin(summaries):
@@ -252,7 +270,7 @@ def lower_is_better(rows):
             row,
             metric="perplexity",
             higher_is_better=False,
-            chance=None,
+            floor=None,
             metric_by_seed={seed: 10 * (2 - v) for seed, v in row.metric_by_seed.items()},
             test_metric=mean_interval([10 * (2 - v) for v in row.metric_by_seed.values()]),
         )
@@ -283,7 +301,7 @@ def test_turning_the_sense_round_turns_no_decision_round(summaries):
     random = np.random.default_rng(5)
     for _ in range(30):
         scores = {name: random.normal(0.8, 0.02, 6).tolist() for name in ("lora", "cla", "fft")}
-        rows = [replace(row, test_items=None, chance=None) for row in summaries(scores, RATIOS)]
+        rows = [replace(row, test_items=None, floor=None) for row in summaries(scores, RATIOS)]
         mirrored = lower_is_better(rows)
         tolerance = 0.02  # above the noise of both
         assert (

@@ -85,7 +85,7 @@ def test_a_method_without_a_finished_run_keeps_its_row(records, record):
 def test_all_runs_may_have_failed(record):
     lora, cla = summarise([record("lora", 0, status="oom"), record("cla", 0, status="diverged")], None, "lora")
     assert lora.test_metric is cla.test_metric is None
-    assert cla.chance is cla.test_items is None
+    assert cla.floor is cla.test_items is None
 
 
 @pytest.mark.parametrize("absent", ["fft", "asym"])
@@ -110,14 +110,15 @@ def test_another_metric_can_be_asked_for(records):
         summarise(records(SCORES), None, "lora", metric="acuracy")
 
 
-def test_chance_is_the_share_of_the_commonest_test_class(record):
-    run = record("lora", 0)
-    skewed = run.results.model_copy(update={"confusion": [[690, 10], [100, 200]]})
-    (lora,) = summarise([run.model_copy(update={"results": skewed})], None, "lora")
-    assert lora.chance == 0.7
-    without = run.results.model_copy(update={"confusion": None})
-    (lora,) = summarise([run.model_copy(update={"results": without})], None, "lora")
-    assert lora.chance == 0.5
+def test_the_floor_is_the_score_of_the_best_constant_prediction(record):
+    run = record("lora", 0, accuracy=0.7)
+    floor = run.results.model_copy(update={"constant": {"accuracy": 0.7}})
+    (lora,) = summarise([run.model_copy(update={"results": floor})], None, "lora")
+    assert lora.floor == 0.7 and lora.learned_nothing and "learned nothing" in lora.marks
+    (lora,) = summarise(
+        [run.model_copy(update={"results": run.results.model_copy(update={"constant": {}})})], None, "lora"
+    )
+    assert lora.floor is None and not lora.learned_nothing
 
 
 def test_no_runs_are_refused_with_the_way_out():
@@ -162,7 +163,7 @@ def test_of_a_metric_that_is_better_lower_the_lower_is_called_better(records):
     assert rows["cla"].metric_comparison.verdict == "better"
     assert rows["asym"].metric_comparison.verdict == "worse"
     assert rows["cla"].merit > rows["lora"].merit > rows["asym"].merit
-    assert rows["lora"].chance is None
+    assert rows["lora"].floor is None
 
 
 def test_the_difference_to_the_reference_is_compared_item_by_item_where_the_answers_are_known(records):

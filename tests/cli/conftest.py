@@ -42,7 +42,7 @@ def write_comparison(
         {
             "model": {"path": "model", "digest": "a" * 64},
             "data": {"path": "toys.csv", "digest": "b" * 64},
-            "methods": list(scores),
+            "methods": [{"name": name, "learning_rate": 1e-2} for name in scores],
             "seeds": len(next(iter(scores.values()))),
             "reference": "lora" if "lora" in scores else next(iter(scores)),
             "measures": "none",

@@ -182,8 +182,8 @@ def test_how_it_was_measured_is_said(page):
         "656 tokens",
         "40 steps each",
         "peft.PeftModel.from_pretrained",
-        "learning rate 5e-05",
-        "learning rate 0.001",
+        "learning rate 0.0002",
+        "learning rate 0.01",
     ):
         assert part in page.text, part
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 
 from command_line import invoke
+from tunewise.errors import SpecError
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, StudySpec
 from tunewise.store.folders import RunStore
+from tunewise.tasks.build import build_task
 from tunewise.tasks.text import TextClassification
 
 
@@ -24,7 +29,6 @@ def outputs(classes: int, items: int = 200, seed: int = 0) -> tuple[torch.Tensor
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_metrics_are_scikit_learns(classes: int) -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
     logits, labels = outputs(classes)
     guess = logits.argmax(1)
     expected = {
@@ -66,3 +70,42 @@ def test_the_main_metric_can_be_chosen(tiny_model, toy_csv, tmp_path, monkeypatc
         if "test matthews" in p.read_text()
     ]
     assert "best validation metric" in page
+
+
+# --- the score of the best constant prediction, by scikit-learn ---------------------------------------------------------
+
+
+def test_the_floor_is_sklearns_score_of_the_best_constant_prediction(tiny_model, tmp_path):
+    path = tmp_path / "skewed.csv"
+    rows = [f"the cat {i} {'axe' if i % 10 else 'egg'},{'pos' if i % 10 else 'neg'}" for i in range(200)]
+    path.write_text("text,label\n" + "\n".join(rows))
+    for positive in (None, "neg"):
+        task = build_task(
+            StudySpec(
+                model=ModelSpec(path=str(tiny_model)),
+                data=DataSpec(path=str(path), positive=positive),
+                methods=[MethodSpec(name="lora")],
+            )
+        )
+        labels = task.targets(task.test).numpy()
+        place = task.labels.index(positive or "pos")
+        constants = [np.full_like(labels, c) for c in (0, 1)]
+        expected = {
+            "accuracy": max(metrics.accuracy_score(labels, c) for c in constants),
+            "f1": max(metrics.f1_score(labels, c, pos_label=place, zero_division=0) for c in constants),
+            "macro_f1": max(metrics.f1_score(labels, c, average="macro", zero_division=0) for c in constants),
+            "matthews": 0.0,
+        }
+        assert task.constant_scores(task.test) == pytest.approx(expected)
+        assert any(f"F1 is that of the class {positive or 'pos'!r}" in note for note in task.facts.notes)
+    assert expected["f1"] < 0.25  # the rare class is the positive one
+
+
+def test_a_positive_class_that_the_data_lacks_is_refused(tiny_model, toy_csv):
+    spec = StudySpec(
+        model=ModelSpec(path=str(tiny_model)),
+        data=DataSpec(path=str(toy_csv), positive="yes"),
+        methods=[MethodSpec(name="lora")],
+    )
+    with pytest.raises(SpecError, match="positive 'yes'.* must be one of two classes"):
+        build_task(spec)

@@ -16,11 +16,13 @@ from tunewise.text_format import pluralize
 def find_doubts(decision: Decision, summaries: Sequence[MethodSummary], tuning: TuningReport | None) -> list[str]:
     """The reasons, each a clause; empty where the evidence is enough."""
     return [
+        *_near_floor(decision),
+        *_untuned(decision, tuning),
+        *_stopped_too_early(decision),
         *_too_few_runs(decision, summaries),
         *_erratic_methods(decision),
         *_unequal_budgets(decision, tuning),
         *_not_better_than_head(decision, summaries),
-        *_near_chance(decision),
         *_cheaper_but_untested(decision),
         *(
             _large_possible_loss(decision, summaries)
@@ -28,6 +30,27 @@ def find_doubts(decision: Decision, summaries: Sequence[MethodSummary], tuning: 
             else _low_score(decision)
         ),
     ]
+
+
+def _untuned(decision: Decision, tuning: TuningReport | None) -> list[str]:
+    """Rates that were neither given nor searched for, and rates at an edge of the search: the order of the methods may
+    be that of their rates."""
+    labels = {s.label for s in decision.candidates}
+    reasons = []
+    if defaults := [s.label for s in decision.candidates if s.untuned]:
+        reasons.append(
+            f"the learning rate of {', '.join(defaults)} is an untuned default, so differences may be those of the "
+            "rates (--tune 4 searches for them)"
+        )
+    if edges := [row.method for row in (tuning.methods if tuning else ()) if row.edge and row.method in labels]:
+        reasons.append(f"the best learning rate of {', '.join(edges)} lies at an edge of those that were tried")
+    return reasons
+
+
+def _stopped_too_early(decision: Decision) -> list[str]:
+    if early := [s.label for s in decision.candidates if s.still_improving]:
+        return [f"the last epoch was the best one of {', '.join(early)}: train longer (--epochs)"]
+    return []
 
 
 def _too_few_runs(decision: Decision, summaries: Sequence[MethodSummary]) -> list[str]:
@@ -88,16 +111,17 @@ def _not_better_than_head(decision: Decision, summaries: Sequence[MethodSummary]
     return []
 
 
-def _near_chance(decision: Decision) -> list[str]:
-    best, chance = decision.best, decision.best.chance
-    if chance is None or not best.test_items or not best.test_metric:
+def _near_floor(decision: Decision) -> list[str]:
+    best, floor = decision.best, decision.best.floor
+    if floor is None or not best.test_items or not best.test_metric:
         return []
     mean = best.test_metric.mean
-    if mean - chance > 1.96 * item_standard_error(chance, best.test_items):
+    score, level = (f"{100 * value:.1f} %" if best.is_share else f"{value:.3f}" for value in (mean, floor))
+    if best.learned_nothing:
+        return [f"nothing was learned: even the best score ({score}) is no better than a constant prediction ({level})"]
+    if not best.is_share or mean - floor > 1.96 * item_standard_error(floor, best.test_items):
         return []
-    score, level = (f"{100 * value:.1f} %" if best.is_share else f"{value:.3f}" for value in (mean, chance))
-    distance = "no better than the score without learning" if mean <= chance else "near chance"
-    return [f"even the best score ({score}) is {distance} ({level})"]
+    return [f"even the best score ({score}) is near that of a constant prediction ({level})"]
 
 
 def _cheaper_but_untested(decision: Decision) -> list[str]:
@@ -130,7 +154,7 @@ def _large_possible_loss(decision: Decision, summaries: Sequence[MethodSummary])
     stage, choice = decision.first, decision.choice
     objective, best, head = stage.objective, stage.best, _find_head(summaries)
     has_head = head is not None and head is not best
-    baseline = objective.mean(head) if head and has_head else best.chance
+    baseline = objective.mean(head) if head and has_head else best.floor
     chosen = stage.standing(choice)
     if chosen is None or baseline is None or choice is head:
         return []
@@ -141,7 +165,7 @@ def _large_possible_loss(decision: Decision, summaries: Sequence[MethodSummary])
     return [
         f"{choice.label} could be up to {objective.format_difference(abs(bound))} "
         f"{'below' if objective.higher_is_better else 'above'} {best.label}, more than half of what {best.label} "
-        f"gains over {head.label if head and has_head else 'chance'}"
+        f"gains over {head.label if head and has_head else 'a constant prediction'}"
     ]
 
 

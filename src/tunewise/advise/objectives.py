@@ -10,7 +10,7 @@ from typing import Literal
 
 from tunewise.advise.pooled_variance import compare_to_best
 from tunewise.advise.statistics import Comparison, item_standard_error, standard_error
-from tunewise.advise.summary import CORRELATIONS, MethodSummary
+from tunewise.advise.summary import MethodSummary
 from tunewise.errors import SpecError, suggest_nearest
 
 Criterion = Literal["metric", "gap", "metric+gap"]
@@ -19,6 +19,8 @@ CRITERIA: tuple[Criterion, ...] = ("metric", "gap", "metric+gap")
 # Noise never excuses a larger loss than these, however noisy the runs are: conventions, not theorems.
 _LARGEST_MARGIN = 0.03  # of a share
 _LARGEST_RELATIVE_MARGIN = 0.1  # of the best value, where it is not a share (a gap, a perplexity)
+
+_CORRELATIONS = ("matthews", "pearson", "spearman")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Objective:
 def objectives_for(criterion: Criterion, sample: MethodSummary) -> list[Objective]:
     """The objectives in order; the second is asked of the methods that are as good as the best in the first."""
     name = f"test {sample.metric.replace('_', ' ')}"
-    is_correlation = sample.metric in CORRELATIONS
+    is_correlation = sample.metric in _CORRELATIONS
     metric = Objective("metric", name, sample.higher_is_better, sample.is_share, correlation=is_correlation)
     gap = Objective("gap", "generalization gap", higher_is_better=False, percent=False)
     return {"metric": [metric], "gap": [gap], "metric+gap": [metric, gap]}[criterion]

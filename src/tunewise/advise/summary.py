@@ -21,8 +21,6 @@ from tunewise.advise.statistics import (
 from tunewise.errors import SpecError, StoreError, suggest_nearest
 from tunewise.store.records import CostRecord, CostReport, Results, RunRecord
 
-CORRELATIONS = ("matthews", "matthews_correlation", "mcc", "pearson", "spearman")
-
 
 @dataclass(frozen=True)
 class MethodSummary:
@@ -50,7 +48,9 @@ class MethodSummary:
     steps: int | None  # optimizer steps of one run
     trainable: int | None
     test_items: int | None
-    chance: float | None  # the test metric without learning
+    floor: float | None  # the test metric of the best constant prediction
+    untuned: bool  # whether its learning rate was neither given nor searched for
+    still_improving: bool  # whether most runs kept their last epoch, of several
     cost: CostRecord | None
     metric_comparison: Comparison | None
     gap_comparison: Comparison | None
@@ -71,6 +71,28 @@ class MethodSummary:
         if self.test_metric is None:
             return -math.inf
         return self.test_metric.mean if self.higher_is_better else -self.test_metric.mean
+
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether its mean is no better than the best constant prediction."""
+        if self.test_metric is None or self.floor is None:
+            return False
+        gain = self.test_metric.mean - self.floor
+        return gain <= 0 if self.higher_is_better else gain >= 0
+
+    @property
+    def marks(self) -> list[str]:
+        """What a reader should know of its runs, each in a few words."""
+        values = list(self.metric_by_seed.values())
+        spread = max(values) - min(values) if values else 0.0
+        level = abs(self.test_metric.mean - (self.floor or 0.0)) if self.test_metric else 0.0
+        marks = {
+            "learned nothing": self.learned_nothing,
+            "untuned rate": self.untuned,
+            "last epoch kept": self.still_improving,
+            "seeds disagree": len(values) > 1 and not self.learned_nothing and spread > level,
+        }
+        return [mark for mark, applies in marks.items() if applies]
 
     @property
     def training_seconds(self) -> float | None:
@@ -117,7 +139,7 @@ def summarise(
     on_metric = {c.name: c for c in compare_to_reference(metrics, reference, higher, resolution=resolution)}
     on_gap = {c.name: c for c in compare_to_reference(gaps, reference, False)}
     rows = {row.method: row for row in costs.rows} if costs else {}
-    chance = _chance(finished[0][0], metric) if finished and higher else None
+    floor = finished[0][1].constant.get(metric) if finished else None
 
     def summary(label: str, by_seed: dict[int, RunRecord]) -> MethodSummary:
         done = list(by_seed.values())
@@ -144,7 +166,9 @@ def summarise(
             steps=next((_steps(r) for r in done if r.data), None),
             trainable=facts.trainable if facts else cost.trainable if cost else None,
             test_items=items,
-            chance=chance,
+            floor=floor,
+            untuned=any(_is_untuned(r) for r in done),
+            still_improving=2 * sum(_kept_last_epoch(r) for r in done) > len(done),
             cost=cost,
             metric_comparison=on_metric.get(label),
             gap_comparison=on_gap.get(label),
@@ -240,17 +264,13 @@ def _steps(record: RunRecord) -> int:
     return math.ceil(record.data.train / training.batch_size) * training.epochs
 
 
-def _chance(record: RunRecord, metric: str) -> float | None:
-    """Score without learning: the share of the largest test class, 1 / classes, or 0 for a correlation."""
-    if metric in CORRELATIONS:
-        return 0.0
-    confusion = _results(record).confusion
-    if metric == "accuracy" and confusion:
-        per_class = [sum(row) for row in confusion]
-        if sum(per_class):
-            return max(per_class) / sum(per_class)
-    classes = len(confusion) if confusion else len(record.data.labels) if record.data else 0
-    return 1 / classes if classes else None
+def _is_untuned(record: RunRecord) -> bool:
+    return record.spec.given_rate is None
+
+
+def _kept_last_epoch(record: RunRecord) -> bool:
+    epochs = record.spec.training.epochs
+    return epochs > 1 and _results(record).selected_epoch == epochs
 
 
 def _over_seeds(values: list[float]) -> Interval | None:

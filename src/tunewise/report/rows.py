@@ -61,6 +61,7 @@ class Row:
     verdict: str = numbers.MISSING
     verdict_detail: str = ""
     runs: str = ""
+    marks: tuple[str, ...] = ()
     chosen: bool = False
     efficient: bool = False
     reference_line: bool = False
@@ -107,6 +108,7 @@ def build_table(
             cells |= {"trainable": _count(line.trainable, None), **_cost_cells(line, {})}
             rows.append(Row(line.method, cells, verdict="cost only", reference_line=True))
     legend = _legend(first.reference, first.is_share, bool(timed)) if len(rows) > 1 else []
+    legend = [*floor_and_marks(summaries), *legend]
     if any(len(s.seeds) == 2 for s in summaries):
         legend.append(numbers.TWO_SEEDS)
     return ComparisonTable(columns, rows, first.metric, first.reference, first.is_share, legend)
@@ -196,6 +198,7 @@ def _row(summary: MethodSummary, places: Mapping[str, Place | None], recommendat
         verdict=verdict,
         verdict_detail=detail,
         runs=_runs(summary),
+        marks=tuple(summary.marks),
         chosen=recommendation is not None and summary.label == recommendation.choice,
         efficient=recommendation is not None and summary.label in recommendation.pareto,
     )
@@ -268,6 +271,18 @@ def _runs(summary: MethodSummary) -> str:
     lost = ", ".join(f"{count} {status}" for status, count in sorted(summary.missing.items()))
     seeds = pluralize(len(summary.seeds), "seed")
     return f"{seeds}; {lost}" if lost else seeds
+
+
+def floor_and_marks(summaries: Sequence[MethodSummary]) -> list[str]:
+    """What no learning scores, and which rows to read with care."""
+    lines = []
+    floor = next((s.floor for s in summaries if s.floor is not None), None)
+    if floor is not None:
+        shown = f"{100 * floor:.1f} %" if summaries[0].is_share else f"{floor:.3f}"
+        lines.append(f"No learning: the best constant prediction has {metric_name(summaries[0].metric)} {shown}.")
+    for mark in dict.fromkeys(mark for s in summaries for mark in s.marks):
+        lines.append(f"{mark[0].upper()}{mark[1:]}: {', '.join(s.label for s in summaries if mark in s.marks)}.")
+    return lines
 
 
 def _legend(reference: str, share: bool, timed: bool) -> list[str]:

@@ -126,6 +126,8 @@ def console_table(summaries: Sequence[MethodSummary], recommendation: Recommenda
         name = Text(row.method, style="bold" if row.chosen else "")
         if row.chosen:
             name.append("\nrecommended", style="green")
+        for mark in row.marks:
+            name.append(f"\n{mark}", style="yellow")
         if ";" in row.runs:  # some runs are missing
             name.append(f"\n{row.runs}", style="yellow")
         cells = [_console_cell(row.cells[column.key], column.key) for column in table.columns]

@@ -71,6 +71,7 @@ class DataSpec(Frozen):
     text: str = Field("text", description="Name of the text column.")
     text_pair: str | None = Field(None, description="Name of the second text column, for pairs.")
     label: str = Field("label", description="Name of the label column.")
+    positive: str | None = Field(None, description="Of two classes the one that F1 is of; the second unless given.")
     image: str | None = Field(None, description="Column of images; detected unless given.")
     image_size: int | None = Field(None, ge=8, description="Pixels per side; the model's own unless given.")
     choices: str | None = Field(

@@ -33,6 +33,7 @@ class Results(_Record):
     train: Scores
     validation: Scores
     test: Scores
+    constant: dict[str, float] = Field({}, description="best test metrics of any constant prediction")
     confusion: list[list[int]] | None = Field(None, description="test: rows true class, columns predicted")
 
     @property

@@ -190,6 +190,11 @@ class Task(ABC):
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics of a split, from its reduced outputs and `targets`."""
 
+    def constant_scores(self, split: Split) -> dict[str, float]:
+        """The best value of each metric that always predicting one and the same thing reaches on a split, by the metric
+        itself: what a method reaches that has learned nothing. Metrics without such a prediction are left out."""
+        return {}
+
     def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
         """Confusion matrix: rows are true classes, columns are predictions; None where there are no classes."""
         return None

@@ -54,11 +54,12 @@ class ImageClassification(ClassificationScores):
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int = 0) -> None:
         self.model_spec = model
+        self.positive = data.positive
         self.pixels = Pixels(model, data.image_size)
         self.labels, splits = load_labelled(data, lambda path: _records(data, path, self.pixels.mode), "image")
         self.head = replace(self.make_head(self.labels), image_size=self.pixels.size[1:])
         parts = {part: self._examples(records) for part, records in splits.parts.items()}
-        notes = [*splits.notes, *self.pixels.notes, *self._check_size()]
+        notes = [*splits.notes, *self.pixels.notes, *self._check_size(), *self.describe_positive()]
         height, width = self.pixels.size[1:]
         self.set_parts(parts, f"images of {height} x {width} pixels", [*data.notes, *notes])
         size = int(np.prod(self.pixels.size)) * (1 if self.pixels.compact else 4)

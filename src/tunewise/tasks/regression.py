@@ -60,6 +60,11 @@ class TextRegression(TextTask):
         """Squared error of each example, fp64."""
         return (outputs[:, 0].double() - labels.double()) ** 2
 
+    def constant_scores(self, split: Split) -> dict[str, float]:
+        """Of the mean target."""
+        targets = self.targets(split)
+        return self.score(targets.double().mean().expand(len(targets), 1), targets)
+
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Pearson's and Spearman's correlation, in [-1, 1] (0 where all outputs or all targets are one number), and
         the mean squared error."""

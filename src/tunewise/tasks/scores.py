@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunewise.tasks.contract import Task
+from tunewise.errors import SpecError
+from tunewise.tasks.contract import Split, Task
+from tunewise.text_format import join_names
 
 
 class ClassificationScores(Task):
@@ -17,10 +19,12 @@ class ClassificationScores(Task):
     of class indices."""
 
     metric = "accuracy"
+    positive: str | None = None
+    """The class that F1 is of, with two classes; the second in order unless set."""
 
     @property
     def metrics(self) -> Sequence[str]:
-        """Accuracy, macro F1, Matthews correlation, and with two classes the F1 of the second."""
+        """Accuracy, macro F1, Matthews correlation, and with two classes the F1 of the positive one."""
         return ("accuracy", "macro_f1", "matthews", *(("f1",) if len(self.labels) == 2 else ()))
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -40,7 +44,27 @@ class ClassificationScores(Task):
             "macro_f1": float(f1[seen].mean()),
             "matthews": matthews(table),
         }
-        return scores if len(self.labels) != 2 else {**scores, "f1": float(f1[1])}
+        if len(self.labels) != 2:
+            return scores
+        return {**scores, "f1": float(f1[self.labels.index(self.positive or self.labels[1])])}
+
+    def constant_scores(self, split: Split) -> dict[str, float]:
+        """Over the classes, one predicted throughout."""
+        targets = self.targets(split)
+        constant = F.one_hot(torch.arange(len(self.labels)))
+        scores = [self.score(row.expand(len(targets), -1), targets) for row in constant]
+        return {key: max(score[key] for score in scores) for key in scores[0]}
+
+    def describe_positive(self) -> list[str]:
+        """A sentence on the class that F1 is of. Raises `SpecError` for a class that the data lacks."""
+        if self.positive is not None and (self.positive not in self.labels or len(self.labels) != 2):
+            raise SpecError(
+                f"positive {self.positive!r} (--positive) must be one of two classes; the data has "
+                f"{join_names(self.labels)}"
+            )
+        if "f1" not in self.metrics:
+            return []
+        return [f"F1 is that of the class {self.positive or self.labels[1]!r}; --positive chooses the other one."]
 
     def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]]:
         """Rows true class, columns predicted."""

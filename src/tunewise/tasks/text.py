@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tunewise.models.head import Head
 from tunewise.registry import TASKS
-from tunewise.spec import DataSpec
+from tunewise.spec import DataSpec, ModelSpec
+from tunewise.tasks.contract import Split
 from tunewise.tasks.labels import load_labelled_texts
 from tunewise.tasks.scores import ClassificationScores
 from tunewise.tasks.splits import Record, Splits
@@ -15,6 +16,13 @@ from tunewise.tasks.text_inputs import TextTask
 
 class TextClassification(TextTask, ClassificationScores):
     """Texts or text pairs with one label each, for an encoder or a decoder with a classification head."""
+
+    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
+        self.positive = data.positive
+        super().__init__(model, data, max_length)
+
+    def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
+        return [*super().encoding_notes(parts), *self.describe_positive()]
 
     @classmethod
     def make_head(cls, labels: Sequence[str], data: DataSpec | None = None) -> Head:
