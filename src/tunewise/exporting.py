@@ -20,6 +20,7 @@ from tunewise.methods.tied import untie_adapted
 from tunewise.methods.verify import TOLERANCE, logits_of
 from tunewise.models.layers import linear_layers
 from tunewise.models.load import quiet_loading
+from tunewise.store.files import follow_umask
 
 Form = Literal["lora", "merged"]
 
@@ -100,6 +101,7 @@ def export(
             difference, error = _write_merged(source, base, folder, batch, dtype)
         else:
             raise SpecError(f"unknown form {to!r}; choose lora or merged")
+        follow_umask(folder)
         folder.rename(out)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return Exported(out, size, difference, error)

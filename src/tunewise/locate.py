@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -73,12 +74,21 @@ def _names_beside(missing: Path, root: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """`$TUNEWISE_CACHE`, else `$XDG_CACHE_HOME/tunewise`, else `~/.cache/tunewise`; not created here."""
+    """`$TUNEWISE_CACHE`, else `$XDG_CACHE_HOME/tunewise`, else `~/.cache/tunewise`; not created here. A user without a
+    home folder (a container with an arbitrary user id) gets one under the temporary folder, with a warning."""
     if own := os.environ.get("TUNEWISE_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser() / "tunewise"
-    return Path.home() / ".cache" / "tunewise"
+    try:
+        home = Path.home()
+        if os.access(home, os.W_OK):
+            return home / ".cache" / "tunewise"
+    except RuntimeError:  # no HOME, and no entry for the user
+        pass
+    folder = Path(tempfile.gettempdir()) / f"tunewise-{os.getuid()}"
+    warnings.warn(f"no home folder to write into: the cache is {folder}; TUNEWISE_CACHE sets another", stacklevel=2)
+    return folder
 
 
 def unpack(zip_path: Path) -> Path:

@@ -21,7 +21,7 @@ from tunewise.methods.saving import save
 from tunewise.methods.verify import verify
 from tunewise.spec import RunSpec
 from tunewise.store.environment import environment
-from tunewise.store.files import full_disk_named
+from tunewise.store.files import follow_umask, full_disk_named
 from tunewise.store.folders import RunStore
 from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES, TRAJECTORY
 from tunewise.store.records import Check, ModelFacts, Results, RunRecord, Status
@@ -103,6 +103,7 @@ def run(
             processes=processes,
             files={} if outcome.may_continue else process_group.on_rank_zero(lambda: store.checksums(spec.id)),
         )
+        process_group.on_rank_zero(lambda: follow_umask(folder))
         process_group.on_rank_zero(lambda: store.write(record))
         process_group.on_rank_zero(lambda: store.tidy(spec.id, keep_checkpoints=outcome.may_continue))
     listener.on(RunFinished(spec.id, spec.method.label, spec.seed, record.status, record.seconds))

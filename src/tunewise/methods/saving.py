@@ -17,6 +17,7 @@ from torch import nn
 from tunewise.errors import StoreError
 from tunewise.methods.attachment import attachment
 from tunewise.methods.files import CHANGED, CONFIG, SIDECAR, sidecar_of
+from tunewise.store.files import follow_umask
 
 
 def save(model: nn.Module, path: str | Path, adapter_name: str | None = None) -> Path:
@@ -90,7 +91,7 @@ def _replace_folder(scratch: Path, path: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-    scratch.chmod(0o755)
+    follow_umask(scratch)
     if path.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
         os.replace(path, old / path.name)

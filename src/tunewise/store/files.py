@@ -44,10 +44,20 @@ def replacing(path: Path) -> Iterator[Path]:
         yield scratch
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
-        scratch.chmod(0o644)
+        follow_umask(scratch)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or a folder with all in it, the permissions of newly created ones: temporary files are private, and
+    so is what safetensors writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if not entry.is_symlink():
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
 
 
 def is_disk_full(error: OSError) -> bool:
