@@ -123,11 +123,12 @@ def fused_parts(model: nn.Module, name: str, rows: int) -> dict[str, Part]:
     parent, _, leaf = name.rpartition(".")
     attention = model.get_submodule(parent)
     module = type(attention).__module__.split(".")
-    architecture = module[2] if module[:2] == ["transformers", "models"] else type(model).__name__
+    is_known = module[:2] == ["transformers", "models"]
+    architecture = module[2] if is_known else type(model).__name__
     layout = _LAYOUTS.get(f"{architecture}.{leaf}")
     layer = getattr(attention, leaf)
-    if isinstance(getattr(layer, "base_layer", layer), Conv1D):  # GPT-2's own kind of layer, whichever model it is in
-        layout = layout or _contiguous
+    if isinstance(getattr(layer, "base_layer", layer), Conv1D) or (leaf == "c_attn" and not is_known):
+        layout = layout or _contiguous  # GPT-2's own kind of layer or, in code of one's own, its name for it
     if leaf == "c_attn" and getattr(attention, "is_cross_attention", False):
         layout = None if architecture == "gpt_bigcode" else _keys_and_values
     elif leaf == "kv_b_proj":
