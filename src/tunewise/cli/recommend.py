@@ -95,6 +95,7 @@ def _as_json(advice: _Advice) -> dict[str, Any]:
             "against_reference": s.metric_comparison.verdict if s.metric_comparison else None,
             "over_items": asdict(s.item_comparison) if s.item_comparison else None,
             "in_pareto_set": s.label in advice.recommendation.pareto,
+            "marks": s.marks,
             "beyond_limits": describe_broken_limits(s, advice.limits) or None,
         }
         for s in advice.summaries
@@ -103,6 +104,7 @@ def _as_json(advice: _Advice) -> dict[str, Any]:
         **asdict(advice.recommendation),
         "metric": advice.summaries[0].metric,
         "higher_is_better": advice.summaries[0].higher_is_better,
+        "floor": advice.summaries[0].floor,
         "criterion": advice.criterion,
         "reference": advice.summaries[0].reference,
         "limits": asdict(advice.limits),

@@ -36,6 +36,7 @@ def markdown(table: ComparisonTable) -> str:
     ]
     for row in table.rows:
         name = escape_markdown(row.method) + (" (recommended)" if row.chosen else "")
+        name += f" ({', '.join(row.marks)})" if row.marks else ""
         cells = [cell(row.cells[c.key]) for c in table.columns]
         lines.append("| " + " | ".join([name, *cells, escape_markdown(_verdict(row))]) + " |")
     return "\n".join([*lines, "", *(f"- {escape_markdown(line)}" for line in table.legend)]) + "\n"
