@@ -47,12 +47,13 @@ class Registry(Generic[Entry]):
         module, _, plugin = name.rpartition(":")
         if module and name not in self._entries:
             try:
-                importlib.import_module(module)
+                content = vars(importlib.import_module(module))
             except ImportError as error:
                 raise SpecError(f"{self.kind} {name!r}: its module can't be imported ({error})") from None
-            if plugin not in self._entries:
+            entry = self._entries.get(plugin)
+            if entry is None or not (entry.__module__ == module or entry in content.values()):
                 raise SpecError(f"{self.kind} {name!r}: the module {module!r} registers no {self.kind} {plugin!r}")
-            self._entries[name] = self._entries[plugin]
+            self._entries[name] = entry
         if name not in self._modules and name not in self._entries:
             raise SpecError(f"unknown {self.kind} {name!r}{suggest_nearest(name, self.names())}")
         return name
