@@ -9,8 +9,9 @@ from sklearn import metrics
 
 from command_line import invoke
 from tunewise.errors import SpecError
-from tunewise.spec import DataSpec, MethodSpec, ModelSpec, StudySpec
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, StudySpec, TrainingSpec
 from tunewise.store.folders import RunStore
+from tunewise.study.compare import compare
 from tunewise.tasks.build import build_task
 from tunewise.tasks.text import TextClassification
 
@@ -109,3 +110,28 @@ def test_a_positive_class_that_the_data_lacks_is_refused(tiny_model, toy_csv):
     )
     with pytest.raises(SpecError, match="positive 'yes'.* must be one of two classes"):
         build_task(spec)
+
+
+def test_a_comparison_by_items_uses_the_chosen_class(tiny_model, tmp_path):
+    """Recomputed from the stored logits by scikit-learn."""
+    rows = [f"the {'cat' if i % 3 else 'axe'} {i},{'b' if i % 3 else 'a'}" for i in range(120)]
+    (tmp_path / "two.csv").write_text("text,label\n" + "\n".join(rows))
+    spec = StudySpec(
+        model=ModelSpec(path=str(tiny_model)),
+        data=DataSpec(path=str(tmp_path / "two.csv"), positive="a"),
+        methods=[MethodSpec(name=name, rank=2, learning_rate=rate) for name, rate in (("lora", 2e-2), ("cla", 1e-6))],
+        training=TrainingSpec(epochs=8, batch_size=8, max_length=16),
+        seeds=[0],
+        measures=[],
+        metric="f1",
+    )
+    result = compare(spec, tmp_path / "runs", costs=False)
+    expected = []
+    for record in result.records:
+        arrays = np.load(tmp_path / "runs" / record.id / "predictions.npz")
+        score = metrics.f1_score(arrays["labels"], arrays["logits"].argmax(1), pos_label=0, zero_division=0)
+        assert record.results.test.metrics["f1"] == pytest.approx(score)
+        expected.append(score)
+    cla = next(s for s in result.summaries if s.label == "cla")
+    assert expected[0] != expected[1]
+    assert cla.item_comparison.difference == pytest.approx(expected[1] - expected[0])

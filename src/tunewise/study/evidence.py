@@ -146,6 +146,9 @@ def read_predictions(evidence: Evidence) -> dict[str, dict[int, Predictions]]:
         if record.status != "done" or record.results is None or record.results.confusion is None:
             continue
         read = _read_predictions(evidence.store.folder(record.id) / "predictions.npz")
+        labels = record.data.labels if record.data else []
+        if read is not None and len(labels) == 2 and record.spec.data.positive == labels[0]:
+            read = Predictions(1 - read.predicted, 1 - read.labels)  # F1 over items is that of the second class
         if read is not None:
             predictions.setdefault(record.spec.method.label, {})[record.spec.seed] = read
     return predictions
