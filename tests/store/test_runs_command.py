@@ -38,7 +38,7 @@ def test_ls_prints_a_line_a_run(runs: Path, call: Call) -> None:
     lines = out.splitlines()
     assert code == 0 and len(lines) == 6
     assert lines[0].split()[:4] == ["id", "status", "method", "rank"]
-    assert lines[1].split()[:6] == [stored_spec("lora", 0).id[:8], "done", "lora", "4", "8", "0.001"]
+    assert lines[1].split()[:6] == [stored_spec("lora", 0).id[:8], "done", "lora", "4", "8", "0.01"]
     assert "0.7000  +0.2000     12.5  2026-01-01 00:00" in lines[1]
     assert lines[3].endswith("it diverged")
     assert lines[-1] == "4 runs: 2 done, 1 diverged, 1 unfinished"

@@ -235,7 +235,7 @@ def compared(vit, toys, tmp_path_factory):
         "--rank=4",
         "--targets=all-linear",
     ]
-    words += ["--seeds=1", "--epochs=5", "--batch-size=6", "--learning-rate=0.02", "--image-size=24", f"--out={out}"]
+    words += ["--seeds=1", "--epochs=8", "--batch-size=6", "--learning-rate=0.02", "--image-size=24", f"--out={out}"]
     with pytest.MonkeyPatch.context() as patch:
         assert invoke(patch, "compare", "--no-tune", *words) == 0
     return out

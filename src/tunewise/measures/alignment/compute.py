@@ -24,6 +24,7 @@ from tunewise.methods.loading import restore
 from tunewise.models.fused import Part
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.spec import content_hash
+from tunewise.spec.run import PROTOCOL
 from tunewise.training.build import one_step_batches
 
 SAMPLES = 128
@@ -111,7 +112,7 @@ def gradient_spaces(run: FinishedRun, slices: list[Slice], rank: int) -> Spaces:
         [
             spec.model.model_dump(mode="json", exclude={"path"} if spec.model.digest else set()),
             spec.data.model_dump(mode="json", exclude={"path", "validation", "test"} if spec.data.digest else set()),
-            [spec.task, spec.seed, rank, spec.training.batch_size, spec.training.max_length, SAMPLES],
+            [spec.task, spec.seed, rank, spec.training.batch_size, spec.training.max_length, SAMPLES, PROTOCOL],
             slices,
         ]
     )
