@@ -112,3 +112,12 @@ def test_mistakes_are_named() -> None:
         tunewise.attach(model, "peft:dora", peft_options={"rr": 3})
     with pytest.raises(SpecError, match="peft_options"):
         tunewise.attach(model, "cla", peft_options={"r": 3})
+
+
+@pytest.mark.parametrize("rank", [2, 8, 16])
+def test_adalora_keeps_the_rank_and_starts_with_half_as_many_more(rank: int, base) -> None:
+    model = tunewise.attach(copy.deepcopy(base), "peft:adalora", rank=rank, peft_options={"total_step": 50})
+    config = model.peft_config["default"]
+    assert (config.target_r, config.init_r) == (rank, 3 * rank // 2)
+    factors = [p for name, p in model.named_parameters() if "lora_A" in name]
+    assert {len(factor) for factor in factors} == {3 * rank // 2}

@@ -65,6 +65,8 @@ def peft_config(
     chosen = {key: value for key, value in values.items() if key in fields}
     if name == "oft":  # its rank and its block size exclude each other, and the block size has a default
         chosen["oft_block_size"] = 0
+    if name == "adalora":  # it starts with more ranks than it keeps, 12 for 8 by default
+        chosen |= {"target_r": rank, "init_r": round(1.5 * rank)}
     if name == "ia3":  # none of the targets is treated as a feed-forward layer
         chosen["feedforward_modules"] = []
     try:
