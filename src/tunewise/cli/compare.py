@@ -45,8 +45,8 @@ def compare(
 
 
 def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> tuple[ExecutionOptions, StudySpec]:
-    """What preset, spec file and flags ask for together; the later win over the earlier. Without a word on tuning, and
-    with a method whose rate is not given, there is a search."""
+    """Merge preset, spec file and flags; the later win over the earlier. Learning rates are searched by default where a
+    method has none."""
     content = load_yaml(_preset(preset)) if preset else {}
     content = merge_specs(merge_specs(content, load_yaml(spec) if spec else {}), given)
     content["methods"] = _without_overridden(content.get("methods"), given)

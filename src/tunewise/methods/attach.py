@@ -108,8 +108,8 @@ def attach(
 
 
 def _leave_out(base: nn.Module, targets: tuple[Target, ...], rank: int) -> tuple[Target, ...]:
-    """Without layers of fewer outputs than the rank (an expert's gate has one), whose adapter would be the larger, and
-    without those whose names PEFT takes for experts of an older form of the model."""
+    """The targets without layers of fewer outputs than the rank, which would get an adapter larger than themselves (the
+    gate of an expert has one output), and without layers whose names PEFT redirects to the experts of a mixture."""
     kind = _MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(base, "config", None), "model_type", ""), "")
     redirected = _MOE_TARGET_MODULE_MAPPING.get(kind, {})
     kept = [t for t in targets if t.out_features >= rank and t.name.rpartition(".")[2] not in redirected]

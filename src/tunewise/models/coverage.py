@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tunewise.models.layers import Target, linear_layers, shape_of
-
-_IN_BLOCK = re.compile(r"\.\d+\.")
+from tunewise.models.layers import IN_BLOCK, Target, linear_layers, shape_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Coverage:
 
 def measure_coverage(model: nn.Module, targets: Sequence[Target]) -> Coverage:
     """The share of the block weights of `model` that `targets` name. `model` may carry adapters already."""
-    weights = {name: rows * columns for name, (rows, columns) in _linear_shapes(model).items()}
+    weights = {name: math.prod(shape_of(layer)) for name, layer in linear_layers(model).items()}
     inside = tuple(f"{name}." for name in weights)
     for name, module in model.named_modules():
         if name.startswith(inside) or name in weights or isinstance(module, nn.Embedding | BaseTunerLayer):
@@ -42,15 +40,11 @@ def measure_coverage(model: nn.Module, targets: Sequence[Target]) -> Coverage:
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1 and not key.endswith("bias"):
                 weights[f"{name}.{key}".removesuffix(".weight")] = parameter.numel()
-    weights = {name: count for name, count in weights.items() if _IN_BLOCK.search(name)}
+    weights = {name: count for name, count in weights.items() if IN_BLOCK.search(name)}
     adapted = {target.name: target.rows * target.in_features for target in targets}
     total = sum(weights.values()) or 1
     left: Counter[str] = Counter()
     for name, count in weights.items():
-        left[_IN_BLOCK.split(name, maxsplit=1)[1]] += count - adapted.get(name, 0)
+        left[IN_BLOCK.split(name, maxsplit=1)[1]] += count - adapted.get(name, 0)
     left_out = {name: count / total for name, count in left.most_common() if count}
     return Coverage(sum(adapted.get(name, 0) for name in weights) / total, left_out)
-
-
-def _linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    return {name: shape_of(layer) for name, layer in linear_layers(model).items()}

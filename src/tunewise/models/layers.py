@@ -38,7 +38,7 @@ READ_TOGETHER: tuple[frozenset[str], ...] = (
 
 _ALL_ROLES = frozenset().union(*ROLES.values())
 _WORDS = ("qv", "attention", "all-linear")
-_IN_BLOCK = re.compile(r"\.\d+\.")
+IN_BLOCK = re.compile(r"\.\d+\.")
 _IN_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*)(\.|$)", re.IGNORECASE)
 
 
@@ -149,7 +149,7 @@ def _check_shapes(model: nn.Module, linears: dict[str, nn.Module], targets: list
 
 
 def _by_word(linears: dict[str, nn.Module], word: str) -> dict[str, set[str]]:
-    names = [name for name in linears if _IN_BLOCK.search(name)]
+    names = [name for name in linears if IN_BLOCK.search(name)]
     if word == "all-linear":
         return {name: set() for name in names}
     if word == "attention":
@@ -180,7 +180,7 @@ def _by_names(linears: dict[str, nn.Module], names: list[str], model_name: str) 
             if name == wanted or name.endswith("." + wanted) or ("*" in wanted and fnmatch.fnmatch(name, wanted))
         }
         if not hits and wanted in ROLES:
-            hits = _by_roles([n for n in linears if _IN_BLOCK.search(n)], {wanted})
+            hits = _by_roles([n for n in linears if IN_BLOCK.search(n)], {wanted})
         if not hits:
             choices = {*_leaves(linears), *_WORDS}
             raise ModelError(f"no layer of {model_name} is called {wanted!r}{suggest_nearest(wanted, choices)}")

@@ -57,7 +57,8 @@ def follow_umask(path: Path) -> None:
     os.umask(mask)
     for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
         if not entry.is_symlink():
-            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
+            special = entry.stat().st_mode & 0o7000  # the set-group-id bit of a shared folder stays
+            entry.chmod(special | (0o777 if entry.is_dir() else 0o666) & ~mask)
 
 
 def is_disk_full(error: OSError) -> bool:
