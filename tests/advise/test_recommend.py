@@ -328,7 +328,7 @@ def tuned(**rows):
                 ],
             )
         )
-    return TuningReport(settings=TuningSpec(), objective="validation loss", methods=methods)
+    return TuningReport(settings=TuningSpec(), seed=1000, objective="validation loss", methods=methods)
 
 
 def test_unequal_tuning_budgets_are_named_and_make_the_evidence_thin(summaries):

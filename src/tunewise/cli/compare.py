@@ -57,14 +57,8 @@ def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> t
     options, content = split_options(content, source)
     study = parse(StudySpec, content, source)
     if "tuning" not in study.model_fields_set and study.is_comparison and study.has_default_rates:
-        study = parse(StudySpec, {**content, "tuning": _default_search(study)}, source)
+        study = study.model_copy(update={"tuning": TuningSpec()})
     return options, study
-
-
-def _default_search(study: StudySpec) -> dict[str, int]:
-    """A search with its default settings, at a seed that no run has."""
-    seed = int(TuningSpec.model_fields["seed"].default)
-    return {"seed": seed if seed not in study.seeds else max(study.seeds) + 1}
 
 
 def _without_overridden(methods: Any, given: flags.Given) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +15,16 @@ from tunewise.cli.locating import run_or_adapter
 from tunewise.errors import SpecError
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, StudySpec, parse
+from tunewise.text_format import join_names
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from tunewise.inspecting import Inspection
+    from tunewise.measures.intruders.scaled import ScaledIntruders
+
+_TITLES = ("layer", "shape", "rank", "eff.", "stable", "norm %", "out ×", "in ×", "intruders", "min |cos|")
 
 
 @flags.spec_flags(StudySpec, only=("data", "task", "text", "text_pair", "label"))
@@ -40,7 +46,6 @@ def inspect(
     ] = None,
     runs: flags.RunsFolder = Path("runs"),
     as_json: flags.Json = False,
-    report: Annotated[Path | None, Parameter(help="Also write a page that works offline.")] = None,
 ) -> None:
     """Analyse an adapter, or the difference of two models."""
     if adapter is not None:
@@ -71,11 +76,6 @@ def inspect(
         print(json.dumps(result.as_data(), indent=1, allow_nan=False))
     else:
         _show(result, Console(highlight=False))
-    if report is not None:
-        from tunewise.report.inspect_page import write_inspect_page
-
-        write_inspect_page(result, report)
-        Console(stderr=as_json).print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
 def _top_k(text: str) -> int | None:
@@ -98,19 +98,79 @@ def _factors(text: str | None) -> list[float]:
 
 def _show(result: Inspection, console: Console) -> None:
     from tunewise.cli.tables import rich_table
-    from tunewise.report.inspect_page import layer_rows, scaled_rows, threshold_rows, total_lines
 
     console.print(result.of, style="bold", markup=False, soft_wrap=True)
     console.print(f"base {result.base}, {result.family}\n", style="dim", markup=False, soft_wrap=True)
-    for title, (columns, rows) in (
-        ("", layer_rows(result, narrow=True)),
-        ("Intruders by threshold", threshold_rows(result)),
-        ("Intruders scaled", scaled_rows(result)),
-    ):
-        if not rows:
-            continue
-        if title:
-            console.print(f"\n{title}", style="bold")
-        console.print(rich_table(columns, rows), markup=False)
-        if not title:
-            console.print("", *total_lines(result), sep="\n", markup=False)
+    console.print(rich_table(_TITLES, _layer_rows(result)), markup=False)
+    console.print("", *_explanations(result), sep="\n", markup=False)
+    thresholds = [t / 10 for t in range(1, 11)]
+    console.print("\nIntruders by threshold", style="bold")
+    counts = ["vectors", *(f"{result.intruders.count(t):,}" for t in thresholds)]
+    console.print(rich_table(["below", *(f"{t:g}" for t in thresholds)], [counts]))
+    if result.scaled_intruders:
+        console.print("\nIntruders scaled", style="bold")
+        console.print(_scaled_table(result.scaled_intruders), markup=False)
+
+
+def _layer_rows(result: Inspection) -> Iterator[list[str]]:
+    """A row for each layer, and one for all together."""
+    from tunewise.measures.section_parts import short_layers
+    from tunewise.measures.spectrum.section import over_chance
+
+    spectrum, intruders = result.spectrum, result.intruders
+    for (name, layer), short in zip(spectrum.layers.items(), short_layers(list(spectrum.layers))):
+        top = intruders.layers[name]
+        yield [
+            short,
+            "×".join(map(str, layer.shape)),
+            str(layer.rank),
+            *_numbers(layer.effective_rank, layer.stable_rank, layer.relative_norm and 100 * layer.relative_norm),
+            *_numbers(over_chance(layer, layer.energy_left, 0), over_chance(layer, layer.energy_right, 1)),
+            f"{top.count(intruders.threshold)} / {len(top.cosines)}",
+            f"{min(top.cosines):.3f}",
+        ]
+    norm = spectrum.relative_norm and 100 * spectrum.relative_norm
+    totals = _numbers(spectrum.effective_rank, spectrum.stable_rank, norm)
+    lowest = min(min(layer.cosines) for layer in intruders.layers.values())
+    counts = f"{intruders.count()} / {intruders.vectors}"
+    yield ["all", str(len(spectrum.layers)), "", *totals, "", "", counts, f"{lowest:.3f}"]
+
+
+def _numbers(*values: float | None) -> list[str]:
+    return [f"{value:.2f}" if value is not None else "–" for value in values]
+
+
+def _explanations(result: Inspection) -> list[str]:
+    """What the columns mean, and what was left out."""
+    intruders, names = result.intruders, result.left_out
+    spaces = _range([layer.top for layer in result.spectrum.layers.values()], "d")
+    baselines = _range([layer.baseline for layer in intruders.layers.values()], ".3f")
+    lines = [
+        "eff., stable: effective and stable rank of dW; norm %: of W0's Frobenius norm; out ×, in ×: energy of "
+        f"dW in W0's top {spaces} output and input directions, over a random dW's.",
+        f"intruders: of {'all' if intruders.top_k == 'all' else f'the top {intruders.top_k}'} left singular vectors of "
+        f"W0 + dW, those whose largest |cos| with W0's is below {intruders.threshold:g}. A random direction has about "
+        f"{baselines}.",
+    ]
+    if names:
+        lines.append(f"Changed modules that are not linear layers, left out: {join_names(names, 3)}.")
+    return lines
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    ends = dict.fromkeys(format(value, form) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def _scaled_table(scaled: Sequence[ScaledIntruders]) -> Table:
+    """Intruders left and the loss at each factor."""
+    from tunewise.cli.tables import rich_table
+
+    columns = ["factor", "intruders left"]
+    rows = [[f"{s.factor:g}", str(s.count)] for s in scaled]
+    if any(s.loss is not None for s in scaled):
+        metrics = list(scaled[0].metrics)
+        columns += ["loss, nats", *(metric.replace("_", " ") for metric in metrics)]
+        for row, s in zip(rows, scaled):
+            row += [f"{s.loss or 0.0:.4f}", *(f"{s.metrics[metric]:.4f}" for metric in metrics)]
+    return rich_table(columns, rows)

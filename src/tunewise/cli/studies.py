@@ -99,7 +99,7 @@ def _method_row(row: PlannedRun, plan: Plan) -> list[str]:
 def _rate(row: PlannedRun, plan: Plan) -> str:
     """The learning rate, or the grid that will be searched."""
     tuning, spec = plan.spec.tuning, row.spec
-    if tuning is None or (not tuning.given and (spec.method.learning_rate or spec.training.learning_rate)):
+    if tuning is None or spec.given_rate:
         return f"{spec.learning_rate:g}" + (", given" if tuning else "")
     from tunewise.study.policies.rate_grid import first_rates
 

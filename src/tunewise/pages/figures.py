@@ -227,14 +227,12 @@ def layer_heat_map(
     values: Sequence[Sequence[float | None]],
     *,
     unit: str,
-    shown: Sequence[Sequence[float | None]] | None = None,
 ) -> go.Figure:
-    """A heat map from 0 to the largest value; cells show the value, or that of `shown`."""
-    shown = values if shown is None else shown
-    texts = [["" if v is None else f"{v:.3g}" for v in row] for row in shown]
+    """A heat map from 0 to the largest value."""
+    texts = [["" if v is None else f"{v:.3g}" for v in row] for row in values]
     hovers = [
         [f"{name}\n{column}" + ("" if v is None else f"\n{v:.4g} {unit}") for column, v in zip(columns, line)]
-        for name, line in zip(rows, shown)
+        for name, line in zip(rows, values)
     ]
     top = max((v for row in values for v in row if v is not None), default=1.0) or 1.0
     return heat_map(rows, columns, values, texts, hovers, high=top)

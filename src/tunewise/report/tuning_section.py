@@ -27,10 +27,9 @@ def section(data: ReportData) -> Section | None:
 
 def _paragraphs(tuning: TuningReport, searched: list[MethodTuning]) -> list[str]:
     trials = " or ".join(map(str, sorted({len(row.trials) for row in searched})))
-    middle = "given rate, or its default" if tuning.settings.given else "default"
     paragraphs = [
         f"Each rate was searched for with {trials} trials, a factor of {tuning.settings.factor:g} from one rate to the "
-        f"next around the method's {middle}, at seed {tuning.settings.seed}, which no run below has. The best "
+        f"next around the method's default, at seed {tuning.seed}, which no run below has. The best "
         f"{tuning.objective} was chosen; test scores were not used."
     ]
     given = [row.method for row in tuning.methods if row.given]

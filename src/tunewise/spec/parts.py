@@ -221,7 +221,3 @@ class TuningSpec(Frozen):
     extend: Annotated[int, Flag("tune_extend")] = Field(
         3, ge=0, le=50, description="Most further trials for every method while a best rate lies at the end of a grid."
     )
-    seed: Annotated[int, Flag("tune_seed")] = Field(
-        1000, ge=0, description="Seed of the trials; must not be one of the seeds."
-    )
-    given: Annotated[bool, Flag("tune_given")] = Field(False, description="Search around rates that are given, too.")

@@ -32,6 +32,8 @@ from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskNam
 from tunewise.spec.reading import parse
 from tunewise.spec.run import RunSpec, content_hash
 
+_TUNING_SEED = 1000
+
 
 class Grid(Frozen):
     """All values of the parts of a study that are lists; empty where a part has one value."""
@@ -156,16 +158,15 @@ class StudySpec(Frozen):
             raise SpecError(f"{foreign[0]!r} can't be trained linearised: its update is PEFT's own; leave it out")
         return self
 
-    @model_validator(mode="after")
-    def _check_tuning_seed(self) -> StudySpec:
-        if self.tuning and self.tuning.seed in self.seeds:
-            raise SpecError(f"tuning.seed {self.tuning.seed} is one of the seeds; the search needs one of its own")
-        return self
-
     @property
     def is_comparison(self) -> bool:
         """Whether there is one model, one data set and one training setting, so that methods can be compared."""
         return not self.points and not (self.grid.model or self.grid.data or self.grid.training)
+
+    @property
+    def tuning_seed(self) -> int:
+        """Seed of the search for learning rates; no run of the study has it."""
+        return _TUNING_SEED if _TUNING_SEED not in self.seeds else max(self.seeds) + 1
 
     @property
     def has_default_rates(self) -> bool:

@@ -177,6 +177,7 @@ class TuningReport(_Record):
 
     schema_version: int = SCHEMA
     settings: TuningSpec
+    seed: int = Field(description="of the trials")
     objective: str = Field(description="in words: 'validation loss'")
     lower_is_better: bool = True
     methods: list[MethodTuning]

@@ -108,26 +108,24 @@ class RayExecutor(Executor):
         self._looked = 0.0
 
     def __enter__(self) -> Self:
-        ray = self._ray
-        self._exit.enter_context(_joined(ray, self.options))
-        try:
-            self._gpus = self.options.gpus_per_run if self.options.gpus_per_run is not None else _default_gpus(ray)
+        ray, options = self._ray, self.options
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_joined(ray, options))
+            self._gpus = _default_gpus(ray) if options.gpus_per_run is None else options.gpus_per_run
             self._room = self._count_room()
             if not self._room:
                 raise SpecError(
-                    f"no node of this Ray has room for a run, which takes {self.options.cpus_per_run:g} CPUs and "
+                    f"no node of this Ray has room for a run, which takes {options.cpus_per_run:g} CPUs and "
                     f"{self._gpus:g} GPUs; lower --cpus-per-run or --gpus-per-run"
                 )
             self.store.root.mkdir(parents=True, exist_ok=True)
-            self._seen = self._exit.enter_context(tempfile.NamedTemporaryFile(prefix=".ray-", dir=self.store.root))
+            self._seen = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".ray-", dir=self.store.root))
             self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
             # The loop starts a run again whose worker died, so Ray does not.
             self._task = ray.remote(_do_on_node).options(
-                num_cpus=self.options.cpus_per_run, num_gpus=self._gpus, max_retries=0
+                num_cpus=options.cpus_per_run, num_gpus=self._gpus, max_retries=0
             )
-        except BaseException:
-            self._exit.close()
-            raise
+            self._exit = stack.pop_all()
         return self
 
     @property

@@ -33,13 +33,10 @@ class RatePolicy(Policy):
         assert plan.spec.tuning is not None
         self.plan = plan
         self.settings = plan.spec.tuning
-        self.searches = [
-            Search(row, self.settings, plan, store) for row in plan.rows if self.settings.given or not _is_given(row)
-        ]
+        self.searches = [Search(row, self.settings, plan, store) for row in plan.rows if not row.spec.given_rate]
         if not self.searches:
             raise SpecError(
-                "there is nothing to tune: every method has a learning rate; leave out learning_rate, or set "
-                "'given: true' under tuning to search around it"
+                "there is nothing to tune: every method has a learning rate; leave out learning_rate, or the search"
             )
         self._waves = self._all_waves()
         self._wave: list[tuple[Search, float]] = []
@@ -71,6 +68,7 @@ class RatePolicy(Policy):
         task, by_loss = self.plan.task, self.plan.spec.training.select == "loss"
         return TuningReport(
             settings=self.settings,
+            seed=self.plan.spec.tuning_seed,
             objective="validation loss" if by_loss else f"validation {task.metric.replace('_', ' ')}",
             lower_is_better=by_loss or task.metric in task.lower_is_better,
             methods=[chosen.get(row.spec.method.label) or _given(row) for row in self.plan.rows],
@@ -97,10 +95,6 @@ def apply_known_rates(plan: Plan, store: RunStore) -> Plan:
     return plan if policy.ask() else plan.with_rates(chosen_rates(policy.report()), store)
 
 
-def _is_given(row: PlannedRun) -> bool:
-    return row.spec.method.learning_rate is not None or row.spec.training.learning_rate is not None
-
-
 def _given(row: PlannedRun) -> MethodTuning:
     rate = row.spec.learning_rate
     return MethodTuning(method=row.spec.method.label, middle=rate, given=True, chosen=rate)
@@ -113,7 +107,7 @@ class Search:
         self.first = first
         self.method = first.spec.method
         self.middle = first.spec.learning_rate
-        self.settings = settings
+        self.seed = plan.spec.tuning_seed
         self.store = store
         self.grid = first_rates(self.middle, settings.factor, settings.trials)
         self.trials: list[Trial] = []
@@ -160,7 +154,7 @@ class Search:
     def trial(self, rate: float) -> PlannedRun:
         """The trial at this rate, as a run."""
         method = self.method.model_copy(update={"learning_rate": rate, "title": f"{self.method.label} at {rate:g}"})
-        spec = self.first.spec.model_copy(update={"method": method, "seed": self.settings.seed})
+        spec = self.first.spec.model_copy(update={"method": method, "seed": self.seed})
         return replace(self.first, spec=spec, snapshots=None)
 
     def _value(self, record: RunRecord) -> float:
