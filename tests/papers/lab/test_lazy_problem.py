@@ -9,16 +9,21 @@ from scipy.optimize import minimize
 
 from papers.lab.expectations import loop
 from tunewise.papers.lab.batched import batch, generator, normal
-from tunewise.papers.lab.factored import (
+from tunewise.papers.lab.lazy_problem import (
+    Problems,
     State,
+    certificate,
+    convex_value,
     descend,
     factored_value,
+    fista,
     least_curvature,
+    random_problems,
     settle,
+    solve,
     stacked,
     value_and_gradients,
 )
-from tunewise.papers.lab.lazy_problem import Problems, certificate, convex_value, fista, random_problems, solve
 
 
 @pytest.fixture(scope="module")

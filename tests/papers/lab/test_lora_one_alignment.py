@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import tunewise
-from papers.lab.expectations import expecting, loop, the
+from papers.lab.expectations import LinearModel, expecting, loop, the
 from tunewise.papers.lab import lora_one_alignment as lab
 from tunewise.papers.lab.batched import batch
 from tunewise.papers.lab.contract import LabSettings, overall
-from tunewise.papers.lab.linear_model import LinearModel, moment
+from tunewise.papers.lab.linear_model import moment
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])

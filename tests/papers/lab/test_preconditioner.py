@@ -42,20 +42,6 @@ def test_too_much_damping_is_not_confirmed(monkeypatch, eps, verdict):
     assert overall(lab.run(LabSettings()).findings) == verdict
 
 
-def test_the_packages_preconditioner_is_told_from_another(monkeypatch):
-    """The comparison of errors sees an eps of 1e-3 in the formula alone."""
-    assert lab._package(LabSettings()).verdict == "confirmed"
-    formula = lab.errors
-
-    def damped(*arguments, **options):
-        with monkeypatch.context() as inner:
-            inner.setattr(lab, "EPS", 1e-3)
-            return formula(*arguments, **options)
-
-    monkeypatch.setattr(lab, "errors", damped)
-    assert lab._package(LabSettings()).verdict == "refuted"
-
-
 @pytest.mark.parametrize("preconditioned", [True, False])
 def test_a_batch_is_the_loop_over_its_runs(preconditioned):
     drawn = lab.problems(LabSettings(), 10.0, 3)

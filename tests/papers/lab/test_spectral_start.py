@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from papers.lab.expectations import expecting, loop, the
+from papers.lab.expectations import LinearModel, expecting, loop, the
 from tunewise.papers.lab import spectral_start as lab
 from tunewise.papers.lab.batched import batch
 from tunewise.papers.lab.contract import LabSettings, overall
-from tunewise.papers.lab.linear_model import LinearModel, low_rank, moment, spectrum
+from tunewise.papers.lab.linear_model import low_rank, moment, spectrum
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["seed 0", "seed 1"])

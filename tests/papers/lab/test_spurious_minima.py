@@ -8,8 +8,7 @@ import torch
 from papers.lab.expectations import the
 from tunewise.papers.lab import spurious_minima as lab
 from tunewise.papers.lab.contract import LabSettings, overall
-from tunewise.papers.lab.factored import descend
-from tunewise.papers.lab.lazy_problem import random_problems, solve
+from tunewise.papers.lab.lazy_problem import descend, random_problems, solve
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_runs_that_are_not_finished_leave_it_open(monkeypatch, small):
     """A step or two from the start is neither the optimum nor a local minimum: inconclusive, not confirmed."""
     real = lab.settle
     monkeypatch.setattr(lab, "settle", lambda u, v, given: real(u, v, given, blocks=1))
-    monkeypatch.setattr("tunewise.papers.lab.factored.descend", _two_steps)
+    monkeypatch.setattr("tunewise.papers.lab.lazy_problem.descend", _two_steps)
     found = lab.run(LabSettings())
     assert the(found, "stuck at rank 5").verdict == "inconclusive"
 

@@ -51,15 +51,6 @@ def test_too_large_a_guaranteed_decrease_is_refuted(monkeypatch):
     assert the(lab.run(LabSettings()), "guaranteed decrease").verdict == "refuted"
 
 
-def test_an_adapter_that_is_not_cla_is_refuted(monkeypatch):
-    """lora-like columns: the literal steps must be those of the batch."""
-    real = lab.attach
-    monkeypatch.setattr(lab, "attach", lambda m, name, **k: real(m, name, **{**k, "alpha": 2 * k["alpha"]}))
-    monkeypatch.setattr(lab, "RANKS", (2,))
-    found = lab.run(LabSettings())
-    assert the(found, "torch's SGD").verdict == the(found, "that of the batched").verdict == "refuted"
-
-
 @pytest.mark.parametrize("family", ["aligned", "random"])
 def test_a_step_is_the_closed_form_by_numpy(family):
     """W -= gamma (alpha / r)^2 grad_W A^T A, loss = mean ||x W^T - y||^2 / 2; to 1e-10 of the loss."""

@@ -12,8 +12,7 @@ alike if a step on B is 1 / s of a step on C for gradients s times as large:
 Otherwise the two differ: the paper's s^2 is for SGD only, and weight decay pulls B to 0 but C to 0 too, that is dW to
 -W0.
 
-Each run has two forms: dense float64 formulas with S as a matrix, batched; and the package's methods on a model with
-torch's optimizers, with restarts of chains.
+Runs are dense float64 formulas with S as a matrix, batched.
 """
 
 from __future__ import annotations
@@ -21,13 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import tunewise
-from tunewise.methods.adapters.base import layer_adapters
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 
@@ -170,7 +167,7 @@ def run(settings: LabSettings) -> Measurement:
         curves[case.equal].append(PlotCurve(case.name, list(range(1, STEPS + 1)), shown))
     caption, y = f"The largest over {draws} networks and three s.", "relative difference of dW"
     return Measurement(
-        [*findings, *_package(settings)],
+        findings,
         [
             Plot("Pairs that stay equal", "step", y, curves[True], log="y", caption=caption),
             Plot("Pairs that diverge", "step", y, curves[False], log="y", caption=caption),
@@ -189,85 +186,3 @@ def _finding(case: Case, largest: Tensor) -> Finding:
     if case.equal:
         return Finding.exact(what, largest.max().item(), (0.0, EQUAL), "0 but for rounding")
     return Finding.exact(what, largest.min().item(), (DIFFERENT, 2.0), "smallest of the runs' largest differences")
-
-
-class _Network(nn.Module):
-    """The same network as a module."""
-
-    def __init__(self, first: Tensor, second: Tensor) -> None:
-        super().__init__()
-        self.first = nn.Linear(INPUTS, HIDDEN, bias=False, dtype=torch.float64)
-        self.second = nn.Linear(HIDDEN, OUTPUTS, bias=False, dtype=torch.float64)
-        self.first.weight.data.copy_(first)
-        self.second.weight.data.copy_(second)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.second(self.first(x).tanh())
-        return out
-
-
-def attached(
-    settings: LabSettings, method: str, rule: Rule, s: float, steps: int, restarts: tuple[int, ...] = ()
-) -> tuple[Tensor, Problem]:
-    """Outputs (steps, N, k) after every step of the package's method under torch's optimizer, and the problem with the
-    columns that the method selected."""
-    w1, w2, _, _, x, y, scale = problem(generator(settings.seed, 9), s)
-    names = ["first", "second"]
-    model = tunewise.attach(_Network(w1, w2), method, rank=RANK, alpha=s * RANK, targets=names, seed=settings.seed)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    selectors = [adapter.a.detach().double().clone() for adapter in layer_adapters(model)]
-    optimizer = _optimizer(rule, trained, s)
-    outputs = []
-    for step in range(steps):
-        if step in restarts:
-            tunewise.restart(model, optimizer)
-        optimizer.zero_grad()
-        (0.5 * (model(x) - y).square().sum(-1).mean()).backward()
-        optimizer.step()
-        with torch.no_grad():
-            outputs.append(model(x).clone())
-    return torch.stack(outputs), (w1, w2, *selectors, x, y, scale)
-
-
-def _optimizer(rule: Rule, trained: list[Any], s: float) -> torch.optim.Optimizer:
-    rate = rule.g * s**rule.rate
-    if rule.kind == "sgd":
-        return torch.optim.SGD(trained, lr=rate, momentum=rule.momentum)
-    return torch.optim.AdamW(trained, lr=rate, betas=BETAS, eps=rule.epsilon * s**rule.eps, weight_decay=rule.decay)
-
-
-def _package(settings: LabSettings) -> list[Finding]:
-    """The package's pairs of methods on one network, and its cla against the dense formula."""
-    s, steps = SCALES[1], 30
-    findings = []
-    for case in CASES[:3]:
-        for factor, columns, restarts in (("cla", "d-paca", ()), ("r-cla", "paca", ()), ("r-c3la", "c-paca", (10, 20))):
-            outputs, drawn = attached(settings, factor, case.factor, s, steps, restarts)
-            other, _ = attached(settings, columns, case.columns, s, steps, restarts)
-            change = _output_change(outputs, drawn)
-            what = f"attached {factor} and {columns} under {case.name}: largest difference of outputs"
-            note = f"relative to the change of the outputs; torch's optimizer, {steps} steps"
-            if restarts:
-                note += f", restarts after {', '.join(map(str, restarts))}"
-            findings.append(Finding.exact(what, ((outputs - other).abs().max() / change).item(), (0.0, EQUAL), note))
-            if not restarts:
-                path = trajectory(drawn, case.factor, columns=False, steps=steps)
-                dense = torch.stack([_outputs(drawn, update) for update in path])
-                what = f"attached {factor} under {case.name}: largest difference of outputs to the dense formula"
-                error = ((outputs - dense).abs().max() / change).item()
-                findings.append(Finding.exact(what, error, (0.0, EQUAL), "with A as a one-hot matrix in the formula"))
-    return findings
-
-
-def _output_change(outputs: Tensor, problem: Problem) -> Tensor:
-    """The largest change of the outputs from W0's."""
-    w1, w2, _, _, x, _, _ = problem
-    return (outputs[-1] - (x @ w1.mT).tanh() @ w2.mT).abs().max()
-
-
-def _outputs(problem: Problem, update: Tensor) -> Tensor:
-    """Outputs at W0 and this dW of the selected columns, flat as in `trajectory`."""
-    w1, w2, s1, s2, x, _, _ = problem
-    first, second = update.split([HIDDEN * RANK, OUTPUTS * RANK])
-    hidden = (x @ (w1 + first.view(HIDDEN, RANK) @ s1).mT).tanh()
-    return hidden @ (w2 + second.view(OUTPUTS, RANK) @ s2).mT

@@ -7,10 +7,8 @@ W0 + dW is fitted to W0 + D, so the loss is 1/(2 N) sum ||(dW - D) x||^2. With t
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tunewise.papers.lab.batched import normal
 
@@ -30,25 +28,3 @@ def spectrum(rank: int, condition: float) -> Tensor:
 def moment(inputs: Tensor) -> Tensor:
     """M = X^T X / N of X (..., N, m)."""
     return inputs.mT @ inputs / inputs.shape[-2]
-
-
-class LinearModel(nn.Module):
-    """The model as a module for `attach`: one layer `linear`, and the loss in the output as in transformers."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        outputs, inputs = weight.shape
-        self.linear = nn.Linear(inputs, outputs, bias=False, dtype=weight.dtype)
-        self.linear.weight.data.copy_(weight)
-
-    def forward(self, inputs: Tensor, labels: Tensor) -> SimpleNamespace:
-        predicted = self.linear(inputs)
-        return SimpleNamespace(loss=0.5 * (predicted - labels).square().sum(-1).mean(), logits=predicted)
-
-
-def effective_weight(model: nn.Module, inputs: int) -> Tensor:
-    """W0 + dW (n, m): the model's outputs on the unit vectors."""
-    eye = torch.eye(inputs, dtype=torch.float64)
-    with torch.no_grad():
-        weight: Tensor = model(inputs=eye, labels=torch.zeros((), dtype=torch.float64)).logits.T
-    return weight

@@ -20,8 +20,15 @@ from torch import Tensor
 
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
-from tunewise.papers.lab.factored import settle, stacked
-from tunewise.papers.lab.lazy_problem import Optimum, Problems, convex_value, random_problems, solve
+from tunewise.papers.lab.lazy_problem import (
+    Optimum,
+    Problems,
+    convex_value,
+    random_problems,
+    settle,
+    solve,
+    stacked,
+)
 from tunewise.theory import rank_for_existence
 
 SIZE = 8  # m = n

@@ -19,12 +19,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import tunewise
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve, log_log_slopes
-from tunewise.papers.lab.linear_model import LinearModel, effective_weight, low_rank, moment
+from tunewise.papers.lab.linear_model import low_rank, moment
 from tunewise.papers.lab.spectral_start import start
-from tunewise.training.preconditioner import precondition
 
 OUTPUTS, INPUTS, RANK, SAMPLES = 24, 32, 3, 3200
 CONDITIONS = (2.0, 5.0, 10.0, 20.0, 50.0)
@@ -96,7 +94,6 @@ def run(settings: LabSettings) -> Measurement:
                 (PROPORTIONAL - 0.1, PROPORTIONAL + 0.1),
                 "theory: 1; slightly less because the slowest part of the error starts smaller, by 1 / kappa",
             ),
-            _package(settings),
         ],
         [_plot(counts)],
         [
@@ -119,37 +116,3 @@ def _plot(counts: Counts) -> Plot:
             line = [measured.y[0] * (condition / x[0]) ** power for condition in x]
             curves += [measured, PlotCurve.theory(f"theory, exponent {power:g}", x, line)]
     return Plot("Steps to the target", "condition number", "steps", curves, log="xy")
-
-
-def _package(settings: LabSettings) -> Finding:
-    """The package's own preconditioner on the hardest of these problems, step by step against the formula."""
-    steps = 30
-    draw = generator(settings.seed, 0)
-    target = low_rank(draw, OUTPUTS, INPUTS, RANK, CONDITIONS[-1])
-    inputs = normal(draw, SAMPLES, INPUTS)
-    expected = errors(target, moment(inputs), preconditioned=True, steps=steps)
-    weight = normal(draw, OUTPUTS, INPUTS)
-    # alpha = r, so that dW = B A as in the theorem
-    model = tunewise.attach(LinearModel(weight), "lora", rank=RANK, alpha=RANK, targets=["linear"])
-    layer = model.get_base_model().linear
-    factors = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    for parameter, value in zip(factors, start(target @ moment(inputs), RANK)):
-        parameter.data = value.clone()
-    optimizer = torch.optim.SGD(factors, lr=RATE)
-    precondition(optimizer, model, eps=EPS)
-    worst = 0.0
-    labels = inputs @ (weight + target).T
-    for step in range(steps):
-        update = effective_weight(model, INPUTS) - weight
-        error = torch.linalg.norm(update - target) / torch.linalg.norm(target)
-        worst = max(worst, abs(error - expected[step]).item())
-        optimizer.zero_grad()
-        model(inputs=inputs, labels=labels).loss.backward()
-        optimizer.step()
-    return Finding.exact(
-        "largest difference of the error, the package's preconditioner against the formula",
-        worst,
-        (0.0, 1e-9),
-        f"training.preconditioner.precondition on SGD and attach('lora'), {steps} steps at condition number "
-        f"{CONDITIONS[-1]:g}, float64",
-    )

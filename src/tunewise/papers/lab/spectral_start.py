@@ -5,24 +5,16 @@ the rank of D, that is G itself, and ||B0 A0 - D|| = ||D (M - I)|| is of order |
 
 The theorem needs r >= r* (otherwise sigma_{r+1}(D) is left over for every N) and inputs of covariance I (otherwise G
 tends to D Sigma, not to D); both are shown by a counterexample.
-
-The package's start has G's singular vectors and ratios of singular values, but its own length (2502.01235, Algorithm 1:
-S / S_1, gamma, alpha / sqrt(r)): it is compared up to the length.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-import tunewise
-from tunewise.methods.gradient_start import gradient_svd
-from tunewise.models.fused import Part
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve, log_log_slopes
-from tunewise.papers.lab.linear_model import LinearModel, effective_weight, low_rank, moment, spectrum
+from tunewise.papers.lab.linear_model import low_rank, moment, spectrum
 
 OUTPUTS, INPUTS, TARGET_RANK, CONDITION = 16, 24, 3, 2.0
 SAMPLES = (256, 512, 1024, 2048, 4096, 8192)
@@ -83,7 +75,6 @@ def run(settings: LabSettings) -> Measurement:
             (0.9, 1.1),
             "without covariance I the start tends to D Sigma, not to D: the limit is ||D (Sigma - I)|| / ||D||",
         ),
-        *_package(settings),
     ]
     names = ("rank r*", "rank r* - 1", f"rank r*, input variances 1 to {SIGMA_RATIO:g}")
     curves = [PlotCurve.mean(name, SAMPLES, list(zip(*rows))) for name, rows in zip(names, (enough, too_few, skewed))]
@@ -100,30 +91,3 @@ def run(settings: LabSettings) -> Measurement:
             "has the right directions to first order, and its length is a hyperparameter.",
         ],
     )
-
-
-def _package(settings: LabSettings) -> list[Finding]:
-    """The package's randomized SVD and start on one problem, against the dense float64 formulas."""
-    samples, rank = SAMPLES[1], TARGET_RANK
-    draw = generator(settings.seed, 0)
-    target = low_rank(draw, OUTPUTS, INPUTS, rank, CONDITION)
-    weight, x = normal(draw, OUTPUTS, INPUTS), normal(draw, samples, INPUTS)
-    labels = x @ (weight + target).T
-    batches: list[dict[str, Any]] = [{"inputs": i, "labels": y} for i, y in zip(x.split(100), labels.split(100))]
-    gradient = target @ moment(x)
-    model = LinearModel(weight)
-    svd = gradient_svd(model, {"linear": model.linear}, batches, rank=rank, seed=settings.seed)
-    u, s, v = (part.double() for part in svd["linear", Part(0, OUTPUTS)])
-    attached = tunewise.attach(model, "lora-one", rank=rank, targets=["linear"], batches=batches, seed=settings.seed)
-    shipped = effective_weight(attached, INPUTS) - weight
-    length = ((shipped * gradient).sum() / shipped.square().sum()).item()
-
-    def relative(other: Tensor) -> float:
-        return (torch.linalg.matrix_norm(other - gradient, 2) / torch.linalg.matrix_norm(gradient, 2)).item()
-
-    what = "relative difference to the dense gradient"
-    svd_error, start_error = relative((u * s) @ v.T), relative(length * shipped)
-    return [
-        Finding.exact(f"{what}, the package's randomized SVD (float32)", svd_error, (0.0, 1e-4), "[G]_r is G"),
-        Finding.exact(f"{what}, lora-one's start after the best change of length", start_error, (0.0, 1e-4)),
-    ]

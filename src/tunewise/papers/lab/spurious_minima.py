@@ -15,8 +15,15 @@ from torch import Tensor
 
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
-from tunewise.papers.lab.factored import least_curvature, settle, stacked
-from tunewise.papers.lab.lazy_problem import Optimum, Problems, random_problems, solve
+from tunewise.papers.lab.lazy_problem import (
+    Optimum,
+    Problems,
+    least_curvature,
+    random_problems,
+    settle,
+    solve,
+    stacked,
+)
 from tunewise.theory import rank_without_spurious_minima
 
 SIZE = 8  # m = n

@@ -8,22 +8,19 @@ Lipschitz constant of the loss's gradient in W, is known exactly, Sigma = X^T X 
     logistic   softmax cross-entropy; L = lambda_max(Sigma) / 2, since ||diag(p) - p p^T|| <= 1/2
 
 The loss along a step is convex in the rate, so bisection finds the first rate that raises it. Steps are taken in
-batches through B by autograd, and on the aligned problems again by the package's cla with `torch.optim.SGD`.
+batches through B by autograd.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tunewise.methods.adapters.base import layer_adapters
-from tunewise.methods.attach import attach
 from tunewise.papers.lab.batched import batch, generator, normal
 from tunewise.papers.lab.contract import Finding, LabSettings, Measurement, Plot, PlotCurve
 from tunewise.theory import guaranteed_decrease, largest_safe_step
@@ -141,7 +138,6 @@ def run(settings: LabSettings) -> Measurement:
             Finding.exact(
                 "decrease less the guaranteed decrease, over the loss, smallest", min(spare), (-1e-12, math.inf)
             ),
-            *_package(settings),
         ],
         [_rates_plot(shown)],
         [
@@ -180,57 +176,6 @@ def _over_guarantee(problems: Problems, changes: Tensor, bound: Tensor, before: 
             least = guaranteed_decrease(multiple * most, problems.rank, alpha, lipschitz, norm)
             spare.append((-moved - float(least)) / value)
     return spare
-
-
-def _package(settings: LabSettings) -> list[Finding]:
-    """The aligned problems with the package's cla, just below and just above the bound."""
-    wrong, error, steps = 0, 0.0, 0
-    for rank in RANKS:
-        problems = make("aligned", rank, settings.choose(quick=2, full=12), settings)
-        rates = problems.bound[:, None] * torch.tensor([0.9999, 1.0001], dtype=torch.float64)
-        fresh = replace(problems, b=torch.zeros_like(problems.b))
-        batched = _changes(fresh, rates)
-        for place in range(len(rates)):
-            for side in (0, 1):
-                moved, before = _package_step(fresh, place, float(rates[place, side]))
-                wrong += int(moved > 0) if side == 0 else int(moved <= 0)
-                error = max(error, abs(moved - float(batched[place, side])) / before)
-                steps += 1
-    what = "steps of tunewise's cla with torch's SGD on the wrong side"
-    difference = "its loss change less that of the batched steps, over the loss, largest"
-    return [
-        Finding.exact(what, wrong, (0, 0), f"of {steps}: at 0.9999 and at 1.0001 of the bound"),
-        Finding.exact(difference, error, (0, 1e-9), "the batch computes the same as cla"),
-    ]
-
-
-def _package_step(problems: Problems, place: int, rate: float) -> tuple[float, float]:
-    """One step of `torch.optim.SGD` on the cla adapter of a linear layer: change of the loss, and the loss before."""
-
-    def cla(layer: nn.Linear) -> nn.Module:
-        alpha = float(problems.alpha[place])
-        model: nn.Module = attach(nn.Sequential(layer), "cla", rank=problems.rank, alpha=alpha, targets=["0"])
-        return model
-
-    layer = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.float64)
-    (adapter,) = layer_adapters(cla(copy.deepcopy(layer)))
-    chosen = adapter.where.tolist()
-    order = chosen + [column for column in range(INPUTS) if column not in chosen]
-    x, y = torch.empty(SAMPLES, INPUTS, dtype=torch.float64), problems.y[place]
-    x[:, order] = problems.x[place]
-    with torch.no_grad():
-        layer.weight[:, order] = problems.weight[place]
-    model = cla(layer)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
-
-    def value() -> Tensor:
-        return (model(x) - y).square().sum(1).mean() / 2
-
-    before = value()
-    before.backward()
-    optimizer.step()
-    with torch.no_grad():
-        return float(value() - before), float(before)
 
 
 def _rates_plot(shown: dict[str, list[Tensor]]) -> Plot:
