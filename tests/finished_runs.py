@@ -9,11 +9,10 @@ from tunewise.measures.finished import FinishedRun
 from tunewise.run import run
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
-from tunewise.training.trajectory import SnapshotOptions
 
 
-def finished(model: Path, data: Path, folder: Path, method: str, *, trajectory: bool = True) -> FinishedRun:
+def finished(model: Path, data: Path, folder: Path, method: str) -> FinishedRun:
     spec = make_spec(model, data, method)
     store, task = RunStore(folder), build_task(spec)
-    record = run(spec, store, task=task, trajectory=SnapshotOptions(count=3) if trajectory else None)
+    record = run(spec, store, task=task)
     return FinishedRun(record, store.folder(record.id), task, folder / "cache")

@@ -1,6 +1,6 @@
 """Write the quickstart's figures into the pages beside this file.
 
-    tunewise compare --preset quickstart --measures bounds,alignment,laziness --trajectory 10
+    tunewise compare --preset quickstart --measures bounds,alignment,laziness
     python docs/theory/quickstart_figures.py runs
 
 Reads the runs of seed 0 and puts a table between the marks `<!-- quickstart -->` and `<!-- end -->` of each page.

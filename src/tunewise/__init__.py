@@ -25,8 +25,6 @@ _WHERE = {
     "save": "tunewise.methods.saving",
     "load": "tunewise.methods.loading",
     "optimizer": "tunewise.training.optimizers",
-    "TrajectoryCallback": "tunewise.training.trajectory",
-    "snapshots": "tunewise.training.snapshots",
     "compare": "tunewise.study.compare",
     "sweep": "tunewise.study.sweep",
     "export": "tunewise.exporting",
@@ -54,8 +52,6 @@ if TYPE_CHECKING:
     from tunewise.study.compare import compare
     from tunewise.study.sweep import sweep
     from tunewise.training.optimizers import optimizer
-    from tunewise.training.snapshots import snapshots
-    from tunewise.training.trajectory import TrajectoryCallback
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from tunewise.spec import RunSpec
 from tunewise.store.environment import environment
 from tunewise.store.files import follow_umask, full_disk_named
 from tunewise.store.folders import RunStore
-from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES, TRAJECTORY
+from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES
 from tunewise.store.records import Check, ModelFacts, Results, RunRecord, Status
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Task
@@ -36,7 +36,6 @@ from tunewise.training.linearised import verify_linearised
 from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.training.tracking import tracked
 from tunewise.training.trainer import RunTrainer
-from tunewise.training.trajectory import SnapshotOptions, has_snapshots_until, lacks_snapshots
 
 
 def run(
@@ -45,21 +44,19 @@ def run(
     *,
     task: Task | None = None,
     listener: Listener | None = None,
-    trajectory: SnapshotOptions | None = None,
     track: Sequence[str] = (),
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunRecord:
     """Do a run, or what is missing of it, and return its record.
 
-    A run that is done or diverged is not done again, unless it lacks the snapshots that `trajectory` asks for. After
-    `Interrupted`, a kill or a crash the same call continues from the last checkpoint.
+    A run that is done or diverged is not done again. After `Interrupted`, a kill or a crash the same call continues
+    from the last checkpoint.
 
     Args:
         spec: What to train.
         store: The runs folder.
         task: The data set, where it is read already.
         listener: Receives events and may ask for a stop.
-        trajectory: Snapshots to keep while training; the result is the same to the last bit.
         track: Experiment trackers that the Trainer reports to.
         process_group: The processes that train this model together; each of them makes this call.
 
@@ -73,20 +70,20 @@ def run(
         Interrupted: The listener asked for a stop.
     """
     listener = listener or Listener()
-    finished = process_group.on_rank_zero(lambda: _finished(spec, store, trajectory))
+    finished = process_group.on_rank_zero(lambda: store.finished(spec.id))
     if finished is not None:
         return finished
     started, begun = datetime.datetime.now(datetime.UTC), time.monotonic()
     task = task or build_task(spec)
     with process_group.lock_run(store, spec.id) as folder, full_disk_named(folder):
-        finished = process_group.on_rank_zero(lambda: _finished(spec, store, trajectory))
+        finished = process_group.on_rank_zero(lambda: store.finished(spec.id))
         if finished is not None:  # another process finished it before this one had the lock
             return finished
         process_group.on_rank_zero(lambda: store.begin(spec))
         processes = process_group.on_rank_zero(
             lambda: checkpoints.most_processes(folder / "checkpoints", process_group.world_size)
         )
-        outcome = _attempt(RunContext(spec, task, folder, listener, process_group, trajectory, track))
+        outcome = _attempt(RunContext(spec, task, folder, listener, process_group, track))
         gc.collect()  # layers and adapters refer to each other: without this the model stays in memory
         record = RunRecord(
             id=spec.id,
@@ -108,11 +105,6 @@ def run(
         process_group.on_rank_zero(lambda: store.tidy(spec.id, keep_checkpoints=outcome.may_continue))
     listener.on(RunFinished(spec.id, spec.method.label, spec.seed, record.status, record.seconds))
     return record
-
-
-def _finished(spec: RunSpec, store: RunStore, trajectory: SnapshotOptions | None) -> RunRecord | None:
-    record = store.finished(spec.id)
-    return None if record is None or lacks_snapshots(record, store.folder(spec.id), trajectory) else record
 
 
 @dataclass
@@ -194,23 +186,12 @@ def _prepare_folder(context: RunContext) -> Path | None:
     if context.spec.method.name == "peft:adalora":  # its ranks change, and PEFT can't load that into a fresh model
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     checkpoint = checkpoints.latest(folder / "checkpoints")
-    if checkpoint and not _has_snapshots(context, checkpoints.step_of(checkpoint)):
-        shutil.rmtree(folder / "checkpoints")
-        checkpoint = None
     if checkpoint is None:  # files of an earlier, damaged run must not be taken for those of this one
         context.selection.forget()
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         (folder / PREDICTIONS).unlink(missing_ok=True)
     context.journal.rewind(checkpoints.step_of(checkpoint) if checkpoint else 0)
     return checkpoint
-
-
-def _has_snapshots(context: RunContext, step: int) -> bool:
-    """Whether all snapshots that are asked for exist up to `step`: continuing would leave gaps otherwise."""
-    options = context.trajectory
-    if options is None or not options.applies_to(context.spec.method.name):
-        return True
-    return has_snapshots_until(context.folder / TRAJECTORY, options.count, context.total_steps, step)
 
 
 def _save_and_check(model: nn.Module, context: RunContext) -> Check:

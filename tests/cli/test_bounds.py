@@ -18,7 +18,7 @@ from tunewise.measures.finished import FinishedRun
 
 @pytest.fixture(scope="module")
 def cla(tiny_model: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    return finished(tiny_model, toy_csv, tmp_path_factory.mktemp("bounds"), "cla", trajectory=False)
+    return finished(tiny_model, toy_csv, tmp_path_factory.mktemp("bounds"), "cla")
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -29,7 +29,7 @@ from tunewise.training.events import Listener
 NAMES = MEASURES.names()
 SMALL: dict[str, dict[str, object]] = {
     "sharpness": {"batches": 2, "directions": 2, "ascent": 1, "eigenvalues": 1, "probes": 1},
-    "landscape": {"grid": 3, "batches": 2, "kinds": "random,pca"},
+    "landscape": {"grid": 3, "batches": 2},
 }
 
 

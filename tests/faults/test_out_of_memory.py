@@ -42,7 +42,7 @@ ELSE = RuntimeError("no kernel for this")
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    return finished(tiny_model, toy_csv, tmp_path_factory.mktemp("runs"), "lora", trajectory=False)
+    return finished(tiny_model, toy_csv, tmp_path_factory.mktemp("runs"), "lora")
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_norms_of_a_run_are_those_of_dense_matrices(
     method: str, tiny_model: Path, toy_csv: Path, tmp_path: Path
 ) -> None:
     """Dense fp64 singular values of W0 and of the dW in the trained model."""
-    one = finished(tiny_model, toy_csv, tmp_path, method, trajectory=False)
+    one = finished(tiny_model, toy_csv, tmp_path, method)
     found = {layer.name: layer for layer in facts_of_run(one, lambda: None).layers}
     dense = delta(one.model, one.task.load_model(one.spec.seed))
     assert len(found) >= 4
@@ -145,7 +145,7 @@ def test_norms_of_a_run_are_those_of_dense_matrices(
 def test_the_gap_beside_the_bounds_is_the_runs_own(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     """Clipped losses of the adapter as stock PEFT loads it, over both whole splits; and what a run from before training
     losses were kept gives is the same."""
-    one = finished(tiny_model, toy_csv, tmp_path, "lora", trajectory=False)
+    one = finished(tiny_model, toy_csv, tmp_path, "lora")
     gap = bounds(one).gap
     model = PeftModel.from_pretrained(one.task.load_model(one.spec.seed), str(one.adapter)).eval()
     means = []
@@ -164,7 +164,7 @@ def test_the_gap_beside_the_bounds_is_the_runs_own(tiny_model: Path, toy_csv: Pa
 
 
 def test_what_is_printed_of_a_run(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    one = finished(tiny_model, toy_csv, tmp_path, "asym", trajectory=False)
+    one = finished(tiny_model, toy_csv, tmp_path, "asym")
     values = bounds(one)
     lines = {line.key: line for line in values.lines}
     n, classes = len(one.task.train), 3
@@ -182,7 +182,7 @@ def test_what_is_printed_of_a_run(tiny_model: Path, toy_csv: Path, tmp_path: Pat
 
 def test_the_input_bound_source_the_largest_example(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     """What the embeddings put out, one example at a time, so that there is no padding to leave out."""
-    one = finished(tiny_model, toy_csv, tmp_path, "cla", trajectory=False)
+    one = finished(tiny_model, toy_csv, tmp_path, "cla")
     largest = 0.0
     for example in one.task.train:
         batch = one.task.collate([example])
@@ -195,13 +195,13 @@ def test_the_input_bound_source_the_largest_example(tiny_model: Path, toy_csv: P
 def test_norms_of_the_base_model_are_computed_once(
     tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = bounds(finished(tiny_model, toy_csv, tmp_path, "cla", trajectory=False))
+    first = bounds(finished(tiny_model, toy_csv, tmp_path, "cla"))
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(spectral_norm, "_lanczos", never)
-    second = bounds(finished(tiny_model, toy_csv, tmp_path, "lora", trajectory=False))
+    second = bounds(finished(tiny_model, toy_csv, tmp_path, "lora"))
     for one, two in zip(first.facts.layers, second.facts.layers, strict=True):
         assert one.base == two.base
     assert module.NORMS == "spectral-norms"

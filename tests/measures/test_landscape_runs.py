@@ -1,4 +1,4 @@
-"""Landscapes of runs: first seeds alone, snapshots that come later, other settings, a stop."""
+"""Landscapes of runs: first seeds alone, other settings, a stop."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.tasks.build import build_task
 from tunewise.training.events import Listener
-from tunewise.training.trajectory import SnapshotOptions
 
-SETTINGS: dict[str, object] = {"grid": 5, "batches": 2, "kinds": "random,pca"}
+SETTINGS: dict[str, object] = {"grid": 5, "batches": 2}
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,9 @@ class Runs:
     methods: tuple[str, ...] = ("lora", "head")
     seeds: tuple[int, ...] = (0, 1)
 
-    def records(self, snapshots: int = 0) -> list[RunRecord]:
-        options = SnapshotOptions(snapshots) if snapshots else None
+    def records(self) -> list[RunRecord]:
         specs = [make_spec(self.model, self.data, m, seed=seed) for seed in self.seeds for m in self.methods]
-        return [run(spec, self.store, trajectory=options) for spec in specs]
+        return [run(spec, self.store) for spec in specs]
 
     def measure(self, records: list[RunRecord], **settings: object) -> dict[tuple[str, int], dict[str, Any]]:
         """Values by method and seed."""
@@ -55,28 +53,16 @@ def runs(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> Runs:
 
 
 @pytest.mark.slow
-def test_first_seeds_are_drawn_and_more_once_there_are_snapshots(runs: Runs, tmp_path: Path) -> None:
+def test_first_seeds_are_drawn(runs: Runs, tmp_path: Path) -> None:
     first = runs.measure(runs.records())
     assert set(first) == {("lora", 0), ("head", 0)}
     for values in first.values():
-        surface = values["surfaces"]["random"]
+        surface = values["surface"]
         assert np.array(surface["loss"]).shape == (5, 5)
         assert surface["x"] == surface["y"] == [-2, -1, 0, 1, 2]
         assert surface["loss"][2][2] == pytest.approx(values["loss"]["value"], rel=1e-6)
         assert values["sharpness"]["low"] <= values["sharpness"]["value"] <= values["sharpness"]["high"]
-        assert set(values["surfaces"]) == {"random"} and values["lacks_snapshots"]
-        assert "--trajectory 20" in values["missing"]["pca"]
     assert runs.measure(runs.records()) == first  # read
-
-    second = runs.measure(runs.records(snapshots=4))
-    for key, values in second.items():
-        surface, path = values["surfaces"]["pca"], values["surfaces"]["pca"]["path"]
-        assert values["surfaces"]["random"]["loss"] == first[key]["surfaces"]["random"]["loss"]
-        assert values["missing"] == {} and not values["lacks_snapshots"]
-        assert min(surface["x"]) < min(path["x"]) <= max(path["x"]) < max(surface["x"])
-        assert min(surface["y"]) < min(path["y"]) <= max(path["y"]) < max(surface["y"])
-        assert len(path["step"]) == 5 and path["step"][0] == 0
-        assert 0.5 < sum(surface["explained"]) <= 1.0
 
 
 @pytest.mark.slow
@@ -88,7 +74,7 @@ def test_other_settings_compute_it_again_and_the_same_ones_do_not(runs: Runs, tm
     runs.measure(records)
     assert file.stat().st_mtime_ns == time
     runs.measure(records, grid=3)
-    assert len(json.loads(file.read_text())["values"]["surfaces"]["random"]["x"]) == 3
+    assert len(json.loads(file.read_text())["values"]["surface"]["x"]) == 3
 
 
 def test_a_stop_in_the_middle_keeps_the_rows_that_are_done(
@@ -108,20 +94,20 @@ def test_a_stop_in_the_middle_keeps_the_rows_that_are_done(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RowFile, "add", stop)
         runs.measure(records)
-    assert len(next(tmp_path.glob("*/measures/landscape-random.rows.jsonl")).read_text().splitlines()) == 4
+    assert len(next(tmp_path.glob("*/measures/landscape.rows.jsonl")).read_text().splitlines()) == 4
     with monkeypatch.context() as patch:
         patch.setattr(RowFile, "add", lambda self, row, losses: (added.append(row), add(self, row, losses)))
         again = runs.measure(records)["lora", 0]
     assert added == [3, 4]
     for values in (again, whole):
-        values["surfaces"]["random"].pop("seconds")
+        values["surface"].pop("seconds")
     assert again == whole
     assert not list(tmp_path.glob("*/measures/*.rows.jsonl"))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"kinds": "randm"}, "measure landscape: kinds.0 = 'randm'"), ({"grid": 1}, "grid = 1: input should be greater")],
+    [({"kind": "random"}, "measure landscape: unknown key 'kind'"), ({"grid": 1}, "grid = 1: input should be greater")],
 )
 def test_wrong_settings_are_one_line(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message) as error:

@@ -18,7 +18,7 @@ from tunewise.measures.laziness.compute import change_of
 @pytest.mark.slow
 def test_the_curvature_is_the_hessians_largest_eigenvalue(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     """Within 3 %: Lanczos stops at 1 %, and power iteration comes from below."""
-    one = finished(tiny_model, toy_csv, tmp_path, "paca", trajectory=False)
+    one = finished(tiny_model, toy_csv, tmp_path, "paca")
     found = largest_curvature(one, lambda: None)
     base = one.task.load_model(one.spec.seed).eval().double()
     own = {name: p.detach() for name, p in base.named_parameters()}

@@ -12,10 +12,8 @@ from report.conftest import make
 from report.test_weight_sections import data_of, section_of
 from tunewise.catalog import get_method
 from tunewise.measures._linalg.angles import random_angles
-from tunewise.measures.base import SectionData
 from tunewise.measures.bounds.theorems import Facts, LayerNorms, theorems
-from tunewise.measures.laziness.compute import LazinessResult
-from tunewise.measures.section_parts import median, snapshot_curves
+from tunewise.measures.section_parts import median
 from tunewise.pages.section import Section
 from tunewise.store.records import RunRecord
 
@@ -98,16 +96,13 @@ def test_a_gap_below_zero_has_a_place_on_a_logarithmic_axis() -> None:
     assert {row[6] for row in found.tables[0].rows} == {"–"}
 
 
-def alignment_values(angle: float, points: bool = True) -> dict[str, Any]:
+def alignment_values(angle: float) -> dict[str, Any]:
     chance = random_angles(384, 8, 8)
     side = {"mean": chance.mean, "low": chance.low, "high": chance.high, "largest": chance.largest}
     keys = ("left_mean", "left_largest", "right_mean", "right_largest")
-    empty: dict[str, Any] = {key: [None, None] for key in keys}
     end = {key: [angle, angle - 10] for key in keys}
-    way = [{"step": 0, **empty}, {"step": 15, **{k: [80.0, 80.0] for k in keys}}, {"step": 30, **end}]
     layers = [{"name": n, "rows": [0, 384], "features": 384, "chance_left": side, "chance_right": side} for n in "qv"]
-    return {"rank": 8, "samples": 128, "layers": layers, "selected": end, "points": way if points else [],
-            "lacks_snapshots": not points}  # fmt: skip
+    return {"rank": 8, "samples": 128, "layers": layers, "selected": end}
 
 
 def test_alignment_counts_the_layers_that_are_nearer_than_chance() -> None:
@@ -118,33 +113,17 @@ def test_alignment_counts_the_layers_that_are_nearer_than_chance() -> None:
     assert found is not None
     assert "lora: 6 of 6 on the side of the outputs, 6 of 6 on the side of the inputs" in said(found)
     assert "cla: 3 of 6 on the side of the outputs" in said(found)  # 79.5 in one layer of two, three seeds
-    assert len(found.panels) == 2
-    assert len(found.collapsed) == 2
     rows = {row[0]: row for row in found.tables[0].rows}
     assert rows["lora"][1] == "35.0 (35.0–35.0)"
     assert rows["by chance"][1] == f"{random_angles(384, 8, 8).mean:.1f}"
-    curve = next(t for t in json.loads(found.panels[0].json)["data"] if t.get("name") == "lora")
-    assert curve["x"] == [1.5, 3.0]  # epochs; nothing where dW is zero
-    assert curve["y"] == [80.0, 35.0]
 
 
-def test_without_trajectories_the_ends_alone_and_how_to_have_more() -> None:
-    found = section_of("alignment", data_of(make(METHODS), alignment=lambda r: alignment_values(50.0, points=False)))
-    assert found.panels == []
-    assert "--trajectory" in said(found)
-    lazy = section_of("laziness", data_of(make(METHODS), laziness=lambda r: laziness_values(0.2, points=False)))
-    assert len(lazy.panels) == 2
-    assert "--trajectory" in said(lazy)
-
-
-def laziness_values(distance: float | None, points: bool = True, share: float = 1.0) -> dict[str, Any]:
+def laziness_values(distance: float | None, share: float = 1.0) -> dict[str, Any]:
     def point(d: float | None, moved: float) -> dict[str, Any]:
         whole = {part: {"distance": d, "moved": moved, "agreement": 0.75} for part in ("train", "test")}
         return {**whole, "backbone": {"distance": d and d * share, "moved": moved, "agreement": 0.75}}
 
-    way = [{"step": 0, **point(None, 0.0)}, {"step": 15, **point(0.01, 0.5)}, {"step": 30, **point(distance, 2.0)}]
-    return {"train_examples": 32, "test_examples": 32, "selected": point(distance, 2.0), "points": way if points else [],
-            "lacks_snapshots": not points}  # fmt: skip
+    return {"train_examples": 32, "test_examples": 32, "selected": point(distance, 2.0)}
 
 
 def test_the_answer_on_laziness_is_computed_from_the_distances() -> None:
@@ -161,9 +140,7 @@ def test_the_answer_on_laziness_is_computed_from_the_distances() -> None:
     rows = {row[0]: row for row in found.tables[0].rows}
     assert rows["cla"][1:] == ["0.3", "0.3", "0.3", "2", "75 %"]
     assert rows["paca"][1] == "–"
-    curve = next(t for t in json.loads(found.panels[0].json)["data"] if t.get("name") == "lora")
-    assert curve["x"] == [1.5, 3.0]
-    assert curve["y"] == pytest.approx([0.01, 0.7])
+    assert len(found.panels) == 2
 
 
 def test_what_head_and_backbone_do_together_is_said_apart() -> None:
@@ -173,17 +150,6 @@ def test_what_head_and_backbone_do_together_is_said_apart() -> None:
     words = said(section_of("laziness", data))
     assert "It holds for cla (0.04); it does not hold for lora (0.8)" in words
     assert "more than doubles for cla: most of it is the product" in words
-
-
-def test_curves_keep_to_the_points_that_all_seeds_have() -> None:
-    made = make(("lora",), seeds=2)
-    first, second = laziness_values(0.3), laziness_values(0.5)
-    second["points"] = second["points"][1:]
-    runs = [(r, LazinessResult.model_validate(v)) for r, v in zip(made.records, (first, second))]
-    curve = snapshot_curves(SectionData(runs, {}), lambda result: result.points, lambda point: point.train.distance)
-    found = curve["lora"]
-    assert (found.x, found.low, found.high) == ([1.5, 3.0], [0.01, 0.3], [0.01, 0.5])
-    assert found.mean == pytest.approx([0.01, 0.4])
 
 
 @pytest.mark.parametrize(("values", "expected"), [([], None), ([None], None), ([3.0, None, 1.0], 2.0), ([5, 1, 2], 2)])

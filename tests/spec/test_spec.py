@@ -97,7 +97,6 @@ def test_what_decides_a_result_decides_the_id(change: dict[str, Any]) -> None:
         {"training": {"save_every": 5}},
         {"alpha": 16},
         {"rank": 8},
-        {"trajectory": 3},
         {"measures": "none"},
         {"methods": [{"name": "c3la", "title": "chained"}]},
     ],

@@ -52,7 +52,7 @@ GROUPS_OF_COMMANDS = {
         "gc": """Remove what is not needed any more: temporary files, runs without a checkpoint, unused caches.
 
 Finished runs and runs in progress are never removed.""",
-        "verify": """Check finished runs: records, checksums, histories, adapters, measures, snapshots.
+        "verify": """Check finished runs: records, checksums, histories, adapters, measures.
 
 One line per fault; exit code 3 if there are any.""",
     },

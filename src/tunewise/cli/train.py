@@ -22,7 +22,7 @@ _GRACE_PERIOD = 3.0
 """Seconds that another process waits before it ends, so that rank 0 can print its error before the launcher ends it."""
 _UNUSED = ("title", "costs", "jobs", "track", "on", "ray_address", "cpus_per_run", "gpus_per_run")
 """Options that mean nothing to one run."""
-_OF_STUDIES = ("tuning", "measures", "measure_settings", "trajectory", "reference")
+_OF_STUDIES = ("tuning", "measures", "measure_settings", "reference")
 
 
 @flags.spec_flags(RunSpec, ExecutionOptions, without=_UNUSED)

@@ -25,9 +25,6 @@ class Values(BaseModel):
 class MeasureResult(Values):
     """Base class of the results of measures."""
 
-    lacks_snapshots: bool = False
-    """Whether a part is missing because the run kept no snapshots; the measure is repeated once there are some."""
-
 
 class MeasureSettings(BaseModel):
     """Base class of the settings of measures; itself the settings of a measure that has none."""

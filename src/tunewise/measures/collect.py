@@ -51,7 +51,7 @@ def collect(
             if measure.first_seed_only and seed != first_seed[label]:
                 continue
             measured = _read(run.folder, measure, chosen)
-            if measured is None or (run.snapshots and (measured.values or {}).get("lacks_snapshots")):
+            if measured is None:
                 phase = f"measuring {measure.title} of {label}, seed {seed}"
                 listener.on(Phase(phase))
                 run.report_progress = partial(_report_progress, listener, phase)

@@ -1,4 +1,4 @@
-"""A finished run, opened again: its data, its models and its snapshots, for the measures that look into it."""
+"""A finished run, opened again: its data and its models, for the measures that look into it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from tunewise.spec import RunSpec
 from tunewise.store.records import RunRecord
 from tunewise.tasks.contract import Task
 from tunewise.training.build import build_model
-from tunewise.training.snapshots import Snapshot
-from tunewise.training.trajectory import complete_snapshots
 
 Check = Callable[[], None]
 """Called every few seconds; raises where the user has asked to stop."""
@@ -44,11 +42,6 @@ class FinishedRun:
     def adapter(self) -> Path:
         """The folder of the selected epoch's adapter."""
         return self.folder / "adapter"
-
-    @cached_property
-    def snapshots(self) -> list[Snapshot]:
-        """What was trained at evenly spaced steps, from the start to the end; empty where the run kept none."""
-        return complete_snapshots(self.record, self.folder)
 
     @cached_property
     def base(self) -> nn.Module:

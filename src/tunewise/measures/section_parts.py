@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Protocol, TypeVar
 
 from tunewise.advise.statistics import mean_interval
 from tunewise.catalog import CATALOG, Method
 from tunewise.measures._estimate import Estimate
-from tunewise.measures.base import MeasureResult, SectionData
 from tunewise.number_format import MISSING
-from tunewise.pages.figures import Bar, Curve, bars, mean_curves
+from tunewise.pages.figures import Bar, bars
 from tunewise.pages.palette import Mark
 from tunewise.pages.section import Panel, Table
 from tunewise.store.records import RunRecord
 
 THRESHOLD_GRID = tuple(i / 100 for i in range(1, 101))
 BARS_CAPTION = "Large mark: mean over seeds, with its 95 % interval. Small rings: the seeds."
-NO_SNAPSHOTS = "The runs kept no snapshots, so only their ends are shown; --trajectory 20 keeps them."
 FAMILY_COLOURS = "A chain has the colour of its parent: the chain is solid, the parent dashed."
-
-Result = TypeVar("Result", bound=MeasureResult)
-
-
-class HasStep(Protocol):
-    """What was measured at one snapshot."""
-
-    @property
-    def step(self) -> int: ...
-
-
-Point = TypeVar("Point", bound=HasStep)
 
 
 def bars_panel(
@@ -60,20 +45,6 @@ def plus_minus(values: Sequence[float], digits: str) -> str:
     mean = mean_interval(values)
     spread = "" if mean.half_width is None else f" ± {mean.half_width:{digits.lstrip('+')}}"
     return f"{mean.mean:{digits}}{spread}"
-
-
-def snapshot_curves(
-    data: SectionData[Result], points: Callable[[Result], Sequence[Point]], value: Callable[[Point], float | None]
-) -> dict[str, Curve]:
-    """`value` of each method's points over epochs: mean, lowest and highest seed, where all of its runs have one."""
-    by_method: dict[str, list[dict[float, float]]] = {}
-    for record, result in data.runs:
-        at = points(result)
-        if at:
-            scale = record.spec.training.epochs / max(at[-1].step, 1)
-            known = {round(point.step * scale, 6): y for point in at if (y := value(point)) is not None}
-            by_method.setdefault(record.spec.method.label, []).append(known)
-    return mean_curves(by_method)
 
 
 def median(values: Sequence[float | None]) -> float | None:

@@ -81,12 +81,6 @@ class StudySpec(Frozen):
     tuning: TuningSpec | None = Field(
         None, description="A learning-rate search first; a number means that many trials."
     )
-    trajectory: Annotated[int, Flag(group="Measurements")] = Field(
-        0, ge=0, description="Snapshots of the weights that each run keeps, for measures that follow the training."
-    )
-    trajectory_full: Annotated[bool, Flag(group="Measurements")] = Field(
-        False, description="Snapshots of full fine-tuning too: the size of the model for each."
-    )
 
     @model_validator(mode="before")
     @classmethod

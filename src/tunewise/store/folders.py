@@ -5,7 +5,6 @@ runs/<run id>/spec.json         the specification, until that is written
 runs/<run id>/history.jsonl     one line per step and per epoch
 runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
 runs/<run id>/predictions.npz   test logits and labels, training losses
-runs/<run id>/trajectory/       snapshots at evenly spaced steps, where asked for
 runs/<run id>/checkpoints/      while it is running, to continue after a stop
 runs/.locks/<run id>           locked by the process that has the run
 runs/.table.json                an index for listing them (see `table`); may be deleted at any time

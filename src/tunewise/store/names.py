@@ -14,7 +14,6 @@ HISTORY = "history.jsonl"
 PREDICTIONS = "predictions.npz"
 TRAIN_LOSSES = "train_losses"
 """The key of the training losses in `predictions.npz`."""
-TRAJECTORY = "trajectory"
 TRACEBACK = "error.txt"
 """The traceback of a failed run."""
 RUN_ID = re.compile(r"[0-9a-f]{16}")

@@ -16,10 +16,9 @@ from tunewise.spec import StudySpec
 from tunewise.store.documents import OtherSchema, read_document
 from tunewise.store.files import sha256
 from tunewise.store.folders import RunStore
-from tunewise.store.names import ASIDE, HISTORY, RECORD, TRAJECTORY
+from tunewise.store.names import ASIDE, HISTORY, RECORD
 from tunewise.store.records import CostReport, Measured, RunRecord, TuningReport
 
-_SNAPSHOTS = f"{TRAJECTORY}/trajectory.json"
 _BESIDE: dict[str, type[BaseModel]] = {
     "compare-*/compare.json": StudySpec,
     "compare-*/tuning.json": TuningReport,
@@ -44,7 +43,7 @@ class Fault:
 
 
 def faults_of_run(store: RunStore, run_id: str) -> list[Fault]:
-    """What is wrong with a finished run: its record, files, measures and snapshots."""
+    """What is wrong with a finished run: its record, files and measures."""
     folder = store.folder(run_id)
     try:
         record = store.record(run_id)
@@ -58,8 +57,6 @@ def faults_of_run(store: RunStore, run_id: str) -> list[Fault]:
     for file in sorted(folder.glob("measures/*.json")):
         if fault := _document_fault(file, Measured):
             faults.append(Fault(run_id, f"measures/{file.name}", fault, "file"))
-    if fault := _snapshot_fault(folder / _SNAPSHOTS):
-        faults.append(Fault(run_id, _SNAPSHOTS, f"{fault}; train it again with --trajectory", "file"))
     return faults
 
 
@@ -158,17 +155,6 @@ def _history_fault(file: Path) -> str | None:
         if not isinstance(entry, dict) or not {"kind", "step"} <= entry.keys():
             return f"line {number} has no kind or step"
     return None
-
-
-def _snapshot_fault(file: Path) -> str | None:
-    """What is wrong with the list of snapshots or with the first damaged snapshot that it names."""
-    try:
-        sums = {name: str(entry["sha256"]) for name, entry in json.loads(file.read_bytes())["snapshots"].items()}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"can't be read ({error})"
-    return next((f"{name} {fault}" for name in sums if (fault := _file_fault(file.parent, name, sums[name]))), None)
 
 
 def _document_fault(file: Path, kind: type[BaseModel]) -> str | None:

@@ -88,7 +88,7 @@ class _Loop:
                 continue
             self.under_way[run.id] = _UnderWay(run, datetime.datetime.now(datetime.UTC), time.monotonic())
             self.monitor.begin(run)
-            self.executor.start(Job(run.spec, run.snapshots, self.track))
+            self.executor.start(Job(run.spec, self.track))
 
     def _finish(self, end: JobEnd) -> None:
         job = self.under_way.pop(end.run_id)

@@ -21,7 +21,6 @@ from tunewise.tasks.build import build_task, detect_task, task_class
 from tunewise.tasks.contract import Task
 from tunewise.training.build import attach_method, chain_of, count_parameters, total_steps
 from tunewise.training.events import Listener, Phase
-from tunewise.training.trajectory import SnapshotOptions, lacks_snapshots
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class PlannedRun:
     head: Head
     longest: int | None = None
     """Tokens of the longest training example, where inputs are tokens: no batch is wider."""
-    snapshots: SnapshotOptions | None = None
 
     @cached_property
     def id(self) -> str:
@@ -106,8 +104,8 @@ class Plan:
 def make_plan(spec: StudySpec, store: RunStore, listener: Listener | None = None) -> Plan:
     """Read configs and data, check every method on the shapes of its model, fill in the digests.
 
-    A finished run without the snapshots that are asked for counts as not done. Raises `SpecError`, `ModelError`,
-    `DataError`: a rank above a layer, an unknown target, a chain of more links than steps, a bad file.
+    Raises `SpecError`, `ModelError`, `DataError`: a rank above a layer, an unknown target, a chain of more links than
+    steps, a bad file.
     """
     listener = listener or Listener()
     groups = spec.groups()
@@ -120,7 +118,7 @@ def make_plan(spec: StudySpec, store: RunStore, listener: Listener | None = None
     for place, source in enumerate(checked):
         listener.check()
         listener.on(Phase("reading data", f"{place + 1} of {len(groups)}"))
-        planned += source.planned(_snapshots_of(spec))
+        planned += source.planned()
     if spec.is_comparison:
         first = planned[0].spec
         spec = spec.model_copy(update={"task": first.task, "model": first.model, "data": first.data})
@@ -138,13 +136,8 @@ def require_comparison(spec: StudySpec) -> None:
 
 
 def find_done(runs: Sequence[PlannedRun], store: RunStore) -> set[str]:
-    """Ids of the runs that are finished, with the snapshots that are asked for."""
-    done = set()
-    for run in runs:
-        record = store.finished(run.id)
-        if record is not None and not lacks_snapshots(record, store.folder(run.id), run.snapshots):
-            done.add(run.id)
-    return done
+    """Ids of the runs that are finished."""
+    return {run.id for run in runs if store.finished(run.id) is not None}
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ class _Source:
                 facts[key] = count_method(model, run.method, head)
         return cls(task, head, [run.model_copy(update={"model": model, "data": data}) for run in runs], facts)
 
-    def planned(self, snapshots: SnapshotOptions | None) -> list[PlannedRun]:
+    def planned(self) -> list[PlannedRun]:
         model, data = self.runs[0].model, self.runs[0].data
         changes: dict[str, Any] = {
             "task": self.task,
@@ -186,7 +179,7 @@ class _Source:
             if chain is not None:
                 chain.restarts(steps, steps // spec.training.epochs)  # raises where it is too short for its links
             facts = self.facts[_shape(spec.method)]
-            planned.append(PlannedRun(spec, steps, facts, task.facts, self.head, longest[limit], snapshots))
+            planned.append(PlannedRun(spec, steps, facts, task.facts, self.head, longest[limit]))
         return planned
 
 
@@ -216,10 +209,6 @@ def count_method(model_spec: ModelSpec, method: MethodSpec, head: Head) -> Model
         # Some of PEFT's methods can't be attached to a model without weights; a real fault is raised again here.
         model = attach_method(load_model(model_spec, head, seed=0), stand_in, seed=0, **options)
     return count_parameters(model)
-
-
-def _snapshots_of(spec: StudySpec) -> SnapshotOptions | None:
-    return SnapshotOptions(spec.trajectory, full=spec.trajectory_full) if spec.trajectory else None
 
 
 def _shape(method: MethodSpec) -> str:

@@ -126,8 +126,7 @@ class _Forecasts:
         if forecast is None:
             return None
         outputs = 4 * run.data.test * max(1, len(run.head.labels)) + 8 * run.data.train
-        snapshots = 4 * (run.snapshots.count if run.snapshots else 0) * forecast.trainable_parameters
-        return forecast.disk_bytes + outputs + _HISTORY * run.steps + snapshots, forecast.disk_bytes_running
+        return forecast.disk_bytes + outputs + _HISTORY * run.steps, forecast.disk_bytes_running
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,6 @@ from tunewise.training.events import Listener
 from tunewise.training.journal import Journal
 from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.training.selection import Selection
-from tunewise.training.trajectory import SnapshotOptions
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class RunContext:
     folder: Path
     listener: Listener
     process_group: ProcessGroup = SINGLE_PROCESS
-    trajectory: SnapshotOptions | None = None
     track: Sequence[str] = ()
 
     @property

@@ -23,14 +23,12 @@ from transformers import (
 from tunewise.errors import DivergedError
 from tunewise.methods.chain import ChainCallback
 from tunewise.methods.pass_through import RankAllocation
-from tunewise.store.names import TRAJECTORY
 from tunewise.training.checkpoints import seal
 from tunewise.training.context import RunContext
 from tunewise.training.evaluation import evaluate
 from tunewise.training.events import EpochDone, StepDone
 from tunewise.training.optimizers import optimizer
 from tunewise.training.process_group import BatchShares, SharedBatchLoader, scale_to_batch
-from tunewise.training.trajectory import TrajectoryCallback
 
 
 class RunTrainer(Trainer):
@@ -46,9 +44,6 @@ class RunTrainer(Trainer):
         self.last_loss = math.nan
         self.stop_requested = False
         callbacks: list[TrainerCallback] = [ChainCallback(), RankAllocation()]
-        if context.trajectory and context.process_group.is_rank_zero:
-            options = context.trajectory
-            callbacks.append(TrajectoryCallback(context.folder / TRAJECTORY, options.count, full=options.full))
         super().__init__(
             model=model,
             args=_arguments(context, name),

@@ -1,7 +1,7 @@
 """Alignment: does dW grow in the singular spaces of the very first full gradient (arXiv 2502.01235, Theorems 3.1, 3.2)?
 
 The principal angles between the top singular spaces of dW and those of G, the one-step full gradient at W0 that
-LoRA-One starts from: left (outputs) and right (inputs), layer by layer, along the run. 90 degrees: nothing in common.
+LoRA-One starts from: left (outputs) and right (inputs), layer by layer. 90 degrees: nothing in common.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from tunewise.measures.updates.layer import LayerUpdate
 from tunewise.measures.updates.live import live_updates
 from tunewise.methods.attachment import attachment
 from tunewise.methods.gradient_start import Slice, gradient_svd
-from tunewise.methods.loading import restore
 from tunewise.models.fused import Part
 from tunewise.models.layers import find_targets, shape_of
 from tunewise.spec import content_hash
@@ -63,10 +62,6 @@ class Angles(Values):
     right_largest: list[float | None]
 
 
-class AnglesAtStep(Angles):
-    step: int
-
-
 class AlignmentResult(MeasureResult):
     rank: int
     """Dimensions compared, at most."""
@@ -75,8 +70,6 @@ class AlignmentResult(MeasureResult):
     layers: list[SliceFacts]
     selected: Angles
     """Of the selected epoch's weights."""
-    points: list[AnglesAtStep]
-    """Of the snapshots."""
 
 
 def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> AlignmentResult:
@@ -86,22 +79,11 @@ def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> Alignm
     rank = min(run.spec.method.rank, *(min(part.rows, _features(base, name)) for name, part in slices))
     spaces = gradient_spaces(run, slices, rank)
     check()
-    selected = _angles(model, base, slices, spaces, rank)
-    points = []
-    try:
-        for snapshot in run.snapshots:
-            check()
-            snapshot.restore(model)
-            points.append({"step": snapshot.step, **_angles(model, base, slices, spaces, rank)})
-    finally:
-        restore(model, run.adapter)
     return AlignmentResult(
-        lacks_snapshots=not points,
         rank=rank,
         samples=min(SAMPLES, len(run.task.train)),
         layers=[_facts(one, _features(base, one[0]), rank) for one in slices],
-        selected=Angles.model_validate(selected),
-        points=[AnglesAtStep.model_validate(point) for point in points],
+        selected=Angles.model_validate(_angles(model, base, slices, spaces, rank)),
     )
 
 

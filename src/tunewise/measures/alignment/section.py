@@ -1,4 +1,4 @@
-"""The report section of alignment: angles of dW to the singular spaces of the first full gradient, along the runs."""
+"""The report section of alignment: angles of dW to the singular spaces of the first full gradient."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from tunewise.measures.alignment.compute import AlignmentResult, Angles, ChanceAngles, SliceFacts, compute
 from tunewise.measures.base import Measure, SectionData
-from tunewise.measures.section_parts import NO_SNAPSHOTS, median, snapshot_curves
+from tunewise.measures.section_parts import median
 from tunewise.number_format import MISSING
-from tunewise.pages import palette
-from tunewise.pages.figures import learning_curves
-from tunewise.pages.section import Panel, Section, Table
+from tunewise.pages.section import Section, Table
 from tunewise.registry import MEASURES
 
 Data = SectionData[AlignmentResult]
@@ -41,22 +39,12 @@ _ANGLES = (
 def section(data: Data) -> Section:
     paragraphs = [
         f"A full gradient was taken once, at the pretrained weights, over {data.first.samples} training examples: how "
-        "near does each method's dW come to its top singular spaces? 0° is the same space, 90° nothing in common. A "
-        "dotted line is chance: random directions in so many dimensions. Each figure is the median over layers of the "
-        "mean principal angle.",
+        "near does each method's dW come to its top singular spaces? 0° is the same space, 90° nothing in common. By "
+        "chance: random directions in so many dimensions.",
         *_nearer_than_chance(data),
     ]
-    panels = {angle: panel for angle in _ANGLES if (panel := _curves(angle, data))}
-    return Section(
-        "alignment",
-        "Alignment with the first gradient",
-        paragraphs,
-        [panel for angle, panel in panels.items() if angle.statistic == "mean"],
-        [_table(data)],
-        [panel for angle, panel in panels.items() if angle.statistic == "largest"],
-        "The largest angle instead of the mean",
-        data.missing if panels else [*data.missing, NO_SNAPSHOTS],
-    )
+    title = "Alignment with the first gradient"
+    return Section("alignment", title, paragraphs, tables=[_table(data)], notes=data.missing)
 
 
 def _nearer_than_chance(data: Data) -> list[str]:
@@ -77,39 +65,6 @@ def _nearer_than_chance(data: Data) -> list[str]:
 def _count_nearer(angles: list[tuple[float | None, ChanceAngles]], side: str) -> str:
     nearer = [angle < chance.low for angle, chance in angles if angle is not None]
     return f"{sum(nearer)} of {len(nearer)} on the side of the {side}" if nearer else ""
-
-
-def _curves(angle: _Angle, data: Data) -> Panel | None:
-    curves = snapshot_curves(data, lambda result: result.points, lambda point: median(angle.of(point)))
-    if not curves:
-        return None
-    chance = _chance(data, angle)
-    figure = learning_curves(curves, data.marks, y_title=f"{angle.statistic} angle, degrees")
-    ticks = [0, 15, 30, 45, 60, 75, 90]
-    figure.update_yaxes(range=[0, max(92.0, chance + 2)], tickvals=ticks, tickformat="~g")
-    figure.add_shape(
-        type="line",
-        x0=0,
-        x1=1,
-        xref="paper",
-        y0=chance,
-        y1=chance,
-        layer="below",
-        line={"color": palette.MUTED, "width": 1.5, "dash": "dot"},
-        label={
-            "text": "chance",
-            "textposition": "start",
-            "yanchor": "top",
-            "font": {"size": 12, "color": palette.MUTED},
-        },
-    )
-    ends = "; ".join(f"{label} {curve.mean[-1]:.1f}" for label, curve in curves.items())
-    alt_text = (
-        f"{angle.statistic} angle of the {angle.name} to the first gradient's, degrees, over epochs; by chance "
-        f"{chance:.1f}; at the end: {ends}."
-    )
-    title = f"{angle.name[0].upper()}{angle.name[1:]}, {angle.statistic} angle"
-    return Panel(f"alignment-{angle.side}-{angle.statistic}-figure", title, "", alt_text, figure, filtered=True)
 
 
 def _chance(data: Data, angle: _Angle) -> float:

@@ -1,4 +1,4 @@
-"""Loss landscapes as plotly figures: contours with the optimizer's path, surfaces, and several methods in one.
+"""Loss landscapes as plotly figures: contours, surfaces, and several methods in one.
 
 Losses are shown on a logarithmic scale, one for all methods; dark is low on the light page, bright on the dark one.
 """
@@ -22,8 +22,8 @@ FLOOR = 1e-4
 _DECADES = range(-4, 5)
 _MOST_TICKS = 7
 _LEVELS = 14
-_PATH = "#e4320b"  # one of the palette's hues, so that the page knows its dark twin
 _DIGITS = 4
+_AXES = ("first random direction", "second random direction")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Scale:
 
 
 def contour(surface: Surface, scale: Scale) -> go.Figure:
-    """Lines of equal loss over the plane, the centre, and the path where there is one."""
+    """Lines of equal loss over the plane, and the centre."""
     figure = blank_figure(height=400)
     low, high = math.log10(scale.low), math.log10(scale.high)
     figure.add_contour(
@@ -75,18 +75,6 @@ def contour(surface: Surface, scale: Scale) -> go.Figure:
             "outlinewidth": 0,
         },
     )
-    if surface.path:
-        for colour, width, size in ((palette.LIGHT_PAGE, 5, 8), (_PATH, 2, 5)):
-            figure.add_scatter(
-                x=_rounded(surface.path.x),
-                y=_rounded(surface.path.y),
-                mode="lines+markers",
-                line={"color": colour, "width": width},
-                marker={"color": colour, "size": size},
-                customdata=surface.path.step,
-                hovertemplate="step %{customdata}<extra></extra>" if colour == _PATH else None,
-                hoverinfo=None if colour == _PATH else "skip",
-            )
     for colour, width, size in ((palette.LIGHT_PAGE, 4, 13), (palette.INK, 2, 11)):
         figure.add_scatter(
             x=[0.0],
@@ -136,14 +124,14 @@ def profiles(surfaces: Mapping[str, Surface], marks: Mapping[str, Mark]) -> go.F
             legendgroup=method,
             hovertemplate="x %{x:.3g}: loss %{y:.3g}<extra>" + plain(method) + "</extra>",
         )
-    figure.update_xaxes(title_text=_axis_names(next(iter(surfaces.values())))[0])
+    figure.update_xaxes(title_text=_AXES[0])
     figure.update_yaxes(title_text="loss, nats", type="log")
     return figure
 
 
 def reliefs(surfaces: Mapping[str, Surface], scale: Scale, marks: Mapping[str, Mark]) -> go.Figure:
     """All methods' surfaces in one, each in its colour."""
-    figure = _scene(list(surfaces.values()), scale)
+    figure = _scene(scale)
     for method, surface in surfaces.items():
         colour = marks[method].light
         figure.add_surface(
@@ -159,7 +147,7 @@ def reliefs(surfaces: Mapping[str, Surface], scale: Scale, marks: Mapping[str, M
     return figure
 
 
-def _scene(surfaces: Sequence[Surface], scale: Scale) -> go.Figure:
+def _scene(scale: Scale) -> go.Figure:
     figure = blank_figure(height=440)
     axis: dict[str, Any] = {
         "color": palette.MUTED,
@@ -168,14 +156,13 @@ def _scene(surfaces: Sequence[Surface], scale: Scale) -> go.Figure:
         "zeroline": False,
         "title": {"font": {"size": 12, "color": palette.MUTED}},
     }
-    names = _axis_names(surfaces[0])
     figure.update_layout(
         xaxis=None,
         yaxis=None,
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         scene={
-            "xaxis": {**axis, "title": {**axis["title"], "text": names[0]}},
-            "yaxis": {**axis, "title": {**axis["title"], "text": names[1]}},
+            "xaxis": {**axis, "title": {**axis["title"], "text": _AXES[0]}},
+            "yaxis": {**axis, "title": {**axis["title"], "text": _AXES[1]}},
             "zaxis": {
                 **axis,
                 "title": {**axis["title"], "text": "loss"},
@@ -191,17 +178,9 @@ def _scene(surfaces: Sequence[Surface], scale: Scale) -> go.Figure:
     return figure
 
 
-def _axis_names(surface: Surface) -> tuple[str, str]:
-    if surface.explained is None:
-        return "first random direction", "second random direction"
-    first, second = surface.explained
-    return f"1st principal direction ({first:.0%})", f"2nd principal direction ({second:.0%})"
-
-
 def _axes(figure: go.Figure, surface: Surface) -> None:
-    names = _axis_names(surface)
-    figure.update_xaxes(title_text=names[0], showgrid=False, range=[surface.x[0], surface.x[-1]])
-    figure.update_yaxes(title_text=names[1], showgrid=False, range=[surface.y[0], surface.y[-1]])
+    figure.update_xaxes(title_text=_AXES[0], showgrid=False, range=[surface.x[0], surface.x[-1]])
+    figure.update_yaxes(title_text=_AXES[1], showgrid=False, range=[surface.y[0], surface.y[-1]])
 
 
 def _logarithms(loss: Sequence[Sequence[float | None]]) -> list[list[float | None]]:

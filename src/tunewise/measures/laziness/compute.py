@@ -1,4 +1,4 @@
-"""Laziness: how far the fine-tuned network is from its own linearisation at W0, along the run.
+"""Laziness: how far the fine-tuned network is from its own linearisation at W0.
 
     ||f(W_t) - f_lin(W_t)|| / ||f(W_t) - f(W_0)||,   f_lin(W) = f(W_0) + Df(W_0)[W - W_0],
 
@@ -25,7 +25,6 @@ from tunewise.measures.finished import Check, FinishedRun
 from tunewise.methods.attachment import attachment
 from tunewise.methods.delta import delta
 from tunewise.methods.draws import sample
-from tunewise.methods.loading import restore
 from tunewise.models.head import head_modules
 from tunewise.tasks.contract import Split
 from tunewise.training.linearised import head_change, linear_parts, live_change, moved_outputs
@@ -57,39 +56,21 @@ class Point(Values):
     backbone: Distances
 
 
-class PointAtStep(Point):
-    step: int
-
-
 class LazinessResult(MeasureResult):
     train_examples: int
     test_examples: int
     selected: Point
     """Of the selected epoch's weights."""
-    points: list[PointAtStep]
-    """Of the snapshots."""
 
 
 @torch.no_grad()
 def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> LazinessResult:
     model, base = run.model, run.base
     train, test = _batches(run, run.task.train), _batches(run, run.task.test)
-    selected = _point(model, base, train, test, check)
-    points = []
-    try:
-        for snapshot in run.snapshots:
-            check()
-            snapshot.restore(model)
-            point = _point(model, base, train, test, check)
-            points.append(PointAtStep(step=snapshot.step, train=point.train, test=point.test, backbone=point.backbone))
-    finally:
-        restore(model, run.adapter)
     return LazinessResult(
-        lacks_snapshots=not points,
         train_examples=min(EXAMPLES, len(run.task.train)),
         test_examples=min(EXAMPLES, len(run.task.test)),
-        selected=selected,
-        points=points,
+        selected=_point(model, base, train, test, check),
     )
 
 

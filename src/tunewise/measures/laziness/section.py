@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from tunewise.measures.base import Measure, SectionData
 from tunewise.measures.laziness.compute import LazinessResult, Point, compute
-from tunewise.measures.section_parts import NO_SNAPSHOTS, bars_panel, snapshot_curves
+from tunewise.measures.section_parts import bars_panel
 from tunewise.number_format import MISSING
-from tunewise.pages.figures import learning_curves
 from tunewise.pages.section import Panel, Section, Table
 from tunewise.registry import MEASURES
 
@@ -19,21 +18,15 @@ misses half or more."""
 Data = SectionData[LazinessResult]
 Distance = Callable[[Point], float | None]
 
-_PARTS: dict[str, tuple[str, str, Distance]] = {
-    "backbone": (
-        "Distance from the linearisation, backbone alone",
-        "0: the network moves as its tangent at the pretrained weights does.",
-        lambda point: point.backbone.distance,
-    ),
-    "train": ("Distance from the linearisation, everything trained", "", lambda point: point.train.distance),
+_PARTS: dict[str, tuple[str, Distance]] = {
+    "backbone": ("Distance from the linearisation, backbone alone", lambda point: point.backbone.distance),
+    "train": ("Distance from the linearisation, everything trained", lambda point: point.train.distance),
 }
 _AXIS = "‖f − f_lin‖ / ‖f − f₀‖"
 
 
 def section(data: Data) -> Section:
-    panels = [panel for part in _PARTS if (panel := _distance_curves(part, data))]
-    ends = [panel for part in _PARTS if (panel := _distances_at_end(part, data))]
-    moved = _moved_curves(data)
+    panels = [panel for part in _PARTS if (panel := _distances_at_end(part, data))]
     paragraphs = [
         "The theory of LoRA without spurious minima (arXiv 2402.11867) assumes that the network stays near its "
         "linearisation in the adapted weights at W0. Here is how far from it each run went, over the logits of "
@@ -41,16 +34,7 @@ def section(data: Data) -> Section:
         "alone, with the task head held at its trained values, and once for everything that is trained.",
         answer(data),
     ]
-    return Section(
-        "laziness",
-        "Is training lazy here?",
-        paragraphs,
-        panels or ends,
-        [_table(data)],
-        [moved] if moved else [],
-        "How far the logits moved",
-        data.missing if panels else [*data.missing, NO_SNAPSHOTS],
-    )
+    return Section("laziness", "Is training lazy here?", paragraphs, panels, [_table(data)], notes=data.missing)
 
 
 def answer(data: Data) -> str:
@@ -85,28 +69,8 @@ def _means(data: Data, distance: Distance) -> dict[str, float]:
     return {label: statistics.fmean(by_seed.values()) for label, by_seed in values.items()}
 
 
-def _distance_curves(part: str, data: Data) -> Panel | None:
-    title, caption, distance = _PARTS[part]
-    return _curves(f"laziness-{part}-figure", title, caption, _AXIS, distance, data)
-
-
-def _moved_curves(data: Data) -> Panel | None:
-    title, caption = "How far the logits moved", "Relative to their size before training."
-    return _curves("moved-figure", title, caption, "‖f − f₀‖ / ‖f₀‖", lambda point: point.train.moved, data)
-
-
-def _curves(key: str, title: str, caption: str, axis: str, value: Distance, data: Data) -> Panel | None:
-    curves = snapshot_curves(data, lambda result: result.points, value)
-    if not curves:
-        return None
-    figure = learning_curves(curves, data.marks, y_title=axis)
-    figure.update_yaxes(tickformat="~g", rangemode="tozero")
-    ends = "; ".join(f"{label} {curve.mean[-1]:.3f}" for label, curve in curves.items())
-    return Panel(key, title, caption, f"{title}, {axis}, over epochs; at the end: {ends}.", figure, filtered=True)
-
-
 def _distances_at_end(part: str, data: Data) -> Panel | None:
-    title, _, distance = _PARTS[part]
+    title, distance = _PARTS[part]
     values = data.by_seed(lambda result: distance(result.selected))
     if not values:
         return None

@@ -152,11 +152,6 @@ class Adapter(LoraVariant, ABC):
         return self.a
 
     @property
-    def stored_where(self) -> Tensor | None:
-        """The row space, where a snapshot of the trained tensors needs it: it moves with the links."""
-        return self.where
-
-    @property
     def exact_weights(self) -> Tensor | None:
         """The trained tensor, where the saved form does not hold it to the last bit."""
         return None
@@ -239,17 +234,6 @@ class Adapter(LoraVariant, ABC):
         """Add the active link's update to the finished ones."""
         _, b = self.factors()
         self.finished.append((self.where.detach().clone(), b.detach().clone()))
-
-    @torch.no_grad()
-    def take_links(self, links: list[tuple[Tensor, Tensor]], where: Tensor | None) -> None:
-        """Take finished links and the active link's row space; the values of the active link follow."""
-        self.unfold()
-        device = self.b.device
-        self.finished = [(place.detach().clone().to(device), b.detach().clone().to(device)) for place, b in links]
-        if where is not None:
-            self.place(where.to(device))
-        self.describe()
-        self.fold()
 
     @torch.no_grad()
     def rebase(self, weight: Tensor) -> None:

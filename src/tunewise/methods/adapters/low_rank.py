@@ -28,10 +28,6 @@ class LowRankAdapter(Adapter):
     def is_plain_lora(self) -> bool:  # type: ignore[override]
         return type(self) is LowRankAdapter and self.method.chain is None and not self.target.fused
 
-    @property
-    def stored_where(self) -> Tensor | None:
-        return None if self.is_plain_lora else self.a
-
     def draw_part(self, part: int) -> Tensor:
         if self.a.is_meta:  # no values to draw: an 8 B model takes a second
             return self.a.split(self.rank)[part]

@@ -32,10 +32,6 @@ class RowAdapter(Adapter):
     def where(self) -> Tensor:
         return self.rows
 
-    @property
-    def stored_where(self) -> Tensor | None:
-        return None
-
     def draw_part(self, part: int) -> Tensor:
         return columns_of_link(self.method, **{**self.stream_options(part), "features": self.target.out_features})
 

@@ -14,7 +14,6 @@ from tunewise.run import run
 from tunewise.spec import RunSpec
 from tunewise.store.folders import RunStore
 from tunewise.training.events import Listener
-from tunewise.training.trajectory import SnapshotOptions
 
 POLL = 1.0
 """Seconds between looks at the user and at runs that other processes have."""
@@ -25,7 +24,6 @@ class Job:
     """A run for an executor; can be pickled."""
 
     run: RunSpec
-    snapshots: SnapshotOptions | None = None
     track: tuple[str, ...] = ()
 
 
@@ -100,4 +98,4 @@ class Executor(ABC):
 
 def do_job(job: Job, store: RunStore, listener: Listener) -> None:
     """Do a run in this process. Raises what `run` raises."""
-    run(job.run, store, listener=listener, trajectory=job.snapshots, track=job.track)
+    run(job.run, store, listener=listener, track=job.track)

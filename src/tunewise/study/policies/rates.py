@@ -155,7 +155,7 @@ class Search:
         """The trial at this rate, as a run."""
         method = self.method.model_copy(update={"learning_rate": rate, "title": f"{self.method.label} at {rate:g}"})
         spec = self.first.spec.model_copy(update={"method": method, "seed": self.seed})
-        return replace(self.first, spec=spec, snapshots=None)
+        return replace(self.first, spec=spec)
 
     def _value(self, record: RunRecord) -> float:
         assert record.results is not None
