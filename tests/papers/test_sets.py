@@ -15,8 +15,8 @@ from pyarrow import parquet
 from labelled import load
 from tiny import save_tiny_model
 from tunewise.errors import DataError
+from tunewise.papers.forms import TextItem
 from tunewise.papers.prepare import halves, prepare
-from tunewise.papers.reading import TextItem
 from tunewise.papers.sets import SETS, get_set
 from tunewise.spec import ModelSpec, StudySpec
 from tunewise.tasks.build import task_class

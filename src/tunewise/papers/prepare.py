@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pyarrow import concat_tables, parquet
 
 from tunewise.errors import DataError
 from tunewise.hub import HUB_PREFIX, fetch, parse_hub_path
 from tunewise.locate import cache_folder, resolve
-from tunewise.papers import image_sets
-from tunewise.papers.reading import DataParts, TextItem
+from tunewise.papers.forms import DataParts, TextItem, read_form
+from tunewise.papers.reading import part_files
 from tunewise.papers.sets import PaperSet
 from tunewise.spec import DataSpec
 from tunewise.store.files import write_atomically
@@ -30,29 +33,33 @@ def prepare(data: PaperSet, source: str | None = None, revision: str | None = No
     Raises `SpecError` where the source is not available, `DataError` where its files are damaged or have another form.
     """
     folder, origin = _source(data, source, revision)
-    if not data.has_texts:
-        return image_sets.make_spec(data, folder, origin)
-    parts = next((parts for read in data.readers if (parts := read(folder)) is not None), None)
-    if parts is None:
+    notes = [origin, *([data.caveat] if data.caveat else [])]
+    columns = {}
+    if data.has_texts:
+        parts = next((parts for form in data.forms if (parts := read_form(form, folder)) is not None), DataParts({}))
+        _drop_unlabelled(parts)
+        if "test" not in parts.items and "validation" in parts.items:
+            _split_validation(parts)
+        _remove_same(parts)
+        paths = _write(data, parts.items)
+        notes += parts.notes
+        paired = any(item.pair is not None for item in parts.items.get("train", ()))
+        columns = {"text": "text", **({"text_pair": "text_pair"} if paired else {})}
+    else:
+        paths = {part: _merge(files, data) for part, files in part_files(data.forms[0], folder).items()}
+    if "train" not in paths:
         raise DataError(
             f"{folder}: no files of {data.printed} in a known form; `tunewise paper list --data` names the repository"
         )
-    _drop_unlabelled(parts)
-    if "test" not in parts.items and "validation" in parts.items:
-        _split_validation(parts)
-    _remove_same(parts)
-    paths = _write(data, parts.items)
-    paired = any(item.pair is not None for item in parts.items["train"])
     return DataSpec(
         path=paths["train"],
         validation=paths.get("validation"),
         test=paths.get("test"),
-        text="text",
-        text_pair="text_pair" if paired else None,
+        **columns,
         label="label",
         validation_size=None if "validation" in paths else data.validation_size,
         test_size=None if "test" in paths else data.test_size,
-        notes=[origin, *([data.caveat] if data.caveat else []), *parts.notes],
+        notes=notes,
     )
 
 
@@ -151,3 +158,20 @@ def _write(data: PaperSet, parts: Mapping[str, Sequence[TextItem]]) -> dict[str,
 def _json_line(item: TextItem) -> str:
     row = {"text": item.text, "text_pair": item.pair, "label": item.label}
     return json.dumps({key: value for key, value in row.items() if value is not None}, ensure_ascii=False) + "\n"
+
+
+def _merge(files: Sequence[Path], data: PaperSet) -> str:
+    """A parquet file of images, or its shards merged into one file in the cache."""
+    if len(files) == 1:
+        return str(files[0])
+    content = hashlib.sha256()
+    for file in files:
+        content.update(hashlib.sha256(file.read_bytes()).digest())
+    merged = cache_folder() / "paper" / data.key / f"{content.hexdigest()[:16]}.parquet"
+    if not merged.exists():
+        merged.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=merged.parent) as scratch:
+            file = Path(scratch) / "merged"
+            parquet.write_table(concat_tables([parquet.read_table(shard) for shard in files]), file)
+            file.rename(merged)
+    return str(merged)
