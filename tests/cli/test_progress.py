@@ -3,109 +3,112 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from stored_runs import record_of
 from tunewise.cli import progress
 from tunewise.cli.progress import StudyProgress
-from tunewise.training.events import EpochDone, Phase, RunFinished, RunStarted, StepDone
+from tunewise.spec import StudySpec
+from tunewise.study.estimates import Pace
+from tunewise.study.monitor import Monitor
+from tunewise.study.plan import PlannedRun
+from tunewise.training.events import EpochDone, Phase, RunStarted, StepDone
 
 
-def view_of(runs: int, width: int = 120) -> StudyProgress:
-    return StudyProgress(Console(file=io.StringIO(), width=width), runs)
+class Study:
+    """Runs of ten steps that differ in their seed, and a view of them."""
 
+    def __init__(self, runs: int, width: int = 120, title: str | None = None) -> None:
+        method = {"name": "lora", "title": title}
+        spec = StudySpec.model_validate({"model": "m", "data": "d", "methods": [method], "seeds": runs})
+        nothing: Any = None
+        self.runs = [PlannedRun(run, 10, nothing, nothing, nothing) for run in spec.runs()]
+        self.view = StudyProgress(Console(file=io.StringIO(), width=width))
+        self.monitor = Monitor(self.view, Pace("cpu"))
+        self.monitor.expect(self.runs, later=[])
 
-def lines_of(view: StudyProgress) -> list[str]:
-    return view.console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    def start(self, number: int, first: int = 0, steps: int = 10) -> PlannedRun:
+        run = self.runs[number]
+        self.monitor.begin(run)
+        self.monitor.on(RunStarted(run.id, "lora", number, steps, first))
+        return run
 
+    def step(self, run: PlannedRun, *steps: int, loss: float = 2.0, total: int = 10) -> None:
+        for step in steps:
+            self.monitor.on(StepDone(run.id, step, total, 0.1, loss))
 
-def drawn(view: StudyProgress) -> str:
-    with view.console.capture() as capture:
-        view.console.print(view.progress)
-    return capture.get()
+    @property
+    def lines(self) -> list[str]:
+        return self.view.console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+    @property
+    def drawn(self) -> str:
+        with self.view.console.capture() as capture:
+            self.view.console.print(self.view.progress)
+        return capture.get()
 
 
 def test_every_run_in_progress_has_a_bar() -> None:
-    view = view_of(runs=3)
-    view.on(RunStarted("a", "lora", 0, 10, 0))
-    view.on(RunStarted("b", "cla", 1, 10, 4))
-    for step in range(1, 7):
-        view.on(StepDone("a", step, 10, 0.1, 2.0))
-    view.on(StepDone("b", 5, 10, 0.5, 1.0))
-    view.on(Phase("measuring", run_id="b"))
-    lora, cla = (next(line for line in drawn(view).splitlines() if name in line) for name in ("lora", "cla"))
-    assert "lora, seed 0" in lora and "6/10" in lora and "loss 2.000" in lora
-    assert "cla, seed 1" in cla and "5/10" in cla and "measuring" in cla
-    view.on(RunFinished("a", "lora", 0, "done", 3.0))
-    assert "lora, seed 0" not in drawn(view) and "1/3" in drawn(view)
+    study = Study(runs=3)
+    one, two = study.start(0), study.start(1, first=4)
+    study.step(one, *range(1, 7))
+    study.step(two, 5, loss=1.0)
+    study.monitor.on(Phase("measuring", run_id=two.id))
+    first, second = (next(line for line in study.drawn.splitlines() if f"seed {i}" in line) for i in (0, 1))
+    assert "lora, seed 0" in first and "6/10" in first and "loss 2.000" in first
+    assert "lora, seed 1" in second and "5/10" in second and "measuring" in second
+    study.monitor.end(one, record_of(one.spec))
+    assert "seed 0" not in study.drawn and "1/3" in study.drawn
 
 
 def test_without_a_terminal_there_are_lines_that_name_the_run() -> None:
-    view = view_of(runs=3)
-    view.on(RunStarted("a", "lora", 0, 10, 0))
-    view.on(RunStarted("b", "cla", 1, 10, 4))
-    for step in range(1, 7):
-        view.on(StepDone("a", step, 10, 0.1, 2.0))
-    view.on(EpochDone("a", 1, 0.5, "accuracy", 0.75))
-    view.on(RunFinished("a", "lora", 0, "done", 3.0))
-    assert lines_of(view) == [
+    study = Study(runs=3)
+    one, two = study.start(0), study.start(1, first=4)
+    study.step(one, *range(1, 7))
+    study.monitor.on(EpochDone(one.id, 1, 0.5, "accuracy", 0.75))
+    study.monitor.end(one, record_of(one.spec))
+    *lines, last = study.lines
+    assert lines == [
         "[1/3] lora, seed 0",
-        "[2/3] cla, seed 1 from step 4",
+        "[2/3] lora, seed 1 from step 4",
         "    lora, seed 0, epoch 1: validation loss 0.5000, accuracy 0.7500",
-        "[1/3] lora, seed 0: done in 3 s   about 0 s left",
     ]
+    assert last.startswith(f"[1/3] done {one.id} lora, seed 0: in 0 s, accuracy") and last.endswith("left: about 0 s")
+    study.monitor.end(two, record_of(two.spec, status="oom"))
+    assert study.lines[-1].startswith(f"[2/3] oom {two.id} lora, seed 1: in 0 s")
 
 
 def test_without_a_terminal_steps_have_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    view = view_of(runs=2)
-    view.on(RunStarted("a", "lora", 0, 10, 0))
+    study = Study(runs=1)
+    run = study.start(0)
     for step in range(1, 10):
         now[0] += 10.0
-        view.on(StepDone("a", step, 10, 0.1, 2.0))
-    assert lines_of(view) == [
-        "[1/2] lora, seed 0",
+        study.step(run, step)
+    assert study.lines == [
+        "[1/1] lora, seed 0",
         "    lora, seed 0: step 4/10, loss 2.000",
-        "    lora, seed 0: step 8/10, loss 2.000, about 20 s left",
+        "    lora, seed 0: step 8/10, loss 2.000, left: about 20 s",
     ]
 
 
-def test_a_run_that_is_tried_again_counts_once() -> None:
-    view = view_of(runs=3)
-    for status in ("oom", "done"):
-        view.on(RunStarted("a", "lora", 0, 10, 4))
-        view.on(RunFinished("a", "lora", 0, status, 1.0))
-    view.on(RunFinished("c", "lora", 2, "oom", 1.0))  # did not even start
-    assert lines_of(view)[-1] == "[2/3] lora, seed 2: oom in 1 s"
-
-
-def test_a_study_counts_and_names_runs_by_its_monitor() -> None:
-    view = view_of(runs=4)
-    planned = SimpleNamespace(run=SimpleNamespace(spec="rank 4"))
-    monitor: Any = SimpleNamespace(
-        total=4, outcomes={}, running={"a": planned, "b": planned}, left={"a", "b"}, at_once=2, name=str
-    )
-    monitor.remaining = lambda: SimpleNamespace(timed=2, words=lambda at_once: f"3 h on {at_once}")
-    view.progressed(monitor, "")
-    for run in "ab":
-        view.on(RunStarted(run, "lora", 0, 10, 0))
-    assert "rank 4" in drawn(view) and "lora" not in drawn(view)
-    monitor.outcomes["a"] = None
-    del monitor.running["a"]
-    view.on(RunFinished("a", "lora", 0, "done", 3.0))
-    view.progressed(monitor, "done a: accuracy 0.9")
-    assert lines_of(view)[-1] == "[1/4] done a: accuracy 0.9   left: 3 h on 2"
-    assert drawn(view).count("rank 4") == 1 and "1/4" in drawn(view)
+def test_a_run_that_is_started_again_has_one_bar() -> None:
+    study = Study(runs=2)
+    run = study.start(0)
+    study.monitor.put_back(run)
+    study.step(run, 3)  # a late event of the first attempt
+    study.start(0, first=4)
+    study.monitor.on(RunStarted(run.id, "lora", 0, 10, 4))
+    assert study.drawn.count("lora, seed 0") == 1
 
 
 def test_long_names_leave_room_for_the_counts() -> None:
-    view = view_of(runs=40, width=80)
     name = "lora rank=16 alpha=32 learning_rate=0.000316 batch_size=16 train_size=1000"
-    view.on(RunStarted("a", name, 0, 1200, 0))
-    view.on(StepDone("a", 37, 1200, 0.1, 1.234))
-    view.progress.update(view.all, note="left: about 3.2 h on 4 at once")
-    assert "37/1200 epoch 0.1  loss 1.234" in drawn(view) and "left: about 3.2 h" in drawn(view)
+    study = Study(runs=40, width=80, title=name)
+    study.step(study.start(0, steps=1200), 37, loss=1.234, total=1200)
+    study.view.progress.update(study.view.all, note="left: about 3.2 h on 4 at once")
+    assert "37/1200 epoch 0.1  loss 1.234" in study.drawn and "left: about 3.2 h" in study.drawn

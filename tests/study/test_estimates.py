@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from stored_runs import record_of
-from tunewise.spec import StudySpec
+from tunewise.spec import ExecutionOptions, StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.table import row_of
 from tunewise.study.estimates import Pace
-from tunewise.study.log import Log
 from tunewise.study.monitor import Monitor
-from tunewise.study.outcome import Outcome
 from tunewise.study.plan import Plan, PlannedRun, make_plan
 from tunewise.training.events import Listener, RunStarted, StepDone
 
@@ -30,6 +28,14 @@ def monitor_of(runs: list[PlannedRun]) -> Monitor:
     monitor = Monitor(Listener(), Pace("cpu: toy"))
     monitor.expect(runs, later=[])
     return monitor
+
+
+def timed(monitor: Monitor, run: PlannedRun, seconds: float) -> None:
+    """The run has been done by this process in so many seconds."""
+    monitor.begin(run)
+    monitor.on(RunStarted(run.id, "lora", 0, run.steps, 0))
+    monitor.running[run.id].clock -= seconds
+    monitor.end(run, record_of(run.spec))
 
 
 def test_nothing_is_made_up(plan: Plan) -> None:
@@ -59,15 +65,14 @@ def test_stored_runs_of_the_same_shape_count(plan: Plan) -> None:
 def test_the_running_run_counts_with_the_rest_of_its_steps(plan: Plan, tmp_path: Path) -> None:
     monitor = monitor_of(plan.runs)
     one, two = plan.runs[0], plan.runs[1]
-    monitor.begin(one)
-    monitor.end(one, Outcome(record_of(one.spec), 10.0, one.steps))
+    timed(monitor, one, 10.0)
     assert one.spec.method.name == two.spec.method.name
     monitor.begin(two)
     monitor.on(RunStarted(two.id, "lora", 0, 20, 10))
     monitor.on(StepDone(two.id, 15, 20, 1.5, 0.3))
     left = monitor.remaining()
     assert left.timed == 7 and left.untimed == 8
-    assert left.seconds == pytest.approx(6 * 10.0 + 10.0 * 5 / 20)
+    assert left.seconds == pytest.approx(6 * 10.0 + 10.0 * 5 / 20, rel=0.01)
 
 
 def test_a_first_run_is_timed_by_its_own_steps(plan: Plan, tmp_path: Path, monkeypatch: Any) -> None:
@@ -84,13 +89,14 @@ def test_a_first_run_is_timed_by_its_own_steps(plan: Plan, tmp_path: Path, monke
     assert left.timed and left.timed < same and left.seconds == pytest.approx((left.timed - 1) * 10.0 + 5.0)
 
 
-def test_two_log_writers_mix_no_lines(tmp_path: Path) -> None:
-    one, two = Log(tmp_path / "log.txt"), Log(tmp_path / "log.txt")
-    for i in range(5):
-        one.say(f"one\n{i}")
-        two.say("two " * 50)
+def test_two_log_writers_mix_no_lines(plan: Plan, tmp_path: Path) -> None:
+    one, two = monitor_of(plan.runs), monitor_of(plan.runs)
+    with one.log_to(tmp_path, plan, ExecutionOptions()), two.log_to(tmp_path, plan, ExecutionOptions()):
+        for i in range(5):
+            one.say(f"one\n{i}")
+            two.say("two " * 50)
     lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert len(lines) == 10 and lines[0].endswith("one 0")
+    assert len(lines) == 14 and lines[2].endswith("one 0") and lines[-1].endswith("end: none")
 
 
 def test_thousands_of_runs_cost_nothing_at_a_step(plan: Plan, tmp_path: Path) -> None:
@@ -101,8 +107,7 @@ def test_thousands_of_runs_cost_nothing_at_a_step(plan: Plan, tmp_path: Path) ->
         for run in plan.runs
     ]
     monitor = monitor_of(runs)
-    monitor.begin(runs[0])
-    monitor.end(runs[0], Outcome(record_of(runs[0].spec), 10.0, runs[0].steps))
+    timed(monitor, runs[0], 10.0)
     assert monitor.remaining().timed == 2399
     clock = time.process_time()
     for _ in range(5):

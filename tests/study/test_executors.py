@@ -16,14 +16,13 @@ from tunewise.run import run
 from tunewise.spec import ExecutionOptions, StudySpec, parse
 from tunewise.store import locks
 from tunewise.store.folders import RunStore
+from tunewise.store.records import RunRecord
 from tunewise.study import loop
 from tunewise.study.executors import make_executor
 from tunewise.study.loop import run_study
 from tunewise.study.monitor import Monitor, StudyListener
-from tunewise.study.outcome import Outcome
 from tunewise.study.plan import Plan, make_plan
 from tunewise.study.policies.grid import GridPolicy
-from tunewise.study.session import make_monitor
 from tunewise.training.events import Event, Interrupted, RunFinished, RunStarted, StepDone
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -61,16 +60,16 @@ def plan_of(model: Path, data: Path, store: RunStore, epochs: int = 1, methods: 
     return make_plan(parse(StudySpec, content), store)
 
 
-def do(name: str, plan: Plan, store: RunStore, listener: StudyListener | None = None) -> list[Outcome]:
+def do(name: str, plan: Plan, store: RunStore, listener: StudyListener | None = None) -> list[RunRecord]:
     if name == "ray":
         pytest.importorskip("ray", reason="ray is not installed")
-    monitor = make_monitor(plan, store, listener or Recorder())
+    monitor = Monitor.of(plan, store, listener or Recorder())
     with make_executor(parse(ExecutionOptions, OPTIONS[name]), store, monitor) as executor:
         return run_study(GridPolicy(plan), executor, store, monitor)
 
 
-def statuses(outcomes: list[Outcome]) -> dict[str, str]:
-    return {outcome.run_id: outcome.status for outcome in outcomes}
+def statuses(records: list[RunRecord]) -> dict[str, str]:
+    return {record.id: record.status for record in records}
 
 
 def steps_of(store: RunStore, run_id: str) -> list[int]:
@@ -84,8 +83,8 @@ def test_results_are_those_of_a_single_run_and_events_tell_of_each(
 ) -> None:
     store, alone, recorder = RunStore(tmp_path / "runs"), RunStore(tmp_path / "alone"), Recorder()
     plan = plan_of(tiny_model, toy_csv, store)
-    outcomes = do(name, plan, store, recorder)
-    assert statuses(outcomes) == {planned.id: "done" for planned in plan.runs}
+    records = do(name, plan, store, recorder)
+    assert statuses(records) == {planned.id: "done" for planned in plan.runs}
     started = [event.run_id for event in recorder.events if isinstance(event, RunStarted)]
     if name == "serial":
         assert started == [planned.id for planned in plan.runs]
@@ -134,8 +133,8 @@ def test_a_stop_leaves_checkpoints_and_the_same_call_goes_on(
     assert store.record(plan.runs[0].id) is None
     assert any(tmp_path.glob("*/checkpoints/checkpoint-*/checksums.json"))
     recorder = Recorder()
-    outcomes = do(name, plan, store, recorder)
-    assert [outcome.record.error for outcome in outcomes] == [None, None]
+    records = do(name, plan, store, recorder)
+    assert [record.error for record in records] == [None, None]
     assert any(event.first_step for event in recorder.events if isinstance(event, RunStarted))
     for planned in plan.runs:
         assert steps_of(store, planned.id) == list(range(1, planned.steps + 1))
@@ -194,9 +193,9 @@ def test_a_run_of_another_process_is_left_to_it_and_taken_over_when_that_stops(
         if isinstance(event, RunFinished):
             release.set()
 
-    outcomes = do(name, plan, store, Recorder(let_go))
+    records = do(name, plan, store, Recorder(let_go))
     other.join()
-    assert [(outcome.run_id, outcome.status) for outcome in outcomes] == [
+    assert [(record.id, record.status) for record in records] == [
         (plan.runs[1].id, "done"),
         (plan.runs[0].id, "done"),
     ]

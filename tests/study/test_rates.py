@@ -20,7 +20,6 @@ from tunewise.study.loop import run_study
 from tunewise.study.monitor import Monitor, StudyListener
 from tunewise.study.plan import Plan, make_plan
 from tunewise.study.policies.rates import RatePolicy, apply_known_rates
-from tunewise.study.session import make_monitor
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted
 
 
@@ -43,7 +42,7 @@ class Notes(StudyListener):
 
 def tune(plan: Plan, store: RunStore, listener: Listener) -> TuningReport:
     """The trials of a plan, done in this process."""
-    policy, monitor = RatePolicy(plan, store), make_monitor(plan, store, listener)
+    policy, monitor = RatePolicy(plan, store), Monitor.of(plan, store, listener)
     with SerialExecutor(store, monitor) as executor:
         run_study(policy, executor, store, monitor)
     return policy.report()

@@ -25,7 +25,6 @@ from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.store.table import table
 from tunewise.study import loop
-from tunewise.study import sweep as sweep_module
 from tunewise.study.executors import base
 from tunewise.study.executors.ray import fits
 from tunewise.study.monitor import StudyListener
@@ -134,24 +133,6 @@ def test_a_full_disk_stops_the_sweep(
     assert "stopped by StoreError: no room to write" in (folder / "log.txt").read_text()
 
 
-def test_the_first_error_is_told_where_the_tables_cannot_be_written_either(
-    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(*_: Any, **__: Any) -> RunRecord:
-        raise StoreError("no room to write")
-
-    def write_tables(*_: Any) -> None:
-        raise OSError("the disk is gone")
-
-    monkeypatch.setattr(base, "run", run)
-    monkeypatch.setattr(sweep_module, "write_tables", write_tables)
-    with pytest.raises(StoreError, match="no room to write") as told:
-        sweep(spec, tmp_path)
-    assert "the disk is gone" in told.value.__notes__[0]
-    (folder,) = tmp_path.glob("sweep-*")
-    assert "stopped by StoreError: no room to write" in (folder / "log.txt").read_text()
-
-
 def test_what_runs_side_by_side_is_counted_by_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     def counted(devices: int, runs: int = 100, executor: str = "ray", **options: Any) -> Any:
         monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
@@ -174,7 +155,7 @@ def test_what_runs_side_by_side_is_counted_by_cores_and_gpus(monkeypatch: pytest
 def test_a_stop_is_a_stop(spec: StudySpec, tmp_path: Path, quick: list[str]) -> None:
     class Impatient(StudyListener):
         def progressed(self, monitor: Any, message: str) -> None:
-            self.stop_requested = len(monitor.outcomes) == 3
+            self.stop_requested = len(monitor.statuses) == 3
 
     with pytest.raises(Interrupted):
         sweep(spec, tmp_path, listener=Impatient())
@@ -204,7 +185,7 @@ def test_what_another_process_has_is_left_to_it_and_taken_over_at_its_end(
 
     class Watching(StudyListener):
         def progressed(self, monitor: Any, message: str) -> None:
-            if len(monitor.outcomes) == 15:
+            if len(monitor.statuses) == 15:
                 enough.set()
 
     other.start()

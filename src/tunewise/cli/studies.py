@@ -25,7 +25,7 @@ def run_and_show(
 ) -> Result | None:
     """What `run` (`tunewise.compare`, `tunewise.sweep`) returns; None for a dry run."""
     with console.status("reading models and data ..."):
-        from tunewise.cli.progress import StudyProgress
+        from tunewise.cli.progress import show_progress
         from tunewise.store.folders import RunStore
         from tunewise.study.plan import make_plan
         from tunewise.study.policies.rates import apply_known_rates
@@ -41,13 +41,13 @@ def run_and_show(
         if not options.force:
             check_plan(with_rates, store, options)
         return None
-    with StudyProgress(console, len(plan.todo)) as listener:
+    with show_progress(console) as listener:
         return run(study, listener=listener, plan=plan, **options.model_dump())
 
 
 def _show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: Console) -> None:
+    from tunewise.study.estimates import Pace
     from tunewise.study.resources import side_by_side
-    from tunewise.study.session import make_pace
 
     if plan.spec.is_comparison:
         size = f"{pluralize(len(plan.rows), 'method')} x {pluralize(len(plan.spec.seeds), 'seed')}"
@@ -73,7 +73,7 @@ def _show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: 
     console.print(f"{todo} to do{done}; everything goes to {options.out}", soft_wrap=True)
     if plan.todo:
         steps = pluralize(sum(run.steps for run in plan.todo), "step")
-        left, at_once = make_pace(plan, store).remaining(plan.todo), side_by_side(options, len(plan.todo))
+        left, at_once = Pace.of(plan, store).remaining(plan.todo), side_by_side(options, len(plan.todo))
         console.print(f"{steps}; time: {left.words(at_once.runs)}")
 
 

@@ -104,8 +104,9 @@ def _check_batch(study: StudySpec, process_group: ProcessGroup) -> None:
 def _run(plan: Plan, store: RunStore, process_group: ProcessGroup) -> RunRecord:
     from rich.console import Console
 
-    from tunewise.cli.progress import StudyProgress
+    from tunewise.cli.progress import show_progress
     from tunewise.run import run
+    from tunewise.study.monitor import Monitor
 
     console = Console(quiet=not process_group.is_rank_zero, highlight=False)
     first = plan.runs[0]
@@ -115,8 +116,14 @@ def _run(plan: Plan, store: RunStore, process_group: ProcessGroup) -> RunRecord:
             f"{first.spec.method.label} on {plan.spec.model.path}: {first.facts.trainable:,} trained parameters, "
             f"{first.steps:,} steps of {plan.spec.training.batch_size} examples{shared}"
         )
-    with StudyProgress(console, len(plan.todo)) as listener:
-        return run(first.spec, store, task=plan.task, listener=listener, process_group=process_group)
+    with show_progress(console) as listener:
+        monitor = Monitor.of(plan, store, listener)
+        if plan.todo:
+            monitor.begin(first)
+        record = run(first.spec, store, task=plan.task, listener=monitor, process_group=process_group)
+        if plan.todo:
+            monitor.end(first, record)
+        return record
 
 
 def _show(record: RunRecord, folder: Path) -> None:

@@ -26,11 +26,11 @@ from tunewise.store.records import CostReport, RunRecord, TuningReport
 from tunewise.study import evidence
 from tunewise.study.executors import make_executor
 from tunewise.study.loop import run_study
+from tunewise.study.monitor import Monitor
 from tunewise.study.plan import Plan, make_plan, require_comparison
 from tunewise.study.policies.grid import GridPolicy
 from tunewise.study.policies.rates import RatePolicy, chosen_rates
 from tunewise.study.resources import check_plan
-from tunewise.study.session import log_study, make_monitor
 from tunewise.training.events import Listener, Phase
 from tunewise.training.journal import read_history
 from tunewise.training.tracking import check_trackers
@@ -98,7 +98,7 @@ def compare(
     plan = plan or make_plan(spec, store, listener)
     if not execution.force:
         check_plan(plan, store, execution)
-    monitor = make_monitor(plan, store, listener)
+    monitor = Monitor.of(plan, store, listener)
     title = execution.title or evidence.DEFAULT_TITLE
     with make_executor(execution, store, monitor) as executor:
         tuning = None
@@ -109,7 +109,7 @@ def compare(
             tuning = rates.report()
             plan = plan.with_rates(chosen_rates(tuning), store)
         folder = evidence.begin(plan.spec, store, title, tuning)
-        with log_study(monitor, folder, plan, execution):
+        with monitor.log_to(folder, plan, execution):
             run_study(GridPolicy(plan), executor, store, monitor, tuple(execution.track))
     listener.on(Phase("writing the report"))
     study = evidence.Evidence(plan.spec, folder, _records(plan, store), title, tuning=tuning)

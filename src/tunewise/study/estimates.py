@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tunewise.store.table import RunRow
-from tunewise.study.plan import PlannedRun
+from tunewise.store.environment import device_name
+from tunewise.store.folders import RunStore
+from tunewise.store.table import RunRow, table
+from tunewise.study.plan import Plan, PlannedRun
 from tunewise.study.shapes import any_rank, data_of, shape_of
 from tunewise.text_format import format_duration, pluralize
 
@@ -42,6 +44,13 @@ class Pace:
     def __init__(self, device: str) -> None:
         self.device = device
         self._paces: dict[str, list[float]] = defaultdict(list)
+
+    @classmethod
+    def of(cls, plan: Plan, store: RunStore) -> Pace:
+        """What finished runs of this store say about the time of the plan's."""
+        pace = cls(device_name())
+        pace.learn_from(table(store.root), plan.runs)
+        return pace
 
     def learn_from(self, rows: Iterable[RunRow], runs: Iterable[PlannedRun]) -> None:
         """Take the times of finished runs of a store that have the data of these runs."""

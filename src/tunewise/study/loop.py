@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
 
 from tunewise.errors import StoreError, TunewiseError
 from tunewise.store.folders import RunStore
 from tunewise.store.locks import RunLocked
+from tunewise.store.records import RunRecord
 from tunewise.study.executors.base import POLL, Executor, Job, JobEnd, WorkerDied
 from tunewise.study.monitor import Monitor
-from tunewise.study.outcome import Outcome
 from tunewise.study.plan import PlannedRun
 from tunewise.study.policies.base import Policy
 from tunewise.text_format import pluralize
@@ -24,7 +22,7 @@ RETRIES = 3
 
 def run_study(
     policy: Policy, executor: Executor, store: RunStore, monitor: Monitor, track: tuple[str, ...] = ()
-) -> list[Outcome]:
+) -> list[RunRecord]:
     """Do all runs that the policy asks for.
 
     A run that fails is recorded and the others go on. A run that another process has is looked at again, and taken over
@@ -34,17 +32,6 @@ def run_study(
     return _Loop(policy, executor, store, monitor, track).run()
 
 
-@dataclass(frozen=True)
-class _UnderWay:
-    run: PlannedRun
-    started: datetime.datetime
-    clock: float
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.clock
-
-
 class _Loop:
     def __init__(
         self, policy: Policy, executor: Executor, store: RunStore, monitor: Monitor, track: tuple[str, ...]
@@ -52,17 +39,16 @@ class _Loop:
         self.policy, self.executor, self.store, self.monitor, self.track = policy, executor, store, monitor, track
         self.waiting: deque[PlannedRun] = deque()
         self.locked: list[PlannedRun] = []
-        self.under_way: dict[str, _UnderWay] = {}
         self.deaths: Counter[str] = Counter()
-        self.outcomes: list[Outcome] = []
+        self.records: list[RunRecord] = []
         self._looked = time.monotonic()
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[RunRecord]:
         while True:
             self.monitor.check()
             self._ask()
             self._start()
-            if self.under_way:
+            if self.monitor.running:
                 end = self.executor.wait()
                 if end is not None:
                     self._finish(end)
@@ -70,7 +56,7 @@ class _Loop:
                 self.monitor.on(Phase("waiting for other processes", f"they have {pluralize(len(self.locked), 'run')}"))
                 time.sleep(POLL)
             elif not self.waiting:
-                return self.outcomes
+                return self.records
             self._look_at_locked()
 
     def _ask(self) -> None:
@@ -81,36 +67,34 @@ class _Loop:
             self.monitor.at_once = max(1, min(self.executor.capacity, len(self.monitor.left)))
 
     def _start(self) -> None:
-        while self.waiting and len(self.under_way) < self.executor.capacity:
+        while self.waiting and len(self.monitor.running) < self.executor.capacity:
             run = self.waiting.popleft()
             if self.store.is_locked(run.id):
                 self.locked.append(run)
                 continue
-            self.under_way[run.id] = _UnderWay(run, datetime.datetime.now(datetime.UTC), time.monotonic())
             self.monitor.begin(run)
             self.executor.start(Job(run.spec, self.track))
 
     def _finish(self, end: JobEnd) -> None:
-        job = self.under_way.pop(end.run_id)
-        error = end.error
+        attempt, error = self.monitor.running[end.run_id], end.error
+        run = attempt.run
         if isinstance(error, RunLocked):
-            self.locked.append(job.run)
-            self.monitor.put_back(job.run)
+            self.locked.append(run)
+            self.monitor.put_back(run)
             return
         if isinstance(error, Interrupted | StoreError):
             raise error
-        if isinstance(error, WorkerDied) and self._goes_on(job.run, error):
-            self.waiting.appendleft(job.run)
-            self.monitor.put_back(job.run)
+        if isinstance(error, WorkerDied) and self._goes_on(run, error):
+            self.waiting.appendleft(run)
+            self.monitor.put_back(run)
             return
-        record = self.store.record(job.run.id) if error is None else None
+        record = self.store.record(run.id) if error is None else None
         if record is None:
             error = error or TunewiseError("its process left no record")
-            record = self.store.write_failed(job.run.spec, error, job.started, job.seconds)
-        outcome = Outcome(record, job.seconds, self.monitor.steps_done(job.run.id))
-        self.outcomes.append(outcome)
-        self.policy.tell(outcome)
-        self.monitor.end(job.run, outcome)
+            record = self.store.write_failed(run.spec, error, attempt.started, attempt.seconds)
+        self.records.append(record)
+        self.policy.tell(record)
+        self.monitor.end(run, record)
 
     def _goes_on(self, run: PlannedRun, error: WorkerDied) -> bool:
         self.deaths[run.id] += 1

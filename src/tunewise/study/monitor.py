@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import os
+import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from tunewise.spec import RunSpec
+from tunewise.spec import ExecutionOptions, RunSpec
+from tunewise.store.folders import RunStore
+from tunewise.store.records import Results, RunRecord
 from tunewise.study.axes import name_of, varying
 from tunewise.study.estimates import Pace, Remaining
-from tunewise.study.log import Log
-from tunewise.study.outcome import Outcome
-from tunewise.study.plan import PlannedRun
-from tunewise.text_format import format_duration
-from tunewise.training.events import Event, ForwardingListener, Listener, RunStarted, StepDone
+from tunewise.study.plan import Plan, PlannedRun
+from tunewise.text_format import format_duration, pluralize
+from tunewise.training.events import Event, ForwardingListener, Interrupted, Listener, RunStarted, StepDone
 
 _ENOUGH = 5
 """Steps of a running run from which on its own pace counts, where no run of its shape has finished."""
@@ -28,117 +33,168 @@ class StudyListener(Listener):
 
 
 @dataclass
-class _Running:
+class Attempt:
+    """A run in progress."""
+
     run: PlannedRun
-    since: float
-    first: int = 0
+    started: datetime.datetime
+    clock: float
+    first: int | None = None
+    """The step that it goes on from; None until it has started, and where another process has done it."""
     step: int = 0
-    started: bool = False
+    loss: float | None = None
+    """A running mean: the loss of single batches varies a lot."""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.clock
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds per step, once there are enough steps to say."""
+        steps = self.step - (self.first or 0)
+        return self.seconds / steps if steps >= _ENOUGH else None
 
 
 class Monitor(ForwardingListener):
     """Counts, times and names the runs of a study; `at_once` runs are done side by side."""
 
-    def __init__(self, listener: Listener, pace: Pace, at_once: int = 1) -> None:
+    def __init__(self, listener: Listener, pace: Pace) -> None:
         super().__init__(listener)
-        self.pace, self.at_once = pace, at_once
-        self.log: Log | None = None
-        self.outcomes: dict[str, Outcome] = {}
-        self.running: dict[str, _Running] = {}
+        self.pace, self.at_once = pace, 1
+        self.statuses: dict[str, str] = {}
+        """Of the runs that have ended."""
+        self.running: dict[str, Attempt] = {}
         self.left: dict[str, PlannedRun] = {}
-        self.axes: list[str] = []
+        self._axes: list[str] = []
         self._later: list[PlannedRun] = []
+        self._log: Path | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, store: RunStore, listener: Listener) -> Monitor:
+        """A monitor of the runs of a plan that are left, with the times of finished ones."""
+        monitor = cls(listener, Pace.of(plan, store))
+        monitor.expect(plan.todo, later=[])
+        return monitor
 
     @property
     def total(self) -> int:
         """Runs that have ended and that are left."""
-        return len(self.outcomes) + len(self.left)
+        return len(self.statuses) + len(self.left)
 
     def expect(self, upcoming: Sequence[PlannedRun], later: Sequence[PlannedRun] | None = None) -> None:
         """The runs that are left: those of the policy now, and `later` those that come after them."""
         self._later = list(later) if later is not None else self._later
-        self.left = {run.id: run for run in (*upcoming, *self._later) if run.id not in self.outcomes}
-        self.axes = varying([run.spec for run in self.left.values()]) if later is not None else self.axes
+        self.left = {run.id: run for run in (*upcoming, *self._later) if run.id not in self.statuses}
+        self._axes = varying([run.spec for run in self.left.values()]) if later is not None else self._axes
         self._tell("")
 
     def name(self, spec: RunSpec) -> str:
         """A run in the words in which it differs from the others."""
-        return name_of(spec, self.axes)
+        return name_of(spec, self._axes)
 
     def say(self, message: str) -> None:
         """Into the log, and to the listener."""
-        if self.log is not None:
-            self.log.say(message)
+        self._write(message)
         self._tell(message)
 
     def begin(self, run: PlannedRun) -> None:
         """A run was handed to the executor."""
-        self.running[run.id] = _Running(run, time.monotonic())
-        if self.log is not None:
-            self.log.say(f"begun {run.id} {self.name(run.spec)}")
+        self.running[run.id] = Attempt(run, datetime.datetime.now(datetime.UTC), time.monotonic())
+        self._write(f"begun {run.id} {self.name(run.spec)}")
         self._tell("")
 
     def on(self, event: Event) -> None:
-        running = self.running.get(getattr(event, "run_id", ""))
+        attempt = self.running.get(getattr(event, "run_id", ""))
         match event:
-            case RunStarted() if running is not None:
-                running.started = True
-                running.first = running.step = event.first_step
-            case StepDone() if running is not None:
-                running.step = event.step
+            case RunStarted() if attempt is not None:
+                attempt.first = attempt.step = event.first_step
+            case StepDone() if attempt is not None:
+                attempt.step = event.step
+                attempt.loss = event.loss if attempt.loss is None else 0.9 * attempt.loss + 0.1 * event.loss
         super().on(event)
-
-    def steps_done(self, run_id: str) -> int | None:
-        """Steps of the attempt that is under way; None where another process has done the run."""
-        running = self.running[run_id]
-        return running.run.steps - running.first if running.started else None
 
     def put_back(self, run: PlannedRun) -> None:
         """A run was not begun after all, or goes on later."""
-        self.running.pop(run.id, None)
+        del self.running[run.id]
         self._tell("")
 
-    def end(self, run: PlannedRun, outcome: Outcome) -> None:
+    def end(self, run: PlannedRun, record: RunRecord) -> None:
         """A run has come to its end, whichever."""
-        self.running.pop(run.id, None)
+        attempt = self.running.pop(run.id)
         self.left.pop(run.id, None)
-        self.outcomes[run.id] = outcome
-        if outcome.status == "done" and outcome.steps:
-            self.pace.note(run, outcome.seconds, outcome.steps)
-        how = "by another process" if outcome.steps is None else f"in {format_duration(outcome.seconds)}"
-        details = ", ".join(part for part in (how, outcome.scores, outcome.record.error) if part)
-        self.say(f"{outcome.status} {run.id} {self.name(run.spec)}: {details}")
+        self.statuses[run.id] = record.status
+        if record.status == "done" and attempt.first is not None:
+            self.pace.note(run, attempt.seconds, run.steps - attempt.first)
+        how = "by another process" if attempt.first is None else f"in {format_duration(attempt.seconds)}"
+        details = ", ".join(part for part in (how, _scores(record.results), record.error) if part)
+        self.say(f"{record.status} {run.id} {self.name(run.spec)}: {details}")
 
     def remaining(self) -> Remaining:
         """Of all that has not ended, one after another; what is running counts with the rest of its steps."""
-        own_pace: dict[str, float] = {}
-        now = time.monotonic()
-        for running in self.running.values():
-            if running.step - running.first >= _ENOUGH:
-                own_pace.setdefault(running.run.shape, (now - running.since) / (running.step - running.first))
-        seconds, timed, untimed = 0.0, 0, 0
+        paces: dict[str, float] = {}
+        for attempt in self.running.values():
+            if attempt.pace is not None:
+                paces.setdefault(attempt.run.shape, attempt.pace)
+        seconds, timed = 0.0, 0
         for run in self.left.values():
             full = self.pace.seconds(run)
-            if full is None and (step := own_pace.get(run.shape)) is not None:
-                full = step * run.steps
+            if full is None and run.shape in paces:
+                full = paces[run.shape] * run.steps
             if full is None:
-                untimed += 1
                 continue
             timed += 1
-            under_way = self.running.get(run.id)
-            if under_way is None:
+            running = self.running.get(run.id)
+            if running is None:
                 seconds += full
-            elif under_way.step:
-                seconds += full * (1 - under_way.step / max(1, run.steps))
+            elif running.step:
+                seconds += full * (1 - running.step / max(1, run.steps))
             else:
-                seconds += max(0.0, full - (now - under_way.since))
-        return Remaining(seconds, timed, untimed)
+                seconds += max(0.0, full - running.seconds)
+        return Remaining(seconds, timed, len(self.left) - timed)
+
+    def counts(self) -> str:
+        """'12 done, 1 diverged'."""
+        counts = Counter(self.statuses.values())
+        return ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none"
+
+    @contextlib.contextmanager
+    def log_to(self, folder: Path, plan: Plan, execution: ExecutionOptions) -> Iterator[None]:
+        """While it is entered, what happens is added to `log.txt` in the study's folder."""
+        self._log = folder / "log.txt"
+        self.expect(plan.todo, later=[])
+        self._write(
+            f"start: {pluralize(len(plan.runs), 'run')}, {len(plan.done)} of them done already, executor "
+            f"{execution.executor_name}, process {os.getpid()} on {socket.gethostname()}; "
+            f"time: {self.remaining().words()}"
+        )
+        try:
+            yield
+        except BaseException as error:
+            reason = f"by {type(error).__name__}: {error}"
+            if isinstance(error, Interrupted):
+                reason = f"as asked, after {self.counts()}"
+            with contextlib.suppress(OSError):  # the first error is the one to act on
+                self._write(f"stopped {reason}; the same command goes on")
+            raise
+        self._write(f"end: {self.counts()}")
+
+    def _write(self, sentence: str) -> None:
+        """A line of the log, with the time (UTC) before it; in one write, so that lines of two drivers never mix."""
+        if self._log is not None:
+            now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+            with self._log.open("ab", buffering=0) as file:
+                file.write(f"{now}  {' '.join(sentence.split())}\n".encode())
 
     def _tell(self, message: str) -> None:
         if isinstance(self.inner, StudyListener):
             self.inner.progressed(self, message)
 
-    def counts(self) -> str:
-        """'12 done, 1 diverged'."""
-        counts = Counter(outcome.status for outcome in self.outcomes.values())
-        return ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none"
+
+def _scores(results: Results | None) -> str:
+    """'accuracy 0.912 (validation 0.920)'; empty where there are none."""
+    if results is None or results.metric not in results.test.metrics:
+        return ""
+    validation = results.validation.metrics.get(results.metric)
+    shown = "" if validation is None else f" (validation {validation:.4g})"
+    return f"{results.metric} {results.test.metrics[results.metric]:.4g}{shown}"

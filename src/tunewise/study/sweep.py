@@ -17,13 +17,13 @@ from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.study.executors import make_executor
 from tunewise.study.loop import run_study
+from tunewise.study.monitor import Monitor
 from tunewise.study.plan import Plan, make_plan
 from tunewise.study.policies.grid import GridPolicy
 from tunewise.study.resources import check_plan
-from tunewise.study.session import log_study, make_monitor
 from tunewise.study.sweep_page import write_sweep_page
 from tunewise.study.sweep_table import SweepRow, rows_of, write_tables
-from tunewise.training.events import Listener
+from tunewise.training.events import Interrupted, Listener
 from tunewise.training.tracking import check_trackers
 
 DEFAULT_TITLE = "Sweep"
@@ -92,12 +92,13 @@ def sweep(
         check_plan(plan, store, execution)
     folder = begin(plan, store)
     title = execution.title or DEFAULT_TITLE
-    monitor = make_monitor(plan, store, listener)
-    with (
-        log_study(monitor, folder, plan, execution, at_error=lambda: _write(plan, store, folder, title)),
-        make_executor(execution, store, monitor) as executor,
-    ):
-        run_study(GridPolicy(plan), executor, store, monitor, tuple(execution.track))
+    monitor = Monitor.of(plan, store, listener)
+    try:
+        with monitor.log_to(folder, plan, execution), make_executor(execution, store, monitor) as executor:
+            run_study(GridPolicy(plan), executor, store, monitor, tuple(execution.track))
+    except Interrupted:
+        _write(plan, store, folder, title)
+        raise
     rows, page = _write(plan, store, folder, title)
     return Sweep(plan, rows, folder, page)
 

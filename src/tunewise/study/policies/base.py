@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from tunewise.study.outcome import Outcome
+from tunewise.store.records import RunRecord
 from tunewise.study.plan import PlannedRun
 
 
@@ -21,7 +21,7 @@ class Policy(ABC):
         """Runs that may start now, each returned once; empty while the policy waits for results, and at the end."""
 
     @abstractmethod
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, record: RunRecord) -> None:
         """Take note of the end of a run: done, diverged, failed or out of memory."""
 
     @abstractmethod

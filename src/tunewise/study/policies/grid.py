@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunewise.study.outcome import Outcome
+from tunewise.store.records import RunRecord
 from tunewise.study.plan import Plan, PlannedRun
 from tunewise.study.policies.base import Policy
 
@@ -19,8 +19,8 @@ class GridPolicy(Policy):
         self._asked = True
         return runs
 
-    def tell(self, outcome: Outcome) -> None:
-        self._left.pop(outcome.run_id, None)
+    def tell(self, record: RunRecord) -> None:
+        self._left.pop(record.id, None)
 
     def upcoming(self) -> list[PlannedRun]:
         return list(self._left.values())

@@ -15,7 +15,6 @@ from tunewise.errors import SpecError, StoreError
 from tunewise.spec import TuningSpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import MethodTuning, RunRecord, Trial, TuningReport
-from tunewise.study.outcome import Outcome
 from tunewise.study.plan import Plan, PlannedRun
 from tunewise.study.policies.base import Policy
 from tunewise.study.policies.rate_grid import best_rate, edge, first_rates, next_rate
@@ -56,8 +55,8 @@ class RatePolicy(Policy):
                 return runs
         return []
 
-    def tell(self, outcome: Outcome) -> None:
-        self._open.discard(outcome.run_id)
+    def tell(self, record: RunRecord) -> None:
+        self._open.discard(record.id)
 
     def upcoming(self) -> list[PlannedRun]:
         return [run for search in self.searches for run in search.upcoming()]
