@@ -1,6 +1,7 @@
 """What theory says about a fine-tuning run, in numbers: one theorem a file, without torch.
 
-Every result is a `Bound`. Invalid arguments raise `SpecError`.
+Every result is a `Bound` with its units, assumptions and source (`perturbation` gives two). Arguments that are out of
+range, infinite or of different lengths raise `SpecError`.
 """
 
 from tunewise.theory.attention import attention_difference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsFloat
+from typing import SupportsFloat, SupportsInt, cast
 
 from tunewise.errors import SpecError
 
@@ -12,7 +12,7 @@ PerLayer = SupportsFloat | Iterable[SupportsFloat]
 """One number for every layer alike, or one for each."""
 
 
-def number(name: str, value: Any, above: float | None = None) -> float:
+def number(name: str, value: SupportsFloat, above: float | None = None) -> float:
     """A finite number of at least 0, or greater than `above`."""
     try:
         result = float(value)
@@ -24,12 +24,12 @@ def number(name: str, value: Any, above: float | None = None) -> float:
     return result
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: SupportsFloat) -> float:
     """A finite number greater than 0."""
     return number(name, value, above=0.0)
 
 
-def count(name: str, value: Any, least: int = 1) -> int:
+def count(name: str, value: SupportsInt, least: int = 1) -> int:
     """A whole number of at least `least`."""
     try:
         result = int(value)
@@ -41,7 +41,7 @@ def count(name: str, value: Any, least: int = 1) -> int:
     return result
 
 
-def probability(name: str, value: Any) -> float:
+def probability(name: str, value: SupportsFloat) -> float:
     """A number strictly between 0 and 1."""
     result = number(name, value)
     if not 0 < result < 1:
@@ -49,7 +49,7 @@ def probability(name: str, value: Any) -> float:
     return result
 
 
-def per_layer(layers: int | None = None, /, **named: Any) -> list[list[float]]:
+def per_layer(layers: int | None = None, /, **named: PerLayer) -> list[list[float]]:
     """Every argument as a list with one number for each layer; a single number is repeated.
 
     The default of `layers` is the length of the longest list.
@@ -63,7 +63,7 @@ def per_layer(layers: int | None = None, /, **named: Any) -> list[list[float]]:
     for name, length in lengths.items():
         if length != layers or length == 0:
             raise SpecError(f"{name} has {length} entries for {layers} layers; give one a layer, or one number for all")
-    return [[number(name, named[name])] * layers if values is None else values for name, values in lists.items()]
+    return [lists[name] or [number(name, cast("SupportsFloat", value))] * layers for name, value in named.items()]
 
 
 def layer_shapes(layers: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
@@ -78,12 +78,12 @@ def layer_shapes(layers: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
     return result
 
 
-def _listed(name: str, values: Any) -> list[float] | None:
+def _listed(name: str, values: PerLayer) -> list[float] | None:
     """The checked entries of a sequence; None for a single number."""
     if isinstance(values, str):
         raise SpecError(f"{name} is {values!r}; a number is needed")
     try:
-        entries = list(values)
+        entries = list(cast("Iterable[SupportsFloat]", values))
     except TypeError:
         return None
     return [number(f"{name}[{position}]", value) for position, value in enumerate(entries)]

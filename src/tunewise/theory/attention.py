@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
 
 from tunewise.errors import SpecError
 from tunewise.theory._inputs import count, number
@@ -58,15 +57,6 @@ def attention_difference(
         spectral_update_norms: ||dWQ||_2, ... where known: they replace the Frobenius norms in L_sigma.
         merged_value_norm: ||WV0 + dWV||_2 where known, instead of the sum of norms.
         as_printed: With the paper's L_sigma = 1/2, with which the statement is false.
-
-    Returns:
-        The bound, a Frobenius norm of the block's output.
-
-    Raises:
-        SpecError: For a number of norms other than four, or negative or infinite numbers.
-
-    Source:
-        arXiv 2606.13767, Theorem 4, corrected.
 
     Example:
         >>> float(attention_difference((1, 1, 1, 1), (0, 0, 0, 0), input_bound=1, tokens=4, head_width=8))
@@ -103,7 +93,7 @@ def attention_difference(
     return bound.with_unmet("as printed (L_sigma = 1/2) the statement is false") if as_printed else bound
 
 
-def _four(name: str, norms: Any) -> list[Decimal]:
+def _four(name: str, norms: Sequence[float]) -> list[Decimal]:
     try:
         query, key, value, output = norms
     except (TypeError, ValueError) as error:

@@ -38,15 +38,6 @@ def trained_parameters(
         rank: r.
         links: k; by default the method's own number (1 without a chain).
 
-    Returns:
-        p, in parameters.
-
-    Raises:
-        SpecError: For a method of PEFT's own, unknown links of a chain, or sizes that are not positive integers.
-
-    Source:
-        arXiv 2606.13767, Table 1.
-
     Example:
         >>> vit_base = [(768, 768)] * 24  # q and v of 12 blocks
         >>> int(trained_parameters("lora", vit_base, 16)), int(trained_parameters("cla", vit_base, 16))
@@ -78,15 +69,6 @@ def information_bound(parameters: Bound | int, samples: int, bits: float = 32, s
         samples: N, the number of fine-tuning samples.
         bits: q, bits per parameter.
         sigma: The loss is sigma-sub-Gaussian; in units of the loss.
-
-    Returns:
-        The bound, in units of the loss.
-
-    Raises:
-        SpecError: For an argument that is not finite or out of range.
-
-    Source:
-        arXiv 2606.13767, Lemma 1 and Theorem 7; Xu & Raginsky 2017.
 
     Example:
         >>> p = trained_parameters("cla", [(768, 768)] * 24, 16)

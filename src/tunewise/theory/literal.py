@@ -35,22 +35,9 @@ def literal_perturbation(
     """Theorem 1 as sums of 2^L products, for at most 16 layers.
 
     Args:
-        base_norms: a_l = ||W0^l||_2, first layer first, or one number for all layers.
-        update_norms: b_l = ||dW^l||_2.
-        input_bound: C >= ||x||.
-        loss_lipschitz: Ll, of the loss as a function of the network's output.
-        activation_lipschitz: lam_l.
-        activation_offsets: s_l = ||sigma_l(0)||.
+        base_norms, update_norms, input_bound, loss_lipschitz, activation_lipschitz, activation_offsets: As in
+            `perturbation`.
         as_printed: With the paper's misprints, with which the statement is false.
-
-    Returns:
-        Phi_dW and Phi_W0, in units of the loss.
-
-    Raises:
-        SpecError: For more than 16 layers, negative or infinite numbers, or sequences of different lengths.
-
-    Source:
-        arXiv 2606.13767, Theorem 1.
 
     Example:
         >>> float(literal_perturbation([3.0, 2.0], [0.5, 0.25], input_bound=1.0).phi_dw)

@@ -30,15 +30,6 @@ def rank_for_existence(outputs: int, samples: int) -> Bound:
         outputs: K, the numbers in the loss for one sample.
         samples: N.
 
-    Returns:
-        r, a count.
-
-    Raises:
-        SpecError: For an argument that is not a positive integer.
-
-    Source:
-        arXiv 2402.11867, abstract (i).
-
     Example:
         >>> int(rank_for_existence(outputs=2, samples=32))
         10
@@ -61,15 +52,6 @@ def rank_without_spurious_minima(outputs: int, samples: int) -> Bound:
     Args:
         outputs: K, the numbers in the loss for one sample.
         samples: N.
-
-    Returns:
-        r, a count.
-
-    Raises:
-        SpecError: For an argument that is not a positive integer.
-
-    Source:
-        arXiv 2402.11867, abstract (ii).
 
     Example:
         >>> int(rank_without_spurious_minima(outputs=2, samples=32))
@@ -102,15 +84,6 @@ def rank_for_generic_features(
         outputs: K, the numbers in the loss for one sample.
         samples: N.
         loss: "squared", or "binary_cross_entropy", which has no threshold.
-
-    Returns:
-        r, a count.
-
-    Raises:
-        SpecError: For an unknown loss, or sizes that are not positive integers.
-
-    Source:
-        arXiv 2605.03724, abstract.
 
     Example:
         >>> int(rank_for_generic_features((1024, 1024), outputs=2, samples=32))
@@ -153,15 +126,6 @@ def nuclear_penalty(
         loss_lipschitz: G, of the loss in the K outputs.
         delta: eta, the probability with which `excess_risk` fails.
 
-    Returns:
-        lambda, in units of the loss per unit of nuclear norm.
-
-    Raises:
-        SpecError: For an argument out of range.
-
-    Source:
-        Own proof (in `excess_risk`), after arXiv 2402.11867, abstract (iii).
-
     Example:
         >>> round(float(nuclear_penalty(outputs=1, samples=20_000, feature_bound=1.0)), 4)
         0.0746
@@ -197,20 +161,7 @@ def excess_risk(
 
     Args:
         update_nuclear_norm: ||dW*||_* of a minimizer of the true loss.
-        outputs: K, the numbers in the loss for one sample.
-        samples: N.
-        feature_bound: R, as in `nuclear_penalty`.
-        loss_lipschitz: G, of the loss in the K outputs.
-        delta: eta, the probability of failure.
-
-    Returns:
-        The bound, in units of the loss.
-
-    Raises:
-        SpecError: For an argument out of range.
-
-    Source:
-        Own proof, after arXiv 2402.11867, abstract (iii).
+        outputs, samples, feature_bound, loss_lipschitz, delta: As in `nuclear_penalty`.
 
     Example:
         >>> round(float(excess_risk(2.0, outputs=1, samples=20_000, feature_bound=1.0)), 3)

@@ -46,15 +46,6 @@ def pac_bayes(
         delta: The statement fails with probability at most 2 delta.
         loss_range: C2, for a loss in [0, C2].
 
-    Returns:
-        The bound, in units of the loss.
-
-    Raises:
-        SpecError: For an argument out of range, or a loss_range that is too small for the theorem.
-
-    Source:
-        arXiv 2606.13767, Theorem 5 (Theorem 6 with Q = 0); Li & Zhang 2021.
-
     Example:
         >>> gap = pac_bayes([2.0] * 12, 0.1, input_bound=1.0, width=3072, samples=50_000)
         >>> gap.vacuous, round(gap.log_value, 3)
@@ -100,15 +91,6 @@ def hoeffding(samples: int, delta: float = 0.05, loss_range: float = 1.0) -> Bou
         samples: N.
         delta: The statement fails with probability at most delta.
         loss_range: C2, for a loss in [0, C2].
-
-    Returns:
-        The bound, in units of the loss.
-
-    Raises:
-        SpecError: For an argument out of range.
-
-    Source:
-        Hoeffding 1963, Theorem 2.
 
     Example:
         >>> round(float(hoeffding(samples=50_000)), 5)

@@ -110,10 +110,8 @@ def random_factor_upper(
 ) -> Bound:
     """The module's upper bound on sup |gap| over all B that one run can reach.
 
-    An argument for each layer takes one number for all layers, or a sequence.
-
     Args:
-        base_norms: ||W_l||_2, first layer first.
+        base_norms: ||W_l||_2, first layer first; here and below one number for all layers, or a sequence.
         layers: Pairs (out n, in m), first layer first.
         rank: r.
         alpha: LoRA's alpha; g = alpha / r.
@@ -127,15 +125,6 @@ def random_factor_upper(
         activation_offsets: s_l = ||sigma_l(0)||.
         delta: d, the probability of a sample for which it fails.
         factor_delta: dA, the probability of factors for which it fails.
-
-    Returns:
-        The bound, in units of the loss.
-
-    Raises:
-        SpecError: For an argument out of range, or delta + factor_delta >= 1.
-
-    Source:
-        Own proof (module docstring), at the rate of arXiv 2506.14530, abstract.
 
     Example:
         >>> lora = {"layers": [(64, 64)] * 2, "rank": 4, "alpha": 8, "factor_std": 0.1}
@@ -176,15 +165,6 @@ def random_factor_lower(samples: int, loss_range: float = 1.0) -> Bound:
     Args:
         samples: N.
         loss_range: M, for a loss in [0, M].
-
-    Returns:
-        The lower bound, in units of the loss.
-
-    Raises:
-        SpecError: For an argument out of range.
-
-    Source:
-        Own proof (module docstring), at the rate of arXiv 2506.14530, abstract.
 
     Example:
         >>> round(float(random_factor_lower(samples=2)), 6)

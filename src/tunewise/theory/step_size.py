@@ -28,15 +28,6 @@ def largest_safe_step(rank: int, alpha: float, gradient_lipschitz: float) -> Bou
         alpha: LoRA's alpha; the scale is alpha / r.
         gradient_lipschitz: L_grad, of the loss's gradient in W (the largest curvature).
 
-    Returns:
-        The rate, a learning rate of B.
-
-    Raises:
-        SpecError: For an argument that is not positive and finite.
-
-    Source:
-        arXiv 2606.13767, Theorems 2 and 3.
-
     Example:
         >>> float(largest_safe_step(rank=16, alpha=32, gradient_lipschitz=100.0))
         0.005
@@ -59,19 +50,8 @@ def guaranteed_decrease(step: float, rank: int, alpha: float, gradient_lipschitz
 
     Args:
         step: gamma, the learning rate of B.
-        rank: r.
-        alpha: LoRA's alpha.
-        gradient_lipschitz: L_grad, of the loss's gradient in W.
+        rank, alpha, gradient_lipschitz: As in `largest_safe_step`.
         gradient_norm: ||grad_W A0^T A0||_F, of the selected columns of the gradient.
-
-    Returns:
-        The decrease, in units of the loss.
-
-    Raises:
-        SpecError: For an argument that is not finite or out of range.
-
-    Source:
-        arXiv 2606.13767, Theorems 2 and 3.
 
     Example:
         >>> float(guaranteed_decrease(0.0025, rank=16, alpha=32, gradient_lipschitz=100.0, gradient_norm=1.0))
