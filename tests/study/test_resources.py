@@ -82,7 +82,7 @@ def test_the_largest_rank_and_the_heaviest_method_decide(
     between = (needed(runs[0]) + needed(runs[1])) // 2
     monkeypatch.setattr(resources, "available_memory", lambda: between)
     check_resources(runs[:1], tmp_path)
-    with pytest.raises(InsufficientResources, match=r"rank (16|8|4|2|1)\b.*targets qv"):
+    with pytest.raises(InsufficientResources, match=r"rank (16|8|4|2|1)\b"):
         check_resources(runs, tmp_path)
 
 
@@ -104,26 +104,17 @@ def _free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 * count, 9 * count, count))
 
 
-def test_disk_names_what_takes_the_most(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_is_counted_for_all_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [wanted(tiny_model, name, seed=seed) for name in ("lora", "fft") for seed in range(20)]
     weights = (tiny_model / "model.safetensors").stat().st_size
     _free(monkeypatch, 8 * weights)  # one run's checkpoints, and a few results
     with pytest.raises(InsufficientResources) as error:
         check_resources(runs, tmp_path / "not" / "there")
     said = str(error.value)
-    assert re.search("not enough disk: about .* is needed for 40 runs", said) and "leave out fft (" in said
+    assert re.search("not enough disk: about .* is needed for 40 runs", said)
     assert f"free in {tmp_path}" in said and "runs gc" in said
     _free(monkeypatch, 100 * weights)
     check_resources(runs, tmp_path)
-
-
-def test_disk_says_for_how_many_runs_there_is_room(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = [wanted(tiny_model, rank=16, seed=seed) for seed in range(1000)]
-    _free(monkeypatch, 1000 * (2 * 2 * 4 * 32 * 16 * 4 // 2 + 4000))
-    with pytest.raises(InsufficientResources, match=r"there is room for 9\d\d runs"):
-        check_resources(runs, tmp_path)
 
 
 def test_a_comparison_is_refused_before_its_first_run(
@@ -212,7 +203,7 @@ def test_processes_of_one_run_each_have_a_share_of_its_batch(
         device="cuda" if gpus else "cpu",
     )
     each = found.memory_bytes + found.gradient_bytes  # and the buckets of DDP
-    said = r"in each process \(.*batch_size 31" if gpus else r"for 4 processes \(.*batch_size 31.*or processes 2"
+    said = r"in each process \(.*batch_size 31" if gpus else r"for 4 processes \(.*batch_size 31"
     _refused_below(monkeypatch, each if gpus else 4 * each, one, tmp_path, said, process_group=ProcessGroup(0, 4))
     if not gpus:  # two machines, two processes on each
         _refused_below(

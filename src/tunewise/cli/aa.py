@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,19 +34,18 @@ def aa(
     from dataclasses import asdict
 
     from tunewise.advise.aa import check_by_simulation
-    from tunewise.advise.summary import summarise
 
-    summaries = {s.label: s for s in summarise(study.records, study.costs, study.spec.reference)}
-    if method is not None and method not in summaries:
-        raise SpecError(f"method {method!r}{suggest_nearest(method, summaries)}")
-    chosen = summaries[method] if method else max(summaries.values(), key=lambda s: len(s.seeds))
-    records = [r for r in study.records if r.spec.method.label == chosen.label]
+    finished = Counter(r.spec.method.label for r in study.records if r.status == "done")
+    if method is not None and method not in finished:
+        raise SpecError(f"method {method!r}{suggest_nearest(method, finished)}")
+    label = method or max(finished, key=finished.__getitem__, default="")
+    records = [r for r in study.records if r.spec.method.label == label]
     checks = [check for count in counts for check in check_by_simulation(records, count, repeats, names)]
     if as_json:
-        print(json.dumps([{"method": chosen.label, **asdict(c), "rate": c.rate, "holds": c.holds} for c in checks]))
+        print(json.dumps([{"method": label, **asdict(c), "rate": c.rate, "holds": c.holds} for c in checks]))
     else:
-        simulation = f"{repeats} simulated comparisons with the spread of its {len(chosen.seeds)} seeds"
-        print(f"{chosen.label} against itself under {names} names: {simulation}")
+        simulation = f"{repeats} simulated comparisons with the spread of its {finished[label]} seeds"
+        print(f"{label} against itself under {names} names: {simulation}")
         for check in checks:
             print(f"  {_sentence(check)}")
     return 0 if all(check.holds for check in checks) else 1

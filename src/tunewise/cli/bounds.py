@@ -45,9 +45,6 @@ def bounds(
     if record is not None and (samples is not None or classes is not None):
         raise SpecError("the record of a run has its examples and classes; --samples and --classes are for adapters")
 
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     if record is not None:
         values = _of_run(record, target, base, input_bound, step_size)
     else:

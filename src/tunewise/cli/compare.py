@@ -78,9 +78,6 @@ def _preset(name: str) -> Path:
 
 def run_comparison(options: ExecutionOptions, study: StudySpec, *, dry_run: bool) -> Comparison | None:
     """Print the plan, run it, print the result; None for a dry run."""
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     from rich.console import Console
 
     from tunewise.cli.studies import run_and_show
@@ -111,7 +108,5 @@ def _show_result(result: Comparison, console: Console) -> None:
     console.print(*result.recommendation.sentences, "", sep="\n", markup=False)
     console.print(f"report   {result.report}", soft_wrap=True)
     choice = result.recommendation.choice
-    chosen = [r for r in result.records if r.spec.method.label == choice and r.status == "done"]
-    if chosen:
-        adapter = result.folder.parent / chosen[0].id / "adapter"
-        console.print(f"adapter  {adapter}  ({choice}, seed {chosen[0].spec.seed})", soft_wrap=True)
+    if chosen := result.adapter_of(choice):
+        console.print(f"adapter  {chosen[0]}  ({choice}, seed {chosen[1]})", soft_wrap=True)

@@ -31,9 +31,6 @@ def export(
     adapter = run / "adapter" if (run / "adapter").is_dir() else run
     target = out or run.parent / f"{run.name}-{to}"
 
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     import torch
 
     from tunewise.exporting import export as write

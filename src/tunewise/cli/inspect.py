@@ -53,9 +53,6 @@ def inspect(
     count, factors = _top_k(top_k), _factors(scale)
     data = parse(DataSpec, given["data"]) if given.get("data") else None
 
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     from rich.console import Console
 
     with Console(stderr=True).status("starting ...") as status:

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import tunewise
 from tunewise.errors import InsufficientResources, TunewiseError, is_out_of_memory
+from tunewise.quiet import quiet_libraries
 
 COMMANDS = {
     "compare": """Train several methods over seeds, compare and recommend one, write a report.
@@ -100,6 +101,7 @@ def _call(words: list[str]) -> object:
 
 def run() -> None:
     """The console script: what the user can fix is one line on stderr and an exit code, never a traceback."""
+    quiet_libraries()
     try:
         result = _call(sys.argv[1:])
     except TunewiseError as error:

@@ -69,9 +69,6 @@ def _methods(content: flags.Given) -> list[_Row]:
 
 
 def _forecast(model: ModelSpec, question: flags.Given) -> list[_Row]:
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     from tunewise.models.load import load_config
     from tunewise.study.forecast import forecast_methods
     from tunewise.tasks.build import detect_model_task, task_class

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -17,23 +17,6 @@ if TYPE_CHECKING:
     from tunewise.advise.decision import Limits
     from tunewise.advise.recommend import Recommendation
     from tunewise.advise.summary import MethodSummary
-    from tunewise.study.evidence import Evidence
-
-
-@dataclass(frozen=True)
-class _Advice:
-    study: Evidence
-    summaries: list[MethodSummary]
-    recommendation: Recommendation
-    limits: Limits
-    criterion: str
-
-    @property
-    def adapter(self) -> Path | None:
-        """The adapter of the first finished run of the recommended method."""
-        choice = self.recommendation.choice
-        done = [r for r in self.study.records if r.spec.method.label == choice and r.status == "done"]
-        return self.study.store.folder(done[0].id) / "adapter" if done else None
 
 
 def recommend(
@@ -64,22 +47,23 @@ def recommend(
     study = read_study(runs)
 
     from tunewise.advise.recommend import recommend as decide
-    from tunewise.advise.summary import add_item_comparisons, summarise
-    from tunewise.study import evidence
 
-    summaries = summarise(study.records, study.costs, study.spec.reference, metric or named)
-    summaries = add_item_comparisons(summaries, evidence.read_predictions(study))
-    share = summaries[0].is_share
-    limits = replace(limits, tolerance=parse_tolerance(tolerance, share))
+    summaries = study.summarise(metric or named)
+    limits = replace(limits, tolerance=parse_tolerance(tolerance, summaries[0].is_share))
     recommendation = decide(summaries, limits, kind, study.tuning)
-    advice = _Advice(study, summaries, recommendation, limits, kind)
+    chosen = study.adapter_of(recommendation.choice)
+    places = {"comparison": str(study.folder), "adapter": str(chosen[0]) if chosen else None}
     if as_json:
-        print(json.dumps(_as_json(advice), indent=1))
+        facts = {"criterion": kind, "limits": asdict(limits), **places}
+        print(json.dumps({**_as_data(summaries, recommendation, limits), **facts}, indent=1))
     else:
-        _show(advice)
+        _show(summaries, recommendation, limits)
+        for name, place in places.items():
+            if place:
+                print(f"{name:<10}  {place}")
 
 
-def _as_json(advice: _Advice) -> dict[str, Any]:
+def _as_data(summaries: list[MethodSummary], recommendation: Recommendation, limits: Limits) -> dict[str, object]:
     from tunewise.advise.decision import describe_broken_limits
 
     methods = [
@@ -94,43 +78,30 @@ def _as_json(advice: _Advice) -> dict[str, Any]:
             "trainable_parameters": s.trainable,
             "against_reference": s.metric_comparison.verdict if s.metric_comparison else None,
             "over_items": asdict(s.item_comparison) if s.item_comparison else None,
-            "in_pareto_set": s.label in advice.recommendation.pareto,
+            "in_pareto_set": s.label in recommendation.pareto,
             "marks": s.marks,
-            "beyond_limits": describe_broken_limits(s, advice.limits) or None,
+            "beyond_limits": describe_broken_limits(s, limits) or None,
         }
-        for s in advice.summaries
+        for s in summaries
     ]
-    return {
-        **asdict(advice.recommendation),
-        "metric": advice.summaries[0].metric,
-        "higher_is_better": advice.summaries[0].higher_is_better,
-        "floor": advice.summaries[0].floor,
-        "criterion": advice.criterion,
-        "reference": advice.summaries[0].reference,
-        "limits": asdict(advice.limits),
-        "methods": methods,
-        "comparison": str(advice.study.folder),
-        "adapter": str(advice.adapter) if advice.adapter else None,
-    }
+    shared = {key: getattr(summaries[0], key) for key in ("metric", "higher_is_better", "floor", "reference")}
+    return {**asdict(recommendation), **shared, "methods": methods}
 
 
-def _show(advice: _Advice) -> None:
+def _show(summaries: list[MethodSummary], recommendation: Recommendation, limits: Limits) -> None:
     from rich.console import Console
 
     from tunewise.advise.decision import describe_broken_limits
     from tunewise.report.table import console_table
 
     console = Console(highlight=False, markup=False)
-    recommendation = advice.recommendation
     console.print(*recommendation.sentences, "", sep="\n")
-    console.print(console_table(advice.summaries, recommendation), "", sep="\n")
+    console.print(console_table(summaries, recommendation), "", sep="\n")
     if recommendation.runner_up:
         console.print(f"runner-up: {recommendation.runner_up}")
-    beyond = [text for s in advice.summaries if (text := describe_broken_limits(s, advice.limits))]
+    beyond = [text for s in summaries if (text := describe_broken_limits(s, limits))]
     if beyond:
         console.print(f"beyond the limits: {'; '.join(beyond)}")
     if recommendation.would_change:
         console.print("\nWhat would change this:", *(f"  - {text}" for text in recommendation.would_change), sep="\n")
-    console.print(f"\ncomparison  {advice.study.folder}", soft_wrap=True)
-    if advice.adapter:
-        console.print(f"adapter     {advice.adapter}", soft_wrap=True)
+    console.print()

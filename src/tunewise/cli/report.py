@@ -28,9 +28,6 @@ def report(
     """Write the report, or print its table."""
     kind = format or _format_of(out)
     if kind == "html":
-        from tunewise.quiet import quiet_libraries
-
-        quiet_libraries()
         study = read_study(runs, measures=True)
         from tunewise.study.compare import conclude
 
@@ -38,11 +35,10 @@ def report(
         return
     study = read_study(runs)
     from tunewise.advise.recommend import recommend
-    from tunewise.advise.summary import summarise
     from tunewise.report import table
     from tunewise.store.files import write_atomically
 
-    summaries = summarise(study.records, study.costs, study.spec.reference)
+    summaries = study.summarise()
     try:
         recommendation = recommend(summaries, tuning=study.tuning)
     except TunewiseError:  # no finished run: the table shows that

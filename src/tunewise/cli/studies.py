@@ -78,7 +78,7 @@ def _show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: 
 
 
 def _show_axes(plan: Plan, title: str, console: Console) -> None:
-    from tunewise.study.axes import AXES, shown, varying
+    from tunewise.spec.axes import AXES, shown, varying
 
     specs = [run.spec for run in plan.runs]
     console.print(f"[bold]{title}[/bold]: {pluralize(len(specs), 'run')}")

@@ -29,9 +29,6 @@ def sweep(
     options, content = split_options(merge_specs(load_yaml(spec), given), source=str(spec))
     study = parse(StudySpec, content, source=str(spec))
 
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     from rich.console import Console
 
     from tunewise.cli.studies import run_and_show
@@ -46,19 +43,19 @@ def sweep(
 
 
 def _show_result(result: Sweep, console: Console) -> None:
-    from tunewise.study.axes import shown
-    from tunewise.study.sweep_table import best, group_seeds
+    from tunewise.report.sweep import best, group_seeds
+    from tunewise.spec.axes import shown
 
     counts = Counter(row.status for row in result.rows)
     console.print("", ", ".join(f"{count} {status}" for status, count in counts.most_common()), sep="\n")
     settings = group_seeds(result.rows)
     chosen = best(settings)
     if chosen is not None and chosen.mean("test") is not None:
-        axes = [axis for axis in chosen.at if len({str(row.at[axis]) for row in result.rows}) > 1]
-        where = ", ".join(f"{axis} {shown(chosen.at[axis])}" for axis in axes)
+        varying = [axis for axis in chosen.at if len({str(row.at[axis]) for row in result.rows}) > 1]
+        where = ", ".join(f"{axis} {shown(chosen.at[axis])}" for axis in varying)
         console.print(
             f"best on validation{f': {where}' if where else ''}: validation {chosen.mean('validation'):.4g}, "
-            f"test {chosen.mean('test'):.4g} ({chosen.finished[0].metric}, {chosen.standing})",
+            f"test {chosen.mean('test'):.4g} ({chosen.finished[0].facts['metric']}, {chosen.standing})",
             markup=False,
         )
     for name in ("sweep.html", "table.csv", "log.txt"):

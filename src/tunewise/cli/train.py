@@ -32,9 +32,6 @@ def train(given: flags.Given, spec: flags.SpecFile = None, /) -> int:
     try:
         options, study = _read(spec, given)
 
-        from tunewise.quiet import quiet_libraries
-
-        quiet_libraries()
         from tunewise.store.folders import RunStore
         from tunewise.study.plan import make_plan
         from tunewise.study.resources import check_resources

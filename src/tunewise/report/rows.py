@@ -34,9 +34,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Column:
+    """`short`: its title in a terminal; `name`: in CSV; `bounded`: whether its values have intervals."""
+
     key: str
     title: str
     unit: str
+    short: str
+    name: str
+    bounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,17 +93,7 @@ def build_table(
         return ComparisonTable([], [], "", "")
     first = summaries[0]
     timed = {s.label: s.cost for s in summaries if s.cost}
-    columns = [
-        Column("metric", f"test {metric_name(first.metric)}", _metric_unit(first.is_share)),
-        Column("gap", "generalization gap", "nats, mean ± 95 % interval"),
-        Column("trainable", "trained parameters", "head included"),
-    ]
-    if timed:
-        columns += [
-            Column("step", "step time", "× frozen floor"),
-            Column("kept", "kept for backward", "one batch"),
-            Column("peak", "peak memory", "of training"),
-        ]
+    columns = _columns(first.metric, first.is_share, bool(timed))
     places = _places(summaries, timed)
     rows = [_row(s, {key: of.get(s.label) for key, of in places.items()}, recommendation) for s in summaries]
     labels = {row.method for row in rows}
@@ -119,8 +114,21 @@ def metric_name(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _metric_unit(share: bool) -> str:
-    return f"{'%' if share else 'lower is better'}, mean ± 95 % interval"
+def _columns(metric: str, share: bool, timed: bool) -> list[Column]:
+    name, interval = metric_name(metric), "mean ± 95 % interval"
+    unit, short = ("%", f"test %\n{name}") if share else ("lower is better", f"test\n{name}")
+    columns = [
+        Column("metric", f"test {name}", f"{unit}, {interval}", short, f"test_{metric}", bounded=True),
+        Column("gap", "generalization gap", f"nats, {interval}", "gap\nnats", "generalization_gap_nats", bounded=True),
+        Column("trainable", "trained parameters", "head included", "trained", "trained_parameters"),
+    ]
+    if timed:
+        columns += [
+            Column("step", "step time", "× frozen floor", "step\n× floor", "step_seconds", bounded=True),
+            Column("kept", "kept for backward", "one batch", "kept", "kept_for_backward_bytes"),
+            Column("peak", "peak memory", "of training", "peak", "peak_memory_bytes"),
+        ]
+    return columns
 
 
 def _places(summaries: Sequence[MethodSummary], timed: Mapping[str, CostRecord]) -> dict[str, dict[str, Place]]:

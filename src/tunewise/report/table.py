@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
-from tunewise.report.rows import Cell, Column, ComparisonTable, Row, build_table, metric_name
+from tunewise.report.rows import Cell, Column, ComparisonTable, Row, build_table
 from tunewise.text_format import escape_latex, escape_markdown
 
 if TYPE_CHECKING:
@@ -44,20 +44,10 @@ def markdown(table: ComparisonTable) -> str:
 
 def csv(table: ComparisonTable) -> str:
     """Unrounded numbers: mean, interval and place of each column; losses in nats, times in seconds, sizes in bytes."""
-    keys = {
-        "trainable": "trained_parameters",
-        "metric": f"test_{table.metric}",
-        "gap": "generalization_gap_nats",
-        "step": "step_seconds",
-        "kept": "kept_for_backward_bytes",
-        "peak": "peak_memory_bytes",
-    }
-    bounded = {"metric", "gap", "step"}
     header = ["method"]
     for column in table.columns:
-        key = keys[column.key]
-        header += [key, f"{key}_low", f"{key}_high"] if column.key in bounded else [key]
-        header.append(f"{key}_place")
+        ends = ("", "_low", "_high", "_place") if column.bounded else ("", "_place")
+        header += [column.name + end for end in ends]
     header += ["verdict", "reference", "runs", "recommended", "pareto"]
     out = io.StringIO()
     writer = csv_module.writer(out, lineterminator="\n")
@@ -66,7 +56,7 @@ def csv(table: ComparisonTable) -> str:
         line: list[str] = [row.method]
         for column in table.columns:
             cell = row.cells[column.key]
-            values = [cell.value, cell.low, cell.high] if column.key in bounded else [cell.value]
+            values = [cell.value, cell.low, cell.high] if column.bounded else [cell.value]
             line += ["" if value is None else repr(value) for value in values]
             line.append(str(cell.place or ""))
         flags = ["yes" if flag else "no" for flag in (row.chosen, row.efficient)]
@@ -111,16 +101,8 @@ def console_table(summaries: Sequence[MethodSummary], recommendation: Recommenda
     table = build_table(summaries, recommendation)
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0), show_edge=False)
     shown.add_column("method", overflow="fold", min_width=11, max_width=20)
-    titles = {
-        "trainable": "trained",
-        "metric": f"test{' %' * table.is_share}\n{metric_name(table.metric)}",
-        "gap": "gap\nnats",
-        "step": "step\n× floor",
-        "kept": "kept",
-        "peak": "peak",
-    }
     for column in table.columns:
-        shown.add_column(titles[column.key], justify="right", no_wrap=True)
+        shown.add_column(column.short, justify="right", no_wrap=True)
     shown.add_column(f"against\n{table.reference}", overflow="fold", min_width=13)
     colours = {"better": "green", "worse": "red"}
     for row in table.rows:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunewise.advise.recommend import Recommendation, recommend
-from tunewise.advise.summary import MethodSummary, add_item_comparisons, summarise
+from tunewise.advise.summary import MethodSummary
 from tunewise.errors import StoreError
-from tunewise.measures.collect import Collected, collect
+from tunewise.measures.collect import collect
 from tunewise.measures.cost.probe import probe_costs
 from tunewise.report.data import ReportData
 from tunewise.report.report_page import write_report
@@ -22,7 +22,7 @@ from tunewise.spec import ExecutionOptions, StudySpec, content_hash, parse
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
 from tunewise.store.folders import RunStore
-from tunewise.store.records import CostReport, RunRecord, TuningReport
+from tunewise.store.records import CostReport, RunRecord
 from tunewise.study import evidence
 from tunewise.study.executors import make_executor
 from tunewise.study.loop import run_study
@@ -36,18 +36,12 @@ from tunewise.training.journal import read_history
 from tunewise.training.tracking import check_trackers
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison(evidence.Evidence):
     """What a comparison found, and where it lies."""
 
-    spec: StudySpec
-    records: list[RunRecord]
-    costs: CostReport | None
-    tuning: TuningReport | None
     summaries: list[MethodSummary]
     recommendation: Recommendation
-    measured: Collected
-    folder: Path
     report: Path
 
     @property
@@ -136,8 +130,7 @@ def _records(plan: Plan, store: RunStore) -> list[RunRecord]:
 def conclude(study: evidence.Evidence, report: Path | None = None) -> Comparison:
     """Summaries, recommendation and report (beside the specification unless given) of finished runs; nothing is
     trained or measured."""
-    summaries = summarise(study.records, study.costs, study.spec.reference)
-    summaries = add_item_comparisons(summaries, evidence.read_predictions(study))
+    summaries = study.summarise()
     recommendation = recommend(summaries, tuning=study.tuning)
     report = report or study.folder / "report.html"
     root, here = study.folder.parent, report.absolute().parent
@@ -153,17 +146,7 @@ def conclude(study: evidence.Evidence, report: Path | None = None) -> Comparison
         tuning=study.tuning,
     )
     write_report(report, study.title, data)
-    return Comparison(
-        spec=study.spec,
-        records=study.records,
-        costs=study.costs,
-        tuning=study.tuning,
-        summaries=summaries,
-        recommendation=recommendation,
-        measured=study.measured,
-        folder=study.folder,
-        report=report,
-    )
+    return Comparison(**vars(study), summaries=summaries, recommendation=recommendation, report=report)
 
 
 def _costs(plan: Plan, store: RunStore, listener: Listener) -> CostReport:

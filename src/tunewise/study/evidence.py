@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel
 
 from tunewise.advise.items import Predictions
+from tunewise.advise.summary import MethodSummary, add_item_comparisons, summarise
 from tunewise.errors import SpecError, StoreError, suggest_nearest
 from tunewise.spec import StudySpec
 from tunewise.store.documents import read_document, write_document
@@ -52,6 +53,16 @@ class Evidence:
     @property
     def store(self) -> RunStore:
         return RunStore(self.folder.parent)
+
+    def adapter_of(self, label: str) -> tuple[Path, int] | None:
+        """The adapter of a method's first finished run, and the run's seed."""
+        done = [run for run in self.records if run.spec.method.label == label and run.status == "done"]
+        return (self.store.folder(done[0].id) / "adapter", done[0].spec.seed) if done else None
+
+    def summarise(self, metric: str | None = None) -> list[MethodSummary]:
+        """The methods over their seeds, by a test metric (the main one unless given), and over the test items."""
+        summaries = summarise(self.records, self.costs, self.spec.reference, metric)
+        return add_item_comparisons(summaries, read_predictions(self))
 
     @property
     def unfinished(self) -> int:

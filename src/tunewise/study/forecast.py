@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Unpack
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunewise.catalog import get_method
 from tunewise.models.head import Head
 from tunewise.spec import MethodSpec
-from tunewise.study.forecast_step import Dtype, Step, equivalent_method, forecast_step
+from tunewise.study.forecast_step import Dtype, Step, StepSettings, StepSetup, equivalent_method, forecast_step
 from tunewise.tasks.contract import Task
 from tunewise.theory import (
     information_bound,
@@ -81,33 +81,20 @@ def forecast_methods(
     head: Head,
     methods: Sequence[MethodSpec],
     *,
-    batch: int = 16,
-    length: int = 128,
     samples: int | None = None,
-    dtype: Dtype = "fp32",
-    device: Literal["cpu", "cuda"] = "cpu",
-    checkpointing: bool = False,
+    **settings: Unpack[StepSettings],
 ) -> list[MethodForecast]:
     """One forecast a method, in their order. `config` is a transformers configuration, `samples` the number N of
     training examples. Raises `ModelError` where a method does not fit the model's shapes."""
+    setup = StepSetup(config, task, head, **settings)
     steps: dict[str, Step] = {}
     forecasts = []
     for method in methods:
         stand_in = equivalent_method(method)
         key = stand_in.model_dump_json()
         if key not in steps:
-            steps[key] = forecast_step(
-                config,
-                task,
-                head,
-                stand_in,
-                batch=batch,
-                length=length,
-                dtype=dtype,
-                device=device,
-                checkpointing=checkpointing,
-            )
-        forecasts.append(_forecast_method(method, steps[key], head, samples, dtype))
+            steps[key] = forecast_step(setup, stand_in)
+        forecasts.append(_forecast_method(method, steps[key], head, samples, setup.dtype))
     return forecasts
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,30 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 DEEP = 5
 """From this many layers on, two shallow models are stepped and extrapolated."""
+
+
+class StepSettings(TypedDict, total=False):
+    """Batches of `batch` examples of `length` tokens (images: of their own size), and how they are computed."""
+
+    batch: int
+    length: int
+    dtype: Dtype
+    device: Literal["cpu", "cuda"]
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
+class StepSetup:
+    """What is stepped, and how. `config` is a transformers configuration."""
+
+    config: object
+    task: type[Task]
+    head: Head
+    batch: int = 16
+    length: int = 128
+    dtype: Dtype = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,27 +77,16 @@ class Step:
         return max(self.peak, self.forward_peak, self.gradients)
 
 
-def forecast_step(
-    config: Any,
-    task: type[Task],
-    head: Head,
-    method: MethodSpec,
-    *,
-    batch: int,
-    length: int,
-    dtype: Dtype = "fp32",
-    device: Literal["cpu", "cuda"] = "cpu",
-    checkpointing: bool = False,
-) -> Step:
-    """The step of `method` at `batch` examples of `length` tokens (images: of their own size), on the meta device.
+def forecast_step(setup: StepSetup, method: MethodSpec) -> Step:
+    """The step of `method`, on the meta device.
 
     Raises `ModelError` for a rank above a layer, an unknown target, or a model that can't be stepped without weights.
     """
 
     def at(depth: int | None) -> Step:
-        return _simulate(_shallow(config, depth), task, head, method, batch, length, dtype, device, checkpointing)
+        return _simulate(replace(setup, config=_shallow(setup.config, depth)), method)
 
-    depth = getattr(config, "num_hidden_layers", None)
+    depth = getattr(setup.config, "num_hidden_layers", None)
     if not isinstance(depth, int) or depth < DEEP or method.layers is not None:
         return at(None)
     two, three = at(2), at(3)
@@ -86,44 +99,38 @@ def forecast_step(
     return Step(**{**line, "shapes": (*two.shapes, *list(a_layer.elements()) * (depth - 2))})
 
 
-def _shallow(config: Any, depth: int | None) -> Any:
+def _shallow(config: object, depth: int | None) -> object:
     config = copy.deepcopy(config)
-    if depth is not None:
-        config.num_hidden_layers = depth
-        if isinstance(getattr(config, "layer_types", None), list):
-            config.layer_types = config.layer_types[:depth]
+    types = getattr(config, "layer_types", None)
+    changes = {"num_hidden_layers": depth, "layer_types": types[:depth] if isinstance(types, list) else None}
+    for key, value in changes.items() if depth is not None else ():
+        if value is not None:
+            setattr(config, key, value)
     return config
 
 
-def _simulate(
-    config: Any,
-    task: type[Task],
-    head: Head,
-    method: MethodSpec,
-    batch: int,
-    length: int,
-    dtype: Dtype,
-    device: str,
-    checkpointing: bool,
-) -> Step:
+def _simulate(setup: StepSetup, method: MethodSpec) -> Step:
     schedule = {"peft_options": {"total_step": 1000}} if method.name == "peft:adalora" else {}  # it changes no size
-    base = _meta(config, head, _DTYPES[dtype])
-    inputs = task.sample_inputs(base, head, batch, length)
+    base = _meta(setup.config, setup.head, _DTYPES[setup.dtype])
+    inputs = setup.task.sample_inputs(base, setup.head, setup.batch, setup.length)
     model = attach_method(base, method, seed=0, **schedule)
     attached = attachment(model)
     facts = count_parameters(model)
-    if checkpointing:
+    if setup.checkpointing:
         network: Any = model
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     try:
-        live, kept, forward_peak = _step(model, inputs, device)
+        live, kept, forward_peak = _step(model, inputs, setup.device)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         try:  # BLOOM and others read a mask of two dimensions only, and make one where they are given none
-            live, kept, forward_peak = _step(model, {k: v for k, v in inputs.items() if k != "attention_mask"}, device)
+            unmasked = {key: value for key, value in inputs.items() if key != "attention_mask"}
+            live, kept, forward_peak = _step(model, unmasked, setup.device)
         except (RuntimeError, NotImplementedError, ValueError):
             reason = str(error).strip().splitlines()[0][:160]
-            raise ModelError(f"{type(config).__name__}: a step can't be forecast without weights ({reason})") from None
+            raise ModelError(
+                f"{type(setup.config).__name__}: a step can't be forecast without weights ({reason})"
+            ) from None
     batch_bytes = sum(t.numel() * t.element_size() for t in inputs.values())
     trained = [p for p in model.parameters() if p.requires_grad]
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
@@ -142,7 +149,7 @@ def _simulate(
     )
 
 
-def _step(model: Any, inputs: Mapping[str, Tensor], device: str) -> tuple[LiveMemory, int, int]:
+def _step(model: nn.Module, inputs: Mapping[str, Tensor], device: str) -> tuple[LiveMemory, int, int]:
     """Forward and backward: what was counted, and the bytes kept in between and at the peak of the forward."""
     model.zero_grad()
     live = LiveMemory()
@@ -153,12 +160,11 @@ def _step(model: Any, inputs: Mapping[str, Tensor], device: str) -> tuple[LiveMe
     return live, kept, forward_peak
 
 
-def _meta(config: Any, head: Head, dtype: torch.dtype) -> nn.Module:
-    for key, value in head.config().items():
+def _meta(config: object, head: Head, dtype: torch.dtype) -> nn.Module:
+    padding = getattr(config, "pad_token_id", None) or 0
+    # No cache of keys and values, which no training step keeps.
+    for key, value in {**head.config(), "pad_token_id": padding, "use_cache": False}.items():
         setattr(config, key, value)
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = 0
-    config.use_cache = False  # of keys and values, which no training step keeps
     try:
         with torch.device("meta"):
             model: nn.Module = head.model_class.from_config(config, dtype=dtype)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewise.spec import ExecutionOptions, RunSpec
+from tunewise.spec.axes import name_of, varying
 from tunewise.store.folders import RunStore
 from tunewise.store.records import Results, RunRecord
-from tunewise.study.axes import name_of, varying
 from tunewise.study.estimates import Pace, Remaining
 from tunewise.study.plan import Plan, PlannedRun
 from tunewise.text_format import format_duration, pluralize

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 import psutil
 import torch
 
+from tunewise.catalog import get_method
 from tunewise.errors import InsufficientResources, ModelError
 from tunewise.models.load import load_config
 from tunewise.spec import ExecutionOptions, MethodSpec, ModelSpec
@@ -74,20 +76,10 @@ def check_resources(
     than there is now. `process_group`: the processes that train each run together. Says nothing where no forecast can
     be made."""
     forecasts = _Forecasts(process_group)
-    for problem in (_check_memory(runs, forecasts, at_once.sharing), _check_disk(runs, forecasts, out, at_once.runs)):
+    in_memory = _check_memory(runs, forecasts, at_once.sharing) if at_once.sharing else ""
+    for problem in (in_memory, _check_disk(runs, forecasts, out, at_once.runs)):
         if problem:
             raise InsufficientResources(f"{problem}; --force (force=True) starts all the same")
-
-
-@dataclass(frozen=True)
-class _Changes:
-    """Settings to try in place of a run's own."""
-
-    batch: int | None = None
-    length: int | None = None
-    rank: int | None = None
-    targets: str | None = None
-    process_group: ProcessGroup | None = None
 
 
 class _Forecasts:
@@ -97,28 +89,27 @@ class _Forecasts:
         self.process_group = process_group
         self._cache: dict[str, MethodForecast | None] = {}
 
-    def of(self, run: PlannedRun, batch: int | None = None, changes: _Changes = _Changes()) -> MethodForecast | None:
-        """At `batch` examples, the run's own unless given."""
+    def of(
+        self, run: PlannedRun, batch: int | None = None, length: int | None = None, rank: int | None = None
+    ) -> MethodForecast | None:
+        """With these settings in place of the run's own."""
         spec = run.spec
-        changed = {"rank": changes.rank, "targets": changes.targets}
-        method = spec.method.model_copy(
-            update={"links": spec.links, "restart_every": None, **{k: v for k, v in changed.items() if v is not None}}
-        )
-        batch = batch or spec.training.batch_size
-        length = changes.length or run.length
+        changes = {"links": spec.links, "restart_every": None, "rank": rank or spec.method.rank}
+        method = spec.method.model_copy(update=changes)
+        batch, length = batch or spec.training.batch_size, length or run.length
         stand_in = equivalent_method(method).model_dump_json()
         key = f"{spec.model} {run.head} {stand_in} {method.links} {method.name} {batch} {length}"
         if key not in self._cache:
             self._cache[key] = _forecast(run, method, batch, length)
         return self._cache[key]
 
-    def memory(self, run: PlannedRun, changes: _Changes = _Changes()) -> int | None:
+    def memory(self, run: PlannedRun, batch_size: int = 0, max_length: int = 0, rank: int = 0) -> int | None:
         """Bytes that one process takes at its worst moment."""
-        group = changes.process_group or self.process_group
-        forecast = self.of(run, math.ceil((changes.batch or run.batch) / group.world_size), changes)
+        processes = self.process_group.world_size
+        forecast = self.of(run, math.ceil((batch_size or run.batch) / processes), max_length, rank)
         if forecast is None:
             return None
-        return forecast.memory_bytes + (forecast.gradient_bytes if group.world_size > 1 else 0)  # the buckets of DDP
+        return forecast.memory_bytes + (forecast.gradient_bytes if processes > 1 else 0)  # the buckets of DDP
 
     def disk(self, run: PlannedRun) -> tuple[int, int] | None:
         """Bytes that stay of a run, and those that it takes besides while it is running."""
@@ -148,32 +139,25 @@ def _forecast(run: PlannedRun, method: MethodSpec, batch: int, length: int) -> M
 
 
 def _check_memory(runs: Sequence[PlannedRun], forecasts: _Forecasts, at_once: int) -> str:
-    if not at_once:
-        return ""
     group, free = forecasts.process_group, available_memory()
+    # Processes of one run share a machine's memory, or have a GPU each.
+    sharing = at_once * (1 if torch.cuda.is_available() else group.local_world_size or group.world_size)
     needs = [(need, run) for run in _heaviest(runs) if (need := forecasts.memory(run)) is not None]
     most, worst = max(needs, key=lambda need: need[0], default=(0, None))
-    if worst is None or most * at_once * _on_one_memory(group) <= free:
+    if worst is None or most * sharing <= free:
         return ""
-
-    def fits_with(changes: _Changes) -> bool:
-        need = forecasts.memory(worst, changes)
-        return need is not None and need * at_once * _on_one_memory(changes.process_group or group) <= free
-
-    knobs = [
-        f"{name} {value}"
-        for name, values in _knobs(worst, group)
-        if (value := _first_fit(values, fits_with)) is not None
-    ]
+    knobs = []
+    for name, values in _knobs(worst, group.world_size):
+        fitting = (n for n in values if (need := forecasts.memory(worst, **{name: n})) and need * sharing <= free)
+        knobs += [f"{name} {value}" for value in itertools.islice(fitting, 1)]
     if at_once > 1 and most <= free:
         knobs.append(f"{free // most} at once")
     several = f" for {at_once} runs at once" if at_once > 1 else ""
     if group.world_size > 1:
-        shared = at_once * _on_one_memory(group) > 1
-        several = f" for {group.local_world_size or group.world_size} processes" if shared else " in each process"
+        several = f" for {group.local_world_size or group.world_size} processes" if sharing > 1 else " in each process"
     return (
         f"not enough memory: {worst.spec.method.label} on {worst.spec.model.path} needs about "
-        f"{size(most * at_once * _on_one_memory(group))}{several} ({_describe_step(worst)}), and {size(free)} is free; "
+        f"{size(most * sharing)}{several} ({_describe_step(worst)}), and {size(free)} is free; "
         + (f"what would fit: {', or '.join(knobs)}" if knobs else "use a smaller model, or a machine with more memory")
     )
 
@@ -190,28 +174,13 @@ def _heaviest(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     return list(heaviest.values())
 
 
-def _on_one_memory(group: ProcessGroup) -> int:
-    """Processes of one run that share a memory: all of a machine's, or one on each GPU."""
-    return 1 if torch.cuda.is_available() else group.local_world_size or group.world_size
-
-
-def _knobs(run: PlannedRun, group: ProcessGroup) -> Iterator[tuple[str, dict[int | str, _Changes]]]:
-    """Name for the user, and the values to try with what they change, the mildest first."""
-    method = run.spec.method
-    yield "batch_size", {n: _Changes(batch=n) for n in _halves(run.batch, group.world_size)}
+def _knobs(run: PlannedRun, processes: int) -> Iterator[tuple[str, Iterator[int]]]:
+    """Settings, and the values to try, the mildest first."""
+    yield "batch_size", _halves(run.batch, processes)
     if run.task.has_tokens:
-        yield "max_length", {n: _Changes(length=n) for n in _halves(run.length, _LEAST_LENGTH)}
-    if method.name not in ("fft", "head"):
-        yield "rank", {n: _Changes(rank=n) for n in _halves(method.rank, 1)}
-        if method.targets != "qv":
-            yield "targets", {"qv": _Changes(targets="qv")}
-    if group.world_size > 1 and group.local_world_size in (None, group.world_size):
-        fewer = {n: replace(group, world_size=n, local_world_size=n) for n in _halves(group.world_size, 1)}
-        yield "processes", {n: _Changes(process_group=smaller) for n, smaller in fewer.items()}
-
-
-def _first_fit(values: dict[int | str, _Changes], fits_with: Callable[[_Changes], bool]) -> int | str | None:
-    return next((value for value, changes in values.items() if fits_with(changes)), None)
+        yield "max_length", _halves(run.length, _LEAST_LENGTH)
+    if get_method(run.spec.method.name).adapts:
+        yield "rank", _halves(run.spec.method.rank, 1)
 
 
 def _halves(value: int, least: int) -> Iterator[int]:
@@ -231,45 +200,17 @@ def _describe_step(run: PlannedRun) -> str:
     return words
 
 
-@dataclass(frozen=True)
-class _DiskNeed:
-    run: PlannedRun
-    stays: int
-    running: int
-
-
 def _check_disk(runs: Sequence[PlannedRun], forecasts: _Forecasts, out: Path, at_once: int) -> str:
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
-    needs = [_DiskNeed(run, *disk) for run in runs if (disk := forecasts.disk(run)) is not None]
-    if _total(needs, at_once) <= free:
+    needs = [disk for run in runs if (disk := forecasts.disk(run)) is not None]
+    total = sum(stays for stays, _ in needs) + at_once * max((running for _, running in needs), default=0)
+    if total <= free:
         return ""
-    count, left = 0, free - at_once * max(need.running for need in needs)
-    for need in needs:
-        left -= need.stays
-        count += left >= 0
-    knobs = [*_disk_knobs(needs, free, at_once), "make room (`tunewise runs gc`)", "choose another --out"]
     return (
-        f"not enough disk: about {size(_total(needs, at_once))} is needed for {pluralize(len(needs), 'run')}, "
-        f"checkpoints included, and {size(free)} is free in {place}; {', or '.join(knobs)}"
-        + (f" (there is room for {pluralize(count, 'run')})" if count else "")
+        f"not enough disk: about {size(total)} is needed for {pluralize(len(needs), 'run')}, checkpoints included, and "
+        f"{size(free)} is free in {place}; make room (`tunewise runs gc`), choose another --out, or start fewer runs"
     )
-
-
-def _disk_knobs(needs: Sequence[_DiskNeed], free: int, at_once: int) -> Iterator[str]:
-    by_method: dict[str, int] = {}
-    for need in needs:
-        label = need.run.spec.method.label
-        by_method[label] = by_method.get(label, 0) + need.stays
-    largest, share = max(by_method.items(), key=lambda item: item[1])
-    without = [need for need in needs if need.run.spec.method.label != largest]
-    if without and _total(without, at_once) <= free:
-        yield f"leave out {largest} ({share / sum(by_method.values()):.0%} of what stays)"
-
-
-def _total(needs: Sequence[_DiskNeed], at_once: int) -> int:
-    """Bytes of all runs, and of as many as are under way at once."""
-    return sum(need.stays for need in needs) + at_once * max((need.running for need in needs), default=0)
 
 
 def available_memory() -> int:

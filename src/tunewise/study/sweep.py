@@ -2,7 +2,7 @@
 
 runs/sweep-<id>/sweep.json    what was asked for
 runs/sweep-<id>/log.txt       what happened when; every driver adds to it
-runs/sweep-<id>/table.csv     a row a run; table.json: the same
+runs/sweep-<id>/table.csv     a row a run
 runs/sweep-<id>/sweep.html    heat maps and the table
 """
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunewise.errors import SpecError
-from tunewise.spec import ExecutionOptions, StudySpec, parse
+from tunewise.errors import SpecError, StoreError
+from tunewise.report.sweep import ALWAYS, SweepRow, write_sweep
+from tunewise.spec import ExecutionOptions, RunSpec, StudySpec, parse
+from tunewise.spec.axes import varying
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
 from tunewise.study.executors import make_executor
@@ -21,8 +23,6 @@ from tunewise.study.monitor import Monitor
 from tunewise.study.plan import Plan, make_plan
 from tunewise.study.policies.grid import GridPolicy
 from tunewise.study.resources import check_plan
-from tunewise.study.sweep_page import write_sweep_page
-from tunewise.study.sweep_table import SweepRow, rows_of, write_tables
 from tunewise.training.events import Interrupted, Listener
 from tunewise.training.tracking import check_trackers
 
@@ -111,6 +111,17 @@ def begin(plan: Plan, store: RunStore) -> Path:
 
 
 def _write(plan: Plan, store: RunStore, folder: Path, title: str) -> tuple[list[SweepRow], Path]:
-    rows = rows_of(plan, store)
-    write_tables(folder, rows)
-    return rows, write_sweep_page(folder, rows, title)
+    """A row for each run of the plan as it is now, and the page of all."""
+    differing = varying([run.spec for run in plan.runs])
+    axes = [*ALWAYS, *(axis for axis in differing if axis not in (*ALWAYS, "seed"))]
+    rows = [_row(run.spec, axes, store) for run in plan.runs]
+    return rows, write_sweep(folder, rows, differing, title)
+
+
+def _row(spec: RunSpec, axes: list[str], store: RunStore) -> SweepRow:
+    status = "unfinished" if store.folder(spec.id).is_dir() else "to do"
+    try:
+        record = store.record(spec.id)
+    except StoreError:
+        record, status = None, "unreadable"
+    return SweepRow.of(spec, axes, "running" if store.is_locked(spec.id) else status, record)

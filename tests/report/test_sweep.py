@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
+from tunewise.report.sweep import Setting, SweepRow, best, color_range, group_seeds, heat_maps, write_sweep
 from tunewise.spec import StudySpec, parse
-from tunewise.study.axes import AXES
-from tunewise.study.sweep_page import _with_ratio, color_range, differing_axes, heat_maps, write_sweep_page
-from tunewise.study.sweep_table import Setting, SweepRow, best, group_seeds
+from tunewise.spec.axes import AXES, varying
 
-_FIXED = ("method", "rank", "alpha", "learning_rate", "seed")
+_FIXED = ("method", "rank", "alpha", "alpha / rank", "learning_rate", "seed")
 
 
 def rows(spec: StudySpec, **broken: str) -> list[SweepRow]:
@@ -21,17 +20,16 @@ def rows(spec: StudySpec, **broken: str) -> list[SweepRow]:
     for run in spec.runs():
         at = {axis: AXES[axis](run) for axis in _FIXED}
         fate = broken.get(f"r{run.method.rank}_s{run.seed}", "done")
-        known: dict[str, Any] = (
-            {"error": "it was <too> much"}
-            if fate != "done"
-            else {
-                "metric": "accuracy",
-                "validation": 0.5 + 10 * run.learning_rate + 0.02 * run.seed,
-                "test": 0.5 + 0.01 * run.method.rank + 0.02 * run.seed,
-                "gap": 0.1,
-            }
-        )
-        found.append(SweepRow(run.id, fate, at, **known))
+        if fate != "done":
+            found.append(SweepRow(run.id, fate, at, error="it was <too> much"))
+            continue
+        facts = {
+            "metric": "accuracy",
+            "validation": 0.5 + 10 * run.learning_rate + 0.02 * run.seed,
+            "test": 0.5 + 0.01 * run.method.rank + 0.02 * run.seed,
+            "gap": 0.1,
+        }
+        found.append(SweepRow(run.id, fate, at, facts))
     return found
 
 
@@ -54,7 +52,7 @@ def test_cells_are_means_over_seeds(asked: StudySpec) -> None:
     heat, _ = drawn(group_seeds(rows(asked)), ["rank", "learning_rate"])
     assert [list(line) for line in heat.z] == [pytest.approx([0.53, 0.53]), pytest.approx([0.67, 0.67])]
     assert [list(line) for line in heat.text] == [["53.00", "53.00"], ["67.00", "67.00"]]
-    assert group_seeds(rows(asked))[0].deviation("test") == pytest.approx(0.02 / 2**0.5)
+    assert group_seeds(rows(asked))[0].deviation == f"{100 * 0.02 / 2**0.5:.2f}"
 
 
 def test_the_best_setting_is_chosen_by_validation_alone(asked: StudySpec) -> None:
@@ -75,8 +73,8 @@ def test_a_setting_that_lost_a_seed_is_not_the_best(asked: StudySpec) -> None:
 
 
 def test_less_may_be_better() -> None:
-    one = Setting({}, [SweepRow("a", "done", {}, "perplexity", True, 12.0, 13.0)])
-    two = Setting({}, [SweepRow("b", "done", {}, "perplexity", True, 11.0, 14.0)])
+    one = Setting({}, [SweepRow("a", "done", {}, {"validation": 12.0, "test": 13.0}, lower_is_better=True)])
+    two = Setting({}, [SweepRow("b", "done", {}, {"validation": 11.0, "test": 14.0}, lower_is_better=True)])
     assert best([one, two]) is two
     assert color_range([13.0, 14.0, 500.0], lower_is_better=True) == (-17.0, -13.0)
 
@@ -89,17 +87,17 @@ def test_a_few_failures_do_not_make_the_rest_look_alike() -> None:
 
 def test_alpha_is_an_axis_of_ratios_where_it_goes_with_the_rank() -> None:
     spec = parse(StudySpec, {"model": "m", "data": "d", "methods": "lora", "rank": [4, 8], "alpha": ["r/2", "r", "2r"]})
-    found = rows(spec)
-    settings = [_with_ratio(cell) for cell in group_seeds(found)]
-    axes = differing_axes(settings)
-    assert axes == ["rank", "alpha / rank"]
+    axes = varying(spec.runs())
+    assert axes == ["rank", "alpha / rank", "seed"]
+    settings = group_seeds(rows(spec))
+    axes = axes[:-1]
     heat, _ = drawn(settings, axes)
     assert len(heat.z) == 2 and len(heat.z[0]) == 3
 
 
 def test_the_page_escapes_what_users_write(asked: StudySpec, tmp_path: Path) -> None:
     failed = rows(asked, r2_s0="failed", r2_s1="failed")
-    page = write_sweep_page(tmp_path, failed, "<script>alert(1)</script>")
+    page = write_sweep(tmp_path, failed, varying(asked.runs()), "<script>alert(1)</script>")
     text = page.read_text(encoding="utf-8")
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert "it was &lt;too&gt; much" in text

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tunewise.catalog import get_method
-from tunewise.spec import DataSpec, MethodSpec, RunSpec, TrainingSpec
+from tunewise.spec.parts import DataSpec, MethodSpec, TrainingSpec
+from tunewise.spec.run import RunSpec
 
 Value = str | int | float | bool | None
 
@@ -20,12 +20,17 @@ def _alpha(run: RunSpec) -> Value:
     return None if not row.adapts or row.scaling == "one" else run.method.alpha or 2.0 * run.method.rank
 
 
+def _ratio(run: RunSpec) -> Value:
+    alpha = _alpha(run)
+    return alpha / run.method.rank if isinstance(alpha, float) else None
+
+
 def _links(run: RunSpec) -> Value:
     chain = get_method(run.method.name).chain
     return None if chain is None else run.links or chain.links
 
 
-def _plain(value: Any) -> Value:
+def _plain(value: Value | list[str]) -> Value:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
@@ -39,6 +44,7 @@ _OWN: dict[str, Callable[[RunSpec], Value]] = {
     "method": lambda run: run.method.name,
     "rank": _of_method("rank"),
     "alpha": _alpha,
+    "alpha / rank": _ratio,
     "targets": _of_method("targets"),
     "links": _links,
     "restart_every": lambda run: run.method.restart_every,
@@ -65,7 +71,8 @@ AXES: dict[str, Callable[[RunSpec], Value]] = {
 
 
 def varying(runs: Sequence[RunSpec]) -> list[str]:
-    """The axes on which these runs differ, the seed last."""
+    """The axes on which these runs differ, the seed last; alpha as a multiple of the rank where that takes fewer
+    values."""
     differing = []
     for name, value in AXES.items():
         values = {value(run) for run in runs}
@@ -74,9 +81,9 @@ def varying(runs: Sequence[RunSpec]) -> list[str]:
             differing.append(name)
     if "restart_every" in differing and "links" in differing:
         differing.remove("links")
-    ratios = {float(alpha) / run.method.rank for run in runs if isinstance(alpha := _alpha(run), float)}
-    if "alpha" in differing and "rank" in differing and len(ratios) <= 1:
-        differing.remove("alpha")
+    alphas, ratios = ({value(run) for run in runs} - {None} for value in (_alpha, _ratio))
+    by_ratio = "rank" in differing and len(ratios) < len(alphas)
+    differing = [name for name in differing if name != ("alpha" if by_ratio else "alpha / rank")]
     order = [*_OWN, *AXES]
     return sorted(differing, key=lambda name: (name == "seed", order.index(name)))
 
