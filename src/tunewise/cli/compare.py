@@ -61,7 +61,7 @@ def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> t
     return options, study
 
 
-def _without_overridden(methods: Any, given: flags.Given) -> Any:
+def _without_overridden(methods: object, given: flags.Given) -> Any:
     """A flag for all methods wins over the setting of one method in a file."""
     flags = {*given, "learning_rate"} if given.get("training", {}).get("learning_rate") else {*given}
     if not isinstance(methods, list):

@@ -66,9 +66,9 @@ def spec_flags(
         name: flag for name, flag in flags_of(*specs).items() if name not in without and (not only or name in only)
     }
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(command: Callable[..., object]) -> Callable[..., Any]:
         @wraps(command)
-        def with_flags(*args: Any, **values: Any) -> Any:
+        def with_flags(*args: object, **values: object) -> Any:
             given: Given = {}
             for name, flag in flags.items():
                 if (value := values.pop(name, None)) is not None:
@@ -89,7 +89,7 @@ def spec_flags(
     return decorate
 
 
-def _place(given: Given, path: tuple[str, ...], value: Any) -> None:
+def _place(given: Given, path: tuple[str, ...], value: object) -> None:
     for key in path[:-1]:
         given = given.setdefault(key, {})
     given[path[-1]] = value
@@ -128,7 +128,7 @@ def _parameter(name: str, field: FieldInfo, flag: Flag, group: str) -> Parameter
     )
 
 
-def _part_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+def _part_of(annotation: object) -> tuple[type[BaseModel] | None, bool]:
     """The spec that a field holds, and whether it holds a list of it."""
     for option in _options(annotation):
         items = get_args(option) if get_origin(option) is list else (option,)
@@ -137,7 +137,7 @@ def _part_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return None, False
 
 
-def _flag_type(annotation: Any) -> Any:
+def _flag_type(annotation: object) -> Any:
     """What the command line reads: numbers, switches and choices as they are, lists as text that the spec splits."""
     options = _options(annotation)
     if len(options) == 1 and (options[0] in (int, float, bool) or get_origin(options[0]) is Literal):
@@ -147,7 +147,7 @@ def _flag_type(annotation: Any) -> Any:
     return str | None
 
 
-def _options(annotation: Any) -> list[Any]:
+def _options(annotation: object) -> list[Any]:
     """The members of a union but None, without `Annotated`."""
     if get_origin(annotation) is Annotated:
         return _options(get_args(annotation)[0])

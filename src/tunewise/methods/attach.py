@@ -42,7 +42,7 @@ def attach(
     fold: str = "auto",
     adapter_name: str = "default",
     batches: Iterable[Mapping[str, Tensor]] | None = None,
-    peft_options: Mapping[str, Any] | None = None,
+    peft_options: Mapping[str, object] | None = None,
 ) -> Any:
     """Put a method onto a model, ready to train. The outputs stay the base model's (except with `lora-one`).
 

@@ -69,7 +69,7 @@ def sidecar_of(model: nn.Module, done: Attachment) -> dict[str, Any]:
     return notes
 
 
-def attachment_of(notes: dict[str, Any]) -> Attachment:
+def attachment_of(notes: dict[str, object]) -> Attachment:
     """The inverse of `sidecar_of`, under PEFT's default adapter name."""
     return TypeAdapter(Attachment).validate_python({**notes, "adapter_name": "default"})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from operator import is_
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,7 @@ def _folds(adapters: Iterable[Adapter]) -> list[Fold]:
     return folds
 
 
-def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     stepped = [p for group in optimizer.param_groups for p in group["params"]]
     plan = _PLANS.get(optimizer)
     if plan is None or len(plan[0]) != len(stepped) or not all(map(is_, plan[0], stepped)) or not plan[1].fits():

@@ -23,7 +23,7 @@ from tunewise.models.fused import Part
 from tunewise.models.layers import linear_layers
 
 
-def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, Any]) -> PeftModel:
+def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, object]) -> PeftModel:
     """Put one of PEFT's own methods onto a model. Fused projections are adapted whole: PEFT has no slices."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     targets = tuple(replace(t, parts=(Part(0, t.out_features),)) for t in done.targets)
@@ -44,7 +44,14 @@ def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, Any])
 
 
 def peft_config(
-    name: str, *, rank: int, alpha: float, target_modules: list[str], head: list[str], task_type: Any, options: Mapping
+    name: str,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: list[str],
+    head: list[str],
+    task_type: object,
+    options: Mapping,
 ) -> Any:
     """The config of PEFT's method `name`; `options` win. Raises `SpecError` for an unknown or a missing option."""
     lora = PEFT_LORA_OPTIONS.get(name)
@@ -91,7 +98,7 @@ class RankAllocation(TrainerCallback):
     """Lets AdaLoRA (and any other of PEFT's methods that does so) reallocate its ranks after each optimizer step."""
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         allocate = getattr(getattr(kwargs["model"], "base_model", None), "update_and_allocate", None)
         if inspect.ismethod(allocate):

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -76,7 +75,7 @@ def _save_stock(model: PeftModel, folder: Path, adapter_name: str) -> None:
     _sort_sets(folder / CONFIG, model.peft_config[adapter_name])
 
 
-def _sort_sets(file: Path, config: Any) -> None:
+def _sort_sets(file: Path, config: object) -> None:
     """Sets in the configuration as sorted lists: their order is another one in every process."""
     written = json.loads(file.read_text(encoding="utf-8"))
     for key, value in vars(config).items():

@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,7 +19,7 @@ from tunewise.pages.section import Panel, Section
 from tunewise.store.files import write_atomically
 
 
-def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
+def render_page(template: str, folder: Path | None = None, **values: object) -> str:
     """A page from a template, of this package or of `folder`; everything is escaped unless it is `Markup`."""
     found = _templates(folder)
     script = Markup(found.get_template("page.js.jinja").render(dark=palette.DARK))

@@ -55,7 +55,7 @@ class ExecutionOptions(Frozen):
 
     @field_validator("track", mode="before")
     @classmethod
-    def _split_names(cls, track: Any) -> Any:
+    def _split_names(cls, track: object) -> Any:
         return [name.strip() for name in track.split(",") if name.strip()] if isinstance(track, str) else track
 
     @model_validator(mode="after")
@@ -72,7 +72,7 @@ class ExecutionOptions(Frozen):
         return self.executor or ("serial" if self.jobs is None else "processes")
 
 
-def split_options(content: dict[str, Any], source: str = "") -> tuple[ExecutionOptions, dict[str, Any]]:
+def split_options(content: dict[str, object], source: str = "") -> tuple[ExecutionOptions, dict[str, Any]]:
     """The options, and what is left: the study itself. Raises `SpecError`."""
     keys = ExecutionOptions.model_fields
     options = {key: content[key] for key in keys if content.get(key) is not None}

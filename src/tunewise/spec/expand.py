@@ -49,7 +49,7 @@ def expand_study(content: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def expand_methods(rows: object, shared: Mapping[str, Any]) -> list[MethodSpec]:
+def expand_methods(rows: object, shared: Mapping[str, object]) -> list[MethodSpec]:
     """Method rows, one for each value of their axes; a row's own values win over the shared ones."""
     if isinstance(rows, str):
         rows = [name.strip() for name in rows.split(",") if name.strip()]
@@ -74,7 +74,7 @@ def resolve_alpha(alpha: float | str, rank: int) -> float:
     return float(match["times"] or 1) * rank / float(match["over"] or 1)
 
 
-def _complete_point(base: Mapping[str, Any], point: object, place: int) -> object:
+def _complete_point(base: Mapping[str, object], point: object, place: int) -> object:
     """A point with what it does not say taken from the study."""
     if not isinstance(point, Mapping):
         return point
@@ -103,11 +103,11 @@ def _expand_part(values: object, part: str) -> list[object]:
     return [_read_rate(each) for one in listed for each in _spread(_mapping(one), part, PARTS[part])]
 
 
-def _mapping(value: Any) -> Any:
+def _mapping(value: object) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _row_values(row: object, shared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _row_values(row: object, shared: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     """All mappings that a row stands for."""
     if isinstance(row, BaseModel):
         row = row.model_dump(exclude_unset=True)
@@ -134,7 +134,7 @@ def _row_values(row: object, shared: Mapping[str, Any]) -> Iterator[dict[str, An
             yield values
 
 
-def _spread(mapping: Any, where: str, kind: type[Frozen]) -> list[Any]:
+def _spread(mapping: object, where: str, kind: type[Frozen]) -> list[Any]:
     """A mapping with lists in it as one mapping a combination; a list under a key that takes lists is one value."""
     if not isinstance(mapping, Mapping):
         return [mapping]

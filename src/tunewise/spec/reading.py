@@ -13,7 +13,7 @@ from tunewise.errors import SpecError, suggest_nearest
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
-def parse(kind: type[Spec], content: Any, source: str = "") -> Spec:
+def parse(kind: type[Spec], content: object, source: str = "") -> Spec:
     """Checks `content` against a spec class. Raises `SpecError`: one line that names key, fault and way out."""
     try:
         return kind.model_validate(content)
@@ -52,12 +52,12 @@ def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return [*kind.model_fields, *getattr(kind, "short_keys", ())]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def merge_specs(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_specs(base: dict[str, object], over: dict[str, object]) -> dict[str, Any]:
     """`base` with what `over` says; None says nothing, mappings are merged key by key (`model: DIR` is one)."""
     result = dict(base)
     for key, value in over.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -75,7 +75,7 @@ class RunSpec(Frozen):
         return content_hash(content)
 
 
-def content_hash(content: Any) -> str:
+def content_hash(content: object) -> str:
     """sha256 of canonical JSON, first 16 hex digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ class LiveMemory(TorchDispatchMode):
         self.now = self.peak = 0
         self._storages: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
         if any(isinstance(a, Tensor) and a.is_meta for a in flat):
             flat = [_as_meta(a) for a in flat]
@@ -41,12 +41,12 @@ class LiveMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         return result
 
-    def _count(self, storage: Any, size: int) -> None:
+    def _count(self, storage: object, size: int) -> None:
         key = id(storage)
         if key in self._storages:
             return
 
-        def freed(_: Any) -> None:
+        def freed(_: object) -> None:
             self.now -= size
             self._storages.pop(key, None)
 
@@ -76,7 +76,7 @@ _INDEXING = (
 )
 
 
-def _as_meta(value: Any) -> Any:
+def _as_meta(value: object) -> Any:
     if isinstance(value, Tensor) and not value.is_meta and value.dim() > 0:
         return torch.empty_like(value, device="meta")
     return value

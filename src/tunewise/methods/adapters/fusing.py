@@ -38,7 +38,7 @@ def is_plain(base: Any) -> bool:
     return type(weight) in _PLAIN and not weight.requires_grad and (bias is None or not bias.requires_grad)
 
 
-def is_bare(module: Any) -> bool:
+def is_bare(module: object) -> bool:
     """Whether it is one of torch's own linear layers, without hooks."""
     if type(module) is not nn.Linear:
         return False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
@@ -56,7 +54,7 @@ class RowAdapter(Adapter):
         raise SpecError(f"{self.method.name!r} has no chain: rows are trained in one link")
 
     def forward(  # type: ignore[override]
-        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: object
     ) -> Tensor:
         """The r trained rows are added to r output features of `result`: no product with the one-hot B."""
         update = F.linear(module.lora_dropout[self.name](x), self.a) * self.scale
