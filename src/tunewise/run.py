@@ -24,9 +24,9 @@ from tunewise.store.environment import environment
 from tunewise.store.files import follow_umask, full_disk_named
 from tunewise.store.folders import RunStore
 from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES
-from tunewise.store.records import Check, ModelFacts, Results, RunRecord, Status
+from tunewise.store.records import Check, Floor, ModelFacts, Results, RunRecord, Status
 from tunewise.tasks.build import build_task
-from tunewise.tasks.contract import Task
+from tunewise.tasks.contract import Split, Task
 from tunewise.training import checkpoints
 from tunewise.training.build import build_model, count_parameters
 from tunewise.training.context import RunContext
@@ -147,21 +147,13 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
     listener.on(RunStarted(spec.id, spec.method.label, spec.seed, context.total_steps, first_step))
     with tracked(context.track, spec, context.folder) as name:
         trainer = RunTrainer(model, context, name)
+        floor = _measure_floor(model, context)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     process_group.raise_if_stopped(listener)
 
     listener.on(Phase("measuring", run_id=spec.id))
     epoch = context.selection.load(model)
-    train, validation, test = (
-        evaluate(
-            model,
-            task,
-            split,
-            batch_size=4 * spec.training.batch_size,
-            on_batch=process_group.stop_check(listener),
-        )
-        for split in (task.train, task.validation, task.test)
-    )
+    train, validation, test = (_evaluate(model, context, split) for split in (task.train, task.validation, task.test))
     results = Results(
         metric=task.metric,
         lower_is_better=list(task.lower_is_better),
@@ -170,7 +162,8 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
         train=train.scores,
         validation=validation.scores,
         test=test.scores,
-        constant=task.constant_scores(task.test),
+        floor=floor,
+        epochs=context.journal.epochs(),
         confusion=task.confusion(test.logits, test.labels),
     )
     listener.on(Phase("saving and checking", run_id=spec.id))
@@ -178,6 +171,24 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
         losses = task.losses(train.logits, train.labels)
         process_group.on_rank_zero(lambda: _save_predictions(context.folder / PREDICTIONS, test, losses))
         return results, process_group.on_rank_zero(lambda: _save_and_check(model, context))
+
+
+def _evaluate(model: nn.Module, context: RunContext, split: Split) -> Evaluation:
+    stop_check = context.process_group.stop_check(context.listener)
+    return evaluate(model, context.task, split, batch_size=4 * context.spec.training.batch_size, on_batch=stop_check)
+
+
+def _measure_floor(model: nn.Module, context: RunContext) -> dict[str, Floor]:
+    """The test metrics of no learning; `model` is untrained."""
+    task = context.task
+    floor = {key: Floor(score=v, of="best constant prediction") for key, v in task.constant_scores(task.test).items()}
+    if not task.has_trained_head:
+        return floor
+    for key, score in _evaluate(model, context, task.test).scores.metrics.items():
+        sign = -1 if key in task.lower_is_better else 1
+        if key not in floor or sign * score >= sign * floor[key].score:
+            floor[key] = Floor(score=score, of="untrained model")
+    return floor
 
 
 def _prepare_folder(context: RunContext) -> Path | None:

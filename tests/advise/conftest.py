@@ -14,6 +14,7 @@ from tunewise.store.records import (
     CostReport,
     DataFacts,
     Environment,
+    Floor,
     ModelFacts,
     Results,
     RunRecord,
@@ -50,7 +51,7 @@ def make_record(
         train=Scores(loss=0.2, metrics={"accuracy": 0.99}, examples=4000),
         validation=Scores(loss=0.25, metrics={"accuracy": accuracy}, examples=500),
         test=Scores(loss=0.2 + gap, metrics={"accuracy": accuracy, "macro_f1": accuracy - 0.01}, examples=items),
-        constant={"accuracy": 0.5},
+        floor={"accuracy": Floor(score=0.5, of="best constant prediction")},
         confusion=[[half, 0], [0, items - half]],
     )
     done = status == "done"

@@ -33,22 +33,22 @@ CLEAR = {"head": [0.70, 0.71, 0.70], "lora": [0.950, 0.951, 0.950], "cla": [0.90
 def test_of_methods_level_with_the_best_the_cheapest_is_taken(summaries):
     advice = recommend(summaries(LEVEL, RATIOS))
     assert (advice.choice, advice.runner_up, advice.evidence) == ("cla", "lora", "enough")
-    assert "within the noise" in advice.sentences[0]
-    assert "less time" in advice.sentences[0]
+    assert "within the noise" in advice.answer
+    assert "less time" in advice.answer
     assert len(advice.sentences) == 2
 
 
 def test_a_clearly_better_method_is_taken_though_it_costs_more(summaries):
     advice = recommend(summaries(CLEAR, RATIOS))
     assert (advice.choice, advice.runner_up, advice.evidence) == ("lora", "cla", "enough")
-    assert "more than noise explains" in advice.sentences[0]
+    assert "more than noise explains" in advice.answer
 
 
 def test_a_cheap_method_10_points_below_is_not_taken_for_its_wide_interval(summaries):
     advice = recommend(summaries({"lora": [0.90, 0.91, 0.905], "cla": [0.90, 0.60, 0.91]}, RATIOS))
     assert advice.choice == "lora"
     assert advice.evidence == "thin"
-    assert "with 3 seeds it is not shown to be worse" in advice.sentences[-1]
+    assert "with 3 seeds it is not shown to be worse" in advice.sentences[0]
 
 
 def test_an_erratic_best_does_not_excuse_a_loss_of_10_points(summaries):
@@ -76,7 +76,7 @@ def test_a_certain_loss_within_the_tolerance_is_given_away_and_called_real(summa
     assert recommend(rows, Limits(tolerance=0.004)).choice == "lora"
     advice = recommend(rows, Limits(tolerance=0.005))
     assert advice.choice == "cla"
-    assert "a real loss" in advice.sentences[0]
+    assert "a real loss" in advice.answer
 
 
 def test_the_tolerance_named_as_what_would_change_the_answer_does_bring_the_method_in(summaries):
@@ -88,32 +88,32 @@ def test_the_tolerance_named_as_what_would_change_the_answer_does_bring_the_meth
 def test_the_noise_of_the_test_items_is_always_said(summaries):
     for scores in (LEVEL, CLEAR, {"lora": [0.9]}, {"lora": [0.9], "cla": [0.5]}):
         advice = recommend(summaries(scores, RATIOS, items=200))
-        assert "The test set has 200 items" in advice.sentences[1]
-        assert "±" in advice.sentences[1]
+        assert "The test set has 200 items" in advice.noise
+        assert "±" in advice.noise
 
 
 def test_what_could_have_been_missed_is_said(summaries):
-    noise = recommend(summaries(LEVEL, RATIOS)).sentences[1]
+    noise = recommend(summaries(LEVEL, RATIOS)).noise
     assert "difference of up to 0.6 points between cla and lora can go unseen" in noise
 
 
 def test_one_seed_is_thin_and_decided_by_means_alone(summaries):
     advice = recommend(summaries({"lora": [0.90], "cla": [0.895]}, RATIOS))
     assert (advice.choice, advice.evidence) == ("cla", "thin")
-    assert "one seed says nothing" in advice.sentences[1]
+    assert "one seed says nothing" in advice.noise
     assert any("at least 3" in s for s in advice.would_change)
 
 
 def test_one_method_is_recommended_for_lack_of_others(summaries):
     advice = recommend(summaries({"lora": [0.90, 0.91, 0.92]}, RATIOS))
     assert (advice.choice, advice.runner_up, advice.pareto) == ("lora", None, ["lora"])
-    assert "compared with no other method" in advice.sentences[-1]
+    assert "compared with no other method" in advice.sentences[0]
 
 
 def test_without_costs_trainable_parameters_decide_and_that_is_said(summaries):
     advice = recommend(summaries(LEVEL))
     assert advice.choice == "cla"
-    assert "10,000 parameters instead of 20,000" in advice.sentences[0]
+    assert "10,000 parameters instead of 20,000" in advice.answer
     assert any("Measured costs" in s for s in advice.would_change)
 
 
@@ -121,40 +121,26 @@ def test_nothing_better_than_the_head_leads_to_the_head_and_thin_evidence(summar
     scores = {"head": [0.80, 0.81, 0.80], "lora": [0.80, 0.815, 0.81], "cla": [0.80, 0.80, 0.81]}
     advice = recommend(summaries(scores, RATIOS))
     assert (advice.choice, advice.evidence) == ("head", "thin")
-    assert "no method is clearly better than training the head alone" in advice.sentences[-1]
+    assert "no method is clearly better than training the head alone" in advice.sentences[0]
 
 
 def test_a_best_score_at_chance_is_called_so(summaries):
     advice = recommend(summaries({"lora": [0.50, 0.51, 0.52], "cla": [0.50, 0.49, 0.51]}, RATIOS))
     assert advice.evidence == "thin"
-    assert "even the best score (51.0 %) is near that of a constant prediction (50.0 %)" in advice.sentences[-1]
+    assert (
+        "even the best score (51.0 %) is near that without learning (50.0 %, the best constant prediction)"
+        in advice.sentences[0]
+    )
     advice = recommend(summaries({"lora": [0.31, 0.30, 0.32], "cla": [0.30, 0.29, 0.31]}, RATIOS))
-    words = "nothing was learned: even the best score (31.0 %) is no better than a constant prediction (50.0 %)"
-    assert words in advice.sentences[-1]
-
-
-def test_an_untuned_default_and_a_last_epoch_that_is_the_best_make_the_evidence_thin(summaries):
-    rows = summaries(LEVEL, RATIOS)
-    assert recommend(rows).evidence == "enough"
-    advice = recommend([replace(row, untuned=row.label == "cla") for row in rows])
-    assert advice.evidence == "thin"
-    assert "thin: the learning rate of cla is an untuned default" in advice.sentences[-1]
-    advice = recommend([replace(row, still_improving=row.label == "lora") for row in rows])
-    assert advice.evidence == "thin"
-    assert "the last epoch was the best one of lora: train longer (--epochs)" in advice.sentences[-1]
-
-
-def test_a_rate_at_the_edge_of_a_search_makes_the_evidence_thin(summaries):
-    advice = recommend(summaries(LEVEL, RATIOS), tuning=tuned(head=4, lora=(4, "highest"), cla=4))
-    assert advice.evidence == "thin"
-    assert "the best learning rate of lora lies at an edge of those that were tried" in advice.sentences[-1]
+    words = "nothing was learned: even the best score (31.0 %) is no better than without learning (50.0 %, the best"
+    assert words in advice.sentences[0]
 
 
 def test_a_cheap_choice_that_could_lose_half_the_gain_is_called_thin(summaries):
     scores = {"head": [0.80, 0.80, 0.80], "lora": [0.88, 0.90, 0.89], "cla": [0.90, 0.87, 0.885]}
     advice = recommend(summaries(scores, RATIOS, items=200))
     assert (advice.choice, advice.evidence) == ("cla", "thin")
-    assert "more than half of what lora gains over head" in advice.sentences[-1]
+    assert "more than half of what lora gains over head" in advice.sentences[0]
 
 
 def test_a_method_that_diverged_at_a_seed_takes_no_part(summaries):
@@ -162,7 +148,7 @@ def test_a_method_that_diverged_at_a_seed_takes_no_part(summaries):
     advice = recommend(summaries(scores, RATIOS, fft={"diverged": 1}))
     assert advice.choice == "lora"
     assert "fft" not in advice.pareto
-    assert "runs are missing (fft: 1 diverged)" in advice.sentences[-1]
+    assert "runs are missing (fft: 1 diverged)" in advice.sentences[0]
     assert any("missing runs of fft (1 diverged)" in s for s in advice.would_change)
 
 
@@ -282,8 +268,8 @@ def test_of_a_perplexity_the_lowest_is_best(summaries):
     scores = {"head": [0.1, 0.11, 0.1], "lora": [0.9, 0.9, 0.902], "cla": [0.5, 0.52, 0.5]}
     advice = recommend(lower_is_better(summaries(scores, RATIOS)))
     assert (advice.choice, advice.runner_up) == ("lora", "cla")
-    assert "the lowest mean test perplexity, 10.99" in advice.sentences[0]
-    assert "higher by more than noise explains" in advice.sentences[0]
+    assert "the lowest mean test perplexity, 10.99" in advice.answer
+    assert "higher by more than noise explains" in advice.answer
     assert "%" not in " ".join(advice.sentences)
 
 
@@ -293,7 +279,7 @@ def test_a_tolerance_of_a_perplexity_is_in_its_own_unit(summaries):
     assert recommend(rows, Limits(tolerance=3.5)).choice == "lora"
     advice = recommend(rows, Limits(tolerance=4.0))
     assert advice.choice == "cla"
-    assert "above the best" in advice.sentences[0]
+    assert "above the best" in advice.answer
 
 
 def test_turning_the_sense_round_turns_no_decision_round(summaries):
@@ -337,8 +323,8 @@ def test_unequal_tuning_budgets_are_named_and_make_the_evidence_thin(summaries):
     assert equal.evidence == "enough"
     given = recommend(rows, tuning=tuned(head=4, lora=None, cla=4))
     assert given.evidence == "thin"
-    assert "tuning budgets are unequal (the learning rate of lora was given, not searched for)" in given.sentences[-1]
-    assert "trials: head 4, lora 4, cla 2" in recommend(rows, tuning=tuned(head=4, lora=4, cla=2)).sentences[-1]
+    assert "tuning budgets are unequal (the learning rate of lora was given, not searched for)" in given.sentences[0]
+    assert "trials: head 4, lora 4, cla 2" in recommend(rows, tuning=tuned(head=4, lora=4, cla=2)).sentences[0]
     assert recommend(rows, tuning=tuned(head=None, lora=None, cla=None)).evidence == "enough"
 
 
@@ -352,7 +338,7 @@ def test_a_search_that_ended_on_its_edge_is_named_as_what_would_change_the_answe
 
 def test_runs_that_are_not_finished_are_named(summaries):
     advice = recommend(summaries(LEVEL, RATIOS, lora={"running": 2}))
-    assert "runs are missing (lora: 2 not finished)" in advice.sentences[-1]
+    assert "runs are missing (lora: 2 not finished)" in advice.sentences[0]
 
 
 def test_the_noise_of_a_correlation_is_fishers(summaries):
@@ -362,16 +348,3 @@ def test_the_noise_of_a_correlation_is_fishers(summaries):
     drawn = random.multivariate_normal([0, 0], [[1, 0.9], [0.9, 1]], (2000, 400))
     spread = np.std([np.corrcoef(pair.T)[0, 1] for pair in drawn])
     assert objective.item_error(replace(rows[1], metric_by_seed={0: 0.9})) == pytest.approx(spread, rel=0.1)
-
-
-def test_a_method_that_fell_apart_at_a_seed_is_a_doubt(summaries):
-    scores = {
-        "fft": [0.936, 0.916, 0.920],
-        "cla": [0.918, 0.920, 0.910],
-        "paca": [0.916, 0.912, 0.906],
-        "lora": [0.916, 0.896, 0.132],
-    }
-    said = " ".join(recommend(summaries(scores)).sentences)
-    assert "lora varies far more over seeds than the others (91.6, 89.6, 13.2 %)" in said
-    steady = " ".join(recommend(summaries({**scores, "lora": [0.916, 0.896, 0.902]})).sentences)
-    assert "scatters" not in steady

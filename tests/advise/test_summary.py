@@ -110,17 +110,6 @@ def test_another_metric_can_be_asked_for(records):
         summarise(records(SCORES), None, "lora", metric="acuracy")
 
 
-def test_the_floor_is_the_score_of_the_best_constant_prediction(record):
-    run = record("lora", 0, accuracy=0.7)
-    floor = run.results.model_copy(update={"constant": {"accuracy": 0.7}})
-    (lora,) = summarise([run.model_copy(update={"results": floor})], None, "lora")
-    assert lora.floor == 0.7 and lora.learned_nothing and "learned nothing" in lora.marks
-    (lora,) = summarise(
-        [run.model_copy(update={"results": run.results.model_copy(update={"constant": {}})})], None, "lora"
-    )
-    assert lora.floor is None and not lora.learned_nothing
-
-
 def test_no_runs_are_refused_with_the_way_out():
     with pytest.raises(SpecError, match="tunewise compare"):
         summarise([], None, "lora")

@@ -118,7 +118,7 @@ def test_unfinished_runs_make_the_evidence_thin(tmp_path: Path, call) -> None:
     code, out, err = call("recommend", folder, "--json")
     content = json.loads(out)
     assert (code, content["choice"], content["evidence"]) == (0, "lora", "thin")
-    assert "cla: 1 not finished" in content["sentences"][-1]
+    assert "cla: 1 not finished" in content["sentences"][0]
     assert "1 of 9 runs are not finished" in err
 
 
@@ -126,7 +126,7 @@ def test_one_seed_is_thin(tmp_path: Path, call) -> None:
     folder = write_comparison(tmp_path, {name: row[:1] for name, row in SCORES.items()})
     content = json.loads(call("recommend", folder, "--json")[1])
     assert content["evidence"] == "thin"
-    assert "1 seed finished" in content["sentences"][-1]
+    assert "1 seed finished" in content["sentences"][0]
 
 
 def test_nothing_finished_and_damaged_files_are_named(comparison: Path, call) -> None:

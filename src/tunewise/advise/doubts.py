@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewise.advise.decision import Decision, describe_missing_runs
+from tunewise.advise.marks import MARKS
 from tunewise.advise.pareto import describe_saving
-from tunewise.advise.pooled_variance import estimate_variances
 from tunewise.advise.statistics import compare_to_reference, item_standard_error
 from tunewise.advise.summary import MethodSummary
 from tunewise.store.records import TuningReport
@@ -17,10 +17,8 @@ def find_doubts(decision: Decision, summaries: Sequence[MethodSummary], tuning: 
     """The reasons, each a clause; empty where the evidence is enough."""
     return [
         *_near_floor(decision),
-        *_untuned(decision, tuning),
-        *_stopped_too_early(decision),
+        *_marked(decision),
         *_too_few_runs(decision, summaries),
-        *_erratic_methods(decision),
         *_unequal_budgets(decision, tuning),
         *_not_better_than_head(decision, summaries),
         *_cheaper_but_untested(decision),
@@ -32,25 +30,22 @@ def find_doubts(decision: Decision, summaries: Sequence[MethodSummary], tuning: 
     ]
 
 
-def _untuned(decision: Decision, tuning: TuningReport | None) -> list[str]:
-    """Rates that were neither given nor searched for, and rates at an edge of the search: the order of the methods may
-    be that of their rates."""
-    labels = {s.label for s in decision.candidates}
+def _marked(decision: Decision) -> list[str]:
+    """A clause for each mark that a candidate bears."""
     reasons = []
-    if defaults := [s.label for s in decision.candidates if s.untuned]:
-        reasons.append(
-            f"the learning rate of {', '.join(defaults)} is an untuned default, so differences may be those of the "
-            "rates (--tune 4 searches for them)"
-        )
-    if edges := [row.method for row in (tuning.methods if tuning else ()) if row.edge and row.method in labels]:
-        reasons.append(f"the best learning rate of {', '.join(edges)} lies at an edge of those that were tried")
+    unit, sign = (100, " %") if decision.best.is_share else (1, "")
+    for mark in MARKS:
+        if mark.key == "learned_nothing" and decision.best.learned_nothing:
+            continue  # said already, of all methods
+        names = []
+        for method in decision.candidates:
+            if not getattr(method, mark.key):
+                continue
+            scores = ", ".join(f"{unit * score:.3g}" for score in method.metric_by_seed.values())
+            names.append(f"{method.label} ({scores}{sign})" if mark.key == "disagrees" else method.label)
+        if names:
+            reasons.append(mark.doubt.format(methods=", ".join(names)))
     return reasons
-
-
-def _stopped_too_early(decision: Decision) -> list[str]:
-    if early := [s.label for s in decision.candidates if s.still_improving]:
-        return [f"the last epoch was the best one of {', '.join(early)}: train longer (--epochs)"]
-    return []
 
 
 def _too_few_runs(decision: Decision, summaries: Sequence[MethodSummary]) -> list[str]:
@@ -62,22 +57,6 @@ def _too_few_runs(decision: Decision, summaries: Sequence[MethodSummary]) -> lis
         reasons.append(f"runs are missing ({', '.join(missing)})")
     if not decision.first.standings:
         reasons.append(f"{decision.choice.label} was compared with no other method")
-    return reasons
-
-
-def _erratic_methods(decision: Decision) -> list[str]:
-    """Methods with a much larger variance than the others: often the learning rate is too high."""
-    objective = decision.first.objective
-    scores = {s.label: objective.values(s) for s in decision.candidates}
-    variances = estimate_variances(scores, objective.resolution(decision.best))
-    unit = 100 if objective.percent else 1
-    reasons = []
-    for name in variances.outliers if variances else ():
-        shown = ", ".join(f"{unit * value:.3g}" for value in scores[name].values()) + " %" * objective.percent
-        reasons.append(
-            f"{name} varies far more over seeds than the others ({shown}), so its mean says little and its learning "
-            "rate may be too high"
-        )
     return reasons
 
 
@@ -116,12 +95,13 @@ def _near_floor(decision: Decision) -> list[str]:
     if floor is None or not best.test_items or not best.test_metric:
         return []
     mean = best.test_metric.mean
-    score, level = (f"{100 * value:.1f} %" if best.is_share else f"{value:.3f}" for value in (mean, floor))
+    score, level = (f"{100 * value:.1f} %" if best.is_share else f"{value:.4g}" for value in (mean, floor.score))
+    what = f"{level}, the {floor.of}"
     if best.learned_nothing:
-        return [f"nothing was learned: even the best score ({score}) is no better than a constant prediction ({level})"]
-    if not best.is_share or mean - floor > 1.96 * item_standard_error(floor, best.test_items):
+        return [f"nothing was learned: even the best score ({score}) is no better than without learning ({what})"]
+    if not best.is_share or mean - floor.score > 1.96 * item_standard_error(floor.score, best.test_items):
         return []
-    return [f"even the best score ({score}) is near that of a constant prediction ({level})"]
+    return [f"even the best score ({score}) is near that without learning ({what})"]
 
 
 def _cheaper_but_untested(decision: Decision) -> list[str]:
@@ -154,7 +134,8 @@ def _large_possible_loss(decision: Decision, summaries: Sequence[MethodSummary])
     stage, choice = decision.first, decision.choice
     objective, best, head = stage.objective, stage.best, _find_head(summaries)
     has_head = head is not None and head is not best
-    baseline = objective.mean(head) if head and has_head else best.floor
+    floor = best.floor.score if best.floor else None
+    baseline = objective.mean(head) if head and has_head else floor
     chosen = stage.standing(choice)
     if chosen is None or baseline is None or choice is head:
         return []
@@ -165,7 +146,7 @@ def _large_possible_loss(decision: Decision, summaries: Sequence[MethodSummary])
     return [
         f"{choice.label} could be up to {objective.format_difference(abs(bound))} "
         f"{'below' if objective.higher_is_better else 'above'} {best.label}, more than half of what {best.label} "
-        f"gains over {head.label if head and has_head else 'a constant prediction'}"
+        f"gains over {head.label if head and has_head else 'no learning'}"
     ]
 
 

@@ -28,14 +28,25 @@ from tunewise.text_format import pluralize
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`sentences` say what to use and how sure that is; `would_change` what would lead to another answer."""
+    """`answer` says what to use, `noise` and `doubts` how sure that is, `would_change` what would change it."""
 
     choice: str
-    sentences: list[str]
+    answer: str
+    noise: str
+    doubts: list[str]
     runner_up: str | None
     pareto: list[str]
     would_change: list[str]
-    evidence: Literal["enough", "thin"]
+
+    @property
+    def evidence(self) -> Literal["enough", "thin"]:
+        return "thin" if self.doubts else "enough"
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of it; reasons to doubt the answer come before it."""
+        thin = [f"The evidence is thin: {'; '.join(self.doubts)}."] if self.doubts else []
+        return [*thin, self.answer, self.noise]
 
 
 def recommend(
@@ -47,13 +58,11 @@ def recommend(
     """The method to use, in words. Raises what `decide` raises."""
     limits = limits or Limits()
     decision = decide(summaries, limits, criterion)
-    doubts = find_doubts(decision, summaries, tuning)
-    sentences = [_describe_choice(decision), _describe_noise(decision)]
-    if doubts:
-        sentences.append(f"The evidence is thin: {'; '.join(doubts)}.")
     return Recommendation(
         choice=decision.choice.label,
-        sentences=sentences,
+        answer=_describe_choice(decision),
+        noise=_describe_noise(decision),
+        doubts=find_doubts(decision, summaries, tuning),
         runner_up=decision.runner_up.label if decision.runner_up else None,
         pareto=decision.pareto,
         would_change=[
@@ -64,7 +73,6 @@ def recommend(
             *_missing_costs(decision),
             *_wider_search(decision, tuning),
         ],
-        evidence="thin" if doubts else "enough",
     )
 
 

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from tunewise.advise.items import ItemComparison, Predictions, compare_by_item
+from tunewise.advise.marks import MARKS, Mark
+from tunewise.advise.pooled_variance import estimate_variances
 from tunewise.advise.statistics import (
     Comparison,
     Interval,
     compare_to_reference,
+    item_standard_error,
     mean_interval,
     ratio_interval,
 )
 from tunewise.errors import SpecError, StoreError, suggest_nearest
-from tunewise.store.records import CostRecord, CostReport, Results, RunRecord
+from tunewise.store.records import CostRecord, CostReport, Floor, Results, RunRecord, TuningReport
+
+LEAST_FALL = 0.01
+"""A loss, error or perplexity that fell by a smaller part than this did not fall."""
+STILL_FALLING = 0.05
+"""Training longer is advised where the last epoch lowered the validation loss by more than this part."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,12 @@ class MethodSummary:
     steps: int | None  # optimizer steps of one run
     trainable: int | None
     test_items: int | None
-    floor: float | None  # the test metric of the best constant prediction
-    untuned: bool  # whether its learning rate was neither given nor searched for
-    still_improving: bool  # whether most runs kept their last epoch, of several
+    floor: Floor | None  # the test metric of no learning
+    never_fell: bool
+    untuned: bool
+    rate_at_edge: bool
+    still_falling: bool
+    disagrees: bool
     cost: CostRecord | None
     metric_comparison: Comparison | None
     gap_comparison: Comparison | None
@@ -74,25 +86,16 @@ class MethodSummary:
 
     @property
     def learned_nothing(self) -> bool:
-        """Whether its mean is no better than the best constant prediction."""
+        """Whether its mean is no better than without learning; of a perplexity or an error, less than 1 % better."""
         if self.test_metric is None or self.floor is None:
             return False
-        gain = self.test_metric.mean - self.floor
-        return gain <= 0 if self.higher_is_better else gain >= 0
+        floor = self.floor.score
+        return self.test_metric.mean <= floor if self.is_share else self.test_metric.mean > (1 - LEAST_FALL) * floor
 
     @property
-    def marks(self) -> list[str]:
-        """What a reader should know of its runs, each in a few words."""
-        values = list(self.metric_by_seed.values())
-        spread = max(values) - min(values) if values else 0.0
-        level = abs(self.test_metric.mean - (self.floor or 0.0)) if self.test_metric else 0.0
-        marks = {
-            "learned nothing": self.learned_nothing,
-            "untuned rate": self.untuned,
-            "last epoch kept": self.still_improving,
-            "seeds disagree": len(values) > 1 and not self.learned_nothing and spread > level,
-        }
-        return [mark for mark, applies in marks.items() if applies]
+    def marks(self) -> list[Mark]:
+        """What a reader should know of its runs."""
+        return [mark for mark in MARKS if getattr(self, mark.key)]
 
     @property
     def training_seconds(self) -> float | None:
@@ -113,7 +116,11 @@ class MethodSummary:
 
 
 def summarise(
-    records: Sequence[RunRecord], costs: CostReport | None, reference: str, metric: str | None = None
+    records: Sequence[RunRecord],
+    costs: CostReport | None,
+    reference: str,
+    metric: str | None = None,
+    tuning: TuningReport | None = None,
 ) -> list[MethodSummary]:
     """One summary a method, in the order of `records`; `metric` is a key of the test metrics, the main one by default.
 
@@ -139,12 +146,14 @@ def summarise(
     on_metric = {c.name: c for c in compare_to_reference(metrics, reference, higher, resolution=resolution)}
     on_gap = {c.name: c for c in compare_to_reference(gaps, reference, False)}
     rows = {row.method: row for row in costs.rows} if costs else {}
-    floor = finished[0][1].constant.get(metric) if finished else None
+    floor = finished[0][1].floor.get(metric) if finished else None
+    searches = {search.method: search for search in tuning.methods} if tuning else {}
+    disagreeing = _disagreeing(metrics, floor, items if higher else None, higher)
 
     def summary(label: str, by_seed: dict[int, RunRecord]) -> MethodSummary:
         done = list(by_seed.values())
         results = [_results(r) for r in done]
-        cost = rows.get(label)
+        cost, search = rows.get(label), searches.get(label)
         facts = next((r.model for r in done if r.model), None)
         return MethodSummary(
             label=label,
@@ -167,8 +176,11 @@ def summarise(
             trainable=facts.trainable if facts else cost.trainable if cost else None,
             test_items=items,
             floor=floor,
-            untuned=any(_is_untuned(r) for r in done),
-            still_improving=2 * sum(_kept_last_epoch(r) for r in done) > len(done),
+            never_fell=_most(_never_fell(r) for r in results),
+            untuned=any(r.spec.given_rate is None for r in done) or bool(search and search.failed),
+            rate_at_edge=bool(search and search.edge),
+            still_falling=_most(_is_still_falling(r) for r in results),
+            disagrees=label in disagreeing,
             cost=cost,
             metric_comparison=on_metric.get(label),
             gap_comparison=on_gap.get(label),
@@ -264,13 +276,40 @@ def _steps(record: RunRecord) -> int:
     return math.ceil(record.data.train / training.batch_size) * training.epochs
 
 
-def _is_untuned(record: RunRecord) -> bool:
-    return record.spec.given_rate is None
+def _most(values: Iterable[bool]) -> bool:
+    listed = list(values)
+    return 2 * sum(listed) > len(listed)
 
 
-def _kept_last_epoch(record: RunRecord) -> bool:
-    epochs = record.spec.training.epochs
-    return epochs > 1 and _results(record).selected_epoch == epochs
+def _never_fell(results: Results) -> bool:
+    first = results.epochs[0].train if results.epochs else None
+    return first is not None and results.train.loss > (1 - LEAST_FALL) * first
+
+
+def _is_still_falling(results: Results) -> bool:
+    if len(results.epochs) < 2 or results.selected_epoch < len(results.epochs):
+        return False
+    before, last = (epoch.validation for epoch in results.epochs[-2:])
+    return last < (1 - STILL_FALLING) * before
+
+
+def _disagreeing(
+    scores: Mapping[str, Mapping[int, float]], floor: Floor | None, items: int | None, higher_is_better: bool
+) -> set[str]:
+    """Methods whose scores at different seeds differ more than the means of the methods that learned something, and
+    than +-2 standard errors of the choice of test items; or far more than those of the other methods."""
+    sign = 1 if higher_is_better else -1
+    least = -math.inf if floor is None else sign * floor.score
+    means = {label: fmean(row.values()) for label, row in scores.items() if row}
+    learned = {label: mean for label, mean in means.items() if sign * mean > least}
+    differ = max(learned.values()) - min(learned.values()) if learned else 0.0
+    variances = estimate_variances(scores, 1 / items if items else 0.0)
+    disagreeing = set(variances.outliers) if variances else set()
+    for label, mean in learned.items():
+        noise = 4 * item_standard_error(mean, items) if items else LEAST_FALL * abs(mean)
+        if max(scores[label].values()) - min(scores[label].values()) > max(differ, noise):
+            disagreeing.add(label)
+    return disagreeing
 
 
 def _over_seeds(values: list[float]) -> Interval | None:

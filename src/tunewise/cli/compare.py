@@ -93,11 +93,9 @@ def run_comparison(options: ExecutionOptions, study: StudySpec, *, dry_run: bool
 
 
 def _show_result(result: Comparison, console: Console) -> None:
-    from tunewise.report.rows import floor_and_marks
     from tunewise.report.table import console_table
 
     console.print("", console_table(result.summaries, result.recommendation), "", sep="\n")
-    console.print(*floor_and_marks(result.summaries), "", sep="\n", markup=False)
     if result.tuning is not None:
         rates = [
             f"{row.method} {row.chosen:g}"

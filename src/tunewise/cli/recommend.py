@@ -65,6 +65,7 @@ def recommend(
 
 def _as_data(summaries: list[MethodSummary], recommendation: Recommendation, limits: Limits) -> dict[str, object]:
     from tunewise.advise.decision import describe_broken_limits
+    from tunewise.advise.marks import MARKS
 
     methods = [
         {
@@ -79,13 +80,21 @@ def _as_data(summaries: list[MethodSummary], recommendation: Recommendation, lim
             "against_reference": s.metric_comparison.verdict if s.metric_comparison else None,
             "over_items": asdict(s.item_comparison) if s.item_comparison else None,
             "in_pareto_set": s.label in recommendation.pareto,
-            "marks": s.marks,
+            "marks": [mark.name for mark in s.marks],
             "beyond_limits": describe_broken_limits(s, limits) or None,
         }
         for s in summaries
     ]
-    shared = {key: getattr(summaries[0], key) for key in ("metric", "higher_is_better", "floor", "reference")}
-    return {**asdict(recommendation), **shared, "methods": methods}
+    floor = next((s.floor for s in summaries if s.floor), None)
+    return {
+        **asdict(recommendation),
+        "sentences": recommendation.sentences,
+        "evidence": recommendation.evidence,
+        **{key: getattr(summaries[0], key) for key in ("metric", "higher_is_better", "reference")},
+        "floor": floor.model_dump() if floor else None,
+        "marks": {mark.name: mark.meaning for mark in MARKS if any(mark in s.marks for s in summaries)},
+        "methods": methods,
+    }
 
 
 def _show(summaries: list[MethodSummary], recommendation: Recommendation, limits: Limits) -> None:

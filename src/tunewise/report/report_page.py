@@ -54,13 +54,13 @@ def render(title: str, data: ReportData) -> str:
 
 
 def _answer(recommendation: Recommendation | None) -> tuple[str, str, list[str]]:
-    """The recommendation as a headline, the rest of its first sentence and the further ones."""
+    """The recommendation as a headline, the rest of its answer and the other sentences."""
     if recommendation is None:
         return "No recommendation", "There is no finished run to base one on; the list of runs says why.", []
-    first, *more = recommendation.sentences
-    head, colon, rest = first.partition(": ")
+    more = [sentence for sentence in recommendation.sentences if sentence != recommendation.answer]
+    head, colon, rest = recommendation.answer.partition(": ")
     if not colon or len(head) > 60:
-        return first, "", more
+        return recommendation.answer, "", more
     return head, rest[0].upper() + rest[1:], more
 
 

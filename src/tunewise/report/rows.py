@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal
 
 from tunewise import number_format as numbers
+from tunewise.advise.marks import MARKS
 from tunewise.advise.pooled_variance import compare_to_best, estimate_variances
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.statistics import Comparison, Interval
@@ -58,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A method, or a reference line of the cost probe (without quality and places)."""
+    """A method, or a reference line without places: the score of no learning, or one of the cost probe."""
 
     method: str
     cells: dict[str, Cell]
@@ -88,7 +89,7 @@ def build_table(
     recommendation: Recommendation | None = None,
     costs: CostReport | None = None,
 ) -> ComparisonTable:
-    """Rows in the order of `summaries`, then the reference lines of the cost probe."""
+    """Rows in the order of `summaries`, then the reference lines."""
     if not summaries:
         return ComparisonTable([], [], "", "")
     first = summaries[0]
@@ -103,7 +104,11 @@ def build_table(
             cells |= {"trainable": _count(line.trainable, None), **_cost_cells(line, {})}
             rows.append(Row(line.method, cells, verdict="cost only", reference_line=True))
     legend = _legend(first.reference, first.is_share, bool(timed)) if len(rows) > 1 else []
-    legend = [*floor_and_marks(summaries), *legend]
+    legend = [*explain_marks(summaries), *legend]
+    if (floor := next((s.floor for s in summaries if s.floor), None)) is not None:
+        cells = {column.key: Cell() for column in columns}
+        cells["metric"] = Cell(numbers.score(floor.score, first.is_share), value=floor.score)
+        rows.insert(len(summaries), Row("no learning", cells, verdict=f"the {floor.of}", reference_line=True))
     if any(len(s.seeds) == 2 for s in summaries):
         legend.append(numbers.TWO_SEEDS)
     return ComparisonTable(columns, rows, first.metric, first.reference, first.is_share, legend)
@@ -206,7 +211,7 @@ def _row(summary: MethodSummary, places: Mapping[str, Place | None], recommendat
         verdict=verdict,
         verdict_detail=detail,
         runs=_runs(summary),
-        marks=tuple(summary.marks),
+        marks=tuple(mark.name for mark in summary.marks),
         chosen=recommendation is not None and summary.label == recommendation.choice,
         efficient=recommendation is not None and summary.label in recommendation.pareto,
     )
@@ -281,16 +286,10 @@ def _runs(summary: MethodSummary) -> str:
     return f"{seeds}; {lost}" if lost else seeds
 
 
-def floor_and_marks(summaries: Sequence[MethodSummary]) -> list[str]:
-    """What no learning scores, and which rows to read with care."""
-    lines = []
-    floor = next((s.floor for s in summaries if s.floor is not None), None)
-    if floor is not None:
-        shown = f"{100 * floor:.1f} %" if summaries[0].is_share else f"{floor:.3f}"
-        lines.append(f"No learning: the best constant prediction has {metric_name(summaries[0].metric)} {shown}.")
-    for mark in dict.fromkeys(mark for s in summaries for mark in s.marks):
-        lines.append(f"{mark[0].upper()}{mark[1:]}: {', '.join(s.label for s in summaries if mark in s.marks)}.")
-    return lines
+def explain_marks(summaries: Sequence[MethodSummary]) -> list[str]:
+    """A line for each mark that a row bears."""
+    marks = [mark for mark in MARKS if any(mark in s.marks for s in summaries)]
+    return [f"{mark.name}: {mark.meaning}." for mark in marks]
 
 
 def _legend(reference: str, share: bool, timed: bool) -> list[str]:

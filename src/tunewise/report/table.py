@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
-from tunewise.report.rows import Cell, Column, ComparisonTable, Row, build_table
+from tunewise.report.rows import Cell, Column, ComparisonTable, Row, build_table, explain_marks
 from tunewise.text_format import escape_latex, escape_markdown
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def console_table(summaries: Sequence[MethodSummary], recommendation: Recommenda
             name.append(f"\n{row.runs}", style="yellow")
         cells = [_console_cell(row.cells[column.key], column.key) for column in table.columns]
         shown.add_row(name, *cells, Text(row.verdict, style=colours.get(row.standing, "")))
+    shown.caption = Text("\n".join(explain_marks(summaries)), justify="left")
+    shown.caption_style = "yellow"
     return shown
 
 

@@ -25,6 +25,19 @@ class Scores(_Record):
     examples: int
 
 
+class Floor(_Record):
+    """The score of no learning: the best that one constant prediction reaches, or the model before its training where
+    that can answer already."""
+
+    score: float
+    of: Literal["best constant prediction", "untrained model"]
+
+
+class EpochLosses(_Record):
+    train: float | None = Field(description="mean over the steps of the epoch, dropout on and weights moving")
+    validation: float = Field(description="after it")
+
+
 class Results(_Record):
     metric: str = Field(description="the main metric's key in Scores.metrics, e.g. 'accuracy'")
     lower_is_better: list[str] = Field([], description="metrics for which a lower value is better: 'perplexity'")
@@ -33,7 +46,8 @@ class Results(_Record):
     train: Scores
     validation: Scores
     test: Scores
-    constant: dict[str, float] = Field({}, description="best test metrics of any constant prediction")
+    floor: dict[str, Floor] = Field(default={}, description="test metrics of no learning, where a metric has one")
+    epochs: list[EpochLosses] = Field(default=[], description="in order")
     confusion: list[list[int]] | None = Field(None, description="test: rows true class, columns predicted")
 
     @property
@@ -170,6 +184,11 @@ class MethodTuning(_Record):
     chosen: float = Field(description="the rate that the runs were made with")
     edge: Literal["lowest", "highest"] | None = Field(None, description="where the best rate ends the grid")
     note: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether no trial came to its end, so that the rate is the default."""
+        return bool(self.trials) and all(trial.value is None for trial in self.trials)
 
 
 class TuningReport(_Record):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
 
-from tunewise.models.checkpoint_head import find_checkpoint_head
+from tunewise.models.checkpoint_head import CheckpointHead, find_checkpoint_head
 from tunewise.models.head import Head
 from tunewise.models.load import load_config, load_model
 from tunewise.spec import DataSpec, ModelSpec
@@ -79,6 +79,7 @@ class Task(ABC):
     test: Split
     facts: DataFacts
     head: Head
+    own_head: CheckpointHead | None = None
 
     @abstractmethod
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None: ...
@@ -146,6 +147,11 @@ class Task(ABC):
     def describe(self, batch: dict[str, Tensor]) -> str:
         """A batch in words: `16 texts (1,024 tokens with padding)`."""
 
+    @property
+    def has_trained_head(self) -> bool:
+        """Whether the model starts with the checkpoint's own head, so that it can answer before it is trained."""
+        return self.head.pretrained or (self.own_head is not None and self.own_head.order is not None)
+
     def length(self, example: Encoded) -> int:
         """Tokens of an example, to batch examples of similar length; 1 where all have the same size."""
         return 1
@@ -203,8 +209,8 @@ class Task(ABC):
         """Store the encoded parts and fill in `facts`; for use in `__init__`. `input_size`: `at most 128 tokens`."""
         self.train, self.validation, self.test = parts["train"], parts["validation"], parts["test"]
         sizes = {part: len(split) for part, split in parts.items()}
-        own_head = find_checkpoint_head(load_config(self.model_spec), self.head)
-        notes = [*notes, *([own_head.note] if own_head else [])]
+        self.own_head = find_checkpoint_head(load_config(self.model_spec), self.head)
+        notes = [*notes, *([self.own_head.note] if self.own_head else [])]
         self.facts = DataFacts(**sizes, labels=self.labels, input_size=input_size, notes=notes)
 
     def first_examples(self, count: int) -> Self:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewise.store.files import write_atomically
+from tunewise.store.records import EpochLosses
 
 
 class Journal:
@@ -36,6 +37,14 @@ class Journal:
     def has_epoch(self, epoch: int) -> bool:
         """Whether the evaluation of that epoch is written."""
         return any(e["kind"] == "epoch" and e["epoch"] == epoch for e in read_history(self.path))
+
+    def epochs(self) -> list[EpochLosses]:
+        """The losses of each epoch, in order."""
+        return [
+            EpochLosses(train=entry["train_loss"], validation=entry["validation"]["loss"])
+            for entry in read_history(self.path)
+            if entry["kind"] == "epoch"
+        ]
 
     def rewind(self, step: int) -> None:
         """Keep the entries up to optimizer step `step`; 0 empties the file."""
