@@ -8,9 +8,12 @@ nearer to their goal and are longer.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tunewise.catalog import CATALOG, Method
 
-LANGUAGE_TASKS = ("causal", "generation")
+Regime = Literal["encoder", "language"]
+"""Of a task (`Task.rate_regime`): a new head on an encoder, or a language model that goes on with what it can do."""
 
 _ENCODER_BY_TRAINED = {"all": 2e-4, "head": 5e-2, "AB": 1e-2, "B": 1.5e-2, "A": 1e-2, "columns": 3e-2}
 _ENCODER = {"lora+": 1.5e-3, "rslora": 4e-3, "lora-one": 5e-3, "cla": 2e-2}
@@ -50,9 +53,9 @@ _PEFT = {
 _PEFT_ENCODER_RATIO, _PEFT_ENCODER_LIMIT = 10, 1e-1
 
 
-def default_rate(method: Method, task: str) -> float:
-    """The rate for a method on a kind of task."""
-    for_language = task in LANGUAGE_TASKS
+def default_rate(method: Method, regime: Regime) -> float:
+    """The rate for a method in a regime."""
+    for_language = regime == "language"
     if method.passed_through:
         rate = _PEFT[method.name.removeprefix("peft:")]
         return rate if for_language else min(_PEFT_ENCODER_RATIO * rate, _PEFT_ENCODER_LIMIT)

@@ -23,6 +23,7 @@ def test_the_report_of_a_real_comparison_is_rebuilt_byte_for_byte(
             "methods": ["head"],
             "seeds": 2,
             "measures": "none",
+            "tuning": 0,
             "training": {"epochs": 1, "batch_size": 16, "max_length": 16},
         }
     )

@@ -28,7 +28,7 @@ from tunewise.models.load import model_folder, position_limit
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.causal import CausalLanguage
 from tunewise.tasks.choice import MultipleChoice
-from tunewise.tasks.files import read_rows
+from tunewise.tasks.files import read_records, read_rows
 from tunewise.tasks.generation import Generation
 from tunewise.tasks.image_files import read_images
 from tunewise.tasks.labels import load_labelled_texts
@@ -197,15 +197,33 @@ def test_one_spelling_is_kept_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     "label", ["neg;pos", "neg|pos", "neg, pos", "pos/neg", "['neg', 'pos']", "neg;other", "pos;pos"]
 )
-def test_several_labels_in_a_cell_are_refused(tmp_path, label):
+def test_several_labels_in_a_cell_are_classes_with_a_warning(tmp_path, label):
     labels = ["neg", "pos", "pos", label, "pos;other" if "other" in label else "neg"] * 4
-    with pytest.raises(DataError, match=r"line 4: the label .* holds 2 labels \(multi-label data\)"):
-        load_labelled_texts(labelled(tmp_path, map(json.dumps, labels)))
+    classes, splits = load_labelled_texts(labelled(tmp_path, map(json.dumps, labels)))
+    assert set(classes) == set(labels)
+    (warning,) = [note for note in splits.notes if note.startswith("Warning")]
+    assert repr(label) in warning and "multi-label data" in warning
 
 
 def test_names_with_separators_are_labels(tmp_path):
     names = ["Portland, OR", "Portland, ME", "Salem, OR", "AC/DC", "rock; pop", "news"]
-    assert load_labelled_texts(labelled(tmp_path, map(json.dumps, names * 4)))[0] == sorted(names, key=str)
+    labels, splits = load_labelled_texts(labelled(tmp_path, map(json.dumps, names * 4)))
+    assert labels == sorted(names, key=str)
+    assert not any("multi-label" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n', "line 2"),
+        ('[{"text": "a", "label": "x"}, {"text": "b", "label": "x", "label": "y"}]', "row 2"),
+        ('{"text": "a", "label": "x", "more": [{"label": 1, "label": 1}]}\n', "line 1"),
+    ],
+)
+def test_a_repeated_key_is_refused_with_its_row(tmp_path, text, where):
+    path = write(tmp_path / "twice.jsonl", text)
+    with pytest.raises(DataError, match=f"twice.jsonl, {where}: the key 'label' occurs twice in one object"):
+        list(read_records(path, ["text", "label"]))
 
 
 @pytest.mark.parametrize("number", ["1_0", "１２", "inf", "nan", "1,5", "0x1A", "1;2", ""])

@@ -52,11 +52,12 @@ def test_experts_that_are_no_linear_layers_are_named_with_their_share(kind):
     targets = find_targets(model, "all-linear")
     adapted = sum(weights[f"{target.name}.weight"] for target in targets)
     coverage = measure_coverage(model, targets)
+    assert (coverage.weights, coverage.adapted) == (sum(weights.values()), adapted)
     assert coverage.share == pytest.approx(adapted / sum(weights.values()))
     assert list(coverage.left_out)[:2] == ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     experts = sum(count for name, count in weights.items() if "experts.gate_up_proj" in name)
-    assert coverage.left_out["mlp.experts.gate_up_proj"] == pytest.approx(experts / sum(weights.values()))
-    assert coverage.share + sum(coverage.left_out.values()) == pytest.approx(1)
+    assert coverage.left_out["mlp.experts.gate_up_proj"] == experts
+    assert coverage.adapted + sum(coverage.left_out.values()) == coverage.weights
     with pytest.warns(UserWarning, match=r"'all-linear': .* adapted; not mlp.experts.gate_up_proj"):
         tunewise.attach(model, "cla", rank=2, targets="all-linear")
 

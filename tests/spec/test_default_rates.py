@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from contracts.toy_task import Tagging
 from tunewise.catalog import CATALOG, PEFT_LORA_OPTIONS, PEFT_TYPES, Chain, Method, get_method
-from tunewise.default_rates import default_rate
+from tunewise.default_rates import Regime, default_rate
+from tunewise.registry import TASKS
 from tunewise.spec import RunSpec
+from tunewise.tasks.causal import CausalLanguage
 
 TUNED = Path(__file__).parents[2] / "docs" / "evidence" / "tuned_rates.csv"
 
@@ -21,7 +24,7 @@ def tuned_rates() -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("row", tuned_rates(), ids=lambda row: f"{row['data']}-{row['method']}")
 def test_a_default_is_within_a_factor_of_3_of_the_tuned_rate(row: dict[str, str]) -> None:
-    ratio = default_rate(CATALOG[row["method"]], "text") / float(row["rate"])
+    ratio = default_rate(CATALOG[row["method"]], "encoder") / float(row["rate"])
     assert 1 / 3 <= ratio <= 3
 
 
@@ -49,10 +52,21 @@ def test_language_models_get_the_published_rate(name: str, rate: float) -> None:
 
 def test_own_methods_take_the_rate_of_what_they_train() -> None:
     row = Method("B", "sampled", chain=Chain(links=2), name="mine")
-    assert default_rate(row, "text") == default_rate(CATALOG["r-cla"], "text")
+    assert default_rate(row, "encoder") == default_rate(CATALOG["r-cla"], "encoder")
 
 
-@pytest.mark.parametrize("task", ["text", "generation"])
-def test_every_method_of_peft_has_a_rate(task: str) -> None:
+@pytest.mark.parametrize("regime", ["encoder", "language"])
+def test_every_method_of_peft_has_a_rate(regime: Regime) -> None:
     for name in (*PEFT_LORA_OPTIONS, *PEFT_TYPES):
-        assert 1e-5 < default_rate(get_method(f"peft:{name}"), task) <= 0.1
+        assert 1e-5 < default_rate(get_method(f"peft:{name}"), regime) <= 0.1
+
+
+def test_a_task_of_one_file_names_its_own_regime() -> None:
+    class Poems(CausalLanguage):
+        pass
+
+    content = {"model": {"path": "m"}, "data": {"path": "d.csv"}, "method": {"name": "lora"}, "task": "poems"}
+    for task, rate in ((Poems, 2e-4), (Tagging, 1e-2)):
+        TASKS.register("poems", task)
+        assert RunSpec.model_validate(content).learning_rate == rate
+    TASKS.unregister("poems")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BartConfig, OpenAIGPTConfig
 
 from study.train_child import config_of, head_of, miniature_of, task_of
 from tunewise.catalog import CATALOG
@@ -19,6 +21,7 @@ from tunewise.models.head import prepare
 from tunewise.spec import MethodSpec
 from tunewise.study.forecast import forecast_methods
 from tunewise.study.live_memory import LiveMemory
+from tunewise.tasks.build import task_class
 from tunewise.theory import information_bound
 from tunewise.training.build import attach_method, count_parameters
 
@@ -89,6 +92,40 @@ def test_what_is_kept_for_the_backward_is_what_a_real_step_keeps(name, method):
     mask[0, -1] = 0
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids if head.pretrained else ids[:, 0] % 4}
     assert expected.activation_bytes == pytest.approx(saved_for_backward(model, batch), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OpenAIGPTConfig(vocab_size=500, n_positions=64, n_embd=32, n_layer=2, n_head=2),
+        BartConfig(
+            vocab_size=500,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=64,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_classifiers_that_look_at_the_values_of_a_batch_are_forecast(config):
+    """They ask whether texts begin or end with padding, and whether a mask is true throughout."""
+    head, spec = task_class("text").make_head(["a", "b", "c"]), MethodSpec(name="lora", targets="all-linear")
+    row = forecast_methods(copy.deepcopy(config), task_class("text"), head, [spec], batch=2, length=32)[0]
+    for key, value in {**head.config(), "pad_token_id": 0}.items():
+        setattr(config, key, value)
+    model = attach_method(head.model_class.from_config(config), spec, seed=0).train()
+    ids = torch.randint(5, 500, (2, 32))
+    ids[:, -1] = config.eos_token_id or 5
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 2])}
+    assert row.trainable_parameters == count_parameters(model).trainable
+    assert row.activation_bytes == pytest.approx(saved_for_backward(model, batch), rel=0.06)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

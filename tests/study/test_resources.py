@@ -121,7 +121,14 @@ def test_a_comparison_is_refused_before_its_first_run(
     tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = StudySpec.model_validate(
-        {"model": str(tiny_model), "data": str(toy_csv), "methods": ["head"], "seeds": [0], "training": {"epochs": 1}}
+        {
+            "model": str(tiny_model),
+            "data": str(toy_csv),
+            "methods": ["head"],
+            "seeds": [0],
+            "training": {"epochs": 1},
+            "tuning": 0,
+        }
     )
     monkeypatch.setattr(resources, "available_memory", lambda: 1000)
     with pytest.raises(InsufficientResources, match="head on"):

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from tunewise.cli import flags
 from tunewise.errors import SpecError, suggest_nearest
-from tunewise.spec import ExecutionOptions, StudySpec, TuningSpec, load_yaml, merge_specs, parse, split_options
+from tunewise.spec import ExecutionOptions, StudySpec, load_yaml, merge_specs, parse, split_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,10 +55,7 @@ def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> t
             raise SpecError(f"{name!r} is missing: give --{name}, a --spec file, or --preset quickstart")
     source = str(spec) if spec else ""
     options, content = split_options(content, source)
-    study = parse(StudySpec, content, source)
-    if "tuning" not in study.model_fields_set and study.is_comparison and study.has_default_rates:
-        study = study.model_copy(update={"tuning": TuningSpec()})
-    return options, study
+    return options, parse(StudySpec, content, source).with_default_search()
 
 
 def _without_overridden(methods: object, given: flags.Given) -> Any:

@@ -61,7 +61,8 @@ def _show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: 
         size = f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"
         labels = f", {len(facts.labels)} classes" if facts.labels else ""
         console.print(f"{path}: {size}{labels}", markup=False, soft_wrap=True)
-        console.print(*(f"  - {note}\n" for note in facts.notes), sep="", end="", style="dim", markup=False)
+        for note in facts.notes:
+            console.print(f"  - {note}", style="yellow" if note.startswith("Warning") else "dim", markup=False)
     if plan.spec.tuning is not None:
         from tunewise.study.policies.rates import RatePolicy
 

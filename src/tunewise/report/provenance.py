@@ -73,7 +73,8 @@ def _methods(comparison: StudySpec, records: Sequence[RunRecord]) -> list[str]:
             parts.append(f"rank {spec.rank}{alpha}, on {targets}")
             model = next((record.model for record in own if record.model), None)
             if model is not None:
-                parts.append(f"{len(model.layers)} layers, {model.adapter:,} adapter parameters; {model.coverage}")
+                parts.append(f"{len(model.layers)} layers, {model.adapter:,} adapter parameters")
+                parts += [model.coverage.describe()] if model.coverage else []
         rates = dict.fromkeys(numbers.rate(record.spec.learning_rate) for record in own)
         parts.append(f"learning rate {' / '.join(rates)}")
         if spec.weight_decay is not None:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from tunewise.catalog import get_method
 from tunewise.default_rates import default_rate
+from tunewise.registry import TASKS
 from tunewise.spec.flag import Flag
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
@@ -38,7 +39,7 @@ class RunSpec(Frozen):
     @property
     def learning_rate(self) -> float:
         """The rate that is used: the method's, else the comparison's, else the method's default for the task."""
-        return self.given_rate or default_rate(get_method(self.method.name), self.task)
+        return self.given_rate or default_rate(get_method(self.method.name), TASKS.get(self.task).rate_regime)
 
     @property
     def given_rate(self) -> float | None:

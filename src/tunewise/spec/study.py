@@ -167,6 +167,12 @@ class StudySpec(Frozen):
         """Whether the learning rate of at least one method is not given."""
         return any(method.learning_rate is None for method in self.methods) and self.training.learning_rate is None
 
+    def with_default_search(self) -> StudySpec:
+        """A comparison that says nothing of a search gets the default one where a learning rate is missing."""
+        if "tuning" in self.model_fields_set or not self.is_comparison or not self.has_default_rates:
+            return self
+        return self.model_copy(update={"tuning": TuningSpec()})
+
     def runs(self) -> list[RunSpec]:
         """All runs, group by group, seed by seed. Outside a comparison, settings that mean the same run are one run."""
         runs = [run for _, group in self.groups() for run in group]

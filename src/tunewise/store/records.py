@@ -61,13 +61,33 @@ class Results(_Record):
         return self.test.loss - self.train.loss
 
 
+class Coverage(_Record):
+    """How much of a model's blocks an adapter is on. Weights are those of matrices: no biases, norms, embeddings."""
+
+    weights: int = Field(description="in the repeated blocks")
+    adapted: int = Field(description="of these, in adapted rows")
+    left_out: dict[str, int] = Field(description="the others by name within a block, largest first")
+
+    @property
+    def share(self) -> float:
+        """Of the weights, the part that is adapted; 0 to 1."""
+        return self.adapted / (self.weights or 1)
+
+    def describe(self, most: int = 3) -> str:
+        """In words: `13.0 % of the block weights are adapted; not mlp.experts.gate_up_proj (58.0 %), ...`."""
+        others = [f"{name} ({n / self.weights:.1%})" for name, n in list(self.left_out.items())[:most]]
+        more = ", ..." if len(self.left_out) > most else ""
+        rest = f"; not {', '.join(others)}{more}" if others else ""
+        return f"{self.share:.1%} of the block weights are adapted{rest}"
+
+
 class ModelFacts(_Record):
     parameters: int = Field(description="all parameters of the adapted base model, head included")
     trainable: int = Field(description="parameters that the optimizer updates")
     adapter: int = Field(description="of these, in the adapter (or the changed weights)")
     head: int = Field(description="of these, in the task head")
     layers: list[str] = Field(description="names of the adapted layers")
-    coverage: str = Field("", description="in words: the share of the block weights that is adapted, and what is not")
+    coverage: Coverage | None = None
 
 
 class DataFacts(_Record):

@@ -60,6 +60,8 @@ def compare(
 ) -> Comparison:
     """Run a comparison, or what is missing of it, and write its report.
 
+    Learning rates that are not given are searched for first, unless the spec says `tuning=None`.
+
     Args:
         spec: Methods x seeds on one model, one data set and one training setting.
         out: Folder for the runs and what is written about them.
@@ -86,6 +88,7 @@ def compare(
     """
     execution = parse(ExecutionOptions, {**options, "out": str(out)})
     require_comparison(spec)
+    spec = spec.with_default_search()
     check_trackers(execution.track)
     store = RunStore(execution.out)
     listener = listener or Listener()

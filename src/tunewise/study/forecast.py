@@ -123,7 +123,7 @@ def _forecast_method(method: MethodSpec, step: Step, head: Head, samples: int | 
         link_bytes=round(links_kept),
         activation_bytes=round(step.kept),
         temporary_bytes=round(max(0.0, step.working - step.kept)),
-        coverage=step.coverage,
+        coverage=step.coverage.describe() if step.coverage else "",
         disk_bytes=round(stored),
         disk_bytes_running=round(2 * stored + 3 * (stored + optimizer)),
         information_bound=float(information_bound(int(bounded), samples)) if samples and bounded else None,

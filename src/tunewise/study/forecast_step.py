@@ -16,6 +16,7 @@ from tunewise.errors import ModelError
 from tunewise.methods.attachment import attachment
 from tunewise.models.head import Head, prepare
 from tunewise.spec import MethodSpec
+from tunewise.store.records import Coverage
 from tunewise.study.live_memory import LiveMemory, fused_kernels
 from tunewise.tasks.contract import Task
 from tunewise.training.build import attach_method, count_parameters
@@ -68,8 +69,8 @@ class Step:
     peak: float
     shapes: tuple[tuple[int, int], ...]
     """(outputs n, inputs m) of every adapted layer."""
-    coverage: str
-    """Which share of the block weights is adapted, in words."""
+    coverage: Coverage | None
+    """Of the layers that were simulated; the shares are those of the whole model."""
 
     @property
     def working(self) -> float:

@@ -55,8 +55,11 @@ class LiveMemory(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operation; where its result's size depends on values, as if a mask were true once in each of its rows (T5 and
-    BART classify by the one end-of-text token of each text)."""
+    """The operation; where its result depends on values, as if a mask were true once in each of its rows (T5 and BART
+    classify by the one end-of-text token of each text), and as if every question about values were answered with no:
+    models ask whether a mask is true throughout, and whether a text begins or ends with padding."""
+    if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
+        return False
     if func is torch.ops.aten.unique_consecutive.default and args[0].is_meta:
         return args[0][:1], args[0].new_empty(0), args[0].new_empty(0)
     if func in _INDEXING and args[0].is_meta:

@@ -39,6 +39,7 @@ class CausalLanguage(TokenTask):
     metric = "perplexity"
     metrics: Sequence[str] = ("perplexity", "token_accuracy")
     lower_is_better: Sequence[str] = ("perplexity",)
+    rate_regime = "language"
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
         _refuse_bidirectional(model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
 
+from tunewise.default_rates import Regime
 from tunewise.models.checkpoint_head import CheckpointHead, find_checkpoint_head
 from tunewise.models.head import Head
 from tunewise.models.load import load_config, load_model
@@ -46,6 +47,7 @@ class Task(ABC):
         metric: Key of the main metric in the result of `score`.
         lower_is_better: Metrics for which a lower value is better.
         has_tokens: Whether inputs are sequences of tokens, so that `max_length` applies.
+        rate_regime: The default learning rates that suit it: `encoder` or `language`.
         labels: The classes in order; empty where there are none.
         train: Encoded training examples; `validation` and `test` likewise.
         facts: Sizes, labels and notes, for the record of a run.
@@ -72,6 +74,7 @@ class Task(ABC):
     metric: str
     lower_is_better: Sequence[str] = ()
     has_tokens: ClassVar[bool] = True
+    rate_regime: ClassVar[Regime] = "encoder"
     model_spec: ModelSpec
     labels: list[str]
     train: Split

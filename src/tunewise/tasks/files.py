@@ -303,18 +303,48 @@ def _json_values(text: str, file: str) -> Iterator[tuple[object, str]]:
         values = _parse_json(text, file, 1)
         assert isinstance(values, list)
         for number, value in enumerate(values, start=1):
-            yield value, f"{file}, row {number}"
+            where = f"{file}, row {number}"
+            yield _without_repeated_keys(value, where), where
         return
     for line, content in enumerate(lines_of(text), start=1):
         if content.strip():
-            yield _parse_json(content.rstrip(), file, line), f"{file}, line {line}"
+            where = f"{file}, line {line}"
+            yield _without_repeated_keys(_parse_json(content.rstrip(), file, line), where), where
+
+
+class _RepeatedKey(str):
+    """Stands for an object in which this key occurs twice: JSON leaves open which value counts."""
+
+
+def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object] | _RepeatedKey:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            return _RepeatedKey(key)
+        found[key] = value
+    return found
+
+
+def _without_repeated_keys(value: object, where: str) -> object:
+    """The value. Raises `DataError` where an object in it has a key twice."""
+    if isinstance(value, _RepeatedKey):
+        raise DataError(f"{where}: the key {str(value)!r} occurs twice in one object; keep one of the two")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _without_repeated_keys(part, where)
+    return value
 
 
 def _parse_json(text: str, file: str, line: int) -> object:
     """The value of a text that starts on a line of the file."""
     try:
         # Numbers stay as written: 1.0 is not made 1, and no number is too long to be read.
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+        return json.loads(
+            text,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=lambda _: None,
+            object_pairs_hook=_object_of,
+        )
     except json.JSONDecodeError as error:
         raise DataError(
             f"{file}, line {line + error.lineno - 1}: not valid JSON ({error.msg}, column {error.colno}); write one "

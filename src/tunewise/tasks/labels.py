@@ -29,11 +29,12 @@ def load_labelled(spec: DataSpec, read: Callable[[Path], list[Record]], noun: st
     what `read` and `make_splits` refuse, a label that train lacks, and fewer than two labels."""
     records, notes = merge_equal_numbers(read_parts(spec, read))
     labels = labels_of(records["train"], spec)
+    joined = _joined_labels(records["train"], labels)
     for part, others in records.items():
         if part != "train":
             _refuse_unseen(others, set(labels))
     splits = make_splits(spec, records, noun=noun)
-    return labels, Splits(splits.parts, [*notes, *splits.notes, *_absent_labels(splits, labels)])
+    return labels, Splits(splits.parts, [*notes, *joined, *splits.notes, *_absent_labels(splits, labels)])
 
 
 def check_columns(columns: Mapping[str, str | None]) -> None:
@@ -62,32 +63,33 @@ def merge_equal_numbers(records: Mapping[str, list[Record]]) -> tuple[dict[str, 
 
 
 def labels_of(train: Sequence[Record], spec: DataSpec) -> list[str]:
-    """The labels of the training file, sorted. Raises `DataError` for fewer than two, and for several in one cell."""
+    """The labels of the training file, sorted. Raises `DataError` for fewer than two."""
     labels = sorted({record.label for record in train}, key=number_aware)
     if len(labels) < 2:
         raise DataError(
             f"{spec.path}: all {len(train)} examples have the one label {labels[0]!r}, so there is "
             f"nothing to learn; check the column {spec.label!r} or add examples of another label"
         )
-    _refuse_several(train, labels)
     return labels
 
 
-def _refuse_several(train: Sequence[Record], labels: Sequence[str]) -> None:
-    """Raises `DataError` for a label that joins others: it would silently become a class of its own."""
+def _joined_labels(train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+    """A sentence on labels that look like several in one cell (multi-label data): each is a class of its own."""
     for separator in ";|,/":
         pieces = {label: [p for piece in label.split(separator) if (p := piece.strip(" []'\""))] for label in labels}
         single = {of_label[0] for of_label in pieces.values() if len(of_label) == 1}
         shared = Counter(piece for of_label in pieces.values() for piece in set(of_label))
         if separator in ";|":  # others are common within a name: "Portland, OR", "PC/Mac"
             single |= {piece for piece, count in shared.items() if count > 1}
-        for record in train:
-            several = pieces[record.label]
-            if len(several) > 1 and single.issuperset(several):
-                raise DataError(
-                    f"{record.where}: the label {record.label!r} holds {len(several)} labels (multi-label data), and "
-                    f"each example needs one; keep one, or write it without {separator!r} where it is one class"
-                )
+        joined = [label for label in labels if len(pieces[label]) > 1 and single.issuperset(pieces[label])]
+        if joined:
+            first = next(record for record in train if record.label == joined[0])
+            return [
+                f"Warning: {join_names([repr(label) for label in joined])} (first in {first.where}) look like "
+                f"multi-label data, several labels with {separator!r} between them; each is learned as a class of its "
+                "own. If that is not meant, keep one label in each row."
+            ]
+    return []
 
 
 def _refuse_unseen(records: Iterable[Record], labels: set[str]) -> None:

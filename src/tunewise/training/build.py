@@ -88,7 +88,7 @@ def count_parameters(model: nn.Module) -> ModelFacts:
         adapter=trainable - head,
         head=head,
         layers=[target.name for target in done.targets],
-        coverage=measure_coverage(base, done.targets).describe() if done.targets else "",
+        coverage=measure_coverage(base, done.targets) if done.targets else None,
     )
 
 
