@@ -55,7 +55,7 @@ MARKS = (
         "disagrees",
         "runs disagree",
         "the scores of its runs differ by more than the means of the methods and than the choice of test items "
-        "explains, or far more than those of the other methods (Cochran's C, 1 %)",
+        "explains, or far more than those of the other methods (Cochran's C)",
         "the runs of {methods} disagree, so the mean says little and the learning rate may be too high",
     ),
 )

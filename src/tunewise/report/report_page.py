@@ -53,15 +53,15 @@ def render(title: str, data: ReportData) -> str:
     )
 
 
-def _answer(recommendation: Recommendation | None) -> tuple[str, str, list[str]]:
-    """The recommendation as a headline, the rest of its answer and the other sentences."""
+def _answer(recommendation: Recommendation | None) -> tuple[str, list[str]]:
+    """The recommendation as a headline, and its sentences without that."""
     if recommendation is None:
-        return "No recommendation", "There is no finished run to base one on; the list of runs says why.", []
-    more = [sentence for sentence in recommendation.sentences if sentence != recommendation.answer]
+        return "No recommendation", ["There is no finished run to base one on; the list of runs says why."]
     head, colon, rest = recommendation.answer.partition(": ")
     if not colon or len(head) > 60:
-        return recommendation.answer, "", more
-    return head, rest[0].upper() + rest[1:], more
+        return recommendation.answer, [s for s in recommendation.sentences if s != recommendation.answer]
+    rest = rest[0].upper() + rest[1:]
+    return head, [rest if s == recommendation.answer else s for s in recommendation.sentences]
 
 
 def _runner_up(shown: ComparisonTable, recommendation: Recommendation | None) -> str:
