@@ -61,7 +61,7 @@ class Evidence:
 
     def summarise(self, metric: str | None = None) -> list[MethodSummary]:
         """The methods over their seeds, by a test metric (the main one unless given), and over the test items."""
-        summaries = summarise(self.records, self.costs, self.spec.reference, metric)
+        summaries = summarise(self.records, self.costs, self.spec.reference, metric, self.tuning)
         return add_item_comparisons(summaries, read_predictions(self))
 
     @property
