@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tunewise.errors import SpecError, suggest_nearest
+from tunewise.peft_methods import PEFT_METHODS, PeftMethod
 
 Trained = Literal["all", "head", "AB", "B", "A", "columns", "peft"]
 Where = Literal["random", "selector", "sampled", "gradient"]
@@ -176,6 +177,36 @@ class Method:
         return self.trained == "peft"
 
     @property
+    def of_peft(self) -> PeftMethod:
+        """How a method of the PEFT library is configured."""
+        return PEFT_METHODS[self.name.removeprefix("peft:")]
+
+    @property
+    def refuses_rank(self) -> bool:
+        """Whether it is a method of PEFT with nothing like a rank."""
+        return self.passed_through and self.of_peft.fields_of_rank is None
+
+    @property
+    def takes_rank(self) -> bool:
+        """Whether a rank means anything to the method."""
+        return self.adapts and not self.refuses_rank
+
+    def resolve_rank(self, rank: int | None) -> int:
+        """The rank, or the method's default. Raises `SpecError` for one that is given to a method without."""
+        if rank is not None and self.refuses_rank:
+            raise SpecError(f"method {self.name!r} has no rank, so rank = {rank} means nothing to it; leave it out")
+        default = self.of_peft.default_rank if self.passed_through else 8
+        return default if rank is None else rank
+
+    def describe_start(self, rank: int) -> str:
+        """In words, how attaching changes the model's outputs; empty where it does not."""
+        if self.start == "gradient":
+            return "starts at a step of the gradient: attaching changes the model's outputs"
+        if self.passed_through and self.of_peft.moves_outputs(rank):
+            return "starts at a random update: attaching changes the model's outputs"
+        return ""
+
+    @property
     def selects_columns(self) -> bool:
         """Whether dW lives in r input columns of W at a time."""
         return self.trained in ("B", "columns") and self.where in ("selector", "sampled")
@@ -241,31 +272,14 @@ _ROWS: list[Method] = [
 CATALOG: dict[str, Method] = {row.name: row for row in _ROWS}
 
 
-# Methods of PEFT that are options of its LoRA ...
-PEFT_LORA_OPTIONS: dict[str, dict[str, object]] = {
-    "dora": {"use_dora": True},
-    "pissa": {"init_lora_weights": "pissa"},
-    "olora": {"init_lora_weights": "olora"},
-    "orthogonal": {"init_lora_weights": "orthogonal"},
-    "lora": {},
-}
-# ... and those with a config of their own that adapt layers by name.
-PEFT_TYPES = (
-    *("adalora", "boft", "c3a", "delora", "fourierft", "gralora", "hira", "hra", "ia3", "ln_tuning", "loha", "lokr"),
-    *("miss", "oft", "randlora", "road", "shira", "vblora", "vera", "waveft"),
-)
-
-
 def get_method(method: str | Method) -> Method:
     """The catalog row of a name, or the pass-through `peft:NAME`; a `Method` is returned as it is."""
     if isinstance(method, Method):
         return method
     if method.startswith("peft:"):
         name = method.removeprefix("peft:")
-        if name not in (*PEFT_LORA_OPTIONS, *PEFT_TYPES):
-            raise SpecError(
-                f"unknown method {method!r}{suggest_nearest(name, (*PEFT_LORA_OPTIONS, *PEFT_TYPES))} (after 'peft:')"
-            )
+        if name not in PEFT_METHODS:
+            raise SpecError(f"unknown method {method!r}{suggest_nearest(name, PEFT_METHODS)} (after 'peft:')")
         return Method("peft", name=method, summary="PEFT's own", source="the PEFT library")
     if method in CATALOG:
         return CATALOG[method]

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model
 
 import tunewise
-from tunewise.catalog import CATALOG, PEFT_LORA_OPTIONS, PEFT_TYPES
+from tunewise.catalog import CATALOG, get_method
 from tunewise.errors import StoreError
 from tunewise.measures.updates.folder import adapter_folder, backbone_layers, updates_between, updates_of
 from tunewise.measures.updates.layer import LayerUpdate, weight_of
 from tunewise.models.layers import linear_layers
+from tunewise.peft_methods import PEFT_METHODS
 
 IDS = torch.randint(0, 60, (6, 9), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -59,15 +60,13 @@ def train(base: nn.Module, name: str, **options) -> nn.Module:
     """A copy of the model with the method on it, all that it trains moved, and for a chain a link behind it."""
     if name == "peft:adalora":
         options["peft_options"] = {"total_step": 50}
-    if name == "peft:c3a":
-        options["peft_options"] = {"block_size": 32}
-    if name == "peft:vblora":
-        options["peft_options"] = {"vector_length": 32}
     if name == "lora-one":
         options["batches"] = [{"input_ids": IDS, "labels": LABELS}]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = tunewise.attach(copy.deepcopy(base), name, rank=4, seed=1, **options)
+        model = tunewise.attach(
+            copy.deepcopy(base), name, rank=None if get_method(name).refuses_rank else 4, seed=1, **options
+        )
         for _ in range(2 if name in CHAINS else 1):
             optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
             with torch.no_grad():
@@ -90,7 +89,7 @@ def merged_minus_base(folder: Path, base: nn.Module) -> dict[str, Tensor]:
     return {name: (weight_of(after[name]) - weight_of(before[name])).double() for name in before if name in after}
 
 
-@pytest.mark.parametrize("name", [*CATALOG, *(f"peft:{n}" for n in (*PEFT_LORA_OPTIONS, *PEFT_TYPES))])
+@pytest.mark.parametrize("name", [*CATALOG, *(f"peft:{n}" for n in PEFT_METHODS)])
 def test_is_what_merging_leaves(name: str, bert: nn.Module, tmp_path: Path) -> None:
     folder = tunewise.save(train(bert, name), tmp_path / "adapter")
     generator = torch.get_rng_state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import BertConfig, BertForSequenceClassification
 
 import tunewise
-from tunewise.catalog import PEFT_LORA_OPTIONS, PEFT_TYPES, get_method
-from tunewise.errors import SpecError
+from tunewise.catalog import get_method
+from tunewise.errors import ModelError, SpecError
+from tunewise.peft_methods import PEFT_METHODS
+from tunewise.spec import MethodSpec, StudySpec
 from tunewise.training.build import count_parameters
 
-# Those whose defaults (block sizes of 64 and more) don't fit a width of 32.
-TOO_NARROW = {"c3a", "road", "vblora", "waveft"}
+WITHOUT_RANK = {"ia3", "ln_tuning"}
+MOVED_AT_START = {"c3a", "fourierft", "vblora"}
 IDS = torch.randint(0, 60, (6, 9), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
@@ -26,7 +29,7 @@ def base() -> BertForSequenceClassification:
         torch.manual_seed(0)
         return BertForSequenceClassification(
             BertConfig(
-                hidden_size=32,
+                hidden_size=64,
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 intermediate_size=64,
@@ -38,23 +41,31 @@ def base() -> BertForSequenceClassification:
         ).eval()
 
 
-def attach(base, name: str):
+def attach(base, name: str, rank: int | None = 4):
     options = {"peft_options": {"total_step": 50}} if name == "adalora" else {}
-    return tunewise.attach(copy.deepcopy(base), f"peft:{name}", rank=4, seed=1, **options)
+    rank = None if name in WITHOUT_RANK else rank
+    return tunewise.attach(copy.deepcopy(base), f"peft:{name}", rank=rank, seed=1, **options)
+
+
+@torch.no_grad()
+def moved_outputs(base, model) -> bool:
+    """Whether the outputs differ by more than rounding."""
+    before, after = base(IDS).logits, model.eval()(IDS).logits
+    return float((after - before).abs().max()) > 2e-7
 
 
 def test_every_name_is_one_that_peft_has() -> None:
     known = {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
-    assert set(PEFT_TYPES) <= known
+    assert {name for name, row in PEFT_METHODS.items() if not row.is_lora} <= known
 
 
-@pytest.mark.parametrize("name", sorted({*PEFT_LORA_OPTIONS, *PEFT_TYPES} - TOO_NARROW))
+@pytest.mark.parametrize("name", PEFT_METHODS)
 def test_trains_counts_saves_and_loads(name: str, base, tmp_path) -> None:
     model = attach(base, name)
     assert tunewise.attachment(model).method.name == f"peft:{name}"
     facts = count_parameters(model)
     assert facts.parameters == pytest.approx(sum(p.numel() for p in base.parameters()), abs=2 * 2)
-    assert facts.head == 32 * 3 + 3
+    assert facts.head == 64 * 3 + 3
     assert 0 < facts.adapter < facts.parameters
     optimizer = tunewise.optimizer(model, lr=1e-2)
     model.train()
@@ -116,8 +127,75 @@ def test_mistakes_are_named() -> None:
 
 @pytest.mark.parametrize("rank", [2, 8, 16])
 def test_adalora_keeps_the_rank_and_starts_with_half_as_many_more(rank: int, base) -> None:
-    model = tunewise.attach(copy.deepcopy(base), "peft:adalora", rank=rank, peft_options={"total_step": 50})
-    config = model.peft_config["default"]
+    config = attach(base, "adalora", rank).peft_config["default"]
     assert (config.target_r, config.init_r) == (rank, 3 * rank // 2)
-    factors = [p for name, p in model.named_parameters() if "lora_A" in name]
-    assert {len(factor) for factor in factors} == {3 * rank // 2}
+
+
+@pytest.mark.parametrize("name", PEFT_METHODS)
+def test_a_rank_decides_how_much_is_trained_or_is_refused(name: str, base) -> None:
+    """Each of these ranks trains another number of parameters, or one clear line says why it can't be given."""
+    counts = []
+    for rank in (2, 4, 8):
+        options = {"peft_options": {"total_step": 50}} if name == "adalora" else {}
+        try:
+            model = tunewise.attach(copy.deepcopy(base), f"peft:{name}", rank=rank, **options)
+            counts.append(tunewise.trainable_parameters(model))
+        except (SpecError, ModelError) as error:
+            assert f"peft:{name}" in str(error) and "rank" in str(error) and "\n" not in str(error)
+    assert len(counts) == len(set(counts)) == {"lokr": 2, "road": 2}.get(name, 0 if name in WITHOUT_RANK else 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "expected"),
+    [
+        ("fourierft", 8, {"n_frequency": 1000}),
+        ("fourierft", 2, {"n_frequency": 250}),
+        ("waveft", 8, {"n_frequency": 2592}),
+        ("c3a", 8, {"block_size": 8}),
+        ("c3a", 16, {"block_size": 4}),
+        ("boft", 16, {"boft_block_size": 16}),
+        ("oft", 4, {"r": 4, "oft_block_size": 16}),
+        ("randlora", 32, {"r": 32, "randlora_alpha": 640}),
+        ("road", None, {"variant": "road_1"}),
+        ("road", 4, {"variant": "road_4"}),
+        ("vblora", 2, {"r": 2, "vector_length": 64}),
+    ],
+)
+def test_a_rank_is_the_methods_own_knob(name: str, rank: int, expected: dict, base) -> None:
+    """In layers of 64 x 64; rank 8 (randlora: 32) is the default of PEFT."""
+    model = attach(base, name, rank)
+    layer = model.get_base_model().bert.encoder.layer[0].attention.self.query
+    values = vars(model.peft_config["default"]) | (
+        {key: getattr(layer, key)["default"] for key in expected} if name == "oft" else {}
+    )
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", PEFT_METHODS)
+def test_attaching_is_the_identity_or_a_warning_says_that_it_is_not(name: str, base) -> None:
+    """Measured with PEFT's own forward; hra reflects in pairs, so an odd rank is left over."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = attach(base, name, 4)
+    assert moved_outputs(base, model) == (name in MOVED_AT_START)
+    said = [
+        str(warning.message) for warning in caught if "attaching changes the model's outputs" in str(warning.message)
+    ]
+    assert [f"'peft:{name}'" in words for words in said] == [True] * (name in MOVED_AT_START)
+
+
+def test_hra_with_an_odd_rank_does_not_start_at_the_base_model(base) -> None:
+    with pytest.warns(UserWarning, match="'peft:hra' starts at a random update"):
+        assert moved_outputs(base, attach(base, "hra", 3))
+
+
+def test_a_rank_of_a_method_without_one_is_refused_in_a_spec_and_left_out_beside_others() -> None:
+    with pytest.raises(SpecError, match="'peft:ia3' has no rank"):
+        MethodSpec(name="peft:ia3", rank=8)
+    with pytest.raises(SpecError, match="'peft:ia3' has no rank"):
+        StudySpec(model="m", data="d", methods="peft:ia3,peft:ln_tuning", rank=2)
+    study = StudySpec(model="m", data="d", methods="lora,peft:ia3,peft:road", rank=2)
+    assert [method.content()["rank"] for method in study.methods] == [2, None, 2]
+    again = StudySpec.model_validate_json(study.model_dump_json())
+    assert [method.content()["rank"] for method in again.methods] == [2, None, 2]
+    assert len(StudySpec(model="m", data="d", methods="peft:ia3,lora", rank=[2, 4]).methods) == 3

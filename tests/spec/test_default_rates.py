@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from contracts.toy_task import Tagging
-from tunewise.catalog import CATALOG, PEFT_LORA_OPTIONS, PEFT_TYPES, Chain, Method, get_method
+from tunewise.catalog import CATALOG, Chain, Method, get_method
 from tunewise.default_rates import Regime, default_rate
+from tunewise.peft_methods import PEFT_METHODS
 from tunewise.registry import TASKS
 from tunewise.spec import RunSpec
 from tunewise.tasks.causal import CausalLanguage
@@ -57,7 +58,7 @@ def test_own_methods_take_the_rate_of_what_they_train() -> None:
 
 @pytest.mark.parametrize("regime", ["encoder", "language"])
 def test_every_method_of_peft_has_a_rate(regime: Regime) -> None:
-    for name in (*PEFT_LORA_OPTIONS, *PEFT_TYPES):
+    for name in PEFT_METHODS:
         assert 1e-5 < default_rate(get_method(f"peft:{name}"), regime) <= 0.1
 
 

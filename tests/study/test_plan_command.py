@@ -53,6 +53,19 @@ def test_a_table_for_people(plan, model, tmp_path):
     assert "lora" in said and "memory" in said and "Theorem 7" in said
 
 
+def test_a_plan_says_which_methods_change_the_outputs_and_which_have_no_rank(plan, model, tmp_path):
+    asked = ("--model", str(model), "--methods", "lora,lora-one,peft:fourierft,peft:ia3", "--rank", "4")
+    rows = {row["method"]: row for row in json.loads(plan(tmp_path, *asked, "--json").stdout)}
+    assert rows["lora"]["start"] == "" and rows["lora"]["rank"] == 4 and rows["peft:ia3"]["rank"] is None
+    assert rows["peft:fourierft"]["start"] == "starts at a random update: attaching changes the model's outputs"
+    assert rows["lora-one"]["start"] == "starts at a step of the gradient: attaching changes the model's outputs"
+    said = " ".join(plan(tmp_path, *asked).stdout.split())
+    assert all(f"{name} {rows[name]['start']}." in said for name in ("peft:fourierft", "lora-one"))
+    assert "peft:ia3: no rank." in said
+    alone = plan(tmp_path, "--model", str(model), "--methods", "peft:ia3", "--rank", "4")
+    assert alone.returncode and "'peft:ia3' has no rank" in alone.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -128,6 +128,10 @@ def _explanations(rows: list[_Row], question: flags.Given, with_bound: bool) -> 
     for words in dict.fromkeys(row["coverage"] for row in rows if row["coverage"]):
         methods = [row["method"] for row in rows if row["coverage"] == words]
         paragraphs.append(f"adapted by {', '.join(methods)}: {words}.")
+    for words in dict.fromkeys(row["start"] for row in rows if row["start"]):
+        paragraphs.append(f"{', '.join(row['method'] for row in rows if row['start'] == words)} {words}.")
+    if without := [row["method"] for row in rows if row["rank"] is None and row["method"].startswith("peft:")]:
+        paragraphs.append(f"{', '.join(without)}: no rank.")
     if with_bound:
         paragraphs.append(
             f"bound: on the expected gap with {question['samples']:,} examples, sigma 1, 32 bits (arXiv 2606.13767, "

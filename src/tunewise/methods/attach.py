@@ -30,7 +30,7 @@ def attach(
     model: nn.Module,
     method: str | Method,
     *,
-    rank: int = 8,
+    rank: int | None = None,
     alpha: float | None = None,
     targets: str | Sequence[str] | Sequence[Target] = "qv",
     layers: Layers | None = None,
@@ -44,12 +44,12 @@ def attach(
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     peft_options: Mapping[str, object] | None = None,
 ) -> Any:
-    """Put a method onto a model, ready to train. The outputs stay the base model's (except with `lora-one`).
+    """Put a method onto a model, ready to train; the outputs stay the base model's, unless a warning says so.
 
     Args:
         model: a transformers model (or any module with linear layers), or a `PeftModel` that gets one more adapter.
         method: a name of the catalog, or a `Method`.
-        rank: r; for column methods the number of columns.
+        rank: r; for column methods the number of columns; 8 unless given (`peft:road`: 1).
         alpha: the scale is alpha / rank; 2 x rank unless given. `paca`'s scale is 1 whatever alpha is.
         targets: `"qv"`, `"attention"`, `"all-linear"`, or names and patterns (see `models.layers.find_targets`).
             `"all-linear"` warns where it leaves out much of the blocks (experts that are no linear layers).
@@ -80,6 +80,7 @@ def attach(
         [('base_model.model.0.lora_B.default.weight', (4, 2))]
     """
     row = _resolve(get_method(method), chain, lora_a_init, layout)
+    rank = row.resolve_rank(rank)
     _check_options(row, rank, fold, batches is not None, bool(peft_options))
     alpha = 2.0 * rank if alpha is None else float(alpha)
     if row.scaling == "one":

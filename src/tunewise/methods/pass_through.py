@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +17,12 @@ from peft.utils import PeftType
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tunewise.catalog import PEFT_LORA_OPTIONS
+from tunewise.catalog import Method
 from tunewise.errors import ModelError, SpecError, is_out_of_memory, suggest_nearest
 from tunewise.methods.attachment import Attachment, remember
 from tunewise.methods.peft_config import as_int, short_names, task_type
 from tunewise.models.fused import Part
-from tunewise.models.layers import linear_layers
+from tunewise.models.layers import Target, linear_layers
 
 
 def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, object]) -> PeftModel:
@@ -28,9 +30,10 @@ def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, objec
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     targets = tuple(replace(t, parts=(Part(0, t.out_features),)) for t in done.targets)
     config = peft_config(
-        done.method.name.removeprefix("peft:"),
+        done.method,
         rank=done.rank,
         alpha=done.alpha,
+        targets=targets,
         target_modules=short_names([t.name for t in targets], list(linear_layers(base))),
         head=list(done.head),
         task_type=task_type(base),
@@ -38,48 +41,64 @@ def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, objec
     )
     if isinstance(model, PeftModel):
         raise SpecError(f"method {done.method.name!r} can't be a second adapter; give it a fresh base model")
+    if start := done.method.describe_start(done.rank):
+        warnings.warn(f"method {done.method.name!r} {start}", stacklevel=3)
     peft_model = _inject(model, config, done.adapter_name, done.seed)
     remember(peft_model, replace(done, targets=targets))
     return peft_model
 
 
 def peft_config(
-    name: str,
+    method: Method,
     *,
     rank: int,
     alpha: float,
+    targets: Sequence[Target],
     target_modules: list[str],
     head: list[str],
     task_type: object,
-    options: Mapping,
+    options: Mapping[str, object],
 ) -> Any:
-    """The config of PEFT's method `name`; `options` win. Raises `SpecError` for an unknown or a missing option."""
-    lora = PEFT_LORA_OPTIONS.get(name)
-    kind = LoraConfig if lora is not None else PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())]
+    """The config of a method of PEFT; `options` win. Raises `SpecError` for an unknown or a missing option, and
+    `ModelError` for a rank that does not fit the layers."""
+    row, name = method.of_peft, method.name
+    kind = LoraConfig if row.is_lora else PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.removeprefix("peft:").upper())]
     fields = {field.name for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {
-        "r": rank,
         "lora_alpha": as_int(alpha),
         "alpha": as_int(alpha),
         "target_modules": target_modules,
         "modules_to_save": head or None,
         "task_type": task_type,
-        **(lora or {}),
     }
     unknown = set(options) - fields
     if unknown:
-        raise SpecError(f"peft:{name} has no option {min(unknown)!r}{suggest_nearest(min(unknown), fields)}")
-    chosen = {key: value for key, value in values.items() if key in fields}
-    if name == "oft":  # its rank and its block size exclude each other, and the block size has a default
-        chosen["oft_block_size"] = 0
-    if name == "adalora":  # it starts with more ranks than it keeps, 12 for 8 by default
-        chosen |= {"target_r": rank, "init_r": round(1.5 * rank)}
-    if name == "ia3":  # none of the targets is treated as a feed-forward layer
-        chosen["feedforward_modules"] = []
+        raise SpecError(f"{name} has no option {min(unknown)!r}{suggest_nearest(min(unknown), fields)}")
+    chosen = {key: value for key, value in values.items() if key in fields} | row.options
+    if row.fields_of_rank is not None:
+        chosen |= _rank_fields(method, rank, targets)
     try:
         return kind(**{**chosen, **options})
     except (TypeError, ValueError) as error:
-        raise SpecError(f"peft:{name}: {error}") from None
+        raise SpecError(f"{name}: {error}") from None
+
+
+def _rank_fields(method: Method, rank: int, targets: Sequence[Target]) -> dict[str, Any]:
+    """The fields of PEFT's config that a rank decides."""
+    row = method.of_peft
+    assert row.fields_of_rank is not None
+    for target in targets:
+        full = row.full_at(target.out_features, target.in_features) if row.full_at else rank
+        if rank > full:
+            raise ModelError(
+                f"{method.name}: rank {rank} changes nothing in layer {target.name}, whose factors are whole from rank "
+                f"{full} on; use rank <= {full}"
+            )
+    size = math.gcd(*(side for target in targets for side in (target.out_features, target.in_features)))
+    try:
+        return row.fields_of_rank(rank, size)
+    except ValueError as error:
+        raise ModelError(f"{method.name}: {error}") from None
 
 
 def _inject(model: nn.Module, config: Any, adapter_name: str, seed: int) -> Any:

@@ -70,7 +70,7 @@ def _methods(comparison: StudySpec, records: Sequence[RunRecord]) -> list[str]:
         if method.adapts:
             alpha = f", alpha {spec.alpha:g}" if spec.alpha is not None else ""
             targets = spec.targets if isinstance(spec.targets, str) else ", ".join(spec.targets)
-            parts.append(f"rank {spec.rank}{alpha}, on {targets}")
+            parts.append(f"rank {spec.rank}{alpha}, on {targets}" if method.takes_rank else f"on {targets}")
             model = next((record.model for record in own if record.model), None)
             if model is not None:
                 parts.append(f"{len(model.layers)} layers, {model.adapter:,} adapter parameters")

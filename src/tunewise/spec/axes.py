@@ -15,9 +15,13 @@ def _of_method(key: str) -> Callable[[RunSpec], Value]:
     return lambda run: _plain(getattr(run.method, key)) if get_method(run.method.name).adapts else None
 
 
+def _rank(run: RunSpec) -> Value:
+    return run.method.rank if get_method(run.method.name).takes_rank else None
+
+
 def _alpha(run: RunSpec) -> Value:
     row = get_method(run.method.name)
-    return None if not row.adapts or row.scaling == "one" else run.method.alpha or 2.0 * run.method.rank
+    return None if not row.takes_rank or row.scaling == "one" else run.method.alpha or 2.0 * run.method.rank
 
 
 def _ratio(run: RunSpec) -> Value:
@@ -42,7 +46,7 @@ _OWN: dict[str, Callable[[RunSpec], Value]] = {
     "model": lambda run: _last(run.model.path),
     "data": lambda run: _last(run.data.path),
     "method": lambda run: run.method.name,
-    "rank": _of_method("rank"),
+    "rank": _rank,
     "alpha": _alpha,
     "alpha / rank": _ratio,
     "targets": _of_method("targets"),

@@ -46,6 +46,9 @@ def expand_study(content: Mapping[str, Any]) -> dict[str, Any]:
     if all(shared.get(key) for key in _CHAIN):
         raise SpecError("links and restart_every both say when a chain restarts; give one of them")
     full["methods"] = expand_methods(full.get("methods", []), shared)
+    rows = [get_method(method.name) for method in full["methods"]]
+    if rows and all(row.refuses_rank for row in rows):
+        rows[0].resolve_rank(shared.get("rank"))
     return full
 
 
@@ -121,6 +124,8 @@ def _row_values(row: object, shared: Mapping[str, object]) -> Iterator[dict[str,
             axes = {key: value for key, value in axes.items() if key not in _CHAIN}
         if method.where != "random":
             axes.pop("lora_a_init", None)
+        if method.refuses_rank:
+            axes.pop("rank", None)
         listed = [
             [(key, value) for value in (values if isinstance(values, list) and key != "layers" else [values])]
             for key, values in axes.items()

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from tunewise.catalog import LoraAInit, get_method
 from tunewise.errors import SpecError
@@ -130,6 +139,20 @@ class MethodSpec(Frozen):
     def _known(cls, name: str) -> str:
         get_method(name)
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rank_of_the_method(cls, content: object) -> object:
+        """Refuse a rank that means nothing to the method; fill in a default of its own."""
+        if not isinstance(content, dict) or "name" not in content:
+            return content
+        rank = get_method(str(content["name"])).resolve_rank(content.get("rank"))
+        given = {key: value for key, value in content.items() if key != "rank" or value is not None}
+        return given if rank == cls.model_fields["rank"].default else {"rank": rank, **given}
+
+    @field_serializer("rank")
+    def _no_rank_without_meaning(self, rank: int) -> int | None:
+        return None if get_method(self.name).refuses_rank else rank
 
     @model_validator(mode="after")
     def _only_chains_have_links(self) -> MethodSpec:

@@ -186,7 +186,7 @@ def _planned(status: str, spec: RunSpec) -> RunRow:
     from tunewise.catalog import get_method
 
     method = get_method(spec.method.name)
-    rank = spec.method.rank if method.adapts else None
+    rank = spec.method.rank if method.takes_rank else None
     return RunRow(
         id=spec.id,
         status=status,

@@ -50,7 +50,7 @@ class MethodForecast(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     method: str
-    rank: int | None = Field(description="None where there is none: fft, head")
+    rank: int | None = Field(description="None where there is none: fft, head, peft:ia3")
     trainable_parameters: int = Field(description="head included")
     adapter_parameters: int
     head_parameters: int
@@ -64,6 +64,7 @@ class MethodForecast(BaseModel):
     temporary_bytes: int = Field(description="at the worst moment, beyond what is kept")
     disk_bytes: int = Field(description="of the adapter that stays")
     coverage: str = Field(description="in words: the share of the block weights that is adapted, and what is not")
+    start: str = Field(description="in words: how attaching changes the outputs; empty where it does not")
     disk_bytes_running: int = Field(
         description="while training: two checkpoints, a third being written, the best epoch"
     )
@@ -111,7 +112,7 @@ def _forecast_method(method: MethodSpec, step: Step, head: Head, samples: int | 
     thresholds = samples is not None and row.adapts and head.outputs is not None
     return MethodForecast(
         method=method.label,
-        rank=method.rank if row.adapts else None,
+        rank=method.rank if row.takes_rank else None,
         trainable_parameters=round(step.trainable),
         adapter_parameters=round(step.adapter),
         head_parameters=round(step.head),
@@ -124,6 +125,7 @@ def _forecast_method(method: MethodSpec, step: Step, head: Head, samples: int | 
         activation_bytes=round(step.kept),
         temporary_bytes=round(max(0.0, step.working - step.kept)),
         coverage=step.coverage.describe() if step.coverage else "",
+        start=row.describe_start(method.rank),
         disk_bytes=round(stored),
         disk_bytes_running=round(2 * stored + 3 * (stored + optimizer)),
         information_bound=float(information_bound(int(bounded), samples)) if samples and bounded else None,

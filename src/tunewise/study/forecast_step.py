@@ -184,4 +184,4 @@ def equivalent_method(method: MethodSpec) -> MethodSpec:
     name = {"AB": "lora", "columns": "paca", "A": "cla-rows"}.get(row.trained, method.name)
     if row.trained == "B":
         name = "asym" if row.where == "random" else "cla"
-    return MethodSpec(name=name, rank=method.rank, targets=method.targets, layers=method.layers)
+    return MethodSpec(name=name, **method.model_dump(include={"rank", "targets", "layers"}))

@@ -179,7 +179,7 @@ def _knobs(run: PlannedRun, processes: int) -> Iterator[tuple[str, Iterator[int]
     yield "batch_size", _halves(run.batch, processes)
     if run.task.has_tokens:
         yield "max_length", _halves(run.length, _LEAST_LENGTH)
-    if get_method(run.spec.method.name).adapts:
+    if get_method(run.spec.method.name).takes_rank:
         yield "rank", _halves(run.spec.method.rank, 1)
 
 

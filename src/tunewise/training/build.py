@@ -43,7 +43,7 @@ def attach_method(model: nn.Module, method: MethodSpec, *, seed: int, **options:
     return attach(
         model,
         method.name,
-        rank=method.rank,
+        rank=method.rank if get_method(method.name).takes_rank else None,
         alpha=method.alpha,
         targets=method.targets,
         layers=method.layers,
