@@ -338,12 +338,17 @@ class Adapter(LoraVariant, ABC):
         x = module.lora_dropout[self.name](x)
         fold = self.layer._fold
         in_weight = fold is not None and fold.name == self.name
+        total = result.to(self.dtype_of_sum(result))
         for a, b in [*([] if in_weight else self.finished_factors()), self.factors()]:
             inner = F.linear(x, a.to(self.a.device, self.a.dtype)).split(self.rank, dim=-1)
             blocks = self.parts_of(b.to(self.b.device, self.b.dtype))
             pieces = [F.linear(part, block) * self.scale for part, block in zip(inner, blocks)]
-            result = add_to_parts(result, pieces, self.target.parts)
-        return result
+            total = add_to_parts(total, pieces, self.target.parts)
+        return total.to(result.dtype)
+
+    def dtype_of_sum(self, result: Tensor) -> torch.dtype:
+        """Several links are summed in B's precision and rounded once; a single one is added in the output's."""
+        return torch.promote_types(result.dtype, self.b.dtype) if self.finished else result.dtype
 
     # PEFT calls these three. The layer takes a merge back from its copy of W0: exact to the bit, unlike a subtraction.
 

@@ -59,10 +59,12 @@ class _ColumnsBeside(torch.autograd.Function):
     ) -> Tensor:
         y = F.linear(x, weight, bias)
         flat, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-        for columns, done in finished:
-            flat.addmm_(inputs.index_select(1, columns), _factor(done, scale, y).T)
         taken = selection.gather(x)
-        flat.addmm_(taken, _factor(b if origin is None else b - origin, scale, y).T)
+        # All links in one product: the sum is rounded once.
+        rows = [*(inputs.index_select(1, columns) for columns, _ in finished), taken]
+        updates = [*(done for _, done in finished), b if origin is None else b - origin]
+        factors = [_factor(update, scale, y) for update in updates]
+        flat.addmm_(torch.cat(rows, dim=1), torch.cat(factors, dim=1).T)
         ctx.save_for_backward(taken, weight, b)
         ctx.scale, ctx.origin, ctx.finished = scale, origin, list(finished)
         ctx.columns, ctx.run = selection.columns, selection.run

@@ -197,12 +197,14 @@ class ColumnAdapter(Adapter):
                 taken = self.selection.gather(x).to(result.dtype)
             return cast(Tensor, ColumnGradient.apply(result, taken, self.b, self.scale, self.target.parts))
         dropout = self.layer.lora_dropout[self.name]
+        total = result.to(self.dtype_of_sum(result))
         for columns, b in [*self.finished, (self.where, self.factors()[1])]:
             taken = dropout(take_columns(x, columns)).view(*x.shape[:-1], len(columns))
+            taken = taken.to(torch.promote_types(taken.dtype, total.dtype))
             blocks = self.parts_of((b * self.scale).to(taken.dtype))
             pieces = [F.linear(part, block) for part, block in zip(taken.split(self.rank, dim=-1), blocks)]
-            result = add_to_parts(result, pieces, self.target.parts)
-        return result
+            total = add_to_parts(total, pieces, self.target.parts)
+        return total.to(result.dtype)
 
 
 ADAPTERS.register("columns", ColumnAdapter)
