@@ -13,8 +13,9 @@ from types import ModuleType
 import pytest
 
 from tunewise import locate
+from tunewise.cache import cache_folder
 from tunewise.errors import SpecError
-from tunewise.locate import cache_folder, digest, resolve, unpack
+from tunewise.locate import digest, resolve, unpack
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote
 
+from tunewise.cache import hub_cache
 from tunewise.errors import SpecError, TunewiseError, first_line
 
 HUB_PREFIX = "hub:"
@@ -67,8 +69,12 @@ def fetch(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    cache = hub_cache()
+    download = snapshot_download if cache is None else partial(snapshot_download, cache_dir=cache)
     try:
-        folder = Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
+        folder = Path(download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
+    except PermissionError as fault:
+        raise error(f"{fault.filename}: {fault.strerror}; HF_HOME moves the cache of the hub elsewhere") from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as fault:
         reason = textwrap.shorten(first_line(fault).partition(". ")[0].rstrip("."), 160)
         what = "model" if kind == "model" else "data set"

@@ -14,8 +14,8 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from tunewise.cache import cache_folder
 from tunewise.errors import MeasureError, SpecError, StoreError
-from tunewise.locate import cache_folder
 from tunewise.measures._linalg.base_spectra import FOLDER, BaseSpectra
 from tunewise.measures.base import Values
 from tunewise.measures.finished import Check, no_check

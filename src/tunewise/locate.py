@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import tempfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tunewise.cache import cache_folder
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.hub import HUB_PREFIX, hub_file
 
@@ -71,24 +70,6 @@ def _names_beside(missing: Path, root: Path) -> str:
             return suggest_nearest(part, [p.name for p in folder.iterdir() if not _is_clutter(p.name)])
         folder = folder / part
     return ""
-
-
-def cache_folder() -> Path:
-    """`$TUNEWISE_CACHE`, else `$XDG_CACHE_HOME/tunewise`, else `~/.cache/tunewise`; not created here. A user without a
-    home folder (a container with an arbitrary user id) gets one under the temporary folder, with a warning."""
-    if own := os.environ.get("TUNEWISE_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "tunewise"
-    try:
-        home = Path.home()
-        if os.access(home, os.W_OK):
-            return home / ".cache" / "tunewise"
-    except RuntimeError:  # no HOME, and no entry for the user
-        pass
-    folder = Path(tempfile.gettempdir()) / f"tunewise-{os.getuid()}"
-    warnings.warn(f"no home folder to write into: the cache is {folder}; TUNEWISE_CACHE sets another", stacklevel=2)
-    return folder
 
 
 def unpack(zip_path: Path) -> Path:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 import tunewise
 from test_run import make_spec
-from tunewise.locate import cache_folder
+from tunewise.cache import cache_folder, hub_cache
+from tunewise.errors import ModelError
+from tunewise.models.load import model_folder
 from tunewise.run import run
+from tunewise.spec import ModelSpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 
@@ -45,3 +49,36 @@ def test_without_a_home_the_cache_is_under_the_temporary_folder_and_says_so(monk
     monkeypatch.setattr("pathlib.Path.home", no_home)
     with pytest.warns(UserWarning, match="TUNEWISE_CACHE"):
         assert cache_folder() == tmp_path / f"tunewise-{os.getuid()}"
+
+
+def test_without_a_home_files_of_the_hub_go_elsewhere_and_it_says_where(monkeypatch, tmp_path):
+    """huggingface_hub's own cache is then '~/.cache/huggingface/hub', which would be a folder called ~ right here."""
+    monkeypatch.setenv("HF_HOME", "restored after the test")
+    monkeypatch.delenv("HF_HOME")
+    for name in ("TUNEWISE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path / "locked")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).exists() and mode == os.F_OK)
+    asked = []
+
+    def snapshot_download(repo, *, cache_dir=None, **options):
+        asked.append(cache_dir)
+        raise PermissionError(13, "Permission denied", str(cache_dir))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with (
+        pytest.warns(UserWarning, match="TUNEWISE_CACHE sets another, and HF_HOME"),
+        pytest.raises(ModelError) as error,
+    ):
+        model_folder(ModelSpec(path="maker/tiny"))
+    home = tmp_path / f"tunewise-{os.getuid()}" / "huggingface"
+    assert asked == [home / "hub"] and os.environ["HF_HOME"] == str(home)
+    assert str(error.value).endswith("Permission denied; HF_HOME moves the cache of the hub elsewhere")
+
+
+def test_a_cache_of_the_hub_that_is_there_is_used_also_where_it_is_read_only(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)
+    assert hub_cache() is None

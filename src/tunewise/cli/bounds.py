@@ -88,7 +88,7 @@ def _of_run(
 
 
 def _of_adapter(target: Path, base: str | None, **numbers: Any) -> dict[str, Any]:
-    from tunewise.locate import cache_folder
+    from tunewise.cache import cache_folder
     from tunewise.measures.bounds.compute import bounds_of_adapter
     from tunewise.measures.updates.folder import adapter_folder
     from tunewise.models.bare import base_of_adapter, layers_of_adapter, load_bare

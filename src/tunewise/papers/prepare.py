@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pyarrow import concat_tables, parquet
 
+from tunewise.cache import cache_folder
 from tunewise.errors import DataError
 from tunewise.hub import HUB_PREFIX, fetch, parse_hub_path
-from tunewise.locate import cache_folder, resolve
+from tunewise.locate import resolve
 from tunewise.papers.forms import DataParts, TextItem, read_form
 from tunewise.papers.reading import part_files
 from tunewise.papers.sets import PaperSet

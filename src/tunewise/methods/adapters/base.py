@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tunewise.catalog import Method
 from tunewise.errors import ModelError, SpecError, StoreError
 from tunewise.methods.adapters.fold import Fold
-from tunewise.methods.adapters.products import add_to_parts
+from tunewise.methods.adapters.products import add_to_parts, widen
 from tunewise.methods.attachment import Attachment
 from tunewise.methods.draws import stream
 from tunewise.models.layers import Target
@@ -338,17 +338,13 @@ class Adapter(LoraVariant, ABC):
         x = module.lora_dropout[self.name](x)
         fold = self.layer._fold
         in_weight = fold is not None and fold.name == self.name
-        total = result.to(self.dtype_of_sum(result))
+        total = widen(result, self.b) if self.finished else result
         for a, b in [*([] if in_weight else self.finished_factors()), self.factors()]:
             inner = F.linear(x, a.to(self.a.device, self.a.dtype)).split(self.rank, dim=-1)
             blocks = self.parts_of(b.to(self.b.device, self.b.dtype))
             pieces = [F.linear(part, block) * self.scale for part, block in zip(inner, blocks)]
             total = add_to_parts(total, pieces, self.target.parts)
         return total.to(result.dtype)
-
-    def dtype_of_sum(self, result: Tensor) -> torch.dtype:
-        """Several links are summed in B's precision and rounded once; a single one is added in the output's."""
-        return torch.promote_types(result.dtype, self.b.dtype) if self.finished else result.dtype
 
     # PEFT calls these three. The layer takes a merge back from its copy of W0: exact to the bit, unlike a subtraction.
 

@@ -24,7 +24,7 @@ from tunewise.methods.adapters.column_nodes import ColumnGradient, columns_besid
 from tunewise.methods.adapters.fold import Fold
 from tunewise.methods.adapters.fusing import is_observed, is_plain, is_transformed
 from tunewise.methods.adapters.input_groups import ColumnSelection, InputGroup, take_columns
-from tunewise.methods.adapters.products import add_to_parts, oriented
+from tunewise.methods.adapters.products import add_to_parts, oriented, widen
 from tunewise.methods.draws import columns_of_link, one_hot
 from tunewise.models.layers import READ_TOGETHER, Target
 from tunewise.registry import ADAPTERS
@@ -197,7 +197,7 @@ class ColumnAdapter(Adapter):
                 taken = self.selection.gather(x).to(result.dtype)
             return cast(Tensor, ColumnGradient.apply(result, taken, self.b, self.scale, self.target.parts))
         dropout = self.layer.lora_dropout[self.name]
-        total = result.to(self.dtype_of_sum(result))
+        total = widen(result, self.b) if self.finished else result
         for columns, b in [*self.finished, (self.where, self.factors()[1])]:
             taken = dropout(take_columns(x, columns)).view(*x.shape[:-1], len(columns))
             taken = taken.to(torch.promote_types(taken.dtype, total.dtype))

@@ -60,6 +60,11 @@ def add_to_parts(result: Tensor, pieces: list[Tensor], parts: tuple[Part, ...]) 
     return torch.cat(blocks, dim=-1)
 
 
+def widen(result: Tensor, b: Tensor) -> Tensor:
+    """`result` in B's precision where that is the higher one, so that the sum over links is rounded once."""
+    return result.to(torch.promote_types(result.dtype, b.dtype))
+
+
 def oriented(base_layer: nn.Module) -> Tensor:
     """The weight as n x m (out x in), a view where the layer stores it transposed."""
     weight = cast(Tensor, base_layer.weight)
