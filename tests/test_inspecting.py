@@ -205,7 +205,7 @@ def test_wrong_bases_and_damage_are_refused_in_a_line(
 def test_a_head_alone_has_nothing_to_look_at(model: Path, toy_csv: Path, tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     record = run(make_spec(model, toy_csv, "head", epochs=1), store)
-    with pytest.raises(MeasureError, match="no weight of the backbone"):
+    with pytest.raises(MeasureError, match=r"no weight of the backbone .* Retrained as a whole: classifier \("):
         inspect(store.folder(record.id))
 
 
@@ -228,6 +228,31 @@ def test_full_fine_tuning_knows_its_base_by_its_files(
     weights.save_pretrained(other)
     with pytest.raises(StoreError, match="another base model"):
         inspect(folder, base=str(other))
+
+
+def test_says_which_modules_are_retrained_and_how_many_parameters_they_have(model: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", modules_to_save=["pooler"])
+    found = inspect(make_adapter(model, tmp_path / "adapter", config))
+    reference = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
+    names = {"classifier": reference.classifier, "bert.pooler": reference.bert.pooler}
+    expected = {name: sum(p.numel() for p in module.parameters()) for name, module in names.items()}
+    assert found.as_data()["retrained"] == {"modules": expected, "tokens": {}}
+    assert f"bert.pooler ({64 * 64 + 64:,} parameters)" in found.retrained.describe()[0]
+
+
+@pytest.mark.parametrize("tokens", [[3, 5, 9], {"embed_tokens": [3, 5, 9]}])
+def test_says_which_tokens_are_trained(tokens: list | dict, tmp_path: Path, monkeypatch, capsys) -> None:
+    base = save_tiny_llama(tmp_path / "decoder")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", trainable_token_indices=tokens)
+    folder = make_adapter(base, tmp_path / "adapter", config, AutoModelForCausalLM)
+    width = AutoModelForCausalLM.from_pretrained(base).config.hidden_size
+    assert call(folder, "--json", monkeypatch=monkeypatch) == 0
+    trained = json.loads(capsys.readouterr().out)["retrained"]
+    assert trained["tokens"]["model.embed_tokens"] == {"tokens": [3, 5, 9], "parameters": 3 * width}
+    assert not trained["modules"]
+    assert call(folder, monkeypatch=monkeypatch) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"Trained: 3 tokens of model.embed_tokens ({3 * width:,} parameters): 3, 5, 9." in words
 
 
 class TestCommandLine:

@@ -25,6 +25,7 @@ from tunewise.measures.spectrum.compute import SpectrumResult, spectra_of
 from tunewise.measures.updates.folder import adapter_folder, module_names, updates_between, updates_of
 from tunewise.measures.updates.layer import Updates
 from tunewise.measures.updates.refusal import refusal
+from tunewise.measures.updates.retrained import Retrained, retrained_by
 from tunewise.methods.files import CHANGED, CONFIG, SIDECAR, read_attachment
 from tunewise.methods.loading import load
 from tunewise.methods.tied import untie_adapted
@@ -56,6 +57,8 @@ class Inspection(Values):
     """The data behind the losses of `scaled_intruders`, in words; empty where there was none."""
     left_out: list[str]
     """Changed modules that are not linear layers."""
+    retrained: Retrained
+    """Modules that the adapter holds as a whole, and trained tokens."""
     decomposed: int
     """Base weights that were decomposed now; the decompositions of the others were on disk."""
     seconds: float
@@ -131,8 +134,7 @@ def inspect(
     on_phase("intruders")
     settings = IntruderSettings(top_k="all" if top_k is None else top_k, threshold=threshold)
     intruders = intruders_of(subject.updates, spectra, settings, check)
-    scaled: list[ScaledIntruders] = []
-    scaled_on = ""
+    scaled, scaled_on = list[ScaledIntruders](), ""
     if scale:
         on_phase("scaled intruders")
         model, score, scaled_on = _scoring(subject, data, task, check)
@@ -148,6 +150,7 @@ def inspect(
         scaled_intruders=scaled,
         scaled_on=scaled_on,
         left_out=subject.updates.left_out,
+        retrained=Retrained(modules={}, tokens={}) if subject.folder is None else retrained_by(subject.folder),
         decomposed=spectra.computed,
         seconds=time.monotonic() - begun,
     )
@@ -198,7 +201,8 @@ def _open(
     on_phase("reading the adapter")
     updates = updates_of(folder, model)
     if not updates:
-        raise MeasureError(f"{adapter}: no weight of the backbone changes, so there is no dW to look at")
+        beside = " ".join(["", *retrained_by(folder).describe()])
+        raise MeasureError(f"{adapter}: no weight of the backbone changes, so there is no dW to look at.{beside}")
     if record is not None:
         if (folder / CHANGED).exists():
             _same_digest(folder, spec, record)

@@ -138,8 +138,9 @@ def _numbers(*values: float | None) -> list[str]:
 
 
 def _explanations(result: Inspection) -> list[str]:
-    """What the columns mean, and what was left out."""
-    intruders, names = result.intruders, result.left_out
+    """What the columns mean, and what else was trained."""
+    intruders = result.intruders
+    names = [name for name in result.left_out if name not in result.retrained.tokens]
     spaces = _range([layer.top for layer in result.spectrum.layers.values()], "d")
     baselines = _range([layer.baseline for layer in intruders.layers.values()], ".3f")
     lines = [
@@ -151,7 +152,7 @@ def _explanations(result: Inspection) -> list[str]:
     ]
     if names:
         lines.append(f"Changed modules that are not linear layers, left out: {join_names(names, 3)}.")
-    return lines
+    return [*lines, *result.retrained.describe()]
 
 
 def _range(values: Sequence[float], form: str) -> str:
