@@ -29,6 +29,7 @@ _WHERE = {
     "sweep": "tunewise.study.sweep",
     "export": "tunewise.exporting",
     "inspect": "tunewise.inspecting",
+    "predict": "tunewise.predicting",
     "StudySpec": "tunewise.spec",
     "RunSpec": "tunewise.spec",
     "TunewiseError": "tunewise.errors",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tunewise.methods.fold_updates import refold
     from tunewise.methods.loading import load
     from tunewise.methods.saving import save
+    from tunewise.predicting import predict
     from tunewise.spec import RunSpec, StudySpec
     from tunewise.study.compare import compare
     from tunewise.study.sweep import sweep

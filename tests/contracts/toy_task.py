@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunewise.models.head import Head
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec
+from tunewise.tasks.contract import Prediction, Split
 from tunewise.tasks.labels import read_texts
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
 from tunewise.tasks.text_inputs import TextTask
@@ -52,6 +53,16 @@ class Tagging(TextTask):
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         each = F.binary_cross_entropy_with_logits(outputs.double(), labels.double(), reduction="none")
         return each.mean(1)
+
+    def predict(self, model: nn.Module, examples: Split) -> list[Prediction]:
+        rows = self.outputs(model, examples).double().sigmoid().tolist()
+        return [
+            {
+                "prediction": "|".join(label for label, value in zip(self.labels, row, strict=True) if value > 0.5),
+                **{f"probability_{label}": value for label, value in zip(self.labels, row, strict=True)},
+            }
+            for row in rows
+        ]
 
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         predicted, wanted = outputs > 0, targets > 0

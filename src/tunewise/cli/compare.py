@@ -90,6 +90,7 @@ def run_comparison(options: ExecutionOptions, study: StudySpec, *, dry_run: bool
 
 
 def _show_result(result: Comparison, console: Console) -> None:
+    from tunewise.predicting import plain_lines
     from tunewise.report.table import console_table
 
     console.print("", console_table(result.summaries, result.recommendation), "", sep="\n")
@@ -104,4 +105,8 @@ def _show_result(result: Comparison, console: Console) -> None:
     console.print(f"report   {result.report}", soft_wrap=True)
     choice = result.recommendation.choice
     if chosen := result.adapter_of(choice):
-        console.print(f"adapter  {chosen[0]}  ({choice}, seed {chosen[1]})", soft_wrap=True)
+        adapter, seed = chosen
+        console.print(f"adapter  {adapter}  ({choice}, seed {seed})", soft_wrap=True)
+        console.print(f"predict  tunewise predict {adapter.parent} --data FILE --out FILE.csv", soft_wrap=True)
+        if lines := plain_lines(adapter.parent):
+            console.print("\nWithout tunewise, for one input:", *lines, sep="\n", markup=False, soft_wrap=True)

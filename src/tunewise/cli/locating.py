@@ -29,8 +29,23 @@ def read_study(path: Path, *, measures: bool = False) -> Evidence:
     return study
 
 
+def _recommended_run(study: Evidence) -> Path:
+    from tunewise.advise.recommend import recommend
+
+    choice = recommend(study.summarise(), tuning=study.tuning).choice
+    chosen = study.adapter_of(choice)
+    if chosen is None:
+        raise SpecError(f"{study.folder} recommends no method; give the folder of a run")
+    adapter, seed = chosen
+    print(f"note: run {adapter.parent.name} ({choice}, seed {seed}) is the recommended one", file=sys.stderr)
+    return adapter.parent
+
+
 def run_or_adapter(target: Path, runs: Path) -> Path:
-    """`target` where it is a folder, else the folder of the run in `runs` with such an id. Raises `SpecError`."""
+    """`target` where it is a folder, else the folder of the run in `runs` with such an id; of a comparison the first
+    run of the recommended method. Raises `SpecError`."""
+    if (target / "compare.json").is_file():
+        return _recommended_run(read_study(target))
     if target.is_dir():
         return target
     if not re.fullmatch(r"[0-9a-f]{4,16}", str(target)):

@@ -34,6 +34,7 @@ Exit code 5 where no method is within the limits.""",
 
 The weights of the base model are decomposed once and cached.""",
     "bounds": "Compute bounds on the generalization gap of a run or an adapter, with their assumptions.",
+    "predict": "Predict new data with a finished run: classes, numbers or texts, and scores.",
     "export": "Write an adapter as stock LoRA, or merged into its model.",
     "runs": "List, show, clean and verify run folders.",
     "aa": """Compare a method with itself: how often are equal methods called different?

@@ -64,6 +64,9 @@ def sidecar_of(model: nn.Module, done: Attachment) -> dict[str, Any]:
     # PEFT's own methods may change the base's weights (pissa, olora), so these do not identify the base.
     identified = done.targets and not done.method.passed_through
     notes = {"format": FORMAT, **asdict(done), "base": fingerprint(model, done.targets) if identified else None}
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if type(base).__name__.endswith("Classification"):  # which PEFT's configuration has no place for
+        notes["id2label"] = base.config.id2label
     if getattr(model, "linearised", False):  # its scores are not those of the network that a reader loads
         notes["linearised"] = True
     return notes

@@ -19,7 +19,7 @@ from tunewise.models.language import has_causal_head
 from tunewise.models.load import load_config
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec, ModelSpec
-from tunewise.tasks.contract import Encoded, Split
+from tunewise.tasks.contract import Encoded, Prediction, Split
 from tunewise.tasks.files import Row, as_text, read_records, refuse_blank
 from tunewise.tasks.labels import check_columns
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
@@ -163,11 +163,41 @@ class CausalLanguage(TokenTask):
             return (labels[:, 1:] != IGNORED).sum(1).double()
         return outputs[:, 2].double()
 
+    def read_inputs(self, data: DataSpec) -> tuple[list[str], Split]:
+        """Texts, or prompts with the completions that are to be scored, by the columns of the new data."""
+        records = _records(data, resolve(data.path), _has_completions(data), flat=True)
+        return [record.where for record in records], self.encode(records)
+
+    def predict(self, model: nn.Module, examples: Split) -> list[Prediction]:
+        """`loss`: nats a target token; `perplexity`; `tokens`: how many are targets."""
+        outputs = self.outputs(model, examples)
+        return [
+            {"loss": loss, "perplexity": _perplexity(loss), "tokens": int(count)}
+            for loss, count in zip((outputs[:, 0] / outputs[:, 2]).tolist(), outputs[:, 2].tolist(), strict=True)
+        ]
+
+    def plain_line(self, data: DataSpec) -> str:
+        if not _has_completions(data):
+            encoding = f"tokenizer('A text.', truncation=True, max_length={self.max_length}, return_tensors='pt')"
+            return f"ids = {encoding}['input_ids']; print(model(input_ids=ids, labels=ids).loss.item())"
+        end = "" if self.tokenizer.eos_token_id is None else f" + [{self.tokenizer.eos_token_id}]"
+        completion = "tokenizer('A completion.', add_special_tokens=False)['input_ids']"
+        batch = f"input_ids=torch.tensor([start + end]), labels=torch.tensor([[{IGNORED}] * len(start) + end])"
+        return f"import torch; start, end = {self.plain_prompt()}, {completion}{end}; print(model({batch}).loss.item())"
+
+    def plain_prompt(self) -> str:
+        """Python for the token ids of a prompt."""
+        ids = self.tokenizer("A prompt.")["input_ids"]
+        return "tokenizer('A prompt.')['input_ids']" + ("" if self._without_end(ids) == ids else "[:-1]")
+
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Perplexity, e to the mean loss over all target tokens of the split, and the share of them that is right."""
         loss, right, count = (float(column) for column in outputs.double().sum(0))
-        perplexity = math.exp(min(loss / count, _LARGEST_EXPONENT))
-        return {"perplexity": perplexity, "token_accuracy": right / count}
+        return {"perplexity": _perplexity(loss / count), "token_accuracy": right / count}
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, _LARGEST_EXPONENT))
 
 
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -193,11 +223,11 @@ def _has_completions(spec: DataSpec) -> bool:
     return spec.label in cells or spec.label != DataSpec.model_fields["label"].default
 
 
-def _records(spec: DataSpec, path: Path, prompted: bool) -> list[Record]:
+def _records(spec: DataSpec, path: Path, prompted: bool, *, flat: bool = False) -> list[Record]:
     """Prompts with completions, or texts. Raises `DataError` for the first row with the layout of the other."""
     columns = [spec.text, spec.label] if prompted else [spec.text]
     records = []
-    for cells, where in read_records(path, columns, encoding=spec.encoding):
+    for cells, where in read_records(path, columns, encoding=spec.encoding, flat=flat):
         if not prompted and spec.label in cells and not path.is_dir():
             raise DataError(
                 f"{where}: a completion (column {spec.label!r}), where the first row of {spec.path} has none; "

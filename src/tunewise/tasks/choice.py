@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from tunewise.errors import DataError, SpecError
+from tunewise.locate import resolve
 from tunewise.models.head import Head
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec
@@ -47,18 +48,28 @@ class MultipleChoice(TextTask, ClassificationScores):
     @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
         """A record's content is (question, answers, index of the right one)."""
-        parts = read_parts(data, lambda path: _read(data, path))
+        parts = read_parts(data, lambda path: _read(data, path, data.label))
         questions = [question for part in parts.values() for question in part]
         count = len(questions[0].answers)
-        for question in questions:
-            if len(question.answers) != count:
-                raise DataError(
-                    f"{question.where}: {len(question.answers)} answers, where {questions[0].where} has {count}; "
-                    "all questions need the same number"
-                )
+        _check_count(questions, count, f"{questions[0].where} has {count}")
         options = _options(questions)
         records = {part: [_record(question, options) for question in content] for part, content in parts.items()}
         return list(LETTERS[:count]), make_splits(data, records, noun="question")
+
+    def read_inputs(self, data: DataSpec) -> tuple[list[str], Split]:
+        questions = _read(data, resolve(data.path), None)
+        _check_count(questions, len(self.labels), f"the run had {len(self.labels)}")
+        records = [Record(None, "", "", q.where, (q.text, q.answers, 0)) for q in questions]
+        return [question.where for question in questions], self.encode(records)
+
+    def plain_line(self, data: DataSpec) -> str:
+        answers = [f"{self.separator}Answer {label}." for label in self.labels]
+        pairs = f"tokenizer(['A question?'] * {len(answers)}, {answers}, padding=True, return_tensors='pt')"
+        return (
+            f"inputs = {pairs}; logits = "
+            "model(**{key: value[None] for key, value in inputs.items()}).logits; "
+            f"print(dict(zip({''.join(self.labels)!r}, logits.softmax(-1)[0].tolist())))"
+        )
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -129,20 +140,23 @@ class _Question:
 Options = Callable[[_Question], Sequence[str]]
 
 
-def _read(spec: DataSpec, path: Path) -> list[_Question]:
+def _read(spec: DataSpec, path: Path, labelled: str | None) -> list[_Question]:
+    """The questions of a file, with the right answers where `labelled` names their column."""
     names = [name.strip() for name in (spec.choices or "choices").split(",") if name.strip()]
     if not names:
         raise SpecError("choices names no column; give a column of lists, or several columns separated by commas")
     questions = []
     if len(names) > 1:
         check_columns({"text": spec.text, **{f"answer {n}": n for n in names}, "label": spec.label})
-        for row in read_rows(path, [spec.text, *names, spec.label], encoding=spec.encoding):
+        columns = [spec.text, *names, *([] if labelled is None else [labelled])]
+        for row in read_rows(path, columns, encoding=spec.encoding):
             answers = [row.values[name] for name in names]
-            label = row.values[spec.label].strip()
+            label = "" if labelled is None else row.values[labelled].strip()
             questions.append(_Question(row.values[spec.text], answers, names, label, row.where))
     else:
         for cells, where in read_records(path, encoding=spec.encoding):
-            text, label = (as_text(_inside(cells, column, where), column, where) for column in (spec.text, spec.label))
+            text = as_text(_inside(cells, spec.text, where), spec.text, where)
+            label = "" if labelled is None else as_text(_inside(cells, labelled, where), labelled, where)
             answers, keys = _answers(_inside(cells, names[0], where), names[0], where)
             questions.append(_Question(text, answers, keys, label.strip(), where))
     for question in questions:
@@ -151,6 +165,14 @@ def _read(spec: DataSpec, path: Path) -> list[_Question]:
         if not 2 <= len(question.answers) <= len(LETTERS):
             raise DataError(f"{question.where}: {len(question.answers)} answers; 2 to {len(LETTERS)} are expected")
     return questions
+
+
+def _check_count(questions: Sequence[_Question], count: int, reason: str) -> None:
+    for question in questions:
+        if len(question.answers) != count:
+            raise DataError(
+                f"{question.where}: {len(question.answers)} answers, where {reason}; all questions need the same number"
+            )
 
 
 def _options(questions: Sequence[_Question]) -> Options:

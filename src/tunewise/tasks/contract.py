@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
 
 from tunewise.default_rates import Regime
+from tunewise.errors import DivergedError, SpecError
 from tunewise.models.checkpoint_head import CheckpointHead, find_checkpoint_head
 from tunewise.models.head import Head
 from tunewise.models.load import load_config, load_model
@@ -23,6 +24,9 @@ Encoded = Mapping[str, Any]
 """One example, ready for `collate`: token ids without padding, or an image that is not decoded yet, and `labels`."""
 
 Split = Sequence[Encoded]
+Prediction = dict[str, str | float]
+"""What is predicted of one input, by column: the prediction itself, then its scores."""
+
 Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
@@ -137,6 +141,11 @@ class Task(ABC):
 
     # --- one data set -----------------------------------------------------------------------------
 
+    @classmethod
+    def reopen(cls, model: ModelSpec, data: DataSpec, max_length: int, labels: Sequence[str]) -> Self:
+        """The task of a finished run, to predict with: a subclass that can do without the run's data does."""
+        return cls(model, data, max_length)
+
     @property
     @abstractmethod
     def metrics(self) -> Sequence[str]:
@@ -177,6 +186,16 @@ class Task(ABC):
         """What the reduced outputs of a split are scored against; the first dimension is the example."""
         return torch.tensor([example["labels"] for example in split])
 
+    def outputs(self, model: nn.Module, examples: Split) -> Tensor:
+        """The reduced outputs of a batch, on the CPU. Raises `DivergedError` where they are not finite."""
+        device = next(model.parameters()).device
+        batch = {key: value.to(device) for key, value in self.collate(examples).items()}
+        labels = batch.pop("labels")
+        outputs = self.reduce_outputs(model(**batch).logits, labels).cpu()
+        if not bool(torch.isfinite(outputs).all()):
+            raise DivergedError("the model's outputs are not finite; lower the learning rate")
+        return outputs
+
     @abstractmethod
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example, fp64, in nats, (examples,).
@@ -206,6 +225,27 @@ class Task(ABC):
 
     def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
         """Confusion matrix: rows are true classes, columns are predictions; None where there are no classes."""
+        return None
+
+    # --- prediction of new data -------------------------------------------------------------------
+
+    def read_inputs(self, data: DataSpec) -> tuple[list[str], Split]:
+        """Where each row of `data.path` stands, and its input, encoded, with any label: the data needs none. Raises
+        `DataError`."""
+        raise SpecError(f"the task {type(self).__name__} does not predict new data (it has no read_inputs)")
+
+    def predict(self, model: nn.Module, examples: Split) -> list[Prediction]:
+        """The predictions of a batch of what `read_inputs` returned."""
+        raise SpecError(f"the task {type(self).__name__} does not predict new data (it has no predict)")
+
+    def plain_code(self, source: str, data: DataSpec) -> tuple[str, str] | None:
+        """How to predict one input with a `model` and without tunewise: names to import from transformers, and a line
+        of Python that prints the prediction. None where the task does not say.
+
+        Args:
+            source: Arguments that load the base model from its folder or hub: `'roberta-base', revision='e2da8e'`.
+            data: The data of the run.
+        """
         return None
 
     def set_parts(self, parts: Mapping[str, Split], input_size: str, notes: Sequence[str]) -> None:

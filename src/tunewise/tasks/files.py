@@ -52,26 +52,28 @@ class Row:
     where: str
 
 
-def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8") -> list[Row]:
+def read_rows(path: Path, columns: Sequence[str], *, encoding: str = "utf-8", flat: bool = False) -> list[Row]:
     """The records of a file or folder with these columns as text; at least one.
 
     Numbers become text, in JSON as they are written; true and false become words.
     """
     return [
         Row({column: as_text(cells[column], column, where) for column in columns}, where)
-        for cells, where in read_records(path, columns, encoding=encoding)
+        for cells, where in read_records(path, columns, encoding=encoding, flat=flat)
     ]
 
 
-def read_records(path: Path, columns: Sequence[str] = (), *, encoding: str = "utf-8") -> Iterator[tuple[Cells, str]]:
+def read_records(
+    path: Path, columns: Sequence[str] = (), *, encoding: str = "utf-8", flat: bool = False
+) -> Iterator[tuple[Cells, str]]:
     """The records of a file, or of a folder of class folders of .txt files, in order; at least one.
 
     Each has all `columns`. A .txt file has the one column `text`, each line that is not blank a record. A folder has
     the columns `text` and `label` (the name of the class folder) and is read in the order of names. `encoding` is one
-    codec, or several that are tried in turn. Raises `DataError` for what can't be read, and `SpecError` for an unknown
-    encoding.
+    codec, or several that are tried in turn. `flat` takes the files of the folder itself, too. Raises `DataError` for
+    what can't be read, and `SpecError` for an unknown encoding.
     """
-    records = iter(_records(path, columns, encoding))
+    records = iter(_records(path, columns, encoding, flat))
     first = next(records, None)
     if first is None:
         raise DataError(f"{path.name}: the file names its columns and has no rows; give one with examples")
@@ -79,8 +81,8 @@ def read_records(path: Path, columns: Sequence[str] = (), *, encoding: str = "ut
     yield from records
 
 
-def _records(path: Path, columns: Sequence[str], encoding: str) -> Records:
-    files = data_files(path)
+def _records(path: Path, columns: Sequence[str], encoding: str, flat: bool) -> Records:
+    files = data_files(path, flat=flat)
     if path.is_dir():
         return _folder_records(path, files, columns, encoding)
     kind = format_of(path)
@@ -121,11 +123,12 @@ def as_text(value: object, column: str, where: str) -> str:
 # --- paths ----------------------------------------------------------------------------------------
 
 
-def data_files(path: Path, endings: Sequence[str] = TEXT_FILES) -> list[Path]:
-    """The path itself, or the sorted files of its sorted class folders. Raises `DataError` where there is none."""
+def data_files(path: Path, endings: Sequence[str] = TEXT_FILES, *, flat: bool = False) -> list[Path]:
+    """The path itself, or the sorted files of its sorted class folders, after those of the folder itself where `flat`
+    (data without labels). Raises `DataError` where there is none."""
     try:
         if path.is_dir():
-            return _class_files(path, endings)
+            return _class_files(path, endings, flat)
         if not path.exists():
             raise DataError(f"{path}: no such file or folder{_neighbours(path)}")
     except OSError as error:  # not allowed to look, a name too long
@@ -139,9 +142,10 @@ def files_of_folder(folder: Path, endings: Sequence[str]) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-def _class_files(folder: Path, endings: Sequence[str]) -> list[Path]:
+def _class_files(folder: Path, endings: Sequence[str], flat: bool) -> list[Path]:
     classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    files = [file for child in classes for file in files_of_folder(child, endings)]
+    folders = [folder, *classes] if flat else classes
+    files = [file for child in folders for file in files_of_folder(child, endings)]
     for file in files:
         if not is_unicode(f"{file.parent.name}/{file.name}"):
             raise DataError(f"{folder}: the name {f'{file.parent.name}/{file.name}'!r} is not UTF-8; rename it")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import psutil
@@ -53,11 +54,10 @@ class ImageClassification(ClassificationScores):
     has_tokens = False
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int = 0) -> None:
-        self.model_spec = model
         self.positive = data.positive
         self.pixels = Pixels(model, data.image_size)
-        self.labels, splits = load_labelled(data, lambda path: _records(data, path, self.pixels.mode), "image")
-        self.head = replace(self.make_head(self.labels), image_size=self.pixels.size[1:])
+        labels, splits = load_labelled(data, lambda path: _records(data, path, self.pixels.mode), "image")
+        self._set_up(model, labels)
         parts = {part: self._examples(records) for part, records in splits.parts.items()}
         notes = [*splits.notes, *self.pixels.notes, *self._check_size(), *self.describe_positive()]
         height, width = self.pixels.size[1:]
@@ -65,6 +65,20 @@ class ImageClassification(ClassificationScores):
         size = int(np.prod(self.pixels.size)) * (1 if self.pixels.compact else 4)
         count = sum(map(len, parts.values()))
         self.cache_pixels = count * size <= min(_MOST_CACHED, psutil.virtual_memory().available // 4)
+
+    @classmethod
+    def reopen(cls, model: ModelSpec, data: DataSpec, max_length: int, labels: Sequence[str]) -> Self:
+        """Without the run's data, which is not read, and without the call of `__init__`."""
+        task = cls.__new__(cls)
+        task.pixels = Pixels(model, data.image_size)
+        task._set_up(model, labels)
+        return task
+
+    def _set_up(self, model: ModelSpec, labels: Sequence[str]) -> None:
+        self.model_spec = model
+        self.labels = list(labels)
+        self.head = replace(self.make_head(self.labels), image_size=self.pixels.size[1:])
+        self.cache_pixels = False
 
     @classmethod
     def recognises(cls, data: DataSpec) -> bool:
@@ -132,6 +146,23 @@ class ImageClassification(ClassificationScores):
                 "are interpolated; pass interpolate_pos_encoding=True to its forward where you use the adapter."
             ]
         return []
+
+    def read_inputs(self, data: DataSpec) -> tuple[list[str], Split]:
+        rows = read_images(resolve(data.path), data.image, None)
+        return [row.where for row in rows], [{"image": Picture(row), "labels": 0} for row in rows]
+
+    def plain_code(self, source: str, data: DataSpec) -> tuple[str, str]:
+        name, processor = self.pixels.plain_code(source)
+        first = read_images(resolve(data.path), data.image, None)[0].source
+        image = f"load_image({str(first.absolute()) if isinstance(first, Path) else 'image.png'!r})"
+        grey = ".convert('L')" if self.pixels.mode == "L" else ""
+        sized = needs_interpolation(meta_model(self.model_spec, self.head), self.pixels.size[1:])
+        options = ", interpolate_pos_encoding=True" if sized else ""
+        return name, (
+            f"from transformers.image_utils import load_image; processor = {processor}; "
+            f"logits = model(processor({image}{grey}, return_tensors='pt')['pixel_values']{options}).logits; "
+            "print(dict(zip(model.config.id2label.values(), logits.softmax(-1)[0].tolist())))"
+        )
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         shown = self.pixels.batch([self._shown(example["image"]) for example in examples])

@@ -45,13 +45,14 @@ class ImageRow:
             raise DataError(f"{self.where}: {error.strerror}; check its permissions, or remove the file") from None
 
 
-def read_images(path: Path, image: str | None, label: str) -> list[ImageRow]:
+def read_images(path: Path, image: str | None, label: str | None) -> list[ImageRow]:
     """The images of a folder of class folders (sorted by name) or of a parquet file; at least one.
 
-    `image` is the column of images (bytes, or Hugging Face's struct of bytes and path), detected where None. Raises
-    `DataError` for what can't be read, and `SpecError` for a column of a folder.
+    `image` is the column of images (bytes, or Hugging Face's struct of bytes and path), detected where None. Without a
+    `label` a folder may hold its images itself. Raises `DataError` for what can't be read, and `SpecError` for a column
+    of a folder.
     """
-    files = data_files(path, IMAGE_FILES)
+    files = data_files(path, IMAGE_FILES, flat=label is None)
     if path.is_dir():
         if image is not None:
             raise SpecError(f"{path} is a folder of class folders, which has no column {image!r}; leave --image out")
@@ -74,24 +75,25 @@ def looks_like_images(path: Path) -> bool:
     return any(field.type.num_fields > 0 or field.name in _NAMES for field in fields)
 
 
-def _parquet_images(path: Path, image: str | None, label: str) -> list[ImageRow]:
+def _parquet_images(path: Path, image: str | None, label: str | None) -> list[ImageRow]:
     with parquet_file(path) as file:
         schema = file.schema_arrow
     image = image or _image_column(schema, path)
-    check_names(schema.names, [image, label], path.name)
+    columns = [image] if label is None else [image, label]
+    check_names(schema.names, columns, path.name)
     if not _holds_bytes(schema.field(image).type):
         raise DataError(
             f"{path.name}: column {image!r} holds {schema.field(image).type}; images are bytes, or a struct of bytes "
             "and path"
         )
-    names = class_names(path, label)
+    names = [] if label is None else class_names(path, label)
     rows = []
-    for cells, where in read_records(path, [image, label]):
+    for cells, where in read_records(path, columns):
         cell = cells[image]
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes) or not content:
             raise DataError(f"{where}: column {image!r} is null; fill it in or remove the row")
-        rows.append(ImageRow(content, _label(cells[label], names, label, where), where))
+        rows.append(ImageRow(content, "" if label is None else _label(cells[label], names, label, where), where))
     return rows
 
 

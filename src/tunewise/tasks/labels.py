@@ -111,15 +111,16 @@ def _absent_labels(splits: Splits, labels: Sequence[str]) -> list[str]:
     return notes
 
 
-def read_texts(spec: DataSpec, path: Path) -> list[Record]:
-    """The texts or pairs of a file with their labels, nothing dropped. Raises `DataError` for an empty cell, and
-    `SpecError` where one column is to be two things."""
+def read_texts(spec: DataSpec, path: Path, *, label: str | None = None) -> list[Record]:
+    """The texts or pairs of a file with their labels, nothing dropped; with a `label` for all of them the file needs
+    none. Raises `DataError` for an empty cell, and `SpecError` where one column is to be two things."""
     check_columns({"text": spec.text, "text_pair": spec.text_pair, "label": spec.label})
-    columns = [name for name in (spec.text, spec.text_pair, spec.label) if name is not None]
+    names = [spec.text, spec.text_pair, spec.label if label is None else None]
+    columns = [name for name in names if name is not None]
     records = []
-    for row in read_rows(path, columns, encoding=spec.encoding):
+    for row in read_rows(path, columns, encoding=spec.encoding, flat=label is not None):
         refuse_blank(row, columns)
         texts = (row.values[spec.text], row.values[spec.text_pair] if spec.text_pair is not None else None)
-        label = row.values[spec.label].strip()
-        records.append(Record(texts, label, label, row.where, texts))
+        own = row.values[spec.label].strip() if label is None else label
+        records.append(Record(texts, own, own, row.where, texts))
     return records

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -72,6 +73,8 @@ class Pixels:
     def __init__(self, model: ModelSpec, image_size: int | None) -> None:
         self.notes: list[str] = []
         self.mode = "L" if _channels(model) == 1 else "RGB"
+        self.is_checkpoints = image_size is None and _has_processor(model)
+        """Whether the processor is the one of the checkpoint, unchanged."""
         self.processor = _resized(_processor(model, self.mode, self.notes), image_size, model)
         noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
         probe = Image.fromarray(noise).convert(self.mode)
@@ -104,6 +107,14 @@ class Pixels:
             values = (values - mean) / deviation
         return values
 
+    def plain_code(self, source: str) -> tuple[str, str]:
+        """The name of a class of transformers, and Python that makes the processor by it."""
+        if self.is_checkpoints:
+            return "AutoImageProcessor", f"AutoImageProcessor.from_pretrained({source}, backend='pil')"
+        name = type(self.processor).__name__
+        settings = json.loads(self.processor.to_json_string())
+        return name, f"{name}(**{ {key: value for key, value in settings.items() if value is not None} })"
+
     def _run(self, image: Image.Image) -> NDArray[np.generic]:
         """The processor's own output for one image, fp32."""
         output = self.processor(image, return_tensors="np")
@@ -127,11 +138,15 @@ def _channels(model: ModelSpec) -> int:
 
 def _processor(model: ModelSpec, mode: str, notes: list[str]) -> ImageProcessor:
     """The model's own processor, by Pillow, so that the same model and data give the same pixels on every machine."""
-    folder = model_folder(model)
-    if not any((folder / name).exists() for name in _PROCESSOR_FILES):
+    if not _has_processor(model):
         return _default_processor(model, mode, notes)
+    folder = model_folder(model)
     with refusal(model, "its image processor can't be loaded"):
         return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=model.trust_remote_code)
+
+
+def _has_processor(model: ModelSpec) -> bool:
+    return any((model_folder(model) / name).exists() for name in _PROCESSOR_FILES)
 
 
 def _default_processor(model: ModelSpec, mode: str, notes: list[str]) -> ImageProcessor:

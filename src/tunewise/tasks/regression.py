@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunewise.errors import DataError
 from tunewise.models.head import Head
 from tunewise.registry import TASKS
 from tunewise.spec import DataSpec
-from tunewise.tasks.contract import Split
+from tunewise.tasks.contract import Prediction, Split
 from tunewise.tasks.labels import NUMBER, read_texts
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
 from tunewise.tasks.text_inputs import TextTask
@@ -64,6 +64,13 @@ class TextRegression(TextTask):
         """Of the mean target."""
         targets = self.targets(split)
         return self.score(targets.double().mean().expand(len(targets), 1), targets)
+
+    def predict(self, model: nn.Module, examples: Split) -> list[Prediction]:
+        """`prediction`: the number."""
+        return [{"prediction": number} for number in self.outputs(model, examples)[:, 0].tolist()]
+
+    def plain_line(self, data: DataSpec) -> str:
+        return f"print(model(**{self.plain_inputs(data)}).logits.item())"
 
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Pearson's and Spearman's correlation, in [-1, 1] (0 where all outputs or all targets are one number), and

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunewise.errors import SpecError
-from tunewise.tasks.contract import Split, Task
+from tunewise.tasks.contract import Prediction, Split, Task
 from tunewise.text_format import join_names
 
 
@@ -54,6 +54,15 @@ class ClassificationScores(Task):
         constant = F.one_hot(torch.arange(len(self.labels)))
         scores = [self.score(row.expand(len(targets), -1), targets) for row in constant]
         return {key: max(score[key] for score in scores) for key in scores[0]}
+
+    def predict(self, model: nn.Module, examples: Split) -> list[Prediction]:
+        """`prediction`: the class; `probability_CLASS` for each class."""
+        names = [f"probability_{label}" for label in self.labels]
+        rows = self.outputs(model, examples).double().softmax(-1)
+        return [
+            {"prediction": self.labels[int(row.argmax())], **dict(zip(names, row.tolist(), strict=True))}
+            for row in rows
+        ]
 
     def describe_positive(self) -> list[str]:
         """A sentence on the class that F1 is of. Raises `SpecError` for a class that the data lacks."""

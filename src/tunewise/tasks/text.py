@@ -37,6 +37,10 @@ class TextClassification(TextTask, ClassificationScores):
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
         return load_labelled_texts(data)
 
+    def plain_line(self, data: DataSpec) -> str:
+        probabilities = f"model(**{self.plain_inputs(data)}).logits.softmax(-1)[0].tolist()"
+        return f"print(dict(zip(model.config.id2label.values(), {probabilities})))"
+
     def target(self, record: Record) -> int:
         return self.labels.index(record.label)
 

@@ -6,16 +6,19 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tunewise.errors import DataError, ModelError
+from tunewise.locate import resolve
 from tunewise.models.head import Head
 from tunewise.models.load import load_tokenizer, meta_model, position_limit
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.contract import Encoded, Split, Task
+from tunewise.tasks.labels import read_texts
 from tunewise.tasks.splits import Record, Splits
 
 
@@ -23,19 +26,31 @@ class TokenTask(Task):
     """A task on sequences of tokens. A subclass reads the data, encodes records and pads batches."""
 
     def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
-        self.model_spec = model
         self.tokenizer = self.load_processor(model, data)
+        labels, splits = self.read(data)
+        self._set_up(model, data, max_length, labels)
+        parts = {part: self.encode(records) for part, records in splits.parts.items()}
+        self.set_parts(
+            parts, f"at most {self.max_length} tokens", [*data.notes, *splits.notes, *self.encoding_notes(parts)]
+        )
+
+    @classmethod
+    def reopen(cls, model: ModelSpec, data: DataSpec, max_length: int, labels: Sequence[str]) -> Self:
+        """Without the run's data, which is not read, and without the call of `__init__`."""
+        task = cls.__new__(cls)
+        task.tokenizer = cls.load_processor(model, data)
+        task._set_up(model, data, max_length, labels)
+        return task
+
+    def _set_up(self, model: ModelSpec, data: DataSpec, max_length: int, labels: Sequence[str]) -> None:
+        self.model_spec = model
         self.truncated = 0
-        self.labels, splits = self.read(data)
+        self.labels = list(labels)
         self.head = self.make_head(self.labels, data)
         positions = position_limit(meta_model(model, self.head))
         # Some tokenizers say 10^30 for no limit.
         self.token_limit = min(self.tokenizer.model_max_length, positions or 1_000_000, 1_000_000)
         self.max_length = min(max_length, self.token_limit)
-        parts = {part: self.encode(records) for part, records in splits.parts.items()}
-        self.set_parts(
-            parts, f"at most {self.max_length} tokens", [*data.notes, *splits.notes, *self.encoding_notes(parts)]
-        )
 
     @classmethod
     @abstractmethod
@@ -76,6 +91,16 @@ class TokenTask(Task):
     def sample_labels(cls, ids: Tensor, head: Head) -> Tensor:
         """Labels for `sample_inputs`, on the device of `ids`."""
         return torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+
+    def plain_code(self, source: str, data: DataSpec) -> tuple[str, str] | None:
+        line = self.plain_line(data)
+        if line is None:
+            return None
+        return "AutoTokenizer", f"tokenizer = AutoTokenizer.from_pretrained({source}); {line}"
+
+    def plain_line(self, data: DataSpec) -> str | None:
+        """Python that prints a prediction by means of `model` and `tokenizer`."""
+        return None
 
     def length(self, example: Encoded) -> int:
         return len(example["input_ids"])
@@ -123,6 +148,16 @@ class TextTask(TokenTask):
             if not row["input_ids"]:
                 raise DataError(f"the text {text[:40]!r} has no tokens; remove it, or check the tokenizer")
         return [{**row, "labels": self.target(record)} for row, record in zip(rows, records, strict=True)]
+
+    def read_inputs(self, data: DataSpec) -> tuple[list[str], Split]:
+        any_label = self.labels[0] if self.labels else "0"
+        records = read_texts(data, resolve(data.path), label=any_label)
+        return [record.where for record in records], self.encode(records)
+
+    def plain_inputs(self, data: DataSpec) -> str:
+        """Python that encodes one text or pair as `encode` does, by a `tokenizer`."""
+        second = "" if data.text_pair is None else f", {self.separator + 'Its second text.'!r}"
+        return f"tokenizer('A text.'{second}, truncation=True, max_length={self.max_length}, return_tensors='pt')"
 
     def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
         notes = super().encoding_notes(parts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tunewise.errors import DivergedError, out_of_memory_noted
+from tunewise.errors import out_of_memory_noted
 from tunewise.store.records import Scores
 from tunewise.tasks.contract import Split, Task
 
@@ -33,28 +33,22 @@ def evaluate(
 ) -> Evaluation:
     """Score `model` on all of `split`: the metrics of the task, and the mean loss in nats over examples or target
     tokens, not over batches. Raises `DivergedError` where logits are not finite."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(split)), key=lambda i: -task.length(split[i]))
     training = model.training
     model.eval()
+    batches = batches_by_length(task, split, batch_size)
     pieces: list[Tensor] = []
     try:
         with out_of_memory_noted(f"in an evaluation of {batch_size} examples at a time"):
-            for start in range(0, len(order), batch_size):
+            for places in batches:
                 on_batch()
-                rows = [split[i] for i in order[start : start + batch_size]]
-                batch = task.collate(rows)
-                batch = {key: value.to(device) for key, value in batch.items()}
-                labels = batch.pop("labels")
-                outputs = task.reduce_outputs(model(**batch).logits, labels).cpu()
+                rows = [split[place] for place in places]
+                outputs = task.outputs(model, rows)
                 generated = None if split is task.train else task.generate(model, rows)
                 pieces.append(outputs if generated is None else torch.cat([outputs, generated.to(outputs)], dim=1))
     finally:
         model.train(training)
     logits = torch.empty_like(torch.cat(pieces))
-    logits[torch.tensor(order)] = torch.cat(pieces)
-    if not bool(torch.isfinite(logits).all()):
-        raise DivergedError("the model's outputs are not finite; lower the learning rate")
+    logits[torch.tensor([place for places in batches for place in places])] = torch.cat(pieces)
     labels = task.targets(split)
     weights = task.weights(logits, labels)
     scores = Scores(
@@ -63,3 +57,9 @@ def evaluate(
         examples=len(split),
     )
     return Evaluation(scores, logits, labels)
+
+
+def batches_by_length(task: Task, split: Split, batch_size: int) -> list[list[int]]:
+    """The places of a split in batches of similar lengths, the longest first."""
+    order = sorted(range(len(split)), key=lambda i: -task.length(split[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
