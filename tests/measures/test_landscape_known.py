@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from tunewise.measures._estimate import jackknife, mean_over_batches
 from tunewise.measures._weight_space.batches import FixedBatches
 from tunewise.measures._weight_space.directions import random_direction, weights_of
 from tunewise.measures._weight_space.plane import Plane, second_differences
-from tunewise.measures.landscape.surface import RowFile, losses_over
+from tunewise.measures.landscape.surface import losses_over
 from tunewise.measures.sharpness.worst_rise import epsilon_sharpness, worst_rise
 
 SHAPES = [(3, 4), (2, 5)]
@@ -164,34 +163,6 @@ def test_quantized_and_empty_models_are_refused() -> None:
         weights_of(model)
     with pytest.raises(MeasureError, match="no linear or convolutional layer"):
         weights_of(nn.LayerNorm(4))
-
-
-def test_a_stopped_grid_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Rows that are there are not evaluated again, a line cut short is, and other settings begin anew."""
-    model, file = network(), tmp_path / "rows.jsonl"
-    batches = quadratic.batches(model)
-    plane = Plane(moved(model), *directions(model))
-    whole = losses_over(model, plane, AXIS, AXIS, batches)
-
-    def stop() -> None:
-        calls.append(0)
-        if len(calls) > 30:
-            raise KeyboardInterrupt
-
-    calls: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        losses_over(model, plane, AXIS, AXIS, batches, rows=RowFile(file, {"grid": 9}), check=stop)
-    text = file.read_text()
-    assert len(text.splitlines()) == 4  # its head and three rows
-    file.write_text(text[:-9])
-    rows = RowFile(file, {"grid": 9})
-    assert sorted(rows.rows) == [0, 1]
-    calls.clear()
-    found = losses_over(model, plane, AXIS, AXIS, batches, rows=rows, check=lambda: calls.append(0))
-    assert len(calls) == 7 * 9
-    assert np.array_equal(found, whole)
-    assert sorted(RowFile(file, {"grid": 9}).rows) == list(range(9))
-    assert RowFile(file, {"grid": 11}).rows == {}
 
 
 # --- figures -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Landscapes of runs: first seeds alone, other settings, a stop."""
+"""Landscapes of runs: first seeds alone, other settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from test_run import make_spec
 from tunewise.errors import SpecError
 from tunewise.measures.collect import collect
-from tunewise.measures.landscape.surface import RowFile
 from tunewise.registry import MEASURES
 from tunewise.run import run
 from tunewise.store.folders import RunStore
@@ -75,34 +74,6 @@ def test_other_settings_compute_it_again_and_the_same_ones_do_not(runs: Runs, tm
     assert file.stat().st_mtime_ns == time
     runs.measure(records, grid=3)
     assert len(json.loads(file.read_text())["values"]["surface"]["x"]) == 3
-
-
-def test_a_stop_in_the_middle_keeps_the_rows_that_are_done(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second call evaluates what is missing, and ends with what a single call would have ended with."""
-    records = runs.records()[:1]
-    whole = runs.measure(records)["lora", 0]
-    next(tmp_path.glob("*/measures/landscape.json")).unlink()
-    add, added = RowFile.add, []
-
-    def stop(self: RowFile, row: int, losses: list) -> None:
-        add(self, row, losses)
-        if row == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RowFile, "add", stop)
-        runs.measure(records)
-    assert len(next(tmp_path.glob("*/measures/landscape.rows.jsonl")).read_text().splitlines()) == 4
-    with monkeypatch.context() as patch:
-        patch.setattr(RowFile, "add", lambda self, row, losses: (added.append(row), add(self, row, losses)))
-        again = runs.measure(records)["lora", 0]
-    assert added == [3, 4]
-    for values in (again, whole):
-        values["surface"].pop("seconds")
-    assert again == whole
-    assert not list(tmp_path.glob("*/measures/*.rows.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,6 @@ def content(root: Path) -> dict[str, bytes]:
 def test_a_tidy_store_has_nothing_to_go(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, stored_spec(seed=seed))
-    plant(tmp_path / ".table.json")
     plant(tmp_path / "cache" / "base-spectra" / "0.safetensors")
     plant(old(plant(tmp_path / "cache" / f"behaviour-{'a' * 16}-1234.npz")))
     assert names(tmp_path) == set()

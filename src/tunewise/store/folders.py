@@ -7,7 +7,6 @@ runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
 runs/<run id>/predictions.npz   test logits and labels, training losses
 runs/<run id>/checkpoints/      while it is running, to continue after a stop
 runs/.locks/<run id>           locked by the process that has the run
-runs/.table.json                an index for listing them (see `table`); may be deleted at any time
 """
 
 from __future__ import annotations

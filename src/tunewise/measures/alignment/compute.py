@@ -16,8 +16,8 @@ from tunewise.measures._linalg.angles import principal_angles, random_angles
 from tunewise.measures._tensor_cache import read_tensors, save_tensors
 from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun
-from tunewise.measures.updates.layer import LayerUpdate
-from tunewise.measures.updates.live import live_updates
+from tunewise.measures.updates.folder import updates_of_run
+from tunewise.measures.updates.layer import LayerUpdate, Updates
 from tunewise.methods.attachment import attachment
 from tunewise.methods.gradient_start import Slice, gradient_svd
 from tunewise.models.fused import Part
@@ -74,8 +74,8 @@ class AlignmentResult(MeasureResult):
 
 def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> AlignmentResult:
     """Full fine-tuning is measured on the layers that an adapter would be on."""
-    model, base = run.model, run.base
-    slices = _slices(model, base, run.spec.method.targets)
+    base = run.base
+    slices = _slices(run.model, base, run.spec.method.targets)
     rank = min(run.spec.method.rank, *(min(part.rows, _features(base, name)) for name, part in slices))
     spaces = gradient_spaces(run, slices, rank)
     check()
@@ -83,7 +83,7 @@ def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> Alignm
         rank=rank,
         samples=min(SAMPLES, len(run.task.train)),
         layers=[_facts(one, _features(base, one[0]), rank) for one in slices],
-        selected=Angles.model_validate(_angles(model, base, slices, spaces, rank)),
+        selected=Angles.model_validate(_angles(updates_of_run(run), slices, spaces, rank)),
     )
 
 
@@ -136,10 +136,7 @@ def _slices(model: nn.Module, base: nn.Module, targets: str | list[str]) -> list
     return [(target.name, part) for target in found for part in target.parts]
 
 
-def _angles(
-    model: nn.Module, base: nn.Module, slices: list[Slice], spaces: Spaces, rank: int
-) -> dict[str, list[float | None]]:
-    updates = live_updates(model, base)
+def _angles(updates: Updates, slices: list[Slice], spaces: Spaces, rank: int) -> dict[str, list[float | None]]:
     found: dict[str, list[float | None]] = {
         f"{side}_{what}": [] for side in ("left", "right") for what in ("mean", "largest")
     }

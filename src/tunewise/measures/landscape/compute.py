@@ -16,11 +16,10 @@ from tunewise.measures._weight_space.directions import random_direction, weights
 from tunewise.measures._weight_space.plane import Plane, second_differences
 from tunewise.measures.base import MeasureResult, MeasureSettings, Values
 from tunewise.measures.finished import Check, FinishedRun
-from tunewise.measures.landscape.surface import RowFile, losses_over
+from tunewise.measures.landscape.surface import losses_over
 
 STEP = 0.05
 """Of the second difference."""
-FORMAT = 3
 
 
 class LandscapeSettings(MeasureSettings):
@@ -71,12 +70,8 @@ def compute(run: FinishedRun, settings: LandscapeSettings, check: Check) -> Land
     level = float(centre.mean()) + math.log(max(len(run.task.labels), 2)) / 4
     axis = np.linspace(-settings.span, settings.span, settings.grid)
     begun, points = time.monotonic(), axis.tolist()
-    key = {"format": FORMAT, "x": points, "y": points, "settings": settings.model_dump(mode="json")}
-    rows = RowFile(run.folder / "measures" / "landscape.rows.jsonl", key)
     plane = Plane(parameters, first, second)
-    losses = losses_over(
-        model, plane, points, points, batches, rows=rows, check=check, report_progress=run.report_progress
-    )
+    losses = losses_over(model, plane, points, points, batches, check=check, report_progress=run.report_progress)
     mean = losses.mean(axis=2)
     cell = (axis[1] - axis[0]) ** 2
     surface = Surface(
@@ -87,7 +82,6 @@ def compute(run: FinishedRun, settings: LandscapeSettings, check: Check) -> Land
         seconds=time.monotonic() - begun,
         area=jackknife(np.moveaxis(losses, 2, 0), lambda mean: float((mean <= level).sum() * cell)),
     )
-    rows.remove()
     return LandscapeResult(
         sharpness=mean_over_batches(along.mean(0).numpy()),
         loss=mean_over_batches(centre),
