@@ -32,6 +32,21 @@ EXPERTS = {
     "qwen2_moe": {**BASE, "num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     "qwen3_moe": {**BASE, "num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8},
     "gpt_oss": {**BASE, "num_local_experts": 4, "head_dim": 8},
+    "deepseek_v2": {
+        **BASE,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
 }
 
 
@@ -74,12 +89,29 @@ def test_all_linear_is_everything_in_a_dense_model_and_qv_a_part_also_with_an_ad
     assert expected < 0.5
 
 
-def test_a_gate_with_one_output_is_left_out_of_all_linear_at_a_higher_rank():
+def test_a_gate_with_one_output_is_left_out_of_all_linear_at_a_higher_rank_and_named():
     model = make("qwen2_moe")
-    with pytest.warns(UserWarning, match="all-linear"):
+    with pytest.warns(UserWarning, match="'all-linear': shared_expert_gate left out, with fewer outputs than rank 8"):
         names = {t.name for t in tunewise.attachment(tunewise.attach(model, "lora", targets="all-linear")).targets}
     assert "model.layers.0.mlp.shared_expert.up_proj" in names
     assert not any(name.endswith("shared_expert_gate") for name in names)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitting = tunewise.attach(make("qwen2_moe"), "lora", rank=1, targets="all-linear")
+    assert any(t.name.endswith("shared_expert_gate") for t in tunewise.attachment(fitting).targets)
+    assert not any("left out" in str(warning.message) for warning in caught)
+
+
+def test_attention_in_bare_parameters_is_named_with_its_share():
+    """XLNet's q, k, v, o and r are no layers: 5 x 32 x 32 of 5 x 32 x 32 + 2 x 32 x 48 + 2 x 32 weights a block."""
+    config = AutoConfig.for_model("xlnet", vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    model = AutoModelForCausalLM.from_config(config)
+    coverage = measure_coverage(model, find_targets(model, "all-linear"))
+    assert coverage.weights == 2 * (5 * 32 * 32 + 2 * 32 * 48 + 2 * 32)
+    assert coverage.adapted == 2 * 2 * 32 * 48
+    assert {name: coverage.left_out[f"rel_attn.{name}"] for name in "qkvor"} == dict.fromkeys("qkvor", 2 * 32 * 32)
+    with pytest.warns(UserWarning, match=r"'all-linear': 37.2% of the block weights are adapted; not rel_attn.q"):
+        tunewise.attach(model, "lora", rank=2, targets="all-linear")
 
 
 @pytest.mark.parametrize("kind", EXPERTS)

@@ -113,7 +113,11 @@ def _leave_out(base: nn.Module, targets: tuple[Target, ...], rank: int) -> tuple
     gate of an expert has one output), and without layers whose names PEFT redirects to the experts of a mixture."""
     kind = _MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(base, "config", None), "model_type", ""), "")
     redirected = _MOE_TARGET_MODULE_MAPPING.get(kind, {})
-    kept = [t for t in targets if t.out_features >= rank and t.name.rpartition(".")[2] not in redirected]
+    small = {t.name: t.name.rpartition(".")[2] for t in targets if t.out_features < rank}
+    kept = [t for t in targets if t.name not in small and t.name.rpartition(".")[2] not in redirected]
+    if small and kept:
+        names = ", ".join(dict.fromkeys(small.values()))
+        warnings.warn(f"targets 'all-linear': {names} left out, with fewer outputs than rank {rank}", stacklevel=3)
     return tuple(kept) or targets
 
 
