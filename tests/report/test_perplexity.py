@@ -17,9 +17,8 @@ from tunewise.report import figures
 from tunewise.report import table as formats
 from tunewise.report.figures import Point
 from tunewise.report.panels import cost_panels
-from tunewise.report.report_page import render
+from tunewise.report.report_page import render, run_columns
 from tunewise.report.rows import build_table
-from tunewise.report.run_list import run_columns
 
 
 @pytest.fixture(scope="module")

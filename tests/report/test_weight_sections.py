@@ -16,7 +16,7 @@ from tunewise.pages.section import Section
 from tunewise.registry import MEASURES
 from tunewise.report import gap_predictors_section
 from tunewise.report.data import ReportData
-from tunewise.report.sections import build_sections
+from tunewise.report.report_page import build_sections
 from tunewise.store.records import Measured
 
 LAYERS = ["encoder.layer.0.attention.self.query", "encoder.layer.0.attention.self.value"]

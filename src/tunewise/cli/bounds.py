@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -15,6 +15,8 @@ from tunewise.errors import SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tunewise.measures.bounds.compute import BoundsResult
+    from tunewise.measures.bounds.theorems import BoundLine
     from tunewise.store.records import RunRecord
 
 _UNITS = {"loss": " nats", "rank": "", "parameters": ""}
@@ -46,13 +48,15 @@ def bounds(
         raise SpecError("the record of a run has its examples and classes; --samples and --classes are for adapters")
 
     if record is not None:
-        values = _of_run(record, target, base, input_bound, step_size)
+        title = f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}"
+        result = _of_run(record, target, base, input_bound, step_size)
     else:
-        values = _of_adapter(target, base, samples=samples, classes=classes, input_bound=input_bound)
+        title = str(target)
+        result = _of_adapter(target, base, samples, classes, input_bound)
     if as_json:
-        print(json.dumps(values, indent=1, allow_nan=False))
+        print(json.dumps({"of": title, **result.model_dump(mode="json")}, indent=1, allow_nan=False))
     else:
-        _show(values)
+        _show(title, result)
 
 
 def _record(target: Path) -> RunRecord | None:
@@ -69,7 +73,7 @@ def _record(target: Path) -> RunRecord | None:
 
 def _of_run(
     record: RunRecord, target: Path, base: str | None, input_bound: float | None, step_size: bool
-) -> dict[str, Any]:
+) -> BoundsResult:
     from tunewise.measures.bounds.compute import bounds_of_run
     from tunewise.measures.finished import FinishedRun
     from tunewise.models.load import model_folder
@@ -82,12 +86,12 @@ def _of_run(
         record = record.model_copy(update={"spec": spec.model_copy(update={"model": model})})
     folder = target.resolve()
     run = FinishedRun(record, folder, build_task(record.spec), folder.parent / "cache")
-    values = bounds_of_run(run, lambda: None, input_bound=input_bound, with_curvature=step_size)
-    title = f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}"
-    return {"of": title, **values.model_dump(mode="json")}
+    return bounds_of_run(run, lambda: None, input_bound=input_bound, with_curvature=step_size)
 
 
-def _of_adapter(target: Path, base: str | None, **numbers: Any) -> dict[str, Any]:
+def _of_adapter(
+    target: Path, base: str | None, samples: int | None, classes: int | None, input_bound: float | None
+) -> BoundsResult:
     from tunewise.cache import cache_folder
     from tunewise.measures.bounds.compute import bounds_of_adapter
     from tunewise.measures.updates.folder import adapter_folder
@@ -100,11 +104,11 @@ def _of_adapter(target: Path, base: str | None, **numbers: Any) -> dict[str, Any
     if path is None:
         raise SpecError(f"{target} does not name its base model; give --base")
     model = load_bare(ModelSpec(path=path), layers_of_adapter(folder), task_type)
-    values = bounds_of_adapter(folder, model, cache=cache_folder(), **numbers)
-    return {"of": str(target), **values.model_dump(mode="json")}
+    cache = cache_folder()
+    return bounds_of_adapter(folder, model, cache=cache, samples=samples, classes=classes, input_bound=input_bound)
 
 
-def _show(values: dict[str, Any]) -> None:
+def _show(title: str, result: BoundsResult) -> None:
     """Two lines per bound, so that they fit a narrow terminal; assumptions are listed once and referred to by number,
     those that do not hold by letter."""
     from rich.console import Console
@@ -112,41 +116,43 @@ def _show(values: dict[str, Any]) -> None:
     from tunewise.theory import MARKS
 
     console = Console(highlight=False)
-    facts, gap = values["facts"], values.get("gap")
-    console.print(values["of"], style="bold", markup=False)
+    facts, gap = result.facts, result.gap
+    console.print(title, style="bold", markup=False)
     if gap is not None:
         console.print(
-            f"measured gap of the loss clipped to [0, {gap['range']:.4g}]: {gap['gap']:.4g} nats (test "
-            f"{gap['test']:.4g}, train {gap['train']:.4g}; standard error over items {gap['error']:.2g})",
+            f"measured gap of the loss clipped to [0, {gap.range:.4g}]: {gap.gap:.4g} nats (test "
+            f"{gap.test:.4g}, train {gap.train:.4g}; standard error over items {gap.error:.2g})",
             markup=False,
         )
-    layers = f"{len(facts['layers'])} changed layers"
-    console.print(f"{layers}; input bound {facts['input_bound']:.4g}: {facts['input_bound_source']}\n")
+    layers = f"{len(facts.layers)} changed layers"
+    console.print(f"{layers}; input bound {facts.input_bound:.4g}: {facts.input_bound_source}\n")
     assumed: dict[str, str] = {}
     failing: dict[str, str] = {}
-    for line in values["lines"]:
+    for line in result.lines:
         _show_line(line, assumed, failing, console)
     if failing:
         title = "\nNot met here, or not known to be: the number is what the formula gives, not a bound"
         _list(console, title, failing)
     _list(console, "\nAssumptions", assumed)
     console.print("\nMarks", style="bold")
-    for mark in dict.fromkeys(line["mark"] for line in values["lines"]):
-        console.print(f"  {mark}: {MARKS[mark]}", markup=False)
-    for missing in values.get("missing", ()):
+    marks = {line.mark for line in result.lines}
+    for mark, meaning in MARKS.items():
+        if mark in marks:
+            console.print(f"  {mark}: {meaning}", markup=False)
+    for missing in result.missing:
         console.print(f"\n{missing}", markup=False)
 
 
-def _show_line(line: dict[str, Any], assumed: dict[str, str], failing: dict[str, str], console: Console) -> None:
-    numbers = [assumed.setdefault(a, str(len(assumed) + 1)) for a in line["assumptions"]]
-    letters = [failing.setdefault(u, chr(ord("a") + len(failing))) for u in line["unmet"]]
-    if line["value"] is None:
-        value = f"e^{line['log_value']:.5g}"
+def _show_line(line: BoundLine, assumed: dict[str, str], failing: dict[str, str], console: Console) -> None:
+    numbers = [assumed.setdefault(a, str(len(assumed) + 1)) for a in line.assumptions]
+    letters = [failing.setdefault(u, chr(ord("a") + len(failing))) for u in line.unmet]
+    if line.value is None:
+        value = f"e^{line.log_value:.5g}"
     else:
-        value = str(line["value"]) if isinstance(line["value"], int) else f"{line['value']:.4g}"
-    units = _UNITS.get(line["units"], f" {line['units']}")
-    console.print(f"{line['title']}: [bold]{value}[/bold]{units}{', vacuous' if line['vacuous'] else ''}")
-    notes = [line["source"], line["mark"], *([f"assumes {' '.join(numbers)}"] if numbers else [])]
+        value = str(line.value) if isinstance(line.value, int) else f"{line.value:.4g}"
+    units = _UNITS.get(line.units, f" {line.units}")
+    console.print(f"{line.title}: [bold]{value}[/bold]{units}{', vacuous' if line.vacuous else ''}")
+    notes = [line.source, line.mark, *([f"assumes {' '.join(numbers)}"] if numbers else [])]
     notes += [f"not met: {' '.join(letters)}"] if letters else []
     console.print(f"    {'; '.join(notes)}", style="dim", markup=False)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from tunewise.catalog import CATALOG
 from tunewise.cli import flags
 from tunewise.cli.tables import aligned
 from tunewise.errors import SpecError
-from tunewise.spec import MethodSpec, ModelSpec, StudySpec, load_yaml, merge_specs, parse
+from tunewise.spec import StudySpec, load_yaml, merge_specs, parse
 
-_Row = dict[str, Any]
-"""What is forecast for a method, as the JSON has it."""
+if TYPE_CHECKING:
+    from tunewise.study.forecast import MethodForecast
+    from tunewise.study.forecast_step import StepSettings
 
 
 @flags.spec_flags(StudySpec, only=("model", "task", "methods", "rank", "targets", "batch_size"))
@@ -33,115 +35,91 @@ def plan(
 ) -> None:
     """Forecast from the model's config alone."""
     content = merge_specs(load_yaml(spec) if spec else {}, given)
-    model = content.get("model")
-    if not model:
+    if not content.get("model"):
         raise SpecError("'model' is missing: give --model or a --spec file")
-    model = parse(ModelSpec, {"path": model} if isinstance(model, str) else model)
+    keys = ("model", "methods", "rank", "alpha", "targets")
+    study = parse(
+        StudySpec, {"data": "-", "methods": ",".join(CATALOG)} | {k: content[k] for k in keys if k in content}
+    )
     training = content.get("training") or {}
-    data = content.get("data") if isinstance(content.get("data"), dict) else {}
-    size = (data or {}).get("train_size")
-    question: flags.Given = {
-        "methods": _methods(content),
-        "task": content.get("task"),
-        "labels": labels,
-        "samples": samples or (size if isinstance(size, int) else None),  # a share says nothing without the data
-        "batch": training.get("batch_size", 16),
-        "length": length or training.get("max_length"),
-        "dtype": dtype,
-        "device": device,
-        "checkpointing": gradient_checkpointing,
-    }
-    rows = _forecast(model, question)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        _show(rows, question)
+    data = content.get("data")
+    size = data.get("train_size") if isinstance(data, dict) else None
+    samples = samples or (size if isinstance(size, int) else None)  # a share says nothing without the data
 
-
-def _methods(content: flags.Given) -> list[_Row]:
-    """The methods as a comparison would read them; the whole catalog where none is named."""
-    from tunewise.catalog import CATALOG
-
-    settings = {key: content[key] for key in ("methods", "rank", "alpha", "targets") if content.get(key) is not None}
-    checked = parse(StudySpec, {"model": "-", "data": "-", "methods": ",".join(CATALOG), **settings})
-    methods = [m.model_dump(mode="json", exclude={"learning_rate"}) for m in checked.methods]
-    return methods if "methods" in settings else [{**m, "optional": True} for m in methods]
-
-
-def _forecast(model: ModelSpec, question: flags.Given) -> list[_Row]:
     from tunewise.models.load import load_config
     from tunewise.study.forecast import forecast_methods
     from tunewise.tasks.build import detect_model_task, task_class
 
-    config = load_config(model)
-    task = task_class(question["task"] or detect_model_task(config))
-    head = task.make_head([f"label {i}" for i in range(question["labels"])])
-    methods = []
-    for method in question["methods"]:
-        optional = method.get("optional") and head.pretrained and method["name"] == "head"
-        if not optional:  # a language model has no task head to train alone
-            methods.append(MethodSpec(**{k: v for k, v in method.items() if k != "optional"}))
-    settings = {key: question[key] for key in ("batch", "samples", "dtype", "device", "checkpointing")}
-    longest = getattr(config, "max_position_embeddings", None)
-    settings["length"] = question["length"] or min(128, longest if isinstance(longest, int) and longest > 0 else 128)
-    return [row.model_dump(mode="json") for row in forecast_methods(config, task, head, methods, **settings)]
+    config = load_config(study.model)
+    task = task_class(content.get("task") or detect_model_task(config))
+    head = task.make_head([f"label {i}" for i in range(labels)])
+    methods = study.methods
+    if head.pretrained and "methods" not in content:  # a language model has no task head to train alone
+        methods = [method for method in methods if method.name != "head"]
+    longest = getattr(config, "max_position_embeddings", None) or 128
+    settings: StepSettings = {
+        "batch": training.get("batch_size", 16),
+        "length": length or training.get("max_length") or min(128, longest),
+        "dtype": dtype,
+        "device": device,
+        "checkpointing": gradient_checkpointing,
+    }
+    rows = forecast_methods(config, task, head, methods, samples=samples, **settings)
+    if as_json:
+        print(json.dumps([row.model_dump(mode="json") for row in rows], indent=1))
+    else:
+        _show(rows, settings, samples)
 
 
-def _show(rows: list[_Row], question: flags.Given) -> None:
+def _show(rows: list[MethodForecast], settings: StepSettings, samples: int | None) -> None:
     from rich.console import Console
 
-    with_bound = any(row["information_bound"] is not None for row in rows)
+    from tunewise.number_format import memory, short_count
+
     titles = ["method", "trained", "share", "memory", "weights", "optimizer", "kept", "disk"]
-    titles += ["bound"] if with_bound else []
+    lines = []
+    for row in rows:
+        sizes = (row.memory_bytes, row.weight_bytes, row.optimizer_bytes, row.activation_bytes, row.disk_bytes)
+        share = f"{row.trainable_share:.3%}"
+        lines.append([row.method, short_count(row.trainable_parameters), share, *map(memory, sizes)])
+    if any(row.information_bound is not None for row in rows):
+        titles.append("bound")
+        for line, row in zip(lines, rows):
+            line.append("" if row.information_bound is None else f"{row.information_bound:.3g}")
+    print(*aligned([titles, *lines], right=range(1, len(titles))), sep="\n")
     console = Console(highlight=False)
-    print(*aligned([titles, *(_cells(row, with_bound) for row in rows)], right=range(1, len(titles))), sep="\n")
-    for paragraph in _explanations(rows, question, with_bound):
+    for paragraph in _explanations(rows, settings, samples if "bound" in titles else None):
         console.print(paragraph)
 
 
-def _cells(row: _Row, with_bound: bool) -> list[str]:
-    from tunewise.number_format import memory, short_count
-
-    cells = [
-        row["method"],
-        short_count(row["trainable_parameters"]),
-        f"{row['trainable_share']:.3%}",
-        *(memory(row[key]) for key in ("memory_bytes", "weight_bytes", "optimizer_bytes", "activation_bytes")),
-        memory(row["disk_bytes"]),
-    ]
-    if with_bound:
-        cells.append("" if row["information_bound"] is None else f"{row['information_bound']:.3g}")
-    return cells
-
-
-def _explanations(rows: list[_Row], question: flags.Given, with_bound: bool) -> list[str]:
+def _explanations(rows: list[MethodForecast], settings: StepSettings, samples: int | None) -> list[str]:
     from tunewise.study.forecast import describe_overhead
 
-    size = f"batches of {question['batch']} x {question['length'] or 'at most 128'} tokens, {question['dtype']}, AdamW"
+    size = f"batches of {settings['batch']} x {settings['length']} tokens, {settings['dtype']}, AdamW"
     links = ""
-    if any(row["link_bytes"] for row in rows):
+    if any(row.link_bytes for row in rows):
         links = "A chain is counted in its last link, which holds W0's values under the links before it. "
     paragraphs = [
         f"\nmemory: of the tensors alive at the peak of a step, {size}. kept: between forward and backward. "
-        f"disk: the adapter. {links}{describe_overhead(question['device'])}"
+        f"disk: the adapter. {links}{describe_overhead(settings['device'])}"
     ]
-    for words in dict.fromkeys(row["coverage"] for row in rows if row["coverage"]):
-        methods = [row["method"] for row in rows if row["coverage"] == words]
+    for words in dict.fromkeys(row.coverage for row in rows if row.coverage):
+        methods = [row.method for row in rows if row.coverage == words]
         paragraphs.append(f"adapted by {', '.join(methods)}: {words}.")
-    for words in dict.fromkeys(row["start"] for row in rows if row["start"]):
-        paragraphs.append(f"{', '.join(row['method'] for row in rows if row['start'] == words)} {words}.")
-    if without := [row["method"] for row in rows if row["rank"] is None and row["method"].startswith("peft:")]:
+    for words in dict.fromkeys(row.start for row in rows if row.start):
+        paragraphs.append(f"{', '.join(row.method for row in rows if row.start == words)} {words}.")
+    if without := [row.method for row in rows if row.rank is None and row.method.startswith("peft:")]:
         paragraphs.append(f"{', '.join(without)}: no rank.")
-    if with_bound:
+    if samples is not None:
         paragraphs.append(
-            f"bound: on the expected gap with {question['samples']:,} examples, sigma 1, 32 bits (arXiv 2606.13767, "
+            f"bound: on the expected gap with {samples:,} examples, sigma 1, 32 bits (arXiv 2606.13767, "
             "Theorem 7). Far above any loss, as here, it does not give the size of the gap; it orders the methods."
         )
-        ranks = next((row for row in rows if row["rank_for_existence"] is not None), None)
+        ranks = next((row for row in rows if row.rank_for_existence is not None), None)
         if ranks:
             paragraphs.append(
-                f"ranks (arXiv 2402.11867, lazy training): a solution of rank {ranks['rank_for_existence']} exists; "
-                f"from {ranks['rank_without_spurious_minima']} on no spurious minima; by the later, weaker condition "
-                f"from {ranks['rank_for_generic_features']} on (arXiv 2605.03724)."
+                f"ranks (arXiv 2402.11867, lazy training): a solution of rank {ranks.rank_for_existence} exists; "
+                f"from {ranks.rank_without_spurious_minima} on no spurious minima; by the later, weaker condition "
+                f"from {ranks.rank_for_generic_features} on (arXiv 2605.03724)."
             )
     return paragraphs

@@ -29,20 +29,30 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Predictor:
-    """A number of a run that may predict its gap: `values` of (label, seed). `title` may have a `{threshold}`."""
+    """A number of a run that may predict its gap; `correlation`: of its means over seeds with those of the gap."""
 
     key: str
     title: str
-    values: dict[tuple[str, int], float]
+    runs: dict[str, list[tuple[int, float, float]]]
+    """Method -> (seed, number, gap) of its runs; at least two methods."""
+    correlation: RankCorrelation | None
 
 
 def predictors(data: ReportData) -> list[Predictor]:
-    """Numbers of the measures that were computed, in the order of the table."""
+    """Numbers of the measures that were computed for at least two methods with a gap, in the order of the table."""
     found: list[Predictor] = []
+    gaps = {s.label: s.gap_by_seed for s in data.summaries}
 
-    def add(key: str, title: str, runs: Runs[Result], value: Callable[[Result], float | None]) -> None:
-        values = {(r.spec.method.label, r.spec.seed): v for r, result in runs if (v := value(result)) is not None}
-        found.append(Predictor(key, title, values))
+    def add(key: str, title: str, results: Runs[Result], value: Callable[[Result], float | None]) -> None:
+        runs: dict[str, list[tuple[int, float, float]]] = {}
+        for record, result in results:
+            label, seed = record.spec.method.label, record.spec.seed
+            number, gap = value(result), gaps.get(label, {}).get(seed)
+            if number is not None and gap is not None:
+                runs.setdefault(label, []).append((seed, number, gap))
+        if len(runs) > 1:
+            numbers, means = ([sum(run[i] for run in of) / len(of) for of in runs.values()] for i in (1, 2))
+            found.append(Predictor(key, title, runs, rank_correlation(numbers, means)))
 
     sharp = _runs(data, SharpnessResult)
     add("sharpness", "sharpness", sharp, lambda result: result.sharpness.value)
@@ -72,109 +82,59 @@ def _runs(data: ReportData, kind: type[Result]) -> Runs[Result]:
     return []
 
 
-@dataclass(frozen=True)
-class _Found:
-    predictor: Predictor
-    runs: dict[str, list[tuple[int, float, float]]]
-    """Method -> (seed, number, gap) of its runs."""
-    correlation: RankCorrelation | None
-
-    @property
-    def title(self) -> str:
-        return self.predictor.title
-
-
 def section(data: ReportData) -> Section | None:
     """None where fewer than two methods have a gap and one of the numbers."""
-    found = [f for predictor in predictors(data) if (f := _collect(data, predictor)) is not None]
+    found = predictors(data)
     if not found:
         return None
-    tested = [f for f in found if f.correlation is not None]
-    corrected = dict(zip([f.predictor.key for f in tested], holm([f.correlation.p for f in tested if f.correlation])))
+    tested = {p.key: p.correlation for p in found if p.correlation is not None}
+    corrected = dict(zip(tested, holm([correlation.p for correlation in tested.values()])))
     words = [
         "If a number of the trained weights predicted the generalization gap, it would order the methods as the gap "
         "does. Spearman's rank correlation over the methods (means over seeds) measures how far it does; p is exact, "
         "from all permutations of the methods, and Holm-corrected over the numbers tried here.",
         _verdict(found, corrected),
     ]
-    rows = [
-        [
-            f.title,
-            str(len(f.runs)),
-            *_cells(f.correlation),
-            f"{corrected[f.predictor.key]:.3f}" if f.correlation else MISSING,
-            _answer(f.correlation, corrected.get(f.predictor.key)),
-        ]
-        for f in found
-    ]
-    table = Table(
-        [
-            "number",
-            "methods",
-            "rank correlation with the gap",
-            "95 % interval",
-            "p, corrected",
-            "predicts the gap here",
-        ],
-        rows,
-    )
-    panels = [_panel(data, f) for f in found]
+    titles = ("number", "methods", "rank correlation with the gap", "95 % interval", "p, corrected")
+    table = Table([*titles, "predicts the gap here"], [_row(p, corrected.get(p.key)) for p in found])
+    panels = [_panel(data, p) for p in found]
     return Section("predictors", "What predicts the gap?", words, panels[:2], [table], panels[2:], "The other numbers")
 
 
-def _collect(data: ReportData, predictor: Predictor) -> _Found | None:
-    gaps = {s.label: s.gap_by_seed for s in data.summaries}
-    runs: dict[str, list[tuple[int, float, float]]] = {}
-    for (label, seed), number in predictor.values.items():
-        gap = gaps.get(label, {}).get(seed)
-        if gap is not None:
-            runs.setdefault(label, []).append((seed, number, gap))
-    if len(runs) < 2:
-        return None
-    mean_numbers = [sum(n for _, n, _ in r) / len(r) for r in runs.values()]
-    mean_gaps = [sum(g for _, _, g in r) / len(r) for r in runs.values()]
-    return _Found(predictor, runs, rank_correlation(mean_numbers, mean_gaps))
-
-
-def _verdict(found: list[_Found], corrected: Mapping[str, float]) -> str:
-    tested = [f for f in found if f.correlation is not None]
-    most = max(len(f.runs) for f in found)
-    if not tested:
+def _verdict(found: list[Predictor], corrected: Mapping[str, float]) -> str:
+    most = max(len(p.runs) for p in found)
+    if not corrected:
         if most < FEWEST:
             return f"{most} methods are too few to say: at least {FEWEST} are needed, and seven or more to see much."
         return "None of the numbers differs between the methods."
-    shown = [f for f in tested if corrected[f.predictor.key] < LEVEL]
-    if shown:
-        parts = [
-            f"{f.title} ({'larger' if f.correlation and f.correlation.rho > 0 else 'smaller'} where the gap is larger)"
-            for f in shown
-        ]
+    parts = [
+        f"{p.title} ({'larger' if p.correlation.rho > 0 else 'smaller'} where the gap is larger)"
+        for p in found
+        if p.correlation is not None and corrected[p.key] < LEVEL
+    ]
+    if parts:
         return f"Correlated with the gap in this comparison: {', '.join(parts)}. That does not prove a cause."
     few = " With so few methods only an almost perfect order differs from chance." if most < 7 else ""
     return f"None is shown to be correlated with the gap in this comparison of {most} methods.{few}"
 
 
-def _cells(found: RankCorrelation | None) -> list[str]:
-    if found is None:
-        return [MISSING, MISSING]
-    low, rho, high = (f"{v:+.2f}".replace("-", "−") for v in (found.low, found.rho, found.high))
-    return [rho, f"{low} to {high}"]
-
-
-def _answer(found: RankCorrelation | None, p: float | None) -> str:
+def _row(predictor: Predictor, p: float | None) -> list[str]:
+    found = predictor.correlation
     if found is None or p is None:
-        return "not tested"
-    return "yes" if p < LEVEL else "not shown"
+        return [predictor.title, str(len(predictor.runs)), MISSING, MISSING, MISSING, "not tested"]
+    low, rho, high = (f"{v:+.2f}".replace("-", "−") for v in (found.low, found.rho, found.high))
+    answer = "yes" if p < LEVEL else "not shown"
+    return [predictor.title, str(len(predictor.runs)), rho, f"{low} to {high}", f"{p:.3f}", answer]
 
 
-def _panel(data: ReportData, found: _Found) -> Panel:
-    points = [
-        Dots(label, [n for _, n, _ in runs], [g for _, _, g in runs], [s for s, _, _ in runs])
-        for label, runs in found.runs.items()
-    ]
-    title = found.title
+def _panel(data: ReportData, predictor: Predictor) -> Panel:
+    points = []
+    for label, runs in predictor.runs.items():
+        seeds, numbers, gaps = zip(*runs)
+        points.append(Dots(label, numbers, gaps, seeds))
+    title, found = predictor.title, predictor.correlation
     figure = dots(points, data.marks, x_title=title, y_title="gap, nats")
-    rho = "" if found.correlation is None else f" Rank correlation over methods {found.correlation.rho:+.2f}."
-    words = f"Gap against {title}.{rho}"
+    rho = "" if found is None else f" Rank correlation over methods {found.rho:+.2f}."
     caption = "Large marks: means over seeds. Small ones: the runs."
-    return Panel(f"{found.predictor.key}-gap-figure", f"Gap against {title}", caption, words, figure)
+    alt_text = f"Gap against {title}.{rho}"
+    return Panel(f"{predictor.key}-gap-figure", f"Gap against {title}", caption, alt_text, figure)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
+from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.pages import page as pages
-from tunewise.report import provenance, table
+from tunewise.pages.section import Section
+from tunewise.report import gap_predictors_section, noise_section, provenance, table, tuning_section
 from tunewise.report.data import ReportData
 from tunewise.report.panels import confusion_panels, cost_panels, curve_panels, gap_panel
 from tunewise.report.rows import ComparisonTable, build_table, metric_name
-from tunewise.report.run_list import run_columns, run_links, run_numbers
-from tunewise.report.sections import build_sections
+from tunewise.store.records import RunRecord
 
 
 def write_report(path: Path, title: str, data: ReportData) -> None:
@@ -92,3 +95,50 @@ def _downloads(rows: ComparisonTable) -> list[dict[str, str]]:
         }
         for name, file, kind, text in formats
     ]
+
+
+def build_sections(data: ReportData) -> list[Section]:
+    """All sections that have something to show."""
+    of_measures = []
+    for measure in data.measures:
+        section_data = data.section_data(measure)
+        of_measures.append(measure.section(section_data) if section_data else None)
+    sections = [
+        noise_section.section(data),
+        *of_measures,
+        gap_predictors_section.section(data),
+        tuning_section.section(data),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def run_columns(metric: str, share: bool = True) -> list[str]:
+    """Titles of the numbers of a run."""
+    unit = ", %" * share
+    return [f"test {metric_name(metric)}{unit}", "test loss", "train loss", "gap", "epoch kept", "training time"]
+
+
+def run_numbers(record: RunRecord, metric: str) -> list[str]:
+    """The numbers of a run, as many as `run_columns`."""
+    results = record.results
+    if results is None:
+        return [*[numbers.MISSING] * 5, numbers.seconds(record.seconds)]
+    main = results.test.metrics.get(metric)
+    return [
+        numbers.MISSING if main is None else numbers.score(main, metric not in results.lower_is_better),
+        numbers.nats(results.test.loss),
+        numbers.nats(results.train.loss),
+        numbers.nats(results.gap),
+        str(results.selected_epoch),
+        numbers.seconds(record.seconds),
+    ]
+
+
+def run_links(records: Sequence[RunRecord], folders: Mapping[str, str]) -> dict[str, str]:
+    """Relative addresses of the runs' folders, without scheme or host; empty where a folder is unknown."""
+    links = {}
+    for record in records:
+        folder = folders.get(record.id, "")
+        parts = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
+        links[record.id] = "./" + quote("/".join(parts)) + "/" if folder else ""
+    return links
