@@ -6,8 +6,7 @@ left out, what is in it (the digests) is in. A `StudySpec` is what a command lin
 """
 
 from tunewise.spec.execution import ExecutionOptions, RayOptions, split_options
-from tunewise.spec.flag import Flag
-from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
+from tunewise.spec.parts import DataSpec, Flag, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import load_yaml, merge_specs, parse
 from tunewise.spec.run import RunSpec, content_hash
 from tunewise.spec.study import StudySpec

@@ -7,8 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunewise.errors import SpecError
-from tunewise.spec.flag import Flag
-from tunewise.spec.parts import Frozen
+from tunewise.spec.parts import Flag, Frozen
 from tunewise.spec.reading import parse
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -15,12 +16,29 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from tunewise.catalog import LoraAInit, get_method
 from tunewise.errors import SpecError
 from tunewise.registry import TASKS
-from tunewise.spec.flag import Flag
 from tunewise.text_format import is_unicode
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field appears on the command line, in its `Annotated[...]`. `name`: of the flag, instead of the field's;
+    `group`: of the help page; `default`: what the help page shows as the default, nothing where it is empty."""
+
+    name: str | None = None
+    group: str | None = None
+    default: str | None = None
+    hidden: bool = False
+
+    @staticmethod
+    def of(field: FieldInfo) -> Flag:
+        """The `Flag` of a field, or the default."""
+        return next((item for item in field.metadata if isinstance(item, Flag)), Flag())
+
 
 TaskName = Annotated[str, AfterValidator(TASKS.check)]
 """A name of the task registry."""

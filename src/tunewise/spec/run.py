@@ -12,8 +12,7 @@ from pydantic import Field
 from tunewise.catalog import get_method
 from tunewise.default_rates import default_rate
 from tunewise.registry import TASKS
-from tunewise.spec.flag import Flag
-from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
+from tunewise.spec.parts import DataSpec, Flag, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
 # Bumped when the same spec would give another result, so that old folders are not taken for new ones.
 PROTOCOL = 2

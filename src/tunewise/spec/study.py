@@ -27,8 +27,7 @@ from tunewise.catalog import get_method
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.registry import DEFAULT_MEASURES, MEASURES
 from tunewise.spec.expand import METHOD_KEYS, expand_study
-from tunewise.spec.flag import Flag
-from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
+from tunewise.spec.parts import DataSpec, Flag, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import parse
 from tunewise.spec.run import RunSpec, content_hash
 

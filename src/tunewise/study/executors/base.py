@@ -90,12 +90,20 @@ class Executor(ABC):
     def __enter__(self) -> Self:
         return self
 
-    @abstractmethod
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close(error)
+
+    @abstractmethod
+    def close(self, error: BaseException | None) -> None:
+        """Ask the runs under way to stop, and wait for them; not where `error` is a Ctrl-C."""
 
 
-def do_job(job: Job, store: RunStore, listener: Listener) -> None:
-    """Do a run in this process. Raises what `run` raises."""
-    run(job.run, store, listener=listener, track=job.track)
+def do_job(job: Job, store: RunStore, listener: Listener, *, remote: bool = False) -> JobEnd:
+    """Do a run in this process; `remote`: for another process, so that the error can be sent there."""
+    try:
+        run(job.run, store, listener=listener, track=job.track)
+    except Exception as error:  # noqa: BLE001 - the loop decides what an error means to the study
+        return JobEnd.to_send(job.run.id, error) if remote else JobEnd(job.run.id, error)
+    return JobEnd(job.run.id)

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from multiprocessing import connection
-from types import TracebackType
 from typing import IO
 
 from tunewise.store.folders import RunStore
@@ -118,9 +117,7 @@ class ProcessExecutor(Executor):
             return JobEnd(worker.job.run.id, worker.death(code)) if worker.job is not None else None
         return None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, error: BaseException | None) -> None:
         workers = list(self._workers.values())
         try:
             for worker in workers:

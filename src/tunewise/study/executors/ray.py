@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from tunewise.errors import SpecError
@@ -160,9 +159,7 @@ class RayExecutor(Executor):
             _unpack(result.folder, run_id, self.store)
         return result.end.received()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, error: BaseException | None) -> None:
         ray = self._ray
         with self._exit:
             if self._tasks:
@@ -202,18 +199,10 @@ def _do_on_node(job: Job, seen: str, cwd: str, mailbox: Any) -> NodeResult:
         os.chdir(cwd)
     listener = MailboxListener(ray, mailbox)
     if Path(seen).is_file():
-        return NodeResult(_try(job, RunStore(Path(seen).parent), listener))
+        return NodeResult(do_job(job, RunStore(Path(seen).parent), listener, remote=True))
     with tempfile.TemporaryDirectory(prefix="tunewise-") as scratch:
-        end = _try(job, RunStore(scratch), listener)
+        end = do_job(job, RunStore(scratch), listener, remote=True)
         return NodeResult(end, None if end.error else _pack(Path(scratch) / job.run.id))
-
-
-def _try(job: Job, store: RunStore, listener: Listener) -> JobEnd:
-    try:
-        do_job(job, store, listener)
-    except Exception as error:  # noqa: BLE001 - the loop in the driver decides what it means
-        return JobEnd.to_send(job.run.id, error)
-    return JobEnd(job.run.id)
 
 
 def _pack(folder: Path) -> bytes:

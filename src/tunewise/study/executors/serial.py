@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from tunewise.study.executors.base import Executor, Job, JobEnd, do_job
 
 
@@ -18,15 +16,7 @@ class SerialExecutor(Executor):
 
     def wait(self) -> JobEnd | None:
         job, self._job = self._job, None
-        if job is None:
-            return None
-        try:
-            do_job(job, self.store, self.listener)
-        except Exception as error:  # noqa: BLE001 - the loop decides what an error means to the study
-            return JobEnd(job.run.id, error)
-        return JobEnd(job.run.id)
+        return None if job is None else do_job(job, self.store, self.listener)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, error: BaseException | None) -> None:
         self._job = None

@@ -49,11 +49,7 @@ def main(root: str, fd: int) -> None:
 
     threading.Thread(target=receive, daemon=True).start()
     while (job := jobs.get()) is not None:
-        try:
-            do_job(job, RunStore(Path(root)), sender)
-            sender.send(JobEnd(job.run.id))
-        except Exception as error:  # noqa: BLE001 - the loop in the parent decides what it means
-            sender.send(JobEnd.to_send(job.run.id, error))
+        sender.send(do_job(job, RunStore(Path(root)), sender, remote=True))
 
 
 if __name__ == "__main__":
