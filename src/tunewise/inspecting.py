@@ -63,7 +63,7 @@ class Inspection(Values):
     """Base weights that were decomposed now; the decompositions of the others were on disk."""
     seconds: float
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         """What JSON holds, with the counts of intruders at all thresholds."""
         data = self.model_dump(mode="json")
         found = self.intruders

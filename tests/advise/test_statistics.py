@@ -18,7 +18,6 @@ from tunewise.advise.statistics import (
     paired_difference,
     paired_power,
     ratio_interval,
-    seeds_needed_paired,
     standard_error,
 )
 
@@ -250,37 +249,6 @@ def test_a_perfect_score_on_few_items_is_not_exact():
     assert item_standard_error(0.5, 10_000) == pytest.approx(0.005, rel=1e-3)
 
 
-@pytest.mark.parametrize("effect", [0.3, 0.5, 1.0, 2.0])
-def test_seeds_needed_is_the_least_number_with_the_power(effect):
-    differences = [1.0, -1.0, 0.5, -0.5]
-    size = effect * np.std(differences, ddof=1)
-
-    def power(n):
-        shift, bound = effect * math.sqrt(n), stats.t.ppf(0.975, n - 1)
-        return stats.nct.sf(bound, n - 1, shift) + stats.norm.cdf(-bound - shift)
-
-    total = 4 + seeds_needed_paired(differences, size)
-    assert power(total) >= 0.8
-    assert total == 4 or power(total - 1) < 0.8
-
-
-def test_seeds_needed_meets_the_normal_formula_for_small_effects():
-    differences = [1.0, -1.0]
-    size = 0.02 * np.std(differences, ddof=1)
-    total = 2 + seeds_needed_paired(differences, size)
-    assert total == pytest.approx(((1.959964 + 0.841621) / 0.02) ** 2, rel=1e-3)
-
-
-def test_no_further_seeds_are_needed_where_the_differences_do_not_vary():
-    assert seeds_needed_paired([0.1, 0.1, 0.1], 0.01) == 0
-
-
-@pytest.mark.parametrize(("differences", "size"), [([0.1], 0.1), ([0.1, 0.2], 0.0), ([0.1, 0.2], -1.0)])
-def test_seeds_needed_refuses_what_it_cannot_answer(differences, size):
-    with pytest.raises(ValueError):
-        seeds_needed_paired(differences, size)
-
-
 @relaxed
 @given(st.floats(0.2, 3.0), st.integers(2, 30), st.floats(0.8, 0.999))
 def test_the_power_of_a_paired_test_is_statsmodels_formula_by_scipys_noncentral_t(effect, seeds, confidence):
@@ -296,21 +264,3 @@ def test_the_power_is_how_often_the_test_sees_a_true_difference():
         drawn = random.normal(effect, 1, (4000, seeds))
         seen = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
         assert seen == pytest.approx(paired_power(effect, seeds), abs=0.025)
-
-
-def test_after_the_further_seeds_the_difference_is_seen_four_times_in_five():
-    random = np.random.default_rng(4)
-    so_far = [0.010, -0.012, 0.004, 0.001]
-    size = 0.01
-    total = len(so_far) + seeds_needed_paired(so_far, size)
-    drawn = random.normal(size, np.std(so_far, ddof=1), (4000, total))
-    seen = (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
-    assert 0.78 < seen < 0.86
-
-
-def test_more_pairs_ask_for_more_seeds_and_items_coarser_than_the_spread_too():
-    differences = [0.010, -0.012, 0.004, 0.001]
-    alone, among = (seeds_needed_paired(differences, 0.01, confidence=1 - 0.05 / pairs) for pairs in (1, 66))
-    assert among > alone
-    assert seeds_needed_paired([0.01, 0.01, 0.01], 0.01) == 0
-    assert seeds_needed_paired([0.01, 0.01, 0.01], 0.01, resolution=0.05) > 0

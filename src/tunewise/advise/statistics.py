@@ -208,34 +208,6 @@ def proportion_interval(hits: int, tries: int, confidence: float = 0.95) -> tupl
     return low, high
 
 
-def seeds_needed_paired(
-    differences: Sequence[float],
-    size: float,
-    power: float = 0.8,
-    confidence: float = 0.95,
-    resolution: float = 0.0,
-) -> int:
-    """How many further seeds a paired t test needs to see a true difference of `size` with this power.
-
-    The standard deviation of the `differences` seen so far is taken as true. 0: there are enough seeds. `ValueError`
-    for fewer than two differences or size <= 0.
-    """
-    _check_finite(differences)
-    if len(differences) < 2 or not size > 0:
-        raise ValueError("at least two paired differences and a size above 0 are needed")
-    deviation = max(stdev(differences), resolution / 2)
-    if deviation == 0:
-        return 0
-    effect = size / deviation
-    by_normal = ((normal_quantile(confidence) + float(special.ndtri(power))) / effect) ** 2
-    if by_normal > 1000:  # the t test is the normal test to within 2 seeds
-        return max(0, math.ceil(by_normal) + 2 - len(differences))
-    total = 2
-    while paired_power(effect, total, confidence) < power:
-        total += 1
-    return max(0, total - len(differences))
-
-
 def paired_power(effect: float, seeds: int, confidence: float = 0.95) -> float:
     """Power of a two-sided paired t test for a difference of `effect` standard deviations (noncentral t)."""
     shift, bound = effect * math.sqrt(seeds), t_quantile(confidence, seeds - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -58,7 +58,7 @@ def read_request(given: flags.Given, preset: str | None, spec: Path | None) -> t
     return options, parse(StudySpec, content, source).with_default_search()
 
 
-def _without_overridden(methods: object, given: flags.Given) -> Any:
+def _without_overridden(methods: object, given: flags.Given) -> object:
     """A flag for all methods wins over the setting of one method in a file."""
     flags = {*given, "learning_rate"} if given.get("training", {}).get("learning_rate") else {*given}
     if not isinstance(methods, list):

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tunewise.spec import Flag
+from tunewise.spec.reading import Content
 
 GROUPS = {
     name: Group(name, sort_key=position)
@@ -25,8 +26,8 @@ GROUPS = {
     )
 }
 
-Given = dict[str, Any]
-"""What was given on the command line, nested like the specs."""
+Given = Content
+"""What was given on the command line."""
 
 # Types of flags that are not fields of a spec.
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -42,6 +43,7 @@ SpecFile = Annotated[Path | None, Parameter(help="YAML file with any of these se
 DryRun = Annotated[
     bool, Parameter(negative=(), show_default=False, group=GROUPS["Execution"], help="Print the plan and stop.")
 ]
+Command = Callable[..., object]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class SpecFlag:
     """A flag, and the place in the spec that its value goes to."""
 
     path: tuple[str, ...]
-    annotation: Any
+    annotation: object
 
 
 def flags_of(*specs: type[BaseModel]) -> dict[str, SpecFlag]:
@@ -59,16 +61,16 @@ def flags_of(*specs: type[BaseModel]) -> dict[str, SpecFlag]:
 
 def spec_flags(
     *specs: type[BaseModel], only: Collection[str] = (), without: Collection[str] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Command], Command]:
     """Give a command the flags of `specs`. The command's first argument receives what was given on the command line, as
     a nested dictionary in the shape of the specs."""
     flags = {
         name: flag for name, flag in flags_of(*specs).items() if name not in without and (not only or name in only)
     }
 
-    def decorate(command: Callable[..., object]) -> Callable[..., Any]:
+    def decorate(command: Command) -> Command:
         @wraps(command)
-        def with_flags(*args: object, **values: object) -> Any:
+        def with_flags(*args: object, **values: object) -> object:
             given: Given = {}
             for name, flag in flags.items():
                 if (value := values.pop(name, None)) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tunewise.errors import StoreError
 from tunewise.spec import RunSpec
@@ -15,7 +14,7 @@ from tunewise.store.records import Measured
 from tunewise.store.verification import faults_of_run
 
 
-def collect_facts(store: RunStore, run_id: str) -> dict[str, Any]:
+def collect_facts(store: RunStore, run_id: str) -> dict[str, object]:
     """What there is to know, as plain data."""
     folder = store.folder(run_id)
     locked = store.is_locked(run_id)
@@ -44,8 +43,8 @@ def collect_facts(store: RunStore, run_id: str) -> dict[str, Any]:
     }
 
 
-def _measures(folder: Path) -> dict[str, dict[str, Any]]:
-    measures = {}
+def _measures(folder: Path) -> dict[str, object]:
+    measures: dict[str, object] = {}
     for file in sorted(folder.glob("measures/*.json")):
         try:
             measures[file.stem] = read_document(file, Measured, "").model_dump(mode="json")

@@ -231,7 +231,7 @@ def differentiable_twice(model: nn.Module) -> None:
                     adapter.fold_mode = "never"
 
 
-def unfolded_weight(layer: Any) -> Any:
+def unfolded_weight(layer: nn.Module) -> Any:
     """W0 of a linear layer that may carry adapters; None where it is not available (merged by PEFT alone)."""
     if isinstance(layer, FoldingLayer) and layer._fold is not None:
         return layer._fold.pristine()
@@ -280,7 +280,7 @@ def _variants(layer: Any, prefix: str) -> list[tuple[Adapter, str, str]]:
     ]
 
 
-def _write_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _write_saved_form(layer: Any, state: dict[str, object], prefix: str, metadata: Any) -> None:
     key = prefix + "base_layer.weight"
     if layer._fold is not None and key in state:
         state[key] = layer._fold.pristine()
@@ -290,7 +290,7 @@ def _write_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: 
             state[key_a], state[key_b] = a.detach().contiguous(), b.detach().contiguous()
 
 
-def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: Any, *_: Any) -> None:
+def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: Any, *_: object) -> None:
     weight_key = prefix + "base_layer.weight"
     for adapter, key_a, key_b in _variants(layer, prefix):
         if key_b in state:

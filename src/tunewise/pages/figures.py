@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -278,7 +277,7 @@ def legend_height(methods: int) -> int:
     return 22 * math.ceil(methods / 3)
 
 
-def error_bar(centre: float, low: float | None, high: float | None) -> dict[str, Any]:
+def error_bar(centre: float, low: float | None, high: float | None) -> dict[str, object]:
     """An interval as plotly takes it."""
     if low is None or high is None:
         return {"visible": False}

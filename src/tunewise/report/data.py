@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
@@ -14,6 +13,7 @@ from tunewise.measures.collect import Collected, result_of
 from tunewise.pages import palette
 from tunewise.pages.palette import Mark
 from tunewise.registry import MEASURES
+from tunewise.report.curves import History
 from tunewise.spec import StudySpec
 from tunewise.store.records import CostReport, RunRecord, TuningReport
 
@@ -24,7 +24,7 @@ class ReportData:
 
     comparison: StudySpec
     records: Sequence[RunRecord]
-    histories: Mapping[str, Sequence[dict[str, Any]]]
+    histories: Mapping[str, History]
     """Lines of `history.jsonl`, by run id; it may lack runs."""
     costs: CostReport | None
     summaries: Sequence[MethodSummary]

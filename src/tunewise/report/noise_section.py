@@ -1,17 +1,14 @@
-"""The section on noise: intervals over seeds and over test items, and the seeds needed to see smaller differences."""
+"""The section on noise: intervals over seeds and over test items."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from tunewise import number_format as numbers
-from tunewise.advise.objectives import objectives_for
-from tunewise.advise.statistics import seeds_needed_paired
 from tunewise.advise.summary import MethodSummary
 from tunewise.pages.section import Section, Table
 from tunewise.report.data import ReportData
 
-_POINT = 0.01
 _ITEM_TESTS = {
     "McNemar": "McNemar's exact test and the interval of Agresti and Min",
     "paired by item": "the answers of both methods to each item, mean over seeds (adjusted Wald)",
@@ -25,8 +22,6 @@ def section(data: ReportData) -> Section | None:
     others = [s for s in data.summaries if reference and not s.is_reference and s.seeds]
     if reference is None or not others:
         return None
-    size = _POINT if reference.is_share else 0.01 * abs(sum(reference.metric_by_seed.values()) / len(reference.seeds))
-    further = f"further seeds to see {'1 point' if reference.is_share else '1 %'}"
     columns = [
         "method",
         "difference",
@@ -34,10 +29,9 @@ def section(data: ReportData) -> Section | None:
         "over test items, 95 %",
         "p by item",
         "unseen up to",
-        further,
     ]
     gap_columns = ["method", "gap, nats", "difference", "over seeds, 95 %", f"× {reference.label}'s", "95 %", ""]
-    rows = [_row(s, reference, size, len(data.summaries)) for s in others]
+    rows = [_row(s) for s in others]
     text = (
         f"Differences of the test {reference.metric.replace('_', ' ')} to {reference.label}'s, and how much other "
         "seeds or other test items could change them. “Better” and “worse” in the table above are decided over seeds."
@@ -49,7 +43,7 @@ def section(data: ReportData) -> Section | None:
     return Section("noise", "How sure the differences are", [text], tables=tables, notes=_notes(others, reference))
 
 
-def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: int) -> list[str]:
+def _row(method: MethodSummary) -> list[str]:
     compared, items = method.metric_comparison, method.item_comparison
     unit = numbers.points if method.is_share else _plain
     widest = numbers.widest(method.metric, method.is_share)
@@ -58,14 +52,7 @@ def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: 
         return numbers.difference_end(value, method.is_share, widest)
 
     if compared is None or compared.difference is None:
-        return [method.label, *[numbers.MISSING] * 6]
-    common = sorted(method.metric_by_seed.keys() & reference.metric_by_seed.keys())
-    further = numbers.MISSING
-    if len(common) > 1:
-        differences = [method.metric_by_seed[s] - reference.metric_by_seed[s] for s in common]
-        (objective,) = objectives_for("metric", method)
-        level = 1 - 0.05 / max(1, methods - 1)
-        further = str(seeds_needed_paired(differences, size, confidence=level, resolution=objective.resolution(method)))
+        return [method.label, *[numbers.MISSING] * 5]
     return [
         method.label,
         unit(compared.difference.mean),
@@ -73,7 +60,6 @@ def _row(method: MethodSummary, reference: MethodSummary, size: float, methods: 
         _between(items.low, items.high, unit) if items else numbers.MISSING,
         f"{items.p:.2g}" if items else numbers.MISSING,
         numbers.MISSING if compared.missed is None else end(compared.missed).replace("+", ""),
-        further,
     ]
 
 
@@ -115,10 +101,6 @@ def _notes(others: list[MethodSummary], reference: MethodSummary) -> list[str]:
     notes.append(
         f"Gaps relative to {reference.label}'s are ratios of means over seeds with Fieller's paired interval, which is "
         f"left out where {reference.label}'s own gap may be zero."
-    )
-    notes.append(
-        "Further seeds: to see such a difference with a power of 80 % (noncentral t), at the level of Holm's first "
-        "test, if the variance stays as it is; a rough estimate from 3 seeds."
     )
     return notes
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tunewise.errors import SpecError
 from tunewise.spec.parts import Flag, Frozen
-from tunewise.spec.reading import parse
+from tunewise.spec.reading import Content, parse
 
 
 class RayOptions(Frozen):
@@ -54,7 +54,7 @@ class ExecutionOptions(Frozen):
 
     @field_validator("track", mode="before")
     @classmethod
-    def _split_names(cls, track: object) -> Any:
+    def _split_names(cls, track: object) -> object:
         return [name.strip() for name in track.split(",") if name.strip()] if isinstance(track, str) else track
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class ExecutionOptions(Frozen):
         return self.executor or ("serial" if self.jobs is None else "processes")
 
 
-def split_options(content: dict[str, object], source: str = "") -> tuple[ExecutionOptions, dict[str, Any]]:
+def split_options(content: Content, source: str = "") -> tuple[ExecutionOptions, Content]:
     """The options, and what is left: the study itself. Raises `SpecError`."""
     keys = ExecutionOptions.model_fields
     options = {key: content[key] for key in keys if content.get(key) is not None}

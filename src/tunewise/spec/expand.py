@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError
 from tunewise.spec.parts import DataSpec, Frozen, MethodSpec, ModelSpec, TrainingSpec
-from tunewise.spec.reading import merge_specs, parse
+from tunewise.spec.reading import Content, merge_specs, parse
 
 PARTS: dict[str, type[Frozen]] = {"model": ModelSpec, "data": DataSpec, "training": TrainingSpec}
 METHOD_KEYS = ("rank", "alpha", "targets", "links", "restart_every", "learning_rate", "layers", "lora_a_init")
@@ -31,7 +31,7 @@ _TITLES = {
 }
 
 
-def expand_study(content: Mapping[str, Any]) -> dict[str, Any]:
+def expand_study(content: Content) -> Content:
     """Full content of a study: one mapping a part, further ones under `grid`, method rows, complete points."""
     full = {key: value for key, value in content.items() if value is not None}
     if points := full.pop("points", None):
@@ -110,7 +110,7 @@ def _mapping(value: object) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _row_values(row: object, shared: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+def _row_values(row: object, shared: Mapping[str, object]) -> Iterator[Content]:
     """All mappings that a row stands for."""
     if isinstance(row, BaseModel):
         row = row.model_dump(exclude_unset=True)

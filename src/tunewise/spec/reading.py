@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from tunewise.errors import SpecError, suggest_nearest
 
 Spec = TypeVar("Spec", bound=BaseModel)
+Content = dict[str, Any]
+"""What a file or a command line says, nested like the specs, before it is checked."""
 
 
 def parse(kind: type[Spec], content: object, source: str = "") -> Spec:
@@ -57,7 +59,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def merge_specs(base: dict[str, object], over: dict[str, object]) -> dict[str, Any]:
+def merge_specs(base: Content, over: Content) -> Content:
     """`base` with what `over` says; None says nothing, mappings are merged key by key (`model: DIR` is one)."""
     result = dict(base)
     for key, value in over.items():
@@ -73,7 +75,7 @@ def merge_specs(base: dict[str, object], over: dict[str, object]) -> dict[str, A
     return result
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> Content:
     """A spec file as a dictionary. Raises `SpecError` where it is absent or not a YAML mapping."""
     import yaml
 

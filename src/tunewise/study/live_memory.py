@@ -23,7 +23,7 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._storages: dict[int, weakref.ref[Any]] = {}
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> Any:
         flat, tree = tree_flatten((args, kwargs or {}))
@@ -41,7 +41,7 @@ class LiveMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         return result
 
-    def _count(self, storage: object, size: int) -> None:
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
         key = id(storage)
         if key in self._storages:
             return
@@ -79,7 +79,7 @@ _INDEXING = (
 )
 
 
-def _as_meta(value: object) -> Any:
+def _as_meta(value: object) -> object:
     if isinstance(value, Tensor) and not value.is_meta and value.dim() > 0:
         return torch.empty_like(value, device="meta")
     return value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from tunewise.catalog import get_method
 from tunewise.errors import ModelError, SpecError
@@ -162,7 +161,7 @@ class _Source:
 
     def planned(self) -> list[PlannedRun]:
         model, data = self.runs[0].model, self.runs[0].data
-        changes: dict[str, Any] = {
+        changes = {
             "task": self.task,
             "model": model.model_copy(update={"path": absolute(model.path), "digest": model_digest(model)}),
             "data": data.model_copy(update={**_paths(data, absolute), "digest": task_class(self.task).digest(data)}),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 
-def shape_of(spec: dict[str, Any]) -> str:
+def shape_of(spec: Mapping[str, Mapping[str, object]]) -> str:
     """Model, data, batch and method, with its rank."""
     method, training = spec["method"], spec["training"]
     free = ("learning_rate", "alpha", "title", "links", "restart_every", "weight_decay", "lora_a_init")
@@ -28,7 +28,7 @@ def any_rank(shape: str) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def data_of(spec: dict[str, Any]) -> str:
+def data_of(spec: Mapping[str, Mapping[str, object]]) -> str:
     """The data's content and how it is split."""
     data = spec["data"]
     left_out = {"path", "validation", "test", "notes"} if data["digest"] is not None else {"notes"}

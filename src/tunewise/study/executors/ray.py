@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 from tunewise.errors import SpecError
@@ -58,7 +59,7 @@ class Mailbox:
 class MailboxListener(Listener):
     """A run's side of the mailbox: looks at most once a second, and at every event but steps."""
 
-    def __init__(self, ray: Any, mailbox: Any) -> None:
+    def __init__(self, ray: ModuleType, mailbox: Any) -> None:
         self._ray, self._mailbox = ray, mailbox
         self._events: list[Event] = []
         self._stop = False
@@ -101,7 +102,7 @@ class RayExecutor(Executor):
         self.options = options
         self._ray = _import_ray()
         self._exit = contextlib.ExitStack()
-        self._tasks: dict[Any, str] = {}
+        self._tasks: dict[object, str] = {}
         self._gpus = 0.0
         self._room = 1
         self._looked = 0.0
@@ -145,7 +146,7 @@ class RayExecutor(Executor):
                 self.listener.on(event)
         return self._end(ready[0]) if ready else None
 
-    def _end(self, task: Any) -> JobEnd:
+    def _end(self, task: object) -> JobEnd:
         run_id = self._tasks.pop(task)
         try:
             result: NodeResult = self._ray.get(task)
@@ -223,7 +224,7 @@ def _unpack(content: bytes, run_id: str, store: RunStore) -> None:
                 os.replace(Path(scratch) / "new", folder)
 
 
-def _import_ray() -> Any:
+def _import_ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -233,12 +234,12 @@ def _import_ray() -> Any:
     return ray
 
 
-def _default_gpus(ray: Any) -> float:
+def _default_gpus(ray: ModuleType) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
 @contextlib.contextmanager
-def _joined(ray: Any, options: RayOptions) -> Iterator[None]:
+def _joined(ray: ModuleType, options: RayOptions) -> Iterator[None]:
     """A connection to Ray: the one there is, else to the address, else a Ray of our own, which ends with us."""
     if ray.is_initialized():
         yield
