@@ -69,7 +69,7 @@ def _guard_weighted_sums(model: PeftModel) -> None:
     """PEFT combines adapters from their active tensors alone; refuse where these are not the full update."""
     tuner: Any = model.base_model
 
-    def add_weighted_adapter(self: Any, adapters: list[str], *args: Any, **kwargs: object) -> Any:
+    def add_weighted_adapter(self: Any, adapters: list[str], *args: object, **kwargs: object) -> Any:
         for adapter in layer_adapters(self):
             if adapter.name in adapters and not adapter.is_stock:
                 raise SpecError(

@@ -59,7 +59,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return notes
 
 
-def sidecar_of(model: nn.Module, done: Attachment) -> dict[str, Any]:
+def sidecar_of(model: nn.Module, done: Attachment) -> dict[str, object]:
     """The content of `tunewise.json` for a model."""
     # PEFT's own methods may change the base's weights (pissa, olora), so these do not identify the base.
     identified = done.targets and not done.method.passed_through

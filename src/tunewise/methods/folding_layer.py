@@ -60,7 +60,7 @@ class FoldingLayer(_LayerBehaviour):
             object.__setattr__(self, "_fold", None)
             forget_plans()
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if not (args or kwargs) and not torch.compiler.is_compiling():
             fold = self._fold
             output = self._fused_unfolded(x) if fold is None else fold.fused_forward(x)
@@ -86,7 +86,7 @@ class FoldingLayer(_LayerBehaviour):
         adapter = None if name is None else adapters_of(self).get(name)
         return None if adapter is None else adapter.fused_forward(x)
 
-    def _forward_beside(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _forward_beside(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """One call with the update beside W0, for factors or a weight that exist for this call alone."""
         fold = self._fold
         own: dict[str, Any] = self.get_base_layer()._parameters
@@ -113,16 +113,16 @@ class FoldingLayer(_LayerBehaviour):
         delta = ours.delta()
         return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
-    def merge(self, *args: Any, **kwargs: Any) -> None:
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         self.undo_fold()
         if self.is_tied and not self.merged:
             untie(self, self.model_config)
             self.is_tied = False
-        weight: Any = getattr(self.get_base_layer(), "weight", None)
+        weight = getattr(self.get_base_layer(), "weight", None)
         if not self.merged and isinstance(weight, Tensor) and _is_plain_float(weight):
             object.__setattr__(self, "_before_merge", weight.detach().clone())
         try:
-            super().merge(*args, **kwargs)
+            super().merge(safe_merge, adapter_names)
         finally:
             if not self.merged:  # refused, or nothing to merge
                 self._restore()
@@ -161,20 +161,20 @@ class FoldingLayer(_LayerBehaviour):
 
     # A compiled forward does not check whether the fold is still right, so whatever changes that does.
 
-    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
-        super().set_adapter(*args, **kwargs)
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_names, inference_mode)
         self.sync_fold()
 
-    def set_scale(self, *args: Any, **kwargs: Any) -> None:
-        super().set_scale(*args, **kwargs)
+    def set_scale(self, adapter: str, scale: float) -> None:
+        super().set_scale(adapter, scale)
         self.sync_fold()
 
-    def scale_layer(self, *args: Any, **kwargs: Any) -> None:
-        super().scale_layer(*args, **kwargs)
+    def scale_layer(self, scale: float) -> None:
+        super().scale_layer(scale)
         self.sync_fold()
 
-    def unscale_layer(self, *args: Any, **kwargs: Any) -> None:
-        super().unscale_layer(*args, **kwargs)
+    def unscale_layer(self, scale: float | None = None) -> None:
+        super().unscale_layer(scale)
         self.sync_fold()
 
     def update_layer(self, *args: Any, **kwargs: Any) -> None:
@@ -182,11 +182,11 @@ class FoldingLayer(_LayerBehaviour):
         self.undo_fold()
         super().update_layer(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
         """The class is created at run time, so a pickle names PEFT's class."""
         return _empty_folding_layer, (type(self).__mro__[2],), self.__dict__
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+    def _apply(self, *args: object, **kwargs: object) -> Any:
         folded = self._fold is not None
         self.undo_fold()  # on a new device or dtype: folded afresh, or not at all
         result = super()._apply(*args, **kwargs)  # type: ignore[misc]
@@ -201,13 +201,13 @@ class FoldingLayer(_LayerBehaviour):
 
 
 @functools.cache
-def _folding_class(kind: Any) -> Any:
+def _folding_class(kind: type) -> type:
     return type(f"Folding{kind.__name__}", (FoldingLayer, kind), {"__module__": __name__})
 
 
-def _empty_folding_layer(kind: Any) -> Any:
+def _empty_folding_layer(kind: type) -> object:
     folding = _folding_class(kind)
-    return folding.__new__(folding)
+    return object.__new__(folding)
 
 
 def make_folding(layer: Any) -> None:
@@ -280,7 +280,7 @@ def _variants(layer: Any, prefix: str) -> list[tuple[Adapter, str, str]]:
     ]
 
 
-def _write_saved_form(layer: Any, state: dict[str, object], prefix: str, metadata: Any) -> None:
+def _write_saved_form(layer: Any, state: dict[str, Tensor], prefix: str, metadata: dict[str, object]) -> None:
     key = prefix + "base_layer.weight"
     if layer._fold is not None and key in state:
         state[key] = layer._fold.pristine()
@@ -290,7 +290,9 @@ def _write_saved_form(layer: Any, state: dict[str, object], prefix: str, metadat
             state[key_a], state[key_b] = a.detach().contiguous(), b.detach().contiguous()
 
 
-def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: Any, *_: object) -> None:
+def _read_saved_form(
+    layer: Any, state: dict[str, Tensor], prefix: str, metadata: dict[str, object], *_: object
+) -> None:
     weight_key = prefix + "base_layer.weight"
     for adapter, key_a, key_b in _variants(layer, prefix):
         if key_b in state:
@@ -303,7 +305,7 @@ def _read_saved_form(layer: Any, state: dict[str, Any], prefix: str, metadata: A
             state[weight_key] = state[weight_key].clone()  # a fold writes into it, and it is the caller's
 
 
-def _read_factors(adapter: Adapter, state: dict[str, Any], weight_key: str, key_a: str, key_b: str) -> None:
+def _read_factors(adapter: Adapter, state: dict[str, Tensor], weight_key: str, key_a: str, key_b: str) -> None:
     adapter.incoming_weight = state.get(weight_key)
     try:
         # A state of the trained tensors alone has no A: the present one stays.

@@ -103,7 +103,7 @@ class _Tap(torch.autograd.Function):
         return y.clone()  # not a view, which the next module could not change in place
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> Any:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         ctx.take(grad_y)
         return grad_y, None, None
 

@@ -85,7 +85,7 @@ class Adapter(LoraVariant, ABC):
         """W0-to-be while a whole state_dict is loaded."""
         LIVE_ADAPTERS.add(self)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         LIVE_ADAPTERS.add(self)  # a deep copy of a model trains like the model
 
@@ -332,7 +332,7 @@ class Adapter(LoraVariant, ABC):
         return None
 
     def forward(  # type: ignore[override]
-        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: object
     ) -> Tensor:
         """`result` (..., n) is the base layer's output for x (..., m); returns result + sum s x A^T B^T."""
         x = module.lora_dropout[self.name](x)

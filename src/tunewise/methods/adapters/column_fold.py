@@ -114,7 +114,7 @@ class _ColumnLinear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> Any:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         rows, weight = ctx.saved_tensors
         fold = ctx.fold

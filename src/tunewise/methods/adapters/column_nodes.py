@@ -35,7 +35,7 @@ class ColumnGradient(torch.autograd.Function):
         ctx.dtype = b.dtype
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> Any:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         (rows,) = ctx.saved_tensors
         grad_b = gradient_of_b(grad_y.reshape(-1, grad_y.shape[-1]), rows, ctx.scale, ctx.dtype, ctx.parts)
@@ -71,7 +71,7 @@ class _ColumnsBeside(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> Any:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         rows, weight, b = ctx.saved_tensors
         flat = grad_y.reshape(-1, grad_y.shape[-1])

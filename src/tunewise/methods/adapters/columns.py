@@ -186,7 +186,7 @@ class ColumnAdapter(Adapter):
         return cast(Tensor, columns_beside(x, *parameters, self.selection, self.finished, self.scale))
 
     def forward(  # type: ignore[override]
-        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: object
     ) -> Tensor:
         """`result` is the base layer's output, the fold included where there is one; returns the layer's output."""
         fold = self.layer._fold

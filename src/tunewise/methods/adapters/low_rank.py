@@ -115,7 +115,7 @@ class _LowRankLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> Any:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, weight, a, b = ctx.saved_tensors
         to_x, to_a, to_b = (ctx.needs_input_grad[i] for i in (0, 3, 4))
         flat = grad_y.reshape(-1, grad_y.shape[-1])
