@@ -32,7 +32,7 @@ def runs_ls(
     as_json: flags.Json = False,
 ) -> None:
     """Print one line per run."""
-    from tunewise.cli.run_tables import lines_of, summary_of
+    from tunewise.cli.tables import lines_of, summary_of
     from tunewise.store.filters import ordered, plain, selected
     from tunewise.store.table import table
 
