@@ -35,9 +35,6 @@ def lab(
         return 0
     names = list(STATEMENTS) if name == "all" else [get_statement(name).name]
 
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     from rich.console import Console
 
     console, results = Console(stderr=as_json, highlight=False), []

@@ -75,9 +75,6 @@ def paper_run(
     content = comparison(chosen, setting, _names(methods) or None)
     content = merge_specs(content, {**given, "seeds": _seeds(given.get("seeds"), content["seeds"])})
 
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     from tunewise.cli.compare import run_comparison
     from tunewise.papers.prepare import prepare
     from tunewise.papers.runs import PaperNote, changes, write_note

@@ -26,9 +26,6 @@ def predict(
     """Write a row for each row of the data. Columns are those of the run's data unless given."""
     run = run_or_adapter(run, runs)
 
-    from tunewise.quiet import quiet_libraries
-
-    quiet_libraries()
     from rich.console import Console
 
     with Console(stderr=True).status("predicting ..."):
