@@ -32,6 +32,8 @@ class PeftMethod:
     is_lora: bool = False
     """Whether it is PEFT's LoRA with these options."""
     default_rank: int = 8
+    trains_norms: bool = False
+    """Whether it trains the norms of the blocks, whatever the targets are."""
     full_at: Callable[[int, int], int] | None = None
     """(outputs, inputs) to the rank from which on more changes nothing."""
     moves_outputs: Callable[[int], bool] = _never
@@ -75,7 +77,7 @@ PEFT_METHODS: dict[str, PeftMethod] = {
     "hra": PeftMethod(moves_outputs=lambda rank: rank % 2 == 1),
     # None of the targets is treated as a feed-forward layer.
     "ia3": PeftMethod(None, options={"feedforward_modules": []}),
-    "ln_tuning": PeftMethod(None),
+    "ln_tuning": PeftMethod(None, trains_norms=True),
     "loha": PeftMethod(),
     "lokr": PeftMethod(full_at=_lokr_full_at),
     "miss": PeftMethod(),

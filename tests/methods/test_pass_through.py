@@ -199,3 +199,14 @@ def test_a_rank_of_a_method_without_one_is_refused_in_a_spec_and_left_out_beside
     again = StudySpec.model_validate_json(study.model_dump_json())
     assert [method.content()["rank"] for method in again.methods] == [2, None, 2]
     assert len(StudySpec(model="m", data="d", methods="peft:ia3,lora", rank=[2, 4]).methods) == 3
+
+
+def test_ln_tuning_trains_the_norms_of_the_blocks_and_nothing_else(base) -> None:
+    """Each of the two blocks has two norms with 64 weights and 64 biases."""
+    model = attach(base, "ln_tuning")
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and "classifier" not in name]
+    assert trained and all("LayerNorm" in name and ".layer." in name for name in trained)
+    assert tunewise.trainable_parameters(model) == 2 * 2 * 2 * 64 + 64 * 3 + 3
+    assert tunewise.delta(model) == {}
+    last = tunewise.attach(copy.deepcopy(base), "peft:ln_tuning", layers="last 1")
+    assert tunewise.trainable_parameters(last) == 2 * 2 * 64 + 64 * 3 + 3

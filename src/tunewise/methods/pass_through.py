@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,12 +30,15 @@ def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, objec
     """Put one of PEFT's own methods onto a model. Fused projections are adapted whole: PEFT has no slices."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     targets = tuple(replace(t, parts=(Part(0, t.out_features),)) for t in done.targets)
+    names = short_names([t.name for t in targets], list(linear_layers(base)))
+    if done.method.of_peft.trains_norms:
+        targets, names = (), _norms_beside(base, done.targets)
     config = peft_config(
         done.method,
         rank=done.rank,
         alpha=done.alpha,
         targets=targets,
-        target_modules=short_names([t.name for t in targets], list(linear_layers(base))),
+        target_modules=names,
         head=list(done.head),
         task_type=task_type(base),
         options=options,
@@ -46,6 +50,15 @@ def pass_through(model: nn.Module, done: Attachment, options: Mapping[str, objec
     peft_model = _inject(model, config, done.adapter_name, done.seed)
     remember(peft_model, replace(done, targets=targets))
     return peft_model
+
+
+def _norms_beside(base: nn.Module, targets: Sequence[Target]) -> list[str]:
+    """Names of the norms in the blocks of these layers. Raises `ModelError` where there are none."""
+    blocks = tuple({match[0] for target in targets if (match := re.match(r".*?\.\d+\.", target.name))})
+    norms = [n for n, m in base.named_modules() if n.startswith(blocks or "\0") and "norm" in type(m).__name__.lower()]
+    if not norms:
+        raise ModelError("ln_tuning trains norms, and the blocks of these layers have none")
+    return norms
 
 
 def peft_config(
