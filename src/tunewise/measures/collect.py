@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -105,7 +104,7 @@ def _compute(
     measure: Measure[MeasureResult], run: FinishedRun, listener: Listener, settings: MeasureSettings
 ) -> Measured:
     begun = time.monotonic()
-    values: dict[str, Any] | None = None
+    values: dict[str, object] | None = None
     error: str | None = None
     try:
         values = measure.compute(run, settings, listener.check).model_dump(mode="json")

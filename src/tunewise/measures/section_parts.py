@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 from tunewise.advise.statistics import mean_interval
 from tunewise.catalog import CATALOG, Method
 from tunewise.measures._estimate import Estimate
+from tunewise.measures.base import MeasureResult, SectionData
 from tunewise.number_format import MISSING
 from tunewise.pages.figures import Bar, bars
 from tunewise.pages.palette import Mark
 from tunewise.pages.section import Panel, Table
 from tunewise.store.records import RunRecord
 
-THRESHOLD_GRID = tuple(i / 100 for i in range(1, 101))
 BARS_CAPTION = "Large mark: mean over seeds, with its 95 % interval. Small rings: the seeds."
 FAMILY_COLOURS = "A chain has the colour of its parent: the chain is solid, the parent dashed."
+
+Result = TypeVar("Result", bound=MeasureResult)
 
 
 def bars_panel(
@@ -113,12 +116,12 @@ def _without_names(method: Method) -> Method:
     return replace(method, name="", summary="", source="")
 
 
-def estimate_table(columns: Mapping[str, Mapping[str, Estimate | None]], caption: str) -> Table:
-    """Estimates with intervals by title and label; a column without any estimate is left out."""
-    kept = {title: column for title, column in columns.items() if any(column.values())}
-    labels = dict.fromkeys(label for column in kept.values() for label in column)
-    rows = [[label, *(_estimate_text(column.get(label)) for column in kept.values())] for label in labels]
-    return Table(["method", *kept], rows, caption)
+def estimate_table(data: SectionData[Result], columns: Mapping[str, Callable[[Result], Estimate | None]]) -> Table:
+    """Estimates of each method's first seed, by title; a column without any estimate is left out."""
+    first = {label: data.of_method(label)[0] for label in data.labels}
+    kept = {title: column for title, column in columns.items() if any(map(column, first.values()))}
+    rows = [[label, *(_estimate_text(column(result)) for column in kept.values())] for label, result in first.items()]
+    return Table(["method", *kept], rows, "First seed of each method, ± the 95 % interval over batches.")
 
 
 def _estimate_text(estimate: Estimate | None) -> str:

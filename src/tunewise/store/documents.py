@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -68,7 +68,7 @@ def _check_schema(version: object, path: Path) -> None:
         )
 
 
-def checksum(content: dict[str, Any]) -> str:
+def checksum(content: dict[str, object]) -> str:
     """sha256 of the content; white space and the order of keys do not matter."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.store.table import LIVE, RunRow
@@ -55,12 +55,12 @@ def ordered(rows: Iterable[RunRow], by: str) -> list[RunRow]:
     return with_value + [row for row in rows if getattr(row, name) is None]
 
 
-def plain(row: RunRow) -> dict[str, Any]:
+def plain(row: RunRow) -> dict[str, object]:
     """A row for JSON: all columns, and the specification as an object."""
     return {**row.as_dict(), "spec": json.loads(row.spec) if row.spec else None}
 
 
-def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+def flat(content: object, prefix: str = "") -> dict[str, object]:
     """Nested mappings with dotted keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`; lists stay values."""
     if not isinstance(content, dict) or not content:
         return {prefix: content} if prefix else {}
@@ -88,7 +88,7 @@ def _where(rows: list[RunRow], condition: str) -> list[RunRow]:
     return [row for row, spec in zip(rows, specs, strict=True) if spec and _fits(spec.get(matches[0]), value)]
 
 
-def _fits(value: Any, text: str) -> bool:
+def _fits(value: object, text: str) -> bool:
     if value is None or isinstance(value, bool):
         return json.dumps(value) == text.lower() or (value is None and text.lower() == "none")
     if isinstance(value, int | float):

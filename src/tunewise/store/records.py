@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -140,8 +140,8 @@ class Measured(_Record):
     name: str
     version: int
     seconds: float
-    settings: dict[str, Any] = Field(default={}, description="of a measure that can be set; all of them")
-    values: dict[str, Any] | None = None
+    settings: dict[str, object] = Field(default={}, description="of a measure that can be set; all of them")
+    values: dict[str, object] | None = None
     error: str | None = Field(None, description="one line, where there are no values")
 
 

@@ -74,7 +74,7 @@ def moved_outputs(network: nn.Module, change: Change, inputs: Mapping[str, Tenso
 def frozen_copy(base: nn.Module, *, own_values: bool) -> nn.Module:
     """A frozen copy of `base` in eval mode that stays at W0. It shares the values, or with `own_values` copies them,
     which is needed where `base` itself is trained."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for parameter in base.parameters():
         values = parameter.data.clone() if own_values else parameter.data
         memo[id(parameter)] = nn.Parameter(values, requires_grad=False)

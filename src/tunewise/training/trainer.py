@@ -105,7 +105,7 @@ class RunTrainer(Trainer):
             )
         return loss
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         task = self.context.task
         scores = evaluate(
             self.network,
@@ -130,7 +130,7 @@ class RunCallback(TrainerCallback):
         self.rate = 0.0  # of the step in progress
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         # A checkpoint on the last step of an epoch may be older than the evaluation of that epoch.
         epoch, rest = divmod(state.global_step * self.context.spec.training.epochs, state.max_steps)
@@ -148,7 +148,9 @@ class RunCallback(TrainerCallback):
         if not bool(torch.isfinite(norms).all()):
             raise DivergedError(f"a gradient is not finite at step {state.global_step + 1}; lower the learning rate")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         loss = self.trainer.last_loss
         epoch = float(state.epoch or 0.0)
         line = {"step": state.global_step, "epoch": epoch, "loss": loss, "learning_rate": self.rate}
@@ -177,7 +179,7 @@ class RunCallback(TrainerCallback):
         )
         self.context.listener.on(EpochDone(self.context.spec.id, epoch, loss, task.metric, value))
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         self.context.process_group.wait()  # every rank has written its part of the checkpoint
         self.context.process_group.on_rank_zero(lambda: seal(folder))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 from tunewise.catalog import Method
 from tunewise.errors import SpecError
@@ -263,7 +263,7 @@ def _ranks(facts: Facts) -> list[BoundLine]:
     k, n = facts.classes, facts.samples
     smallest = min((layer.shape for layer in facts.layers), key=min)
     lazy = "lazy training is assumed, not checked here (the measure 'laziness' checks it)"
-    loss: Any = "binary_cross_entropy" if k == 2 else "squared"
+    loss: Literal["squared", "binary_cross_entropy"] = "binary_cross_entropy" if k == 2 else "squared"
     generic = rank_for_generic_features(smallest, k, n, loss).with_unmet(lazy)
     if k != 2:
         generic = generic.with_unmet("the loss is cross-entropy, not squared error")

@@ -72,7 +72,7 @@ def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> Forget
     return ForgettingResult(source=inputs.source, loss=loss, **moved.model_dump())
 
 
-def backbone(model: Any) -> nn.Module:
+def backbone(model: object) -> nn.Module:
     """The model under its head, adapters included. Raises `MeasureError` where there is none."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     prefix = getattr(inner, "base_model_prefix", "")

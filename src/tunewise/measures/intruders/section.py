@@ -8,7 +8,6 @@ from tunewise.measures.base import Measure, SectionData
 from tunewise.measures.intruders.compute import IntruderSettings, IntrudersResult, compute
 from tunewise.measures.section_parts import (
     FAMILY_COLOURS,
-    THRESHOLD_GRID,
     common_layers,
     family_marks,
     has_family,
@@ -21,6 +20,7 @@ from tunewise.pages.section import Panel, Section, Table
 from tunewise.registry import MEASURES
 
 _SHOWN = (0.2, 0.4, 0.6, 0.8)
+_THRESHOLDS = tuple(i / 100 for i in range(1, 101))
 Data = SectionData[IntrudersResult]
 
 
@@ -31,7 +31,12 @@ def section(data: Data) -> Section:
         if layers
         else "on average over each method's own weights (no weight is changed by all of them)."
     )
-    paragraphs = [f"{definition(data.first)} The curves count them at every threshold, {where}"]
+    vectors = "all" if data.first.top_k == "all" else f"the {data.first.top_k} top"
+    paragraphs = [
+        f"A left singular vector of the fine-tuned weight, one of {vectors}, is an intruder where its largest |cos| "
+        "with all left singular vectors of the pretrained weight is below a threshold: a direction that counts now and "
+        f"was not there before (arXiv 2410.21228). The curves count them at every threshold, {where}"
+    ]
     if has_family([record for record, _ in data.runs]):
         paragraphs.append(FAMILY_COLOURS)
     note = "In the table: intruders per weight, mean over seeds with its 95 % interval."
@@ -48,15 +53,6 @@ def section(data: Data) -> Section:
     )
 
 
-def definition(result: IntrudersResult) -> str:
-    vectors = "all" if result.top_k == "all" else f"the {result.top_k} top"
-    return (
-        f"A left singular vector of the fine-tuned weight, one of {vectors}, is an intruder where its largest |cos| "
-        "with all left singular vectors of the pretrained weight is below a threshold: a direction that counts now and "
-        "was not there before (arXiv 2410.21228)."
-    )
-
-
 def intruders_per_weight(result: IntrudersResult, layers: Sequence[str], threshold: float) -> float:
     """Over the named layers, or all of them where none are named."""
     counts = [result.layers[name].count(threshold) for name in (layers or result.layers)]
@@ -67,9 +63,9 @@ def _curves(data: Data, layers: Sequence[str]) -> Panel:
     curves = {}
     for label in data.labels:
         results = data.of_method(label)
-        counts = [[intruders_per_weight(result, layers, t) for result in results] for t in THRESHOLD_GRID]
+        counts = [[intruders_per_weight(result, layers, t) for result in results] for t in _THRESHOLDS]
         mean = [sum(c) / len(c) for c in counts]
-        curves[label] = Curve(THRESHOLD_GRID, mean, list(map(min, counts)), list(map(max, counts)))
+        curves[label] = Curve(_THRESHOLDS, mean, list(map(min, counts)), list(map(max, counts)))
     top = data.first.top_k
     figure = lines(
         curves,

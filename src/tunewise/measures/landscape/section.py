@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tunewise.measures._estimate import Estimate
 from tunewise.measures.base import Measure, SectionData
@@ -77,19 +78,14 @@ def _all_methods(data: Data, random: Mapping[str, Surface], scale: Scale) -> tup
 
 
 def _table(data: Data) -> Table:
-    loss: dict[str, Estimate | None] = {}
-    sharpness: dict[str, Estimate | None] = {}
-    basin: dict[str, Estimate | None] = {}
-    for label in data.labels:
-        result = data.of_method(label)[0]
-        loss[label], sharpness[label] = result.loss, result.sharpness
-        basin[label] = result.surface.area
-    columns = {"loss": loss, "sharpness in the random plane": sharpness, "basin in the random plane": basin}
-    caption = (
-        "First seed of each method, ± the 95 % interval over batches. Basin: the area of the random plane where the "
-        "loss is at most log(classes) / 4 above the centre's."
-    )
-    return estimate_table(columns, caption)
+    columns: dict[str, Callable[[LandscapeResult], Estimate | None]] = {
+        "loss": lambda result: result.loss,
+        "sharpness in the random plane": lambda result: result.sharpness,
+        "basin in the random plane": lambda result: result.surface.area,
+    }
+    table = estimate_table(data, columns)
+    basin = "Basin: the area of the random plane where the loss is at most log(classes) / 4 above the centre's."
+    return replace(table, caption=f"{table.caption} {basin}")
 
 
 def _share_below(surface: Surface, level: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tunewise.measures._estimate import Estimate
 from tunewise.measures.base import Measure, SectionData
 from tunewise.measures.section_parts import bars_panel, estimate_table
@@ -21,24 +23,16 @@ def section(data: SectionData[SharpnessResult]) -> Section:
     values = data.by_seed(lambda result: result.sharpness.value)
     axis = "sharpness, nats"
     panel = bars_panel("sharpness-figure", "Sharpness", values, data.marks, axis=axis, unit="nats", digits=".4g")
-    columns: dict[str, dict[str, Estimate | None]] = {
-        "loss": {},
-        "sharpness": {},
-        "ε-sharpness, %": {},
-        "Hessian: trace": {},
-        "largest": {},
+    columns: dict[str, Callable[[SharpnessResult], Estimate | None]] = {
+        "loss": lambda result: result.loss,
+        "sharpness": lambda result: result.sharpness,
+        "ε-sharpness, %": lambda result: result.epsilon_sharpness,
+        "Hessian: trace": lambda result: result.hessian.trace if result.hessian else None,
+        "largest": lambda result: next(iter(result.hessian.eigenvalues), None) if result.hessian else None,
     }
-    for label in data.labels:
-        first = data.of_method(label)[0]
-        eigenvalues = first.hessian.eigenvalues if first.hessian else []
-        estimates = [first.loss, first.sharpness, first.epsilon_sharpness]
-        trace = first.hessian.trace if first.hessian else None
-        for column, estimate in zip(columns.values(), [*estimates, trace, eigenvalues[0] if eigenvalues else None]):
-            column[label] = estimate
     reasons = dict.fromkeys(result.hessian_missing for _, result in data.runs if result.hessian_missing)
     notes = [*data.missing, *(f"No figures of the Hessian: {reason}." for reason in reasons)]
-    caption = "First seed of each method, ± the 95 % interval over batches."
-    return Section("sharpness", "Sharpness", [text], [panel], [estimate_table(columns, caption)], notes=notes)
+    return Section("sharpness", "Sharpness", [text], [panel], [estimate_table(data, columns)], notes=notes)
 
 
 MEASURES.register(

@@ -18,7 +18,6 @@ from tunewise.measures.section_parts import (
 from tunewise.measures.spectrum.compute import LayerSpectrum, SpectrumResult, compute
 from tunewise.number_format import MISSING
 from tunewise.pages.figures import Curve, lines
-from tunewise.pages.palette import Mark
 from tunewise.pages.section import Panel, Section, Table
 from tunewise.registry import MEASURES
 
@@ -50,23 +49,6 @@ def layer_mean(result: SpectrumResult, layers: Sequence[str], value: LayerValue)
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
-def values_panel(curves: dict[str, Curve], figure_marks: dict[str, Mark], caption: str) -> Panel:
-    """Singular values against their place, on a logarithmic scale."""
-    few = all(len(curve.x) <= 16 for curve in curves.values())
-    figure = lines(
-        curves,
-        figure_marks,
-        x_title="place of the singular value",
-        y_title="singular value of dW",
-        log_y=True,
-        markers=few,
-    )
-    if not few:  # full fine-tuning beside a few directions
-        figure.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64], title_text="place (log scale)")
-    ends = "; ".join(f"{label} from {curve.mean[0]:.3g} to {curve.mean[-1]:.3g}" for label, curve in curves.items())
-    return Panel("spectrum-figure", "Singular values of dW", caption, f"Singular values of dW: {ends}.", figure)
-
-
 def _values_panel(data: SectionData[SpectrumResult], layers: Sequence[str]) -> Panel:
     curves = {}
     for label in data.labels:
@@ -75,9 +57,20 @@ def _values_panel(data: SectionData[SpectrumResult], layers: Sequence[str]) -> P
         if places:
             mean = [geometric_mean(place) for place in places]
             curves[label] = Curve(range(1, len(places) + 1), mean, list(map(min, places)), list(map(max, places)))
-    marks = family_marks([record for record, _ in data.runs], data.marks)
+    few = all(len(curve.x) <= 16 for curve in curves.values())
+    figure = lines(
+        curves,
+        family_marks([record for record, _ in data.runs], data.marks),
+        x_title="place of the singular value",
+        y_title="singular value of dW",
+        log_y=True,
+        markers=few,
+    )
+    if not few:  # full fine-tuning beside a few directions
+        figure.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16, 32, 64], title_text="place (log scale)")
+    ends = "; ".join(f"{label} from {curve.mean[0]:.3g} to {curve.mean[-1]:.3g}" for label, curve in curves.items())
     caption = "Geometric mean over weights and seeds; bands go from the lowest seed to the highest."
-    return values_panel(curves, marks, caption)
+    return Panel("spectrum-figure", "Singular values of dW", caption, f"Singular values of dW: {ends}.", figure)
 
 
 def _mean_values(result: SpectrumResult, layers: Sequence[str]) -> list[float]:

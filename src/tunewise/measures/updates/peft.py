@@ -100,7 +100,7 @@ def _load(folder: Path, config: Any, skeleton: nn.Module) -> PeftModel:
 
 def _skeleton(base: nn.Module, own_values: bool) -> nn.Module:
     """A new module tree over the same values, or with `own_values` over copies of them."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for parameter in base.parameters():
         if type(parameter) is nn.Parameter:
             values = parameter.data.clone() if own_values else parameter.data
