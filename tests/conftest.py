@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,13 @@ def _few_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_libraries_in_collections() -> None:
+    """Every run collects garbage twice: without this, over all objects of the libraries that are imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from tunewise.errors import StoreError
 from tunewise.run import run
 from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, TrainingSpec
 from tunewise.store.folders import RunStore
+from tunewise.store.records import RunRecord
 from tunewise.tasks.build import build_task
 from tunewise.training import checkpoints, selection
 from tunewise.training.events import EpochDone, Event, Interrupted, Listener, RunFinished, RunStarted, StepDone
@@ -49,7 +52,23 @@ class Recorder(Listener):
             self.stop_requested = True
 
 
-@pytest.mark.parametrize("method", ["head", "fft", "lora", "asym", "cla", "paca", "r-c3la", "cola", "lora-one"])
+@dataclass(frozen=True)
+class Done:
+    """A run to its end: not to be changed, copy its store."""
+
+    spec: RunSpec
+    store: RunStore
+    record: RunRecord
+    events: list[Event]
+
+
+@pytest.fixture(scope="module")
+def done(tiny_model: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    spec, store, listener = make_spec(tiny_model, toy_csv), RunStore(tmp_path_factory.mktemp("done")), Recorder()
+    return Done(spec, store, run(spec, store, listener=listener), listener.events)
+
+
+@pytest.mark.parametrize("method", ["head", "fft", "lora", "cla", "paca", "r-c3la", "cola", "lora-one"])
 def test_record_matches_what_stock_loaders_compute(
     method: str, tiny_model: Path, toy_csv: Path, tmp_path: Path
 ) -> None:
@@ -108,54 +127,48 @@ def test_every_method_starts_from_the_same_head_at_one_seed(tiny_model: Path, to
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_finished_run_is_not_run_again(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
-    first = run(spec, store)
+def test_a_finished_run_is_not_run_again(done: Done) -> None:
     listener = Recorder()
-    assert run(spec, store, listener=listener) == first
+    assert run(done.spec, done.store, listener=listener) == done.record
     assert listener.events == []
 
 
 def test_a_run_that_another_process_has_just_finished_is_not_run_again(
-    tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends there between this process's first look and its lock."""
-    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
-    first = run(spec, store)
-    look, looks = store.finished, []
-    monkeypatch.setattr(store, "finished", lambda run_id: look(run_id) if looks else looks.append(run_id))
+    look, looks = done.store.finished, []
+    monkeypatch.setattr(done.store, "finished", lambda run_id: look(run_id) if looks else looks.append(run_id))
     listener = Recorder()
-    assert run(spec, store, listener=listener) == first
+    assert run(done.spec, done.store, listener=listener) == done.record
     assert len(looks) == 1 and listener.events == []
 
 
-def test_what_a_run_is_can_be_read_before_it_ends(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
+def test_what_a_run_is_can_be_read_before_it_ends(done: Done, tmp_path: Path) -> None:
+    spec, store = done.spec, RunStore(tmp_path)
     with pytest.raises(Interrupted):
         run(spec, store, listener=Recorder(stop_at=2))
     assert store.begun(spec.id) == spec
-    run(spec, store)
-    assert store.begun(spec.id) is None
+    assert done.store.begun(spec.id) is None
 
 
-def test_a_damaged_run_is_run_again(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
-    first = run(spec, store)
-    weights = store.folder(first.id) / "adapter" / "adapter_model.safetensors"
+def test_a_damaged_run_is_run_again(done: Done, tmp_path: Path) -> None:
+    store = RunStore(shutil.copytree(done.store.root, tmp_path / "runs"))
+    weights = store.folder(done.spec.id) / "adapter" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    again = run(spec, store)
-    assert again.files == first.files
-    assert again.results == first.results
+    again = run(done.spec, store)
+    assert again.files == done.record.files
+    assert again.results == done.record.results
 
 
 def test_the_same_spec_gives_the_same_result_bit_for_bit(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    spec = make_spec(tiny_model, toy_csv, "r-cla")
+    spec = make_spec(tiny_model, toy_csv, "r-cla", epochs=1)
     one, two = (run(spec, RunStore(tmp_path / name)) for name in "ab")
     assert one.files["adapter/adapter_model.safetensors"] == two.files["adapter/adapter_model.safetensors"]
     assert one.results == two.results
-    other = run(make_spec(tiny_model, toy_csv, "r-cla", seed=1), RunStore(tmp_path / "c"))
+    other = run(make_spec(tiny_model, toy_csv, "r-cla", seed=1, epochs=1), RunStore(tmp_path / "c"))
     assert other.results != one.results
 
 
@@ -197,15 +210,21 @@ class Dies(BaseException):
     """Nobody catches it: what a killed process leaves, without a process to kill."""
 
 
+@pytest.fixture(scope="module")
+def saved_at_epochs(tiny_model: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """A whole run with a checkpoint at the last step of each epoch."""
+    examples = len(build_task(make_spec(tiny_model, toy_csv)).train)
+    spec = make_spec(tiny_model, toy_csv, learning_rate=2e-2, save_every=math.ceil(examples / 8))
+    return run(spec, RunStore(tmp_path_factory.mktemp("whole")))
+
+
 @pytest.mark.parametrize("at", ["before the weights are kept", "before their note", "after it"])
 @pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_death_while_an_epoch_is_selected_changes_nothing(
-    epoch: int, at: str, tiny_model: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epoch: int, at: str, saved_at_epochs: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint of the epoch's last step is there before its evaluation, where checkpoints fall on that step."""
-    examples = len(build_task(make_spec(tiny_model, toy_csv)).train)
-    spec = make_spec(tiny_model, toy_csv, learning_rate=2e-2, save_every=math.ceil(examples / 8))
-    whole = run(spec, RunStore(tmp_path / "whole"))
+    whole, spec = saved_at_epochs, saved_at_epochs.spec
     offered = selection.Selection.offer
 
     def offer(self: selection.Selection, model: nn.Module, number: int, *rest: float) -> None:
@@ -252,22 +271,19 @@ def test_nan_in_a_batch_ends_the_run_as_diverged(tiny_model: Path, toy_csv: Path
     assert not (store.folder(record.id) / "adapter").exists()
 
 
-def test_events_tell_the_whole_story(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    listener = Recorder()
-    record = run(make_spec(tiny_model, toy_csv), RunStore(tmp_path), listener=listener)
-    steps = [e.step for e in listener.events if isinstance(e, StepDone)]
-    started = next(e for e in listener.events if isinstance(e, RunStarted))
+def test_events_tell_the_whole_story(done: Done) -> None:
+    events, record = done.events, done.record
+    steps = [e.step for e in events if isinstance(e, StepDone)]
+    started = next(e for e in events if isinstance(e, RunStarted))
     assert steps == list(range(1, started.total_steps + 1))
-    assert [e.epoch for e in listener.events if isinstance(e, EpochDone)] == [1, 2]
-    assert listener.events[-1] == RunFinished(
-        record.id, record.spec.method.label, record.spec.seed, "done", record.seconds
-    )
+    assert [e.epoch for e in events if isinstance(e, EpochDone)] == [1, 2]
+    assert events[-1] == RunFinished(record.id, record.spec.method.label, record.spec.seed, "done", record.seconds)
 
 
-def test_a_run_that_another_process_holds_is_refused(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
-    spec, store = make_spec(tiny_model, toy_csv), RunStore(tmp_path)
-    with store.lock(spec.id), pytest.raises(StoreError, match="being run by process"):
-        run(spec, store)
+def test_a_run_that_another_process_holds_is_refused(done: Done, tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    with store.lock(done.spec.id), pytest.raises(StoreError, match="being run by process"):
+        run(done.spec, store)
 
 
 CHILD = """

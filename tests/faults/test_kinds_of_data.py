@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +23,9 @@ from tiny import save_tiny_model, save_toy_csv
 from tiny_language import save_tiny_llama
 from tunewise.errors import DataError, ModelError, SpecError
 from tunewise.models.load import model_folder, position_limit
-from tunewise.spec import DataSpec, ModelSpec
+from tunewise.registry import TASKS
+from tunewise.spec import DataSpec, ModelSpec, StudySpec
+from tunewise.tasks.build import task_class
 from tunewise.tasks.causal import CausalLanguage
 from tunewise.tasks.choice import MultipleChoice
 from tunewise.tasks.files import read_records, read_rows
@@ -342,15 +342,20 @@ def test_home_is_expanded_for_data_and_model(tmp_path, monkeypatch):
         model_folder(ModelSpec(path="~/absent"))
 
 
-def test_a_plugin_is_known_by_its_module_in_a_new_process(tmp_path):
-    program = (
-        "from tunewise.spec import StudySpec; from tunewise.tasks.build import task_class;"
-        "spec = StudySpec(task='contracts.toy_task:tags', model={'path': 'm'}, data={'path': 'd'}, methods='lora');"
-        "print(spec.task, task_class(spec.task).__name__)"
+def test_a_plugin_is_known_by_its_module_before_anybody_imports_it(tmp_path, monkeypatch):
+    (tmp_path / "my_package.py").write_text(
+        "from tunewise.registry import TASKS\nfrom tunewise.tasks.text import TextClassification\n"
+        "class Mine(TextClassification):\n    pass\nTASKS.register('mine', Mine)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])])}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["contracts.toy_task:tags", "Tagging"]
+    monkeypatch.syspath_prepend(tmp_path)
+    content = {"task": "my_package:mine", "model": {"path": "m"}, "data": {"path": "d"}, "methods": "lora"}
+    try:
+        spec = StudySpec.model_validate(content)
+        assert (spec.task, task_class(spec.task).__name__) == ("my_package:mine", "Mine")
+    finally:
+        for name in ("mine", "my_package:mine"):
+            TASKS.unregister(name)
+        del sys.modules["my_package"]
 
 
 @pytest.mark.parametrize(
@@ -361,7 +366,5 @@ def test_a_plugin_is_known_by_its_module_in_a_new_process(tmp_path):
     ],
 )
 def test_an_unknown_plugin_is_a_fault_of_one_line(name, fault):
-    from tunewise.registry import TASKS
-
     with pytest.raises(SpecError, match=fault):
         TASKS.check(name)

@@ -4,6 +4,7 @@ and the others go on."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -284,17 +285,21 @@ def test_no_changed_bit_of_a_cache_of_tensors_is_believed(tmp_path: Path) -> Non
         assert read_tensors(file) is None
 
 
+def _keep(file: Path, value: float) -> None:
+    for _ in range(100):
+        save_tensors(file, {"x": torch.full((50_000,), value)})
+
+
 def test_two_processes_that_keep_one_file_do_not_meet(tmp_path: Path) -> None:
     """Both write under names of their own; what stands in the end is one of them, whole, and nothing is left over."""
-    code = (
-        "import sys, torch; from pathlib import Path; from tunewise.measures._tensor_cache import save_tensors\n"
-        "for _ in range(100): save_tensors(Path(sys.argv[1]), {'x': torch.full((50_000,), float(sys.argv[2]))})"
-    )
     file = tmp_path / "kept.safetensors"
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(file), value]) for value in ("1", "2")]
-    while any(writer.poll() is None for writer in writers):
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_keep, args=(file, value)) for value in (1.0, 2.0)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
         found = read_tensors(file)  # None where the file was replaced between its header and its values
         assert found is None or found["x"].unique().numel() == 1
-    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert [one.name for one in tmp_path.iterdir()] == ["kept.safetensors"]
     assert read_tensors(file) is not None

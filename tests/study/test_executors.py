@@ -60,11 +60,14 @@ def plan_of(model: Path, data: Path, store: RunStore, epochs: int = 1, methods: 
     return make_plan(parse(StudySpec, content), store)
 
 
-def do(name: str, plan: Plan, store: RunStore, listener: StudyListener | None = None) -> list[RunRecord]:
+def do(
+    name: str, plan: Plan, store: RunStore, listener: StudyListener | None = None, *, workers: int = 2
+) -> list[RunRecord]:
     if name == "ray":
         pytest.importorskip("ray", reason="ray is not installed")
     monitor = Monitor.of(plan, store, listener or Recorder())
-    with make_executor(parse(ExecutionOptions, OPTIONS[name]), store, monitor) as executor:
+    options = OPTIONS[name] if name != "processes" else {"jobs": workers}
+    with make_executor(parse(ExecutionOptions, options), store, monitor) as executor:
         return run_study(GridPolicy(plan), executor, store, monitor)
 
 
@@ -77,11 +80,17 @@ def steps_of(store: RunStore, run_id: str) -> list[int]:
     return [entry["step"] for entry in map(json.loads, lines) if entry["kind"] == "step"]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """Runs that no executor has done."""
+    return RunStore(tmp_path_factory.mktemp("alone"))
+
+
 @every_executor
 def test_results_are_those_of_a_single_run_and_events_tell_of_each(
-    name: str, tiny_model: Path, toy_csv: Path, tmp_path: Path
+    name: str, tiny_model: Path, toy_csv: Path, tmp_path: Path, alone: RunStore
 ) -> None:
-    store, alone, recorder = RunStore(tmp_path / "runs"), RunStore(tmp_path / "alone"), Recorder()
+    store, recorder = RunStore(tmp_path), Recorder()
     plan = plan_of(tiny_model, toy_csv, store)
     records = do(name, plan, store, recorder)
     assert statuses(records) == {planned.id: "done" for planned in plan.runs}
@@ -109,13 +118,13 @@ def test_a_run_that_fails_is_recorded_with_its_traceback_and_tried_again(
     plan = plan_of(tiny_model, toy_csv, store, methods="lora,cla")
     fails, works = plan.runs[0].id, plan.runs[1].id
     (store.folder(fails) / "history.jsonl").mkdir(parents=True)  # nothing can be written there
-    assert statuses(do(name, plan, store)) == {fails: "failed", works: "done"}
+    assert statuses(do(name, plan, store, workers=1)) == {fails: "failed", works: "done"}
     record = store.record(fails)
     assert record is not None and record.status == "failed" and "directory" in (record.error or "")
     story = (store.folder(fails) / "error.txt").read_text()
     assert "Traceback" in story and "IsADirectoryError" in story
     (store.folder(fails) / "history.jsonl").rmdir()
-    assert statuses(do(name, make_plan(plan.spec, store), store)) == {fails: "done"}
+    assert statuses(do("serial", make_plan(plan.spec, store), store)) == {fails: "done"}
 
 
 @pytest.mark.parametrize("name", ["serial", pytest.param("processes", marks=pytest.mark.slow), RAY])
@@ -126,7 +135,7 @@ def test_a_stop_leaves_checkpoints_and_the_same_call_goes_on(
         recorder.stop_requested |= isinstance(event, StepDone) and event.step >= 25
 
     store = RunStore(tmp_path)
-    plan = plan_of(tiny_model, toy_csv, store, epochs=30, methods="lora,cla")
+    plan = plan_of(tiny_model, toy_csv, store, epochs=3 if name == "serial" else 30, methods="lora,cla")
     with pytest.raises(Interrupted):
         do(name, plan, store, Recorder(stop))
     assert not any(store.is_locked(planned.id) for planned in plan.runs)
@@ -193,7 +202,7 @@ def test_a_run_of_another_process_is_left_to_it_and_taken_over_when_that_stops(
         if isinstance(event, RunFinished):
             release.set()
 
-    records = do(name, plan, store, Recorder(let_go))
+    records = do(name, plan, store, Recorder(let_go), workers=1)
     other.join()
     assert [(record.id, record.status) for record in records] == [
         (plan.runs[1].id, "done"),
