@@ -57,7 +57,7 @@ def test_a_test_that_takes_the_normal_quantile_for_3_seeds_fails_the_check(recor
 
 def test_a_choice_by_score_tested_as_if_it_had_been_named_beforehand_fails_the_check(records, monkeypatch):
     monkeypatch.setattr("tunewise.advise.objectives.compare_to_best", statistics.compare_to_reference)
-    checks = check_by_simulation(runs_of(records, "usual"), 10, repeats=100, names=12)
+    checks = check_by_simulation(runs_of(records, "usual"), 10, repeats=30, names=12)
     assert {c.against for c in checks if not c.holds} == {"the best"}
 
 

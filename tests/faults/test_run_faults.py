@@ -137,7 +137,7 @@ def test_factors_that_run_away_end_a_preconditioned_step_as_diverged(tiny_model:
 
 KNOBS = "; use a smaller batch_size, max_length or rank, or another method"
 LIMITED = """
-import ctypes, json, resource, sys, torch
+import ctypes, gc, json, resource, sys, torch
 torch.set_num_threads(1)
 torch.backends.mkldnn.set_flags(False)  # what oneDNN could not prepare once it refuses for good
 from tunewise.study.compare import compare
@@ -191,6 +191,7 @@ def saves(event, arguments):
 
 listener = Tight({})
 sys.addaudithook(saves)
+gc.freeze()  # the objects of the libraries are not looked at after each run
 for moments in json.loads(sys.argv[3]):
     listener = Tight(moments)
     found = compare(StudySpec.model_validate_json(sys.argv[1]), sys.argv[2], costs=False, listener=listener)
