@@ -30,10 +30,14 @@ def flags(model: Path, data: Path, method: str, **more: Any) -> list[str]:
     ]
 
 
-def together(*words: str, launcher: str = "torchrun") -> subprocess.Popen[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def together(*words: str, launcher: str = "torchrun") -> subprocess.Popen[str]:
+    port = free_port()
     if launcher.startswith("torchrun"):
         what = ["--no-python"] if "--no-python" in launcher else ["-m", "tunewise"]
         start = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", *what]

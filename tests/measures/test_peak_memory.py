@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 from tunewise.measures.cost.peak_memory import peak_memory
 from tunewise.study.plan import make_plan
@@ -21,6 +23,7 @@ print(peak_memory(spec, plan.task, ["lora"]))
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_run_once(tiny_model: Path, toy_csv: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(model=str(tiny_model), data=str(toy_csv), out=str(tmp_path / "runs")))

@@ -208,8 +208,9 @@ def test_counts_are_those_of_the_model_really_attached(name, method):
         pytest.skip("its start needs a gradient; lora's counts are its own")
     spec = MethodSpec(name=method, rank=4, targets="all-linear")
     config, head = config_of(name), head_of(name)
-    found = forecast_methods(config, task_of(name), head, [spec], batch=2, length=16)[0]
-    config = config_of(name)
+    if method != "lora":  # one method in its whole depth is enough
+        config.num_hidden_layers = 2
+    found = forecast_methods(copy.deepcopy(config), task_of(name), head, [spec], batch=2, length=16)[0]
     for key, value in head.config().items():
         setattr(config, key, value)
     with torch.device("meta"):

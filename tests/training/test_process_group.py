@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from command_line import invoke
-from launched import flags, same, together
+from launched import flags, free_port, same, together
+from tunewise.cli.main import run as command
 from tunewise.errors import SpecError, StoreError
 from tunewise.store.folders import RunStore
 from tunewise.training.process_group import SINGLE_PROCESS, BatchShares, ProcessGroup, join_process_group
@@ -139,8 +143,40 @@ def test_the_group_of_somebody_else_is_left_alone() -> None:
         dist.destroy_process_group()
 
 
-def test_what_one_process_lacks_is_said_once_and_ends_all(calm: Path, toy_csv: Path, tmp_path: Path) -> None:
+def _train(rank: int, port: int, words: list[str], folder: Path) -> None:
+    """As torchrun starts it, but forked from this process, which has the libraries loaded."""
+    PartialState._reset_state()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.chdir(folder)
+    sys.argv = ["tunewise", *words]
+    with Path("errors.txt").open("w") as sys.stderr:
+        command()
+
+
+def test_an_error_of_one_process_is_that_of_the_first_and_ends_both(calm: Path, toy_csv: Path, tmp_path: Path) -> None:
     """A node without the data: the first process says whose error it is; nobody waits for anybody."""
+    here = [tmp_path / "0", tmp_path / "1"]
+    for folder in here:
+        folder.mkdir()
+    (here[0] / "toy.csv").write_bytes(toy_csv.read_bytes())
+    words = [*flags(calm, Path("toy.csv"), "lora"), f"--out={tmp_path / 'runs'}"]
+    port = free_port()
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_train, args=(rank, port, words, here[rank])) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [2, 2]
+    said = "".join((folder / "errors.txt").read_text() for folder in here)
+    (line,) = [line for line in said.splitlines() if line.startswith("error")]
+    assert line.startswith("error: process 1: toy.csv: no such file")
+
+
+@pytest.mark.slow
+def test_what_one_process_lacks_is_said_once_and_ends_all(calm: Path, toy_csv: Path, tmp_path: Path) -> None:
+    """The same under torchrun."""
     script = tmp_path / "node.sh"
     here = [tmp_path / "0" / "toy.csv", tmp_path / "1"]
     here[1].mkdir()
