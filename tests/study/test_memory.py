@@ -178,9 +178,9 @@ def test_a_deep_model_is_stepped_at_two_shallow_depths_once_for_all_methods_of_o
     depths = []
     simulate = step._simulate
 
-    def counted(config, *rest):
-        depths.append(config.num_hidden_layers)
-        return simulate(config, *rest)
+    def counted(setup, method):
+        depths.append(setup.config.num_hidden_layers)
+        return simulate(setup, method)
 
     monkeypatch.setattr(step, "_simulate", counted)
     config = config_of("llama")
