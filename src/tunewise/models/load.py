@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ from tunewise.errors import ModelError, first_line, is_out_of_memory
 from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
 from tunewise.models.checkpoint_head import find_checkpoint_head
-from tunewise.models.head import Head, prepare
+from tunewise.models.head import Head, head_modules, prepare
+from tunewise.models.quantization import dequantize_gguf, keep_weights_packed_once, quantization_options
 from tunewise.spec import ModelSpec
 
 _WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -29,7 +31,7 @@ def model_folder(spec: ModelSpec) -> Path:
     """The local folder of the model, unpacked or fetched if necessary. Raises `ModelError`."""
     path = _local_path(spec)
     if path is not None:
-        folder = unpack(path) if path.suffix == ".zip" else path
+        folder = unpack(path) if path.suffix == ".zip" else dequantize_gguf(path) if path.suffix == ".gguf" else path
     elif spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
         raise ModelError(f"model {spec.path!r}: there is no such folder")
     else:
@@ -72,11 +74,23 @@ def weights_folder(spec: ModelSpec) -> Path:
 
 
 def pinned_model(spec: ModelSpec) -> ModelSpec:
-    """A hub model with its commit as revision; a local model unchanged."""
-    if _local_path(spec) is not None:
-        return spec
-    model_folder(spec)  # raises for what is no hub id
-    return spec.model_copy(update={"revision": _from_hub(spec).commit or spec.revision})
+    """The model with what its result depends on written out: the dtype, and the commit of a hub model."""
+    model_folder(spec)  # raises for what is no model
+    commit = None if _local_path(spec) is not None else _from_hub(spec).commit
+    return spec.model_copy(update={"revision": commit or spec.revision, "dtype": _dtype_name(spec)})
+
+
+def torch_dtype(spec: ModelSpec) -> torch.dtype:
+    """The dtype of the weights: the one that the spec names; for auto the checkpoint's own on a GPU, fp32 on a CPU."""
+    dtype: torch.dtype = getattr(torch, _dtype_name(spec))
+    return dtype
+
+
+def _dtype_name(spec: ModelSpec) -> Literal["float32", "bfloat16", "float16"]:
+    if spec.dtype != "auto":
+        return spec.dtype
+    own = str(getattr(load_config(spec), "dtype", None) or "float32").removeprefix("torch.")
+    return own if torch.cuda.is_available() and own in ("bfloat16", "float16") else "float32"  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=8)
@@ -107,20 +121,24 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | None = None) -> nn.Module:
-    """The model with the head that a task needs, fp32, on the CPU. The initial values of a new head depend on `seed`
-    alone, so that every method starts from the same one. Raises `ModelError`."""
+    """The model with the head that a task needs, on the CPU, its weights as the spec says and a new head in fp32. The
+    initial values of a new head depend on `seed` alone, so that every method starts from the same one. Raises
+    `ModelError`."""
     folder = weights_folder(spec)
     own_head = find_checkpoint_head(load_config(spec), head)
     with quiet_loading(), refusal(spec, f"it can't be loaded as {head.description}"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = head.model_class.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=torch_dtype(spec),
             use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
+            attn_implementation=spec.attn_implementation,
             ignore_mismatched_sizes=True,  # a checkpoint with a head for other classes
+            **quantization_options(spec, head_modules(meta_model(spec, head)), torch_dtype(spec)),
             **head.config(),
         )
+        keep_weights_packed_once(model)
         if own_head is not None:
             own_head.apply(model, seed)
     if pad_token_id is not None:

@@ -68,7 +68,8 @@ class Frozen(BaseModel):
 
 
 class ModelSpec(Frozen):
-    """A pretrained model: a folder, a hub id, or `package:MODULE/inner/path` (a zip is unpacked once)."""
+    """A pretrained model: a folder, a hub id, or `package:MODULE/inner/path` (a zip is unpacked once, a GGUF file is
+    dequantized once)."""
 
     flag_group: ClassVar[str] = "Model and data"
 
@@ -76,6 +77,15 @@ class ModelSpec(Frozen):
         description="Pretrained model: a folder, a hub id, or package:MODULE/path."
     )
     revision: str | None = Field(None, description="Hub revision of the model to pin.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the frozen weights; auto: the checkpoint's own on a GPU, float32 on a CPU."
+    )
+    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+        "none", description="Load the frozen weights in 4 or 8 bits by bitsandbytes; nf4 is that of QLoRA."
+    )
+    attn_implementation: str | None = Field(
+        None, description="Attention kernel of transformers: sdpa, eager, flash_attention_2; its choice unless given."
+    )
     trust_remote_code: bool = Field(False, description="Run the code that comes with a hub model.")
     digest: Annotated[str | None, Flag(hidden=True)] = Field(
         None, description="sha256 over the files of the model; the plan fills it in."

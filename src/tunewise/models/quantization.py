@@ -1,0 +1,86 @@
+"""Weights in 4 or 8 bits by bitsandbytes, and GGUF files, which are dequantized."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+
+from tunewise.errors import ModelError, first_line
+from tunewise.locate import cache_folder, digest
+from tunewise.spec import ModelSpec
+
+_INSTALL = 'pip install "tunewise[llm]"'
+
+
+def quantization_options(spec: ModelSpec, head: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is given to quantize the frozen weights of `spec`, all but the modules of the head.
+
+    Computation is in `dtype`; nf4 and fp4 quantize their scales too (double quantization). Raises `ModelError` where
+    bitsandbytes is not installed."""
+    if spec.quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"quantization {spec.quantization} needs bitsandbytes: {_INSTALL}")
+    if spec.quantization == "int8":
+        options = {"load_in_8bit": True}
+    else:
+        options = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": spec.quantization,
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+        }
+    return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=[*head, "lm_head"], **options)}
+
+
+def keep_weights_packed_once(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for the AVX512-BF16 instructions of a CPU: it does so in the first
+    forward in eval mode, never undoes it, and the gradients of all later training steps are wrong."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the weight of a linear layer is stored in fewer bits than it is used in."""
+    weight = getattr(module, "weight", None)
+    return weight is not None and not weight.is_floating_point()
+
+
+def dequantize_gguf(file: Path) -> Path:
+    """The model of a GGUF file as an ordinary folder in bf16, written once into the cache, named by the file's digest.
+    Raises `ModelError`."""
+    folder = cache_folder() / "gguf" / digest([file])[:16]
+    if folder.is_dir():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{file.name}: GGUF files need the package gguf: {_INSTALL}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder.parent) as scratch:
+        content = Path(scratch) / "content"
+        content.mkdir()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True, gguf_file=file.name),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise ModelError(f"{file.name} can't be read as a GGUF model ({first_line(error)})") from None
+        model.save_pretrained(content)
+        tokenizer.save_pretrained(content)
+        try:
+            content.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same bytes
+                raise
+    return folder
