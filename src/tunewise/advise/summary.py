@@ -272,8 +272,7 @@ def _check_metric(results: Sequence[Results], metric: str | None) -> str:
 
 def _steps(record: RunRecord) -> int:
     assert record.data is not None
-    training = record.spec.training
-    return math.ceil(record.data.train / training.batch_size) * training.epochs
+    return record.spec.training.steps(record.data.train)
 
 
 def _most(values: Iterable[bool]) -> bool:
@@ -287,7 +286,7 @@ def _never_fell(results: Results) -> bool:
 
 
 def _is_still_falling(results: Results) -> bool:
-    if len(results.epochs) < 2 or results.selected_epoch < len(results.epochs):
+    if len(results.epochs) < 2 or results.selected_epoch < results.epochs[-1].epoch:
         return False
     before, last = (epoch.validation for epoch in results.epochs[-2:])
     return last < (1 - STILL_FALLING) * before

@@ -73,7 +73,7 @@ class StudyProgress(StudyListener):
                 self._step(event, attempt, monitor)
             case EpochDone() if monitor and attempt:
                 scores = f"validation loss {event.validation_loss:.4f}, {event.metric} {event.value:.4f}"
-                self._line(f"    {monitor.name(attempt.run.spec)}, epoch {event.epoch}: {scores}")
+                self._line(f"    {monitor.name(attempt.run.spec)}, epoch {event.epoch:g}: {scores}")
 
     def _start(self, event: RunStarted, name: str, monitor: Monitor) -> None:
         resumed = f"from step {event.first_step}" if event.first_step else ""

@@ -129,5 +129,5 @@ def _show(record: RunRecord, folder: Path) -> None:
         return
     results = record.results
     values = [f"{key} {value:.4g}" for key, value in results.test.metrics.items()]
-    print(f"test: loss {results.test.loss:.4f}, {', '.join(values)} (epoch {results.selected_epoch})")
+    print(f"test: loss {results.test.loss:.4f}, {', '.join(values)} (epoch {results.selected_epoch:g})")
     print(f"adapter  {folder / 'adapter'}")

@@ -29,7 +29,7 @@ def quantization_options(spec: ModelSpec, head: Sequence[str], dtype: torch.dtyp
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"quantization {spec.quantization} needs bitsandbytes: {_INSTALL}")
     if spec.quantization == "int8":
-        options = {"load_in_8bit": True}
+        options: dict[str, Any] = {"load_in_8bit": True}
     else:
         options = {
             "load_in_4bit": True,
@@ -45,7 +45,7 @@ def keep_weights_packed_once(model: nn.Module) -> None:
     forward in eval mode, never undoes it, and the gradients of all later training steps are wrong."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -152,6 +153,7 @@ class MethodSpec(Frozen):
     lora_a_init: LoraAInit | None = Field(
         None, description="Distribution of a random A; the method's own unless given."
     )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the adapters.")
     learning_rate: Annotated[float | None, Flag(hidden=True)] = Field(
         None, gt=0, description="Learning rate of this method alone."
     )
@@ -242,7 +244,15 @@ class TrainingSpec(Frozen):
     flag_group: ClassVar[str] = "Training"
 
     epochs: int = Field(3, ge=1, description="Passes over the training data.")
-    batch_size: int = Field(16, ge=1, description="Examples per step, over all processes.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
+    batch_size: int = Field(16, ge=1, description="Examples of a forward pass, over all processes.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches whose gradients make an optimizer step.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, more time."
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="AdamW, or that of bitsandbytes with its moments in 8 bits."
+    )
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; each method's own unless given.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
@@ -254,8 +264,20 @@ class TrainingSpec(Frozen):
     select: Literal["loss", "metric"] = Field(
         "loss", description="Epoch that is kept: lowest validation loss or best validation metric."
     )
-    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints; an epoch unless given.")
+    eval_steps: int | None = Field(None, ge=1, description="Steps between evaluations; an epoch unless given.")
+    save_every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints; those between evaluations unless given."
+    )
+    neftune_noise_alpha: float | None = Field(None, gt=0, description="Noise on the embeddings (NEFTune).")
     linearised: bool = Field(False, description="Train the network's linearisation at W0 (the NTK regime).")
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Optimizer steps of one pass over so many examples."""
+        return math.ceil(math.ceil(examples / self.batch_size) / self.gradient_accumulation_steps)
+
+    def steps(self, examples: int) -> int:
+        """Optimizer steps of a run."""
+        return self.max_steps or self.steps_per_epoch(examples) * self.epochs
 
 
 class TuningSpec(Frozen):

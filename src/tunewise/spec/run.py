@@ -7,10 +7,11 @@ import json
 import math
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunewise.catalog import get_method
 from tunewise.default_rates import default_rate
+from tunewise.errors import SpecError
 from tunewise.registry import TASKS
 from tunewise.spec.parts import DataSpec, Flag, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
@@ -35,6 +36,17 @@ class RunSpec(Frozen):
         None, description="Main metric; the task's own unless given."
     )
 
+    @model_validator(mode="after")
+    def _check_parts_together(self) -> RunSpec:
+        if self.method.restart_every is not None and self.training.max_steps is not None:
+            raise SpecError("restart_every counts epochs, and max_steps replaces them; give the number of links")
+        if self.method.name == "fft" and self.model.quantization != "none":
+            raise SpecError(
+                f"method fft trains every weight, and quantization {self.model.quantization} keeps them frozen; leave "
+                "one of them out"
+            )
+        return self
+
     @property
     def learning_rate(self) -> float:
         """The rate that is used: the method's, else the comparison's, else the method's default for the task."""
@@ -53,7 +65,7 @@ class RunSpec(Frozen):
     @property
     def links(self) -> int | None:
         """Links of the run's chain, where the spec says how many; None where it leaves that to the catalog."""
-        if self.method.restart_every is not None:
+        if self.method.restart_every is not None and self.training.max_steps is None:
             return math.ceil(self.training.epochs / self.method.restart_every)
         return self.method.links
 

@@ -34,14 +34,15 @@ class Floor(_Record):
 
 
 class EpochLosses(_Record):
-    train: float | None = Field(description="mean over the steps of the epoch, dropout on and weights moving")
+    epoch: float = Field(description="passes over the training data before the evaluation")
+    train: float | None = Field(description="mean over the steps since the evaluation before, dropout on and weights moving")
     validation: float = Field(description="after it")
 
 
 class Results(_Record):
     metric: str = Field(description="the main metric's key in Scores.metrics, e.g. 'accuracy'")
     lower_is_better: list[str] = Field([], description="metrics for which a lower value is better: 'perplexity'")
-    selected_epoch: int = Field(description="1-based")
+    selected_epoch: float = Field(description="passes over the training data before the kept evaluation")
     selected_by: str = Field(description="in words: 'lowest validation loss'")
     train: Scores
     validation: Scores

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tunewise.spec import TrainingSpec
 from tunewise.store.environment import device_name
 from tunewise.store.folders import RunStore
 from tunewise.store.table import RunRow, table
@@ -61,7 +62,7 @@ class Pace:
             spec = json.loads(row.spec)
             count = examples.get(data_of(spec))
             if count is not None:
-                steps = -(-count // spec["training"]["batch_size"]) * spec["training"]["epochs"]
+                steps = TrainingSpec.model_validate(spec["training"]).steps(count)
                 self._add(shape_of(spec), row.seconds / steps)
 
     def note(self, run: PlannedRun, seconds: float, steps: int) -> None:

@@ -176,7 +176,7 @@ class _Source:
             steps = total_steps(spec, task.facts.train)
             chain = chain_of(spec.method)
             if chain is not None:
-                chain.restarts(steps, steps // spec.training.epochs)  # raises where it is too short for its links
+                chain.restarts(steps, spec.training.steps_per_epoch(task.facts.train))
             facts = self.facts[_shape(spec.method)]
             planned.append(PlannedRun(spec, steps, facts, task.facts, self.head, longest[limit]))
         return planned

@@ -157,6 +157,10 @@ class CausalLanguage(TokenTask):
             return _token_losses(outputs.double(), labels).sum(1) / (labels[:, 1:] != IGNORED).sum(1)
         return outputs[:, 0] / outputs[:, 2]
 
+    def units(self, labels: Tensor) -> int:
+        """Target tokens."""
+        return int((labels[:, 1:] != IGNORED).sum())
+
     def weights(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Target tokens."""
         if outputs.dim() == 3:

@@ -205,6 +205,10 @@ class Task(ABC):
             labels: The labels of the batch, or the result of `targets`.
         """
 
+    def units(self, labels: Tensor) -> int:
+        """What the mean loss of a training batch is a mean over: its examples, or its target tokens."""
+        return len(labels)
+
     def weights(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Weight of each example in the mean loss of a split, fp64: 1, or its number of target tokens."""
         return torch.ones(len(labels), dtype=torch.float64)

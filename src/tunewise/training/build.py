@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from peft import PeftModel
@@ -47,6 +46,7 @@ def attach_method(model: nn.Module, method: MethodSpec, *, seed: int, **options:
         alpha=method.alpha,
         targets=method.targets,
         layers=method.layers,
+        dropout=method.lora_dropout,
         seed=seed,
         chain=chain_of(method) if method.links is not None or method.restart_every is not None else None,
         lora_a_init=method.lora_a_init,
@@ -56,7 +56,7 @@ def attach_method(model: nn.Module, method: MethodSpec, *, seed: int, **options:
 
 def total_steps(spec: RunSpec, examples: int) -> int:
     """Optimizer steps of the whole run."""
-    return math.ceil(examples / spec.training.batch_size) * spec.training.epochs
+    return spec.training.steps(examples)
 
 
 def chain_of(method: MethodSpec) -> Chain | None:

@@ -28,7 +28,7 @@ class StepDone:
 @dataclass(frozen=True)
 class EpochDone:
     run_id: str
-    epoch: int
+    epoch: float
     validation_loss: float
     metric: str
     value: float

@@ -34,14 +34,10 @@ class Journal:
             losses.append(entry["loss"])
         return math.fsum(losses) / len(losses) if losses else None
 
-    def has_epoch(self, epoch: int) -> bool:
-        """Whether the evaluation of that epoch is written."""
-        return any(e["kind"] == "epoch" and e["epoch"] == epoch for e in read_history(self.path))
-
     def epochs(self) -> list[EpochLosses]:
-        """The losses of each epoch, in order."""
+        """The losses at each evaluation, in order."""
         return [
-            EpochLosses(train=entry["train_loss"], validation=entry["validation"]["loss"])
+            EpochLosses(epoch=entry["epoch"], train=entry["train_loss"], validation=entry["validation"]["loss"])
             for entry in read_history(self.path)
             if entry["kind"] == "epoch"
         ]

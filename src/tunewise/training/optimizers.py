@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from tunewise.errors import SpecError
 from tunewise.methods.attachment import attachment
 from tunewise.training.preconditioner import precondition
+
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
 def parameter_groups(
@@ -48,7 +52,8 @@ def optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     preconditioned: bool | None = None,
-) -> torch.optim.AdamW:
+    kind: OptimizerName = "adamw",
+) -> torch.optim.Optimizer:
     """AdamW with the parameter groups that the method of a model needs.
 
     Args:
@@ -60,6 +65,7 @@ def optimizer(
         eps: As in `torch.optim.AdamW`.
         preconditioned: Whether gradients of the factors are preconditioned (arXiv 2502.01235); as the method says
             unless given.
+        kind: `"adamw"` of torch, or `"adamw_8bit"` and `"paged_adamw_8bit"` of bitsandbytes.
 
     Returns:
         The optimizer, fused where torch has that for the device.
@@ -73,12 +79,25 @@ def optimizer(
     """
     done = attachment(model)
     groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, head_lr=head_lr)
-    devices = {p.device.type for group in groups for p in group["params"]}
-    fused = devices <= {"cpu", "cuda"}
-    adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+    options: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    adamw: torch.optim.Optimizer
+    if kind == "adamw":
+        devices = {p.device.type for group in groups for p in group["params"]}
+        adamw = torch.optim.AdamW(groups, **options, fused=devices <= {"cpu", "cuda"})
+    else:
+        adamw = _in_8_bits(kind)(groups, **options)
     if done.method.optimizer.preconditioned if preconditioned is None else preconditioned:
         precondition(adamw, model)
     return adamw
+
+
+def _in_8_bits(kind: OptimizerName) -> Any:
+    """The class of bitsandbytes. Raises `SpecError` where that is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SpecError(f'optimizer {kind} needs bitsandbytes: pip install "tunewise[llm]"')
+    import bitsandbytes.optim
+
+    return bitsandbytes.optim.AdamW8bit if kind == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
 
 
 def _in_head(name: str, head: tuple[str, ...]) -> bool:

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.data_loader import SeedableRandomSampler
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tunewise.errors import SpecError, TunewiseError
@@ -190,9 +189,9 @@ class BatchShares:
         """The epoch that is iterated over next."""
         self.sampler.set_epoch(epoch)
 
-    def has_examples(self, step: int) -> bool:
-        """Whether this process has a share of the batch of optimizer step `step`, from 0."""
-        start = (step % len(self)) * self.batch_size
+    def has_examples(self, number: int) -> bool:
+        """Whether this process has a share of batch `number` of an epoch, from 0."""
+        start = number * self.batch_size
         return min(self.batch_size, self.examples - start) > self.process_group.rank
 
 
@@ -201,10 +200,3 @@ class SharedBatchLoader(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
-
-def scale_to_batch(loss: Tensor, units: float, process_group: ProcessGroup) -> Tensor:
-    """The mean loss of a share, scaled so that the mean over ranks is the mean over the whole batch. `units`: examples
-    or target tokens of the share."""
-    (total,) = process_group.sum(units)
-    return loss * (units * process_group.world_size / total)

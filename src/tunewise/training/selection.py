@@ -32,7 +32,7 @@ class Selection:
         """In words, for the record."""
         return "lowest validation loss" if self.by == "loss" else "best validation metric"
 
-    def offer(self, model: nn.Module, epoch: int, loss: float, metric: float, lower_is_better: bool = False) -> None:
+    def offer(self, model: nn.Module, epoch: float, loss: float, metric: float, lower_is_better: bool = False) -> None:
         """Save the trained tensors of the model if this epoch is the best so far."""
         rank = -loss if self.by == "loss" else -metric if lower_is_better else metric
         is_best = self.process_group.on_rank_zero(lambda: self._is_best(epoch, rank))
@@ -41,19 +41,19 @@ class Selection:
                 save(model, self.folder)
                 write_atomically(self.note, json.dumps({"epoch": epoch, "rank": rank}))
 
-    def load(self, model: nn.Module) -> int:
-        """Load the weights of the selected epoch into the model; returns the number of the epoch, from 1."""
+    def load(self, model: nn.Module) -> float:
+        """Load the weights of the selected evaluation into the model; returns the passes over the data before it."""
         best = self._best()
         if best is None:
             raise StoreError(f"the weights of the selected epoch are gone from {self.folder}; remove the run's folder")
         restore(model, self.folder)
-        return int(best["epoch"])
+        return best["epoch"]
 
     def forget(self) -> None:
         """Start from scratch."""
         self.note.unlink(missing_ok=True)
 
-    def _is_best(self, epoch: int, rank: float) -> bool:
+    def _is_best(self, epoch: float, rank: float) -> bool:
         best = self._best()
         return best is None or epoch <= best["epoch"] or rank > best["rank"]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
@@ -28,7 +27,7 @@ from tunewise.training.context import RunContext
 from tunewise.training.evaluation import evaluate
 from tunewise.training.events import EpochDone, StepDone
 from tunewise.training.optimizers import optimizer
-from tunewise.training.process_group import BatchShares, SharedBatchLoader, scale_to_batch
+from tunewise.training.process_group import BatchShares, SharedBatchLoader
 
 
 class RunTrainer(Trainer):
@@ -41,9 +40,12 @@ class RunTrainer(Trainer):
         self.shares = BatchShares(
             len(context.task.train), context.spec.training.batch_size, context.spec.seed, context.process_group
         )
-        self.last_loss = math.nan
+        self.batch_losses: list[float] = []  # of the optimizer step in progress
+        self.batch_shares: list[float] = []
         self.stop_requested = False
         callbacks: list[TrainerCallback] = [ChainCallback(), RankAllocation()]
+        if context.spec.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         super().__init__(
             model=model,
             args=_arguments(context, name),
@@ -53,6 +55,7 @@ class RunTrainer(Trainer):
             callbacks=[*callbacks, RunCallback(self)],
         )
         self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = False  # each batch's loss is its mean, and `compute_loss` weighs it
 
     @property
     def network(self) -> nn.Module:
@@ -63,7 +66,12 @@ class RunTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             spec = self.context.spec
-            self.optimizer = optimizer(model or self.network, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+            self.optimizer = optimizer(
+                model or self.network,
+                lr=spec.learning_rate,
+                weight_decay=spec.weight_decay,
+                kind=spec.training.optimizer,
+            )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
@@ -84,19 +92,31 @@ class RunTrainer(Trainer):
         return SharedBatchLoader(examples, batch_sampler=self.shares, collate_fn=self.context.task.collate)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if self.context.process_group.world_size == 1:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        assert isinstance(model, DistributedDataParallel)  # it averages the gradients
-        outputs = model(**inputs)
-        units = float(self.context.task.weights(outputs.logits, inputs["labels"]).sum())
-        units *= self.shares.has_examples(self.state.global_step)
-        return scale_to_batch(outputs.loss, units, self.context.process_group)
+        loss: Any = super().compute_loss(model, inputs)
+        share = self.batch_shares[len(self.batch_losses)]
+        return loss if share == 1.0 else loss * share
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The batches of the next optimizer step. Their losses are weighed so that the Trainer's mean over batches and
+        DistributedDataParallel's over processes are the mean over all examples, or target tokens, of the step."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        training, group = self.context.spec.training, self.context.process_group
+        step = self.state.global_step % training.steps_per_epoch(len(self.context.task.train))
+        first = step * training.gradient_accumulation_steps
+        units = [
+            self.context.task.units(batch["labels"]) * self.shares.has_examples(first + place)
+            for place, batch in enumerate(batches)
+        ]
+        (total,) = group.sum(float(sum(units)))
+        self.batch_shares = [count * len(batches) * group.world_size / total for count in units]
+        self.batch_losses = []
+        return batches, None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         process_group, listener = self.context.process_group, self.context.listener
         loss = super().training_step(*args, **kwargs)
         total, stops = process_group.sum(float(loss), float(listener.stop_requested))
-        self.last_loss = total / process_group.world_size
+        self.batch_losses.append(total / process_group.world_size)
         self.stop_requested = stops > 0
         if not math.isfinite(self.last_loss):
             raise DivergedError(
@@ -104,6 +124,11 @@ class RunTrainer(Trainer):
                 f"(it is {self.context.spec.learning_rate:g})"
             )
         return loss
+
+    @property
+    def last_loss(self) -> float:
+        """Mean loss of the batches of the optimizer step so far."""
+        return sum(self.batch_losses)
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         task = self.context.task
@@ -132,11 +157,12 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        # A checkpoint on the last step of an epoch may be older than the evaluation of that epoch.
-        epoch, rest = divmod(state.global_step * self.context.spec.training.epochs, state.max_steps)
-        if epoch and not rest:
-            journal = self.context.journal
-            if not self.context.process_group.on_rank_zero(lambda: journal.has_epoch(epoch)):
+        # A checkpoint may be older than the evaluation of its own step.
+        journal, training = self.context.journal, self.context.spec.training
+        interval = training.eval_steps or training.steps_per_epoch(len(self.context.task.train))
+        if state.global_step and (state.global_step % interval == 0 or state.global_step == state.max_steps):
+            evaluated = self.context.process_group.on_rank_zero(journal.epochs)
+            if _passes(state) not in [losses.epoch for losses in evaluated]:
                 self.trainer.evaluate()
 
     def on_pre_optimizer_step(
@@ -161,11 +187,13 @@ class RunCallback(TrainerCallback):
         if self.trainer.stop_requested or (alone and listener.stop_requested):
             control.should_save = True
             control.should_training_stop = True
+        elif state.global_step == state.max_steps:
+            control.should_evaluate = self.context.spec.training.eval_steps is not None
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         task, journal = self.context.task, self.context.journal
         metrics: dict[str, float] = kwargs["metrics"]
-        epoch, loss = round(state.epoch or 0.0), metrics["eval_loss"]
+        epoch, loss = _passes(state), metrics["eval_loss"]
         scores = {key.removeprefix("eval_"): value for key, value in metrics.items() if key != "eval_loss"}
         value = scores[task.metric]
         self.context.selection.offer(kwargs["model"], epoch, loss, value, task.metric in task.lower_is_better)
@@ -185,12 +213,21 @@ class RunCallback(TrainerCallback):
         self.context.process_group.on_rank_zero(lambda: seal(folder))
 
 
+def _passes(state: TrainerState) -> float:
+    """Passes over the training data so far."""
+    return round(state.epoch or 0.0, 6)
+
+
 def _arguments(context: RunContext, name: str | None) -> TrainingArguments:
     training = context.spec.training
+    save_steps = training.save_every or training.eval_steps
     arguments = TrainingArguments(
         output_dir=str(context.folder / "checkpoints"),
         num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
         per_device_train_batch_size=context.share_of_batch,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        neftune_noise_alpha=training.neftune_noise_alpha,
         use_cpu=context.process_group.world_size > 1 and not torch.cuda.is_available(),  # else they don't connect
         learning_rate=context.spec.learning_rate,
         weight_decay=context.spec.weight_decay,
@@ -199,9 +236,10 @@ def _arguments(context: RunContext, name: str | None) -> TrainingArguments:
         max_grad_norm=training.max_grad_norm,
         seed=context.spec.seed,
         data_seed=context.spec.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch" if training.save_every is None else "steps",
-        save_steps=training.save_every or 500,
+        eval_strategy="epoch" if training.eval_steps is None else "steps",
+        eval_steps=training.eval_steps,
+        save_strategy="epoch" if save_steps is None else "steps",
+        save_steps=save_steps or 500,
         save_total_limit=2,  # the one before, should the newest be damaged
         logging_strategy="steps" if context.track else "no",
         logging_steps=max(1, context.total_steps // 200),
