@@ -22,6 +22,7 @@ from tunewise.models.blocks import Layers
 from tunewise.models.coverage import measure_coverage
 from tunewise.models.head import head_modules
 from tunewise.models.layers import Target, find_targets
+from tunewise.models.quantization import is_quantized
 
 _NEARLY_ALL = 0.98  # routers and gates may be left out without a word
 
@@ -149,6 +150,8 @@ def _train_weights(model: nn.Module, done: Attachment) -> nn.Module:
         raise SpecError(f"method {done.method.name!r} trains the model itself, and this one already carries an adapter")
     if done.method.trained == "head" and not done.head:
         raise ModelError(f"method 'head' needs a task head, and {type(model).__name__} has none")
+    if done.method.trained == "all" and any(map(is_quantized, model.modules())):
+        raise ModelError("method 'fft' trains every weight, and this model's are quantized; load it in full precision")
     for name, parameter in model.named_parameters():
         in_head = name.split(".")[0] in done.head
         parameter.requires_grad_(parameter.is_floating_point() and (done.method.trained == "all" or in_head))

@@ -7,11 +7,13 @@ The task head is everything outside the backbone that is not a language-model he
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # Where a model has its backbone's parts side by side with the head (CLIP, SigLIP), the head goes by its name.
@@ -88,6 +90,18 @@ def prepare(model: nn.Module, head: Head) -> None:
         for module in model.modules():
             if _INTERPOLATES in inspect.signature(module.forward).parameters:
                 module.register_forward_pre_hook(_with_interpolation, with_kwargs=True)
+
+
+def keep_in_fp32(model: nn.Module, names: Sequence[str]) -> None:
+    """Hold the head, which is trained, in fp32 whatever the backbone's precision; hooks widen its inputs."""
+    for name in names:
+        module = model.get_submodule(name)
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
+            module.float().register_forward_pre_hook(_widened)
+
+
+def _widened(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
 
 def needs_interpolation(model: nn.Module, image_size: tuple[int, int]) -> bool:

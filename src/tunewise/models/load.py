@@ -17,7 +17,7 @@ from tunewise.errors import ModelError, first_line, is_out_of_memory
 from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
 from tunewise.models.checkpoint_head import find_checkpoint_head
-from tunewise.models.head import Head, head_modules, prepare
+from tunewise.models.head import Head, head_modules, keep_in_fp32, prepare
 from tunewise.models.quantization import dequantize_gguf, keep_weights_packed_once, quantization_options
 from tunewise.spec import ModelSpec
 
@@ -139,6 +139,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
             **head.config(),
         )
         keep_weights_packed_once(model)
+        keep_in_fp32(model, head_modules(model))
         if own_head is not None:
             own_head.apply(model, seed)
     if pad_token_id is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
 from tunewise.errors import ModelError, first_line
@@ -51,7 +51,7 @@ def keep_weights_packed_once(model: nn.Module) -> None:
 def is_quantized(module: nn.Module) -> bool:
     """Whether the weight of a linear layer is stored in fewer bits than it is used in."""
     weight = getattr(module, "weight", None)
-    return weight is not None and not weight.is_floating_point()
+    return isinstance(weight, Tensor) and not weight.is_floating_point()
 
 
 def dequantize_gguf(file: Path) -> Path:
