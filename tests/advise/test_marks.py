@@ -25,7 +25,7 @@ def with_results(record, **changes):
 
 def with_epochs(record, *losses, kept=None, train=0.2):
     """Epochs with these (training, validation) losses."""
-    epochs = [EpochLosses(train=first, validation=second) for first, second in losses]
+    epochs = [EpochLosses(epoch=n, train=a, validation=b) for n, (a, b) in enumerate(losses, start=1)]
     loss = record.results.train.model_copy(update={"loss": train})
     return with_results(record, epochs=epochs, selected_epoch=kept or len(epochs), train=loss)
 

@@ -129,7 +129,7 @@ def run_numbers(record: RunRecord, metric: str) -> list[str]:
         numbers.nats(results.test.loss),
         numbers.nats(results.train.loss),
         numbers.nats(results.gap),
-        str(results.selected_epoch),
+        f"{results.selected_epoch:g}",
         numbers.seconds(record.seconds),
     ]
 
