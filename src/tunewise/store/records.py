@@ -35,9 +35,7 @@ class Floor(_Record):
 
 class EpochLosses(_Record):
     epoch: float = Field(description="passes over the training data before the evaluation")
-    train: float | None = Field(
-        description="mean over the steps since the last one, dropout on and weights moving"
-    )
+    train: float | None = Field(description="mean over the steps since the last one, dropout on and weights moving")
     validation: float = Field(description="after it")
 
 
