@@ -48,7 +48,7 @@ def test_tables_10_to_13_and_figure_6():
         (20, 2),
     }
     assert {run.method.rank for run in chains} == {4, 8, 16}
-    django = runs("figure6", methods=["lora"], seeds=[0])
+    django = runs("figure6", methods=["lora"], given={"seeds": [0]})
     assert [run.method.rank for run in django] == [8, 16, 32, 64, 128]
     assert {(run.task, run.metric, run.training.select) for run in django} == {("generation", "exact_match", "metric")}
 

@@ -10,7 +10,7 @@ from tunewise.catalog import CATALOG
 from tunewise.errors import SpecError
 from tunewise.papers.models import DATA
 from tunewise.papers.presets import comparison, get_preset, method_content, presets
-from tunewise.papers.printed import METHODS, bound_formulas, hyperparameters, printed_numbers, trained_shares
+from tunewise.papers.printed import bound_formulas, catalog_name, hyperparameters, printed_numbers, trained_shares
 from tunewise.spec import StudySpec, parse
 
 
@@ -23,7 +23,7 @@ def test_every_cell_is_there_and_belongs_to_a_preset():
     for table in counts:
         assert {(c.model, c.dataset) for c in printed_numbers(table)} <= known
         assert {c.catalog for c in printed_numbers(table)} <= set(CATALOG)
-    assert {name for name, _, _ in bound_formulas()} <= set(METHODS)
+    assert {catalog_name(name) for name, _, _ in bound_formulas()} <= set(CATALOG)
 
 
 def test_tables_agree_where_they_print_the_same():

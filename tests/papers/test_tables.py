@@ -17,8 +17,8 @@ from tunewise.papers import bounds, counts
 from tunewise.papers import sheet as sheets
 from tunewise.papers.prepare import prepare
 from tunewise.papers.presets import comparison, get_preset
-from tunewise.papers.render import FORMS, show
 from tunewise.papers.runs import PaperNote, read_comparisons, write_note
+from tunewise.papers.sheet import FORMS, show
 from tunewise.papers.tables import lines_of, sheet_of
 from tunewise.spec import StudySpec, parse
 from tunewise.store.folders import RunStore
@@ -76,12 +76,12 @@ def test_what_the_paper_ran_comes_before_a_part_of_it(tmp_path):
 def test_every_form_says_the_same(tmp_path):
     stored(tmp_path, "roberta-base/mrpc")
     sheet = sheet_of(18, read_comparisons(tmp_path))
-    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(FORMS["csv"](sheet)))}
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(FORMS[".csv"](sheet)))}
     assert float(rows["cLA"]["difference"]) == pytest.approx(85.0 - 84.83)
     assert float(rows["cLA"]["ours_high"]) == pytest.approx(85.0 + T_95 * stdev([84, 84, 87]) / 3**0.5)
     assert rows["cLA"]["printed"] == "84.83" and rows["FFT"]["ours"] == "" and rows["FFT"]["printed"] == "87.4"
-    assert "| RoBERTa-Base | MRPC | cLA | 85.00 ± 4.30 | 84.83 | +0.17 | 3 | yes |" in FORMS["md"](sheet)
-    assert r"RoBERTa-Base & MRPC & cLA & 85.00 $\pm$ 4.30 & 84.83 & +0.17 & 3 & yes \\" in FORMS["tex"](sheet)
+    assert "| RoBERTa-Base | MRPC | cLA | 85.00 ± 4.30 | 84.83 | +0.17 | 3 | yes |" in FORMS[".md"](sheet)
+    assert r"RoBERTa-Base & MRPC & cLA & 85.00 $\pm$ 4.30 & 84.83 & +0.17 & 3 & yes \\" in FORMS[".tex"](sheet)
 
 
 def test_costs_are_the_probes_and_ratios_are_to_lora(tmp_path):
@@ -113,14 +113,14 @@ def test_costs_are_the_probes_and_ratios_are_to_lora(tmp_path):
 
 
 def test_table_1_is_the_theory_and_says_where_the_print_differs():
-    sheet = bounds.sheet(get_preset("vit-base/cifar10"), 50_000)
+    sheet = bounds.sheet()
     rows = {row[0].text: row for row in sheet.rows}
     assert rows["cLA"][2].value == 24 * 768 * 16 and rows["cLA"][4].text == "16.2"
     assert rows["LoRA"][2].value == 2 * rows["cLA"][2].value
     assert rows["c3LA"][2].value == 6 * rows["cLA"][2].value  # 30 epochs, a restart every 5
     assert all(row[2].value == row[3].value for row in rows.values())
     assert "square root" in rows["PaCA"][6].text
-    capped = {r[0].text: r for r in bounds.sheet(get_preset("tinyllama/clutrr"), 100).rows}  # 256 x 2,048 value layers
+    capped = {r[0].text: r for r in bounds.sheet("tinyllama/clutrr", 100).rows}  # 256 x 2,048 value layers
     assert capped["FFT"][2].value == 22 * (2048 * 2048 + 2048 * 256)
 
 
@@ -193,22 +193,13 @@ def test_a_terminal_of_80_columns_breaks_no_cell(number, tmp_path):
 
 def test_what_is_too_wide_goes_above_and_below_the_rows():
     columns = [
-        sheets.SheetColumn("model", "model", right=False),
-        sheets.SheetColumn("data", "data", right=False),
-        sheets.SheetColumn("n", "number"),
-        sheets.SheetColumn("why", "why", right=False),
-    ]
-    rows = [
-        [
-            sheets.label("a model of a long name"),
-            sheets.label(f"set {i}"),
-            sheets.label("1,234"),
-            sheets.label("because " * 9),
-        ]
-        for i in range(2)
+        sheets.SheetColumn("model", "model", lambda i: "a model of a long name", right=False),
+        sheets.SheetColumn("data", "data", lambda i: f"set {i}", right=False),
+        sheets.SheetColumn("n", "number", lambda i: "1,234"),
+        sheets.SheetColumn("why", "why", lambda i: "because " * 9, right=False),
     ]
     console = Console(width=40, file=io.StringIO(), record=True)
-    show(sheets.Sheet("Title", columns, rows, ["legend"]), console)
+    show(sheets.Sheet("Title", columns, range(2), ["legend"]), console)
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert lines[:4] == [
         "Title",
@@ -217,7 +208,7 @@ def test_what_is_too_wide_goes_above_and_below_the_rows():
         "    why: because because because because",
     ]
     console = Console(width=20, file=io.StringIO(), record=True)
-    show(sheets.Sheet("Title", columns, rows, [], headings=1), console)
+    show(sheets.Sheet("Title", columns, range(2), [], headings=1), console)
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert lines[:4] == ["Title", "data  number", "a model of a long name", "set 0  1,234"]
 

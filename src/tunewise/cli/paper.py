@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from tunewise.cli import flags
 from tunewise.errors import SpecError
-from tunewise.spec import ExecutionOptions, StudySpec, merge_specs, parse, split_options
-
-if TYPE_CHECKING:
-    from tunewise.papers.sheet import Sheet
+from tunewise.spec import DataSpec, ExecutionOptions, StudySpec, merge_specs, parse, split_options
 
 _SIZES = ("train_size", "validation_size", "test_size")
 _RUN = (
@@ -72,15 +69,14 @@ def paper_run(
     chosen, setting = get_preset(name), SETTINGS[table]
     options, given = split_options(given)
     source, sizes = _source(given)
-    content = comparison(chosen, setting, _names(methods) or None)
-    content = merge_specs(content, {**given, "seeds": _seeds(given.get("seeds"), content["seeds"])})
+    content = merge_specs(comparison(chosen, setting, _names(methods) or None), given)
 
     from tunewise.cli.compare import run_comparison
     from tunewise.papers.prepare import prepare
     from tunewise.papers.runs import PaperNote, changes, write_note
 
-    data = prepare(chosen.data, source, data_revision).model_copy(update=sizes)
-    study = parse(StudySpec, {**content, "data": data.model_dump(mode="json")})
+    data = prepare(chosen.data, source, data_revision)
+    study = parse(StudySpec, {**content, "data": {**data.model_dump(mode="json"), **sizes}})
     note = PaperNote(preset=chosen.key, setting=setting, changes=changes(chosen, setting, study, data.notes))
     if note.changes:
         print(f"differs from the paper's experiment: {'; '.join(note.changes)}")
@@ -95,34 +91,25 @@ def paper_table(
     /,
     *,
     runs: Annotated[Path, Parameter("--from", help="Folder of runs; tables 1 and 6 need none.")] = Path("runs"),
-    form: Annotated[
-        Literal["csv", "tex", "html", "md"] | None, Parameter("--format", help="By the ending of --out, or a table.")
-    ] = None,
-    out: Annotated[Path | None, Parameter(help="File to write; its ending gives the format.")] = None,
+    out: Annotated[Path | None, Parameter(help="File to write, .csv, .md or .tex.")] = None,
     everything: Annotated[bool, Parameter("--all", negative=(), help="Printed cells without runs here, too.")] = False,
-    preset: Annotated[str, Parameter(help="Table 1: model and data set of the bounds.")] = "vit-base/cifar10",
-    samples: Annotated[flags.Count, Parameter(help="Table 1: training examples.")] = 50_000,
 ) -> None:
     """Print or write a table."""
     from rich.console import Console
 
-    from tunewise.errors import suggest_nearest
-    from tunewise.papers.render import FORMS, show
+    from tunewise.papers.sheet import FORMS, show
+    from tunewise.papers.tables import make_sheet
     from tunewise.quiet import quiet_libraries
+    from tunewise.store.files import write_atomically
 
-    chosen = form or (out.suffix.removeprefix(".").lower() if out else None)
-    if chosen is not None and chosen not in FORMS:
-        raise SpecError(f"format {chosen!r}{suggest_nearest(chosen, FORMS)}")
+    if out is not None and out.suffix not in FORMS:
+        raise SpecError(f"{out}: its ending is none of {', '.join(FORMS)}")
     quiet_libraries()
-    sheet = _sheet(number, runs, everything, preset, samples)
-    if chosen is None:
+    sheet = make_sheet(number, runs, everything=everything)
+    if out is None:
         show(sheet, Console())
-    elif out is None:
-        print(FORMS[chosen](sheet), end="")
     else:
-        from tunewise.store.files import write_atomically
-
-        write_atomically(out, FORMS[chosen](sheet))
+        write_atomically(out, FORMS[out.suffix](sheet))
         print(f"{out}: {len(sheet.rows)} rows")
 
 
@@ -149,16 +136,8 @@ def paper_sweep(
     sources = {}
     for chosen in presets:
         source = folder if folder is None or len(presets) == 1 else str(Path(folder) / chosen.data.key)
-        sources[chosen.data.key] = prepare(chosen.data, source).model_copy(update=sizes)
-    content = sweep(
-        which,
-        sources,
-        presets=names,
-        methods=_names(methods),
-        model=given.get("model", {}).get("path"),
-        seeds=_seeds(given.get("seeds"), []),
-        epochs=given.get("training", {}).get("epochs"),
-    )
+        sources[chosen.data.key] = parse(DataSpec, {**prepare(chosen.data, source).model_dump(), **sizes})
+    content = sweep(which, sources, presets=names, methods=_names(methods), given=given)
     runs = len(parse(StudySpec, split_options(content)[1]).runs())
     out = out or Path(f"paper-{which}.yaml")
     write_atomically(out, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
@@ -173,33 +152,3 @@ def _source(given: flags.Given) -> tuple[str | None, flags.Given]:
 
 def _names(text: str) -> list[str]:
     return [] if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _seeds(text: str | None, preset: list[int]) -> list[int]:
-    """A list; or so many of the preset's, then from 0."""
-    if text is None:
-        return preset
-    seeds = parse(StudySpec, {"model": "-", "data": "-", "methods": "lora", "seeds": text}).seeds
-    if "," in text:
-        return seeds
-    return [*preset, *(n for n in range(1000) if n not in preset)][: len(seeds)]
-
-
-def _sheet(number: int, runs: Path, everything: bool, preset: str, samples: int) -> Sheet:
-    from tunewise.papers.presets import SETTINGS, get_preset
-
-    if number == 6:
-        from tunewise.papers import counts
-
-        return counts.sheet()
-    if number == 1:
-        from tunewise.papers import bounds
-
-        return bounds.sheet(get_preset(preset), samples)
-    from tunewise.papers.tables import TABLES, sheet_of
-
-    if number not in SETTINGS:
-        raise SpecError(f"table {number}: there are {', '.join(map(str, TABLES))}")
-    from tunewise.papers.runs import read_comparisons
-
-    return sheet_of(number, read_comparisons(runs), everything=everything)

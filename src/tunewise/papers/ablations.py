@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel
 
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError, suggest_nearest
+from tunewise.papers.models import DATA
 from tunewise.papers.presets import Preset, comparison, get_preset, method_content
-from tunewise.spec import DataSpec
-
-_DEBERTA = ("deberta-v3-base/mrpc", "deberta-v3-base/trec50", "deberta-v3-base/paws")
-_VIT = ("vit-tiny/officehome", "vit-tiny/cifar10")
-_DOUBLING = (2, 4, 8, 16, 32, 64, 128)
-_ALPHAS = ("r/4", "r/2", "r", "2r", "4r")
-_RESTARTS = (1, 2, 5, 10, 15, 20)
-_FEW = (4, 8, 16)
+from tunewise.spec import DataSpec, merge_specs
 
 
-def half_powers(first: float, last: float) -> list[str]:
-    """Rates from 10^first to 10^last by half powers, in the printed form: 1e-6, 1e-5.5, ..."""
-    return [f"1e{first + step / 2:g}" for step in range(round(2 * (last - first)) + 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class Ablation:
+class Ablation(BaseModel, frozen=True, extra="forbid"):
     """`axes` are keys of a sweep with their values; they replace the same keys of a method's preset."""
 
     title: str
     presets: tuple[str, ...]
-    axes: Mapping[str, Sequence[Any]]
+    axes: dict[str, list[int | str]]
     chains_only: bool = False
     select: Literal["metric"] | None = None
 
@@ -50,29 +41,9 @@ class Ablation:
         return {key: value for key, value in content.items() if key not in replaced}
 
 
-def _rates(presets: tuple[str, ...], first: float, last: float) -> Ablation:
-    axes = {"learning_rate": half_powers(first, last), "rank": _DOUBLING, "alpha": ("2r",)}
-    return Ablation("learning rate x rank", presets, axes)
-
-
-def _alphas(presets: tuple[str, ...]) -> Ablation:
-    return Ablation("alpha x rank", presets, {"alpha": _ALPHAS, "rank": _FEW})
-
-
-def _chains(presets: tuple[str, ...]) -> Ablation:
-    axes = {"restart_every": _RESTARTS, "rank": _FEW, "alpha": ("2r",)}
-    return Ablation("epochs between restarts x rank", presets, axes, chains_only=True)
-
-
-_FIGURE_6 = {"rank": _DOUBLING[2:], "alpha": ("2r",)}
-ABLATIONS: dict[str, Ablation] = {
-    "8": _rates(_DEBERTA, -6, -2),
-    "9": _rates(_VIT, -5, -1),
-    "10": _alphas(_DEBERTA),
-    "11": _alphas(_VIT),
-    "12": _chains(_DEBERTA),
-    "13": _chains(_VIT),
-    "figure6": Ablation("exact match over ranks", ("deepseek-coder/django",), _FIGURE_6, select="metric"),
+ABLATIONS = {
+    key: Ablation.model_validate(fields)
+    for key, fields in yaml.safe_load((DATA / "ablations.yaml").read_text(encoding="utf-8")).items()
 }
 
 
@@ -94,11 +65,9 @@ def sweep(
     *,
     presets: Sequence[str] = (),
     methods: Sequence[str] = (),
-    model: str | None = None,
-    seeds: Sequence[int] = (),
-    epochs: int | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The content of a sweep's spec, with `data` by the keys of data sets.
+    """The content of a sweep's spec, with `data` by the keys of data sets and what is `given` instead of the preset's.
 
     Methods without the axes of the ablation are left out. Raises `SpecError` where none is left, or the presets have
     different models.
@@ -109,28 +78,26 @@ def sweep(
         raise SpecError("one sweep, one model: name presets of the same model")
     points = []
     for preset in chosen:
-        content = comparison(preset)
         names = [name for name in methods or preset.methods("main") if ablation.applies_to(name)]
         if not names:
             raise SpecError(f"ablation {key}: none of the methods has its axes; name others with --methods")
-        training = {**content["training"], **({"epochs": epochs} if epochs else {})}
+        content = comparison(preset)
         if ablation.select:
-            training["select"] = ablation.select
-        points.append(
-            {
-                "task": preset.data.task,
-                "metric": preset.data.metric,
-                "data": data[preset.data.key].model_dump(mode="json", exclude_none=True, exclude_defaults=True),
-                "methods": [ablation.fixed_part(method_content(name, preset)) for name in names],
-                "training": training,
-                "seeds": list(seeds) or content["seeds"],
-            }
-        )
+            content["training"]["select"] = ablation.select
+        point = {
+            "task": preset.data.task,
+            "metric": preset.data.metric,
+            "data": data[preset.data.key].model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+            "methods": [ablation.fixed_part(method_content(name, preset)) for name in names],
+            "training": content["training"],
+            "seeds": content["seeds"],
+        }
+        points.append(merge_specs(point, {part: given.get(part) for part in ("training", "seeds")}))
     where = "Figure 6" if key == "figure6" else f"Table {key}"
     return {
         "title": f"{where} of arXiv 2606.13767: {ablation.title}",
-        "model": model or chosen[0].model.hub,
+        "model": given.get("model", {}).get("path", chosen[0].model.hub),
         "data": copy.deepcopy(points[0]["data"]),  # so that a YAML file has no anchors
-        **{axis: list(values) for axis, values in ablation.axes.items()},
+        **copy.deepcopy(ablation.axes),
         "points": points,
     }

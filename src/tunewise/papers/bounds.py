@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from tunewise.models.layers import find_targets
 from tunewise.models.load import meta_model
 from tunewise.papers.counts import head_of
-from tunewise.papers.presets import RANK, Preset, restarts
-from tunewise.papers.printed import METHODS, bound_formulas
-from tunewise.papers.sheet import Sheet, SheetColumn, label, number
+from tunewise.papers.presets import RANK, Preset, get_preset, restarts
+from tunewise.papers.printed import bound_formulas, catalog_name
+from tunewise.papers.sheet import Sheet, SheetColumn
 from tunewise.spec import ModelSpec
 from tunewise.theory import information_bound, trained_parameters
 
 
-def sheet(preset: Preset, samples: int) -> Sheet:
+@dataclass(frozen=True, slots=True)
+class BoundLine:
+    """A method's parameters, counted and by the printed formula, and its bound; `over_lora` is the ratio to LoRA's."""
+
+    method: str
+    formula: str
+    parameters: float
+    printed: float
+    bound: float
+    over_lora: float
+    note: str
+
+
+_COLUMNS: list[SheetColumn[BoundLine]] = [
+    SheetColumn("method", "method", lambda line: line.method, right=False),
+    SheetColumn("formula", "printed p of a layer", lambda line: line.formula, right=False),
+    SheetColumn("parameters", "p", lambda line: line.parameters, ",.0f"),
+    SheetColumn("parameters_by_printed_formula", "printed p", lambda line: line.printed, ",.0f"),
+    SheetColumn("bound", "bound", lambda line: line.bound, ".3g"),
+    SheetColumn("over_lora", "over LoRA's", lambda line: line.over_lora, ".3f"),
+    SheetColumn("note", "difference of the printed table", lambda line: line.note, right=False),
+]
+
+
+def sheet(key: str = "vit-base/cifar10", samples: int = 50_000) -> Sheet:
     """The bound with sigma 1 and 32 bits a parameter for N = `samples`, and the value of the printed formula."""
+    preset = get_preset(key)
     shapes, links = layer_shapes(preset), links_of(preset)
     lora = float(information_bound(trained_parameters("lora", shapes, RANK), samples))
-    rows = []
-    for printed, formula, note in bound_formulas():
-        ours = trained_parameters(METHODS[printed], shapes, RANK, links if "k" in formula else None)
+    lines = []
+    for method, formula, note in bound_formulas():
+        ours = trained_parameters(catalog_name(method), shapes, RANK, links if "k" in formula else None)
         count, theirs = float(ours), by_formula(formula, shapes, RANK, links)
         bound = float(information_bound(ours, samples))
         notes = [note] if note else []
         if not math.isclose(count, theirs):
             notes.append("it counts a layer beyond its m n entries" if theirs > count else f"it counts {theirs:,.0f}")
-        values = [number(count, ",.0f"), number(theirs, ",.0f"), number(bound, ".3g"), number(bound / lora, ".3f")]
-        rows.append([label(printed), label(formula), *values, label("; ".join(notes))])
-    columns = [
-        SheetColumn("method", "method", right=False),
-        SheetColumn("formula", "printed p of a layer", right=False),
-        SheetColumn("parameters", "p"),
-        SheetColumn("parameters_by_printed_formula", "printed p"),
-        SheetColumn("bound", "bound"),
-        SheetColumn("over_lora", "over LoRA's"),
-        SheetColumn("note", "difference of the printed table", right=False),
-    ]
+        lines.append(BoundLine(method, formula, count, theirs, bound, bound / lora, "; ".join(notes)))
     legend = [
         f"{' on '.join(preset.printed)}: {len(shapes)} layers (query and value), rank {RANK}, "
         f"{links} links, N = {samples:,}, sigma = 1, 32 bits a parameter. n: outputs, m: inputs, k: links.",
         "Each layer's p is capped at m n here: a matrix has no more entries.",
         "The bound is on the expected gap, and far above any loss: it orders the methods and does not predict a gap.",
     ]
-    return Sheet("Table 1 of arXiv 2606.13767: information-theoretic bounds, computed", columns, rows, legend)
+    return Sheet("Table 1 of arXiv 2606.13767: information-theoretic bounds, computed", _COLUMNS, lines, legend)
 
 
 def layer_shapes(preset: Preset) -> list[tuple[int, int]]:

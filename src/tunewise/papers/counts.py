@@ -15,7 +15,7 @@ from tunewise.models.load import load_config
 from tunewise.papers.models import get_model
 from tunewise.papers.presets import RANK, Preset, presets_by_printed
 from tunewise.papers.printed import TrainedShares, trained_shares
-from tunewise.papers.sheet import Sheet, SheetColumn, label, number
+from tunewise.papers.sheet import Sheet, SheetColumn
 from tunewise.spec import MethodSpec, ModelSpec
 from tunewise.store.records import ModelFacts
 from tunewise.study.plan import count_method
@@ -89,28 +89,23 @@ def counts(only: Collection[str] = ()) -> list[Count]:
     return rows
 
 
+_COLUMNS: list[SheetColumn[Count]] = [
+    SheetColumn("model", "model", lambda row: row.preset.printed[0], right=False),
+    SheetColumn("dataset", "data", lambda row: row.preset.printed[1], right=False),
+    SheetColumn("parameters", "parameters", lambda row: float(row.parameters), ",.0f"),
+    SheetColumn("parameters_printed", "printed", lambda row: row.printed.parameters),
+    SheetColumn("lora_pct", "LoRA %", lambda row: row.share(row.lora, OF_MODEL), ".3f"),
+    SheetColumn("lora_pct_of_model_and_adapter", "", lambda row: row.share(row.lora, OF_MODEL_AND_ADAPTER)),
+    SheetColumn("lora_pct_printed", "printed", lambda row: row.printed.lora, ".3f"),
+    SheetColumn("asym_pct", "Asym %", lambda row: row.share(row.asym, OF_MODEL), ".3f"),
+    SheetColumn("asym_pct_of_model_and_adapter", "", lambda row: row.share(row.asym, OF_MODEL_AND_ADAPTER)),
+    SheetColumn("asym_pct_printed", "printed", lambda row: row.printed.asym, ".3f"),
+    SheetColumn("print", "printed shares are", lambda row: row.verdict, right=False),
+]
+
+
 def sheet() -> Sheet:
     """Table 6 beside the printed one."""
-    columns = [
-        SheetColumn("model", "model", right=False),
-        SheetColumn("dataset", "data", right=False),
-        SheetColumn("parameters", "parameters"),
-        SheetColumn("parameters_printed", "printed"),
-    ]
-    for name, title in (("lora", "LoRA %"), ("asym", "Asym %")):
-        columns.append(SheetColumn(f"{name}_pct", title))
-        columns.append(SheetColumn(f"{name}_pct_of_model_and_adapter", "", "csv"))
-        columns.append(SheetColumn(f"{name}_pct_printed", "printed"))
-    columns.append(SheetColumn("print", "printed shares are", right=False))
-    rows = []
-    for row in counts():
-        entries = [*map(label, row.preset.printed), number(float(row.parameters), ",.0f")]
-        entries.append(label(row.printed.parameters))
-        for facts, printed in ((row.lora, row.printed.lora), (row.asym, row.printed.asym)):
-            entries.append(number(row.share(facts, OF_MODEL), ".3f"))
-            entries.append(number(row.share(facts, OF_MODEL_AND_ADAPTER)))
-            entries.append(number(printed, ".3f"))
-        rows.append([*entries, label(row.verdict)])
     legend = [
         f"Counted from each model's configuration: rank {RANK} on query and value, task head included; shares of the "
         "model with its head (CSV also has shares of model and adapter).",
@@ -120,7 +115,7 @@ def sheet() -> Sheet:
         "both were trained as classifiers: ours leave it out.",
     ]
     title = "Table 6 of arXiv 2606.13767: trained parameters, counted and printed"
-    return Sheet(title, columns, rows, legend, headings=1)
+    return Sheet(title, _COLUMNS, counts(), legend, headings=1)
 
 
 def head_of(preset: Preset) -> Head:

@@ -14,26 +14,6 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from tunewise.papers.models import DATA
 
-METHODS = {
-    "FFT": "fft",
-    "LoRA": "lora",
-    "LoRA+": "lora+",
-    "CoLA": "cola",
-    "Asym": "asym",
-    "RAC": "rac",
-    "cLA": "cla",
-    "r-cLA": "r-cla",
-    "c3LA": "c3la",
-    "r-c3LA": "r-c3la",
-    "PaCA": "paca",
-    "D-PaCA": "d-paca",
-    "C-PaCA": "c-paca",
-    # The paper's faster computation of two methods, which is the only one here.
-    "s-cLA": "cla",
-    "s-r-c3LA": "r-c3la",
-}
-"""The paper's names of methods -> the catalog's."""
-
 QUANTITIES = {
     "throughput_samples_per_s": "throughput (samples/s)",
     "runtime_minutes": "runtime (minutes)",
@@ -55,6 +35,11 @@ _FILES = {
 }
 
 
+def catalog_name(method: str) -> str:
+    """The catalog's name of a method. s- is the paper's faster computation, which is the only one here."""
+    return method.removeprefix("s-").lower()
+
+
 @dataclass(frozen=True, slots=True)
 class PrintedNumber:
     """One printed number. `text` is its printed form, `ratio` its printed ratio to LoRA's."""
@@ -70,7 +55,7 @@ class PrintedNumber:
     @property
     def catalog(self) -> str:
         """The method's name in the catalog."""
-        return METHODS[self.method]
+        return catalog_name(self.method)
 
 
 class Hyperparameters(BaseModel, frozen=True):

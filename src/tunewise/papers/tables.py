@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tunewise.advise.statistics import Interval
 from tunewise.advise.summary import MethodSummary
 from tunewise.errors import SpecError
 from tunewise.number_format import TWO_SEEDS, plus_minus, widest
+from tunewise.papers import bounds, counts
 from tunewise.papers.presets import SETTINGS, Preset, presets_by_printed
 from tunewise.papers.printed import QUANTITIES, PrintedNumber, printed_numbers
-from tunewise.papers.runs import PaperComparison
-from tunewise.papers.sheet import Entry, Sheet, SheetColumn, label, number
+from tunewise.papers.runs import PaperComparison, read_comparisons
+from tunewise.papers.sheet import Sheet, SheetColumn
 
 WITHOUT_RUNS = (1, 6)
 TABLES = tuple(sorted({*SETTINGS, *WITHOUT_RUNS}))
@@ -54,6 +56,10 @@ class TableLine:
         return self.printed.model, self.printed.dataset
 
     @property
+    def mean(self) -> float | None:
+        return None if self.ours is None else self.ours.mean
+
+    @property
     def difference(self) -> float | None:
         """Ours less the printed number."""
         return None if self.ours is None else self.ours.mean - self.printed.value
@@ -65,42 +71,74 @@ class TableLine:
             return None
         return self.ours.low <= self.printed.value <= self.ours.high
 
+    @property
+    def as_printed(self) -> str:
+        """Whether ours is of the paper's experiment."""
+        return "" if self.comparison is None else "yes" if self.comparison.is_as_printed else "no"
 
-def sheet_of(table: int, comparisons: Sequence[PaperComparison], *, everything: bool = False) -> Sheet:
-    """The table as a sheet: the presets that have runs, or `everything` that is printed.
+    @property
+    def ours_text(self) -> str:
+        """The mean with as many digits as the printed number, and half of its interval."""
+        if self.ours is None:
+            return ""
+        show = _format_like(self.printed.text)
+        text = ("−" if self.ours.mean < 0 else "") + show(abs(self.ours.mean))
+        return text + plus_minus(self.ours.half_width, show, self.widest) + (_MARK if self.as_printed == "no" else "")
 
-    Raises `SpecError` for an unknown table, or where no run belongs to it.
-    """
+    @property
+    def difference_text(self) -> str:
+        if self.difference is None:
+            return ""
+        sign = "+" if self.difference > 0 else "−" if self.difference < 0 else ""
+        return sign + _format_like(self.printed.text)(math.fabs(self.difference))
+
+
+_QUANTITY: SheetColumn[TableLine] = SheetColumn("quantity", "quantity", lambda line: line.printed.quantity, right=False)
+_COLUMNS: list[SheetColumn[TableLine]] = [
+    SheetColumn("model", "model", lambda line: line.printed.model, right=False),
+    SheetColumn("dataset", "data", lambda line: line.printed.dataset, right=False),
+    SheetColumn("method", "method", lambda line: line.printed.method, right=False),
+    SheetColumn(
+        "ours", "ours", lambda line: None if line.ours is None else line.ours.mean, lambda line: line.ours_text
+    ),
+    SheetColumn("ours_low", "", lambda line: None if line.ours is None else line.ours.low),
+    SheetColumn("ours_high", "", lambda line: None if line.ours is None else line.ours.high),
+    SheetColumn("printed", "printed", lambda line: line.printed.value, lambda line: line.printed.text),
+    SheetColumn("difference", "diff.", lambda line: line.difference, lambda line: line.difference_text),
+    SheetColumn("ours_over_lora", "ours/LoRA", lambda line: line.ratio, ".3f"),
+    SheetColumn("printed_over_lora", "printed/LoRA", lambda line: line.printed.ratio, ".3f"),
+    SheetColumn("seeds", "seeds", lambda line: None if line.ours is None else float(line.ours.n), ".0f"),
+    SheetColumn("printed_within", "within", lambda line: {None: "", True: "yes", False: "no"}[line.within]),
+    SheetColumn("as_printed", "", lambda line: line.as_printed),
+    SheetColumn("comparison", "", lambda line: "" if line.comparison is None else line.comparison.folder.name),
+]
+
+
+def make_sheet(table: int, runs: Path, *, everything: bool = False) -> Sheet:
+    """Any table of the paper; all but 1 and 6 with the runs in a folder. Raises `SpecError` for an unknown table."""
+    if table in WITHOUT_RUNS:
+        return bounds.sheet() if table == 1 else counts.sheet()
     if table not in SETTINGS:
         raise SpecError(f"table {table}: there are {', '.join(map(str, TABLES))}")
+    return sheet_of(table, read_comparisons(runs), everything=everything)
+
+
+def sheet_of(table: int, comparisons: Sequence[PaperComparison], *, everything: bool = False) -> Sheet:
+    """The table as a sheet: the presets that have runs, or `everything` that is printed. Raises `SpecError` where no
+    run belongs to it."""
     lines = lines_of(table, comparisons)
     with_runs = {line.place for line in lines if line.ours is not None}
     if not with_runs and not everything:
         command = f"tunewise paper run {presets_by_printed()[lines[0].place].key} --table {table}"
         raise SpecError(f"no finished run belongs to Table {table}; begin with: {command}")
     shown = [line for line in lines if everything or line.place in with_runs]
-    has_ratios, is_cost = any(line.printed.ratio is not None for line in shown), table in _COSTS
-    ratio_columns = [SheetColumn("ours_over_lora", "ours/LoRA"), SheetColumn("printed_over_lora", "printed/LoRA")]
-    columns = [
-        SheetColumn("model", "model", right=False),
-        SheetColumn("dataset", "data", right=False),
-        SheetColumn("method", "method", right=False),
-        *([SheetColumn("quantity", "quantity", right=False)] if is_cost else []),
-        SheetColumn("ours", "ours"),
-        SheetColumn("ours_low", "", "csv"),
-        SheetColumn("ours_high", "", "csv"),
-        SheetColumn("printed", "printed"),
-        SheetColumn("difference", "diff."),
-        *(ratio_columns if has_ratios else []),
-        SheetColumn("seeds", "seeds"),
-        SheetColumn("printed_within", "within"),
-        SheetColumn("as_printed", "", "csv"),
-        SheetColumn("comparison", "", "csv"),
-    ]
-    rows = [_row(line, is_cost, has_ratios) for line in shown]
+    is_cost = table in _COSTS
+    columns = [*_COLUMNS[:3], *([_QUANTITY] if is_cost else []), *_COLUMNS[3:]]
+    if all(line.printed.ratio is None for line in shown):
+        columns = [column for column in columns if "over_lora" not in column.key]
     counts = f"{len(with_runs)} of {len({line.place for line in lines})} printed models on data sets have runs here."
     title = f"Table {table} of arXiv 2606.13767: {_TITLES[table]}, ours beside the printed one"
-    return Sheet(title, columns, rows, _legend(table, shown, counts), headings=3 if is_cost else 2)
+    return Sheet(title, columns, shown, _legend(table, shown, counts), headings=3 if is_cost else 2)
 
 
 def lines_of(table: int, comparisons: Sequence[PaperComparison]) -> list[TableLine]:
@@ -168,40 +206,6 @@ def _times(interval: Interval | None, factor: float) -> Interval | None:
 
 def _exact(value: float | None, unit: float = 1.0) -> Interval | None:
     return None if value is None else Interval(value / unit, None, None, 1)
-
-
-# --- texts ----------------------------------------------------------------------------------------
-
-
-def _row(line: TableLine, is_cost: bool, has_ratios: bool) -> list[Entry]:
-    printed, ours, comparison = line.printed, line.ours, line.comparison
-    show = _format_like(printed.text)
-    as_printed = "" if comparison is None else "yes" if comparison.is_as_printed else "no"
-    if ours is None or line.difference is None:
-        numbers = [Entry(), Entry(), Entry(), Entry(printed.text, printed.value), Entry()]
-    else:
-        mark = _MARK if as_printed == "no" else ""
-        text = ("−" if ours.mean < 0 else "") + show(abs(ours.mean)) + plus_minus(ours.half_width, show, line.widest)
-        sign = "+" if line.difference > 0 else "−" if line.difference < 0 else ""
-        numbers = [
-            Entry(text + mark, ours.mean),
-            Entry("", ours.low),
-            Entry("", ours.high),
-            Entry(printed.text, printed.value),
-            Entry(sign + show(math.fabs(line.difference)), line.difference),
-        ]
-    return [
-        label(printed.model),
-        label(printed.dataset),
-        label(printed.method),
-        *([label(printed.quantity)] if is_cost else []),
-        *numbers,
-        *([number(line.ratio, ".3f"), number(printed.ratio, ".3f")] if has_ratios else []),
-        number(None if ours is None else float(ours.n), ".0f"),
-        label({None: "", True: "yes", False: "no"}[line.within]),
-        label(as_printed),
-        label("" if comparison is None else comparison.folder.name),
-    ]
 
 
 def _format_like(printed: str) -> Callable[[float], str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tunewise
-from papers.lab.expectations import LinearModel, expecting, loop, the
+from papers.lab.expectations import LinearModel, expecting, loop
 from tunewise.papers.lab import lora_one_alignment as lab
 from tunewise.papers.lab.batched import batch
 from tunewise.papers.lab.contract import LabSettings, overall
@@ -20,7 +20,6 @@ def outcome(request):
 
 def test_the_theorems_are_confirmed(outcome):
     assert overall(outcome.findings) == "confirmed"
-    assert the(outcome, "labels with noise").value > 1e11 * the(outcome, "gradient's, condition number 2").value
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1 / 3, 0.5, 1.0])
@@ -30,20 +29,18 @@ def test_another_exponent_is_refuted(outcome, wrong):
 
 
 def test_a_right_space_that_leaves_is_refuted(monkeypatch):
-    """A B that starts outside the space, by 1e-9 of noise in the gradients."""
-    start, gradient, second = lab.problems(LabSettings(), 1.0, 3)
-    runs = (1e-7 * start, gradient, second)
-    noise = 1e-9 * torch.ones_like(gradient)
-    right, left, _, _ = batch(lab.descend, *runs, noise)
-    left = left.amin(-1)[None].expand(len(lab.ALL_SIZES), -1)
-    found = lab._findings(1.0, right, left)
+    """A gradient of higher rank than the space that B is compared with."""
+    start, *rest = lab.problems(LabSettings(), 1.0, 3)
+    monkeypatch.setattr(lab, "TARGET_RANK", 2)
+    right, left, _, _ = batch(lab.descend, 1e-7 * start, *rest)
+    found = lab._findings(1.0, right, left.amin(-1)[None].expand(len(lab.ALL_SIZES), -1))
     assert found[0].verdict == "refuted"
 
 
 def test_a_batch_is_the_loop_over_its_runs():
     """To 1e-9 of every number's size, after 60 steps; the right space's shares are rounding and only as small."""
     start, gradient, second = lab.problems(LabSettings(), 2.0, 3)
-    runs = (0.01 * start, gradient, second, torch.zeros_like(gradient))
+    runs = (0.01 * start, gradient, second)
     short = lambda *arguments: lab.descend(*arguments, steps=60)  # noqa: E731
     right, *together = batch(short, *runs)
     right_alone, *alone = loop(short, *runs)
@@ -70,7 +67,7 @@ def test_a_run_is_plain_lora_under_sgd():
         optimizer.zero_grad()
         model(inputs=x, labels=x @ (weight + target).T).loss.backward()
         optimizer.step()
-    _, _, a_formula, b_formula = lab.descend(0.1 * start, gradient, second, torch.zeros_like(gradient), steps=60)
+    _, _, a_formula, b_formula = lab.descend(0.1 * start, gradient, second, steps=60)
     assert b_formula.norm() > 0.1
     torch.testing.assert_close(a.data, a_formula, rtol=0, atol=1e-10)
     torch.testing.assert_close(b.data, b_formula, rtol=0, atol=1e-10)
