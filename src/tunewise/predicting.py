@@ -14,7 +14,9 @@ import torch
 from tunewise.errors import SpecError, StoreError, out_of_memory_noted
 from tunewise.methods.files import CHANGED
 from tunewise.methods.loading import load
-from tunewise.models.load import load_config, model_folder
+from tunewise.models.head import head_modules
+from tunewise.models.load import load_config, meta_model, model_folder, torch_dtype
+from tunewise.models.quantization import quantization_options
 from tunewise.spec import DataSpec, ModelSpec, parse
 from tunewise.store.files import sha256, write_atomically
 from tunewise.store.folders import RunStore
@@ -144,8 +146,14 @@ def _source(model: ModelSpec) -> str:
 def _options(task: Task, model: ModelSpec) -> dict[str, object]:
     """What the base model is built with."""
     head = task.head.config()
-    options: dict[str, object] = {"dtype": "float32"}
+    options: dict[str, object] = {"dtype": str(torch_dtype(model)).removeprefix("torch.")}
+    if model.attn_implementation is not None:
+        options["attn_implementation"] = model.attn_implementation
     options |= {key: head[key] for key in ("num_labels", "id2label") if key in head}
+    head_names = head_modules(meta_model(model, task.head))
+    for key, config in quantization_options(model, head_names, torch_dtype(model)).items():
+        settings = {name: value for name, value in config.to_diff_dict().items() if not name.startswith("_")}
+        options[key] = {"quant_method": "bitsandbytes", **settings}
     if not task.head.pretrained:
         options["ignore_mismatched_sizes"] = True  # of a checkpoint with another head
         padding = getattr(getattr(task, "tokenizer", None), "pad_token_id", None)
