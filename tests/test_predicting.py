@@ -31,7 +31,7 @@ from tunewise.spec import RunSpec, StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.store.records import RunRecord
 from tunewise.study.plan import make_plan
-from tunewise.tasks.generation import normalize_spaces
+from tunewise.tasks.text_metrics import normalize_spaces
 
 
 @dataclass(frozen=True)

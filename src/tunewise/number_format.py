@@ -13,6 +13,17 @@ TWO_SEEDS = (
 """What belongs beside means of two."""
 
 
+def is_share(metric: str, higher_is_better: bool) -> bool:
+    """Whether a metric is shown in per cent. What a user's function (`FILE.py:NAME`) or a task of lm-evaluation-harness
+    (`lm_eval:TASK/NAME`) returns may have any scale."""
+    return higher_is_better and ":" not in metric
+
+
+def metric_name(metric: str) -> str:
+    """`macro f1` for `macro_f1`; what names a file or a task stays as it is."""
+    return metric if ":" in metric else metric.replace("_", " ")
+
+
 def percent(share: float) -> str:
     """A metric in [0, 1] as `91.14`, without the sign: the column says it."""
     return _signless_zero(f"{100 * share:.2f}")

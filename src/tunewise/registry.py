@@ -73,6 +73,7 @@ TASKS: Registry[Any] = Registry(
         "image": "tunewise.tasks.image",
         "causal": "tunewise.tasks.causal",
         "generation": "tunewise.tasks.generation",
+        "chat": "tunewise.tasks.chat",
         "regression": "tunewise.tasks.regression",
         "choice": "tunewise.tasks.choice",
     },

@@ -20,10 +20,11 @@ from tunewise.errors import DivergedError, is_out_of_memory, out_of_memory_noted
 from tunewise.methods.saving import save
 from tunewise.methods.verify import verify
 from tunewise.spec import RunSpec
+from tunewise.store.answers import write_answers
 from tunewise.store.environment import environment
 from tunewise.store.files import follow_umask, full_disk_named
 from tunewise.store.folders import RunStore
-from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES
+from tunewise.store.names import ANSWERS, PREDICTIONS, TRAIN_LOSSES
 from tunewise.store.records import Check, Floor, ModelFacts, Results, RunRecord, Status
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Split, Task
@@ -32,6 +33,7 @@ from tunewise.training.build import build_model, count_parameters
 from tunewise.training.context import RunContext
 from tunewise.training.evaluation import Evaluation, evaluate
 from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
+from tunewise.training.harness import run_harness
 from tunewise.training.linearised import verify_linearised
 from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tunewise.training.tracking import tracked
@@ -153,10 +155,11 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
 
     listener.on(Phase("measuring", run_id=spec.id))
     epoch = context.selection.load(model)
-    train, validation, test = (_evaluate(model, context, split) for split in (task.train, task.validation, task.test))
+    train, validation = (_evaluate(model, context, split) for split in (task.train, task.validation))
+    test, metric, lower_is_better = _evaluate_test(model, context)
     results = Results(
-        metric=task.metric,
-        lower_is_better=list(task.lower_is_better),
+        metric=metric,
+        lower_is_better=lower_is_better,
         selected_epoch=epoch,
         selected_by=context.selection.rule,
         train=train.scores,
@@ -164,12 +167,13 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
         test=test.scores,
         floor=floor,
         epochs=context.journal.epochs(),
+        items=sum(metric in answer.scores for answer in test.answers) or None,
         confusion=task.confusion(test.logits, test.labels),
     )
     listener.on(Phase("saving and checking", run_id=spec.id))
     with out_of_memory_noted("while predictions and adapter were saved and checked"):
         losses = task.losses(train.logits, train.labels)
-        process_group.on_rank_zero(lambda: _save_predictions(context.folder / PREDICTIONS, test, losses))
+        process_group.on_rank_zero(lambda: _save_predictions(context.folder, test, losses))
         return results, process_group.on_rank_zero(lambda: _save_and_check(model, context))
 
 
@@ -178,14 +182,26 @@ def _evaluate(model: nn.Module, context: RunContext, split: Split) -> Evaluation
     return evaluate(model, context.task, split, batch_size=4 * context.spec.training.batch_size, on_batch=stop_check)
 
 
+def _evaluate_test(model: nn.Module, context: RunContext) -> tuple[Evaluation, str, list[str]]:
+    """The test split and, where it is asked for, a task of lm-evaluation-harness; the main metric, which is then that
+    task's, and those for which a lower value is better."""
+    task, test = context.task, _evaluate(model, context, context.task.test)
+    if task.evaluation.harness is None:
+        return test, task.metric, list(task.lower_is_better)
+    harness = run_harness(model, task, 4 * context.spec.training.batch_size)
+    lower_is_better = [*task.lower_is_better, *harness.lower_is_better]
+    return test.extended(harness.metrics, harness.answers), harness.metric, lower_is_better
+
+
 def _measure_floor(model: nn.Module, context: RunContext) -> dict[str, Floor]:
     """The test metrics of no learning; `model` is untrained."""
     task = context.task
     floor = {key: Floor(score=v, of="best constant prediction") for key, v in task.constant_scores(task.test).items()}
     if not task.has_trained_head:
         return floor
-    for key, score in _evaluate(model, context, task.test).scores.metrics.items():
-        sign = -1 if key in task.lower_is_better else 1
+    test, _, lower_is_better = _evaluate_test(model, context)
+    for key, score in test.scores.metrics.items():
+        sign = -1 if key in lower_is_better else 1
         if key not in floor or sign * score >= sign * floor[key].score:
             floor[key] = Floor(score=score, of="untrained model")
     return floor
@@ -200,7 +216,8 @@ def _prepare_folder(context: RunContext) -> Path | None:
     if checkpoint is None:  # files of an earlier, damaged run must not be taken for those of this one
         context.selection.forget()
         shutil.rmtree(folder / "adapter", ignore_errors=True)
-        (folder / PREDICTIONS).unlink(missing_ok=True)
+        for name in (PREDICTIONS, ANSWERS):
+            (folder / name).unlink(missing_ok=True)
     context.journal.rewind(checkpoints.step_of(checkpoint) if checkpoint else 0)
     return checkpoint
 
@@ -214,8 +231,11 @@ def _save_and_check(model: nn.Module, context: RunContext) -> Check:
     return check(model, path, task.load_model(spec.seed), batch)
 
 
-def _save_predictions(path: Path, test: Evaluation, train_losses: Tensor) -> None:
-    """Test logits and labels, for item-level comparisons later, and the loss of each training example."""
+def _save_predictions(folder: Path, test: Evaluation, train_losses: Tensor) -> None:
+    """Test logits and labels and the generated answers, for item-level comparisons later, and the loss of each training
+    example."""
     arrays = {"logits": test.logits, "labels": test.labels, TRAIN_LOSSES: train_losses}
-    with path.open("wb") as file:
+    with (folder / PREDICTIONS).open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **{name: values.numpy() for name, values in arrays.items()})
+    if test.answers:
+        write_answers(folder / ANSWERS, test.answers)

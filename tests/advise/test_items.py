@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tunewise.advise.items import CLASS_METRICS, Predictions, bootstrap_metric, compare_accuracy, compare_by_item
+from tunewise.advise.items import (
+    CLASS_METRICS,
+    ItemScores,
+    Predictions,
+    bootstrap_metric,
+    compare_accuracy,
+    compare_by_item,
+    compare_item_scores,
+)
 
 metrics = pytest.importorskip("sklearn.metrics")
 relaxed = settings(deadline=None)
@@ -109,3 +117,32 @@ def test_other_metrics_of_classes_are_drawn_and_what_is_no_metric_of_classes_is_
     assert (noise.difference, noise.seeds, noise.test) == (2.0, 2, "item bootstrap")
     assert compare_by_item({0: right}, {0: wrong}, "perplexity") is None
     assert compare_by_item({0: right}, {1: wrong}, "accuracy") is None
+
+
+def item_scores(rows):
+    return {seed: ItemScores(np.array(row, float), [str(i) for i in range(len(row))]) for seed, row in enumerate(rows)}
+
+
+def test_real_scores_are_compared_by_a_paired_t_test():
+    draw = np.random.default_rng(3)
+    a, b = draw.random((2, 30)), draw.random((2, 30)) * 0.8
+    found = compare_item_scores(item_scores(a), item_scores(b))
+    expected = stats.ttest_rel(a.mean(0), b.mean(0))
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.difference, found.n, found.seeds) == (pytest.approx((a - b).mean()), 30, 2)
+
+
+def test_scores_of_0_and_1_are_compared_as_accuracies():
+    a, b = [[1, 1, 1, 0, 1, 0]], [[1, 0, 0, 0, 1, 0]]
+    assert compare_item_scores(item_scores(a), item_scores(b)) == compare_accuracy(a, b)
+
+
+def test_scores_of_other_items_are_refused():
+    one = item_scores([[0, 1]])
+    with pytest.raises(ValueError, match="same items"):
+        compare_item_scores(one, {0: ItemScores(np.array([0.0, 1.0]), ["0", "other"])})
+    assert compare_item_scores(one, {}) is None
+    same = compare_item_scores(item_scores([[0.5, 0.5]]), item_scores([[0.5, 0.5]]))
+    assert (same.difference, same.p) == (0, 1)

@@ -105,3 +105,26 @@ def test_far_above_is_off_the_scale_of_what_should_be_low():
     assert figures.off_scale(points, share=False) == {"d"}
     assert figures.off_scale([replace(p, score=1 - p.score / 100) for p in points]) == {"d"}
     assert figures.off_scale(points) == set()  # as shares: 50 is the best, and the others are not far from it
+
+
+def test_what_a_users_function_returns_is_of_any_scale_and_more_is_better(whole):
+    summaries = [
+        replace(
+            summary,
+            metric="my_metrics.py:score",
+            metric_by_seed={seed: 5 * value for seed, value in summary.metric_by_seed.items()},
+            test_metric=replace(summary.test_metric, mean=5 * summary.test_metric.mean),
+            floor=None,
+        )
+        for summary in whole.summaries
+    ]
+    table = build_table(summaries, recommend(summaries))
+    column = table.columns[0]
+    assert column.title == "test my_metrics.py:score" and column.unit.startswith("higher is better")
+    best = max(summaries, key=lambda summary: summary.test_metric.mean)
+    assert next(row for row in table.rows if row.method == best.label).cells["metric"].text.startswith("4.6")
+    assert "smallest is first in all but the test metric" in " ".join(table.legend)
+    assert "in points" not in " ".join(table.legend)
+    marks = {s.label: m for s, m in zip(summaries, _marks(whole))}
+    bottom, top = json.loads(cost_panels(summaries, whole.costs, None, marks)[0].json)["layout"]["yaxis"]["range"]
+    assert bottom < top

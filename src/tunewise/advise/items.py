@@ -47,6 +47,35 @@ class Predictions:
         return self.predicted == self.labels
 
 
+@dataclass(frozen=True)
+class ItemScores:
+    """What each test item of one run scored by the main metric, (items,), and the items' texts."""
+
+    scores: NDArray[np.float64]
+    items: Sequence[str]
+
+
+def compare_item_scores(a: Mapping[int, ItemScores], b: Mapping[int, ItemScores]) -> ItemComparison | None:
+    """a - b over common seeds, None without one: as accuracies where all scores are 0 or 1, else by Student's t on the
+    items' mean differences. `ValueError` where the items differ."""
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    if any(list(run[seed].items) != list(a[seeds[0]].items) for run in (a, b) for seed in seeds):
+        raise ValueError("the same items are needed, in the same order, for every run")
+    rows_a, rows_b = (np.stack([run[seed].scores for seed in seeds]) for run in (a, b))
+    if bool(np.isin([rows_a, rows_b], (0, 1)).all()):
+        return compare_accuracy((rows_a == 1).tolist(), (rows_b == 1).tolist())
+    differences = (rows_a - rows_b).mean(axis=0)
+    n, mean = len(differences), float(differences.mean())
+    if n < 2:
+        return None
+    error = float(differences.std(ddof=1)) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.975)) * error
+    p = 2 * float(special.stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
+    return ItemComparison(mean, mean - half, mean + half, p, n, len(seeds), "paired scores")
+
+
 def compare_by_item(a: Mapping[int, Predictions], b: Mapping[int, Predictions], metric: str) -> ItemComparison | None:
     """a - b over common seeds; None without one, or for a metric that is not in `CLASS_METRICS`.
 

@@ -12,6 +12,7 @@ from tunewise.advise.pooled_variance import compare_to_best
 from tunewise.advise.statistics import Comparison, item_standard_error, standard_error
 from tunewise.advise.summary import MethodSummary
 from tunewise.errors import SpecError, suggest_nearest
+from tunewise.number_format import metric_name
 
 Criterion = Literal["metric", "gap", "metric+gap"]
 CRITERIA: tuple[Criterion, ...] = ("metric", "gap", "metric+gap")
@@ -88,7 +89,7 @@ class Objective:
 
 def objectives_for(criterion: Criterion, sample: MethodSummary) -> list[Objective]:
     """The objectives in order; the second is asked of the methods that are as good as the best in the first."""
-    name = f"test {sample.metric.replace('_', ' ')}"
+    name = f"test {metric_name(sample.metric)}"
     is_correlation = sample.metric in _CORRELATIONS
     metric = Objective("metric", name, sample.higher_is_better, sample.is_share, correlation=is_correlation)
     gap = Objective("gap", "generalization gap", higher_is_better=False, percent=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from tunewise.advise.items import ItemComparison, Predictions, compare_by_item
+from tunewise.advise.items import ItemComparison, ItemScores, Predictions, compare_by_item, compare_item_scores
 from tunewise.advise.marks import MARKS, Mark
 from tunewise.advise.pooled_variance import estimate_variances
 from tunewise.advise.statistics import (
@@ -23,6 +23,7 @@ from tunewise.advise.statistics import (
     ratio_interval,
 )
 from tunewise.errors import SpecError, StoreError, suggest_nearest
+from tunewise.number_format import is_share
 from tunewise.store.records import CostRecord, CostReport, Floor, Results, RunRecord, TuningReport
 
 LEAST_FALL = 0.01
@@ -75,7 +76,7 @@ class MethodSummary:
     @property
     def is_share(self) -> bool:
         """Whether the test metric is shown in per cent."""
-        return self.higher_is_better
+        return is_share(self.metric, self.higher_is_better)
 
     @property
     def merit(self) -> float:
@@ -90,7 +91,8 @@ class MethodSummary:
         if self.test_metric is None or self.floor is None:
             return False
         floor = self.floor.score
-        return self.test_metric.mean <= floor if self.is_share else self.test_metric.mean > (1 - LEAST_FALL) * floor
+        mean = self.test_metric.mean
+        return mean <= floor if self.higher_is_better else mean > (1 - LEAST_FALL) * floor
 
     @property
     def marks(self) -> list[Mark]:
@@ -140,7 +142,7 @@ def summarise(
         return {label: {seed: value(_results(r)) for seed, r in by_seed.items()} for label, by_seed in runs.items()}
 
     metrics, gaps = scores(lambda r: r.test.metrics[metric]), scores(lambda r: r.gap)
-    items = finished[0][1].test.examples if finished else None
+    items = finished[0][1].items or finished[0][1].test.examples if finished else None
     higher = not any(metric in results.lower_is_better for _, results in finished)
     resolution = 1 / items if items and higher else 0.0
     on_metric = {c.name: c for c in compare_to_reference(metrics, reference, higher, resolution=resolution)}
@@ -190,19 +192,25 @@ def summarise(
 
 
 def add_item_comparisons(
-    summaries: Sequence[MethodSummary], predictions: Mapping[str, Mapping[int, Predictions]]
+    summaries: Sequence[MethodSummary],
+    predictions: Mapping[str, Mapping[int, Predictions]],
+    scores: Mapping[str, Mapping[int, ItemScores]] | None = None,
 ) -> list[MethodSummary]:
-    """The summaries with their comparison with the reference over test items, from predictions by label and seed."""
+    """The summaries with their comparison with the reference over test items: from predicted classes, or from the
+    scores of generated answers, by label and seed."""
+    scores = scores or {}
     compared = []
     for summary in summaries:
-        own, theirs = predictions.get(summary.label), predictions.get(summary.reference)
         comparison = None
-        if own and theirs and not summary.is_reference:
-            try:
-                comparison = compare_by_item(own, theirs, summary.metric)
-            except ValueError as error:
-                raise StoreError(f"predictions of {summary.label} and {summary.reference}: {error}") from None
-        compared.append(replace(summary, item_comparison=comparison))
+        label, reference = summary.label, summary.reference
+        try:
+            if label in predictions and reference in predictions:
+                comparison = compare_by_item(predictions[label], predictions[reference], summary.metric)
+            elif label in scores and reference in scores:
+                comparison = compare_item_scores(scores[label], scores[reference])
+        except ValueError as error:
+            raise StoreError(f"predictions of {label} and {reference}: {error}") from None
+        compared.append(replace(summary, item_comparison=None if summary.is_reference else comparison))
     return compared
 
 

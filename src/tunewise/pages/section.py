@@ -35,8 +35,17 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Example:
+    """Texts with their names, collapsed under a title."""
+
+    title: str
+    texts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """Paragraphs, panels (two in a row, or one where `wide`), tables, collapsed panels, notes. `key`: the anchor."""
+    """Paragraphs, panels (two in a row, or one where `wide`), tables, examples, collapsed panels, notes. `key`: the
+    anchor."""
 
     key: str
     title: str
@@ -47,3 +56,4 @@ class Section:
     collapsed_title: str = "More figures"
     notes: Sequence[str] = ()
     wide: bool = False
+    examples: Sequence[Example] = ()

@@ -15,6 +15,7 @@ from tunewise.pages.palette import Mark
 from tunewise.registry import MEASURES
 from tunewise.report.curves import History
 from tunewise.spec import StudySpec
+from tunewise.store.answers import Answer
 from tunewise.store.records import CostReport, RunRecord, TuningReport
 
 
@@ -34,6 +35,8 @@ class ReportData:
     """A run's folder, relative to the report's, by run id; it may lack runs."""
     measured: Collected = field(default_factory=dict)
     tuning: TuningReport | None = None
+    answers: Mapping[str, Sequence[Answer]] = field(default_factory=dict)
+    """Generated answers to test items, by run id; of runs that generate."""
 
     @cached_property
     def marks(self) -> dict[str, Mark]:

@@ -45,12 +45,13 @@ def accuracy_against_cost(
     unit: str = "",
     lines: Sequence[tuple[str, float]] = (),
     share: bool = True,
+    higher: bool | None = None,
 ) -> go.Figure:
     """Score against cost: the upper left corner is best. The ring is recommended, filled marks are the Pareto set."""
     figure = blank_figure(height=400)
-    below = off_scale(points, share)
+    below = off_scale(points, share, higher)
     inside = [p for p in points if p.method not in below]
-    bottom, top = _score_range(inside, share)
+    bottom, top = _score_range(inside, share, share if higher is None else higher)
     for point in sorted(points, key=lambda p: p.chosen):  # the one recommended on top
         mark = marks[point.method]
         symbol = mark.symbol if point.efficient else f"{mark.symbol}-open"
@@ -107,9 +108,10 @@ def accuracy_against_cost(
     return figure
 
 
-def off_scale(points: Sequence[Point], share: bool = True) -> set[str]:
-    """Methods further from the best than four times the median and the widest interval; none of fewer than four."""
-    scores = sorted((p.score for p in points), reverse=share)
+def off_scale(points: Sequence[Point], share: bool = True, higher: bool | None = None) -> set[str]:
+    """Methods further from the best than four times the median and the widest interval; none of fewer than four.
+    `higher`: whether higher scores are better; those of shares are, unless given."""
+    scores = sorted((p.score for p in points), reverse=share if higher is None else higher)
     if len(scores) < 4:
         return set()
     to_median = abs(scores[0] - scores[(len(scores) - 1) // 2])
@@ -174,14 +176,14 @@ def _score(value: float, share: bool, digits: int) -> str:
     return f"{value:.{digits}%}" if share else f"{value:.4g}"
 
 
-def _score_range(points: Sequence[Point], share: bool) -> tuple[float, float]:
+def _score_range(points: Sequence[Point], share: bool, higher: bool) -> tuple[float, float]:
     """Bottom and top of the axis, room left below for what is off the scale."""
     low = min(min(p.score, p.score if p.score_low is None else p.score_low) for p in points)
     high = max(max(p.score, p.score if p.score_high is None else p.score_high) for p in points)
     if share and all(0 <= p.score <= 1 for p in points):  # a wide interval may leave what such a score can be
         low, high = max(low, 0.0), min(high, 1.0)
     room = 0.08 * (high - low) or 0.01
-    return (low - 2 * room, high + room) if share else (high + 2 * room, low - room)
+    return (low - 2 * room, high + room) if higher else (high + 2 * room, low - room)
 
 
 def _short(text: str, most: int) -> str:

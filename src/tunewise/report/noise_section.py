@@ -12,6 +12,8 @@ from tunewise.report.data import ReportData
 _ITEM_TESTS = {
     "McNemar": "McNemar's exact test and the interval of Agresti and Min",
     "paired by item": "the answers of both methods to each item, mean over seeds (adjusted Wald)",
+    "paired scores": "the scores of both methods' answers to each item (for BLEU and chrF those of sentences), mean "
+    "over seeds (paired t)",
     "item bootstrap": "an item bootstrap of 1,000 draws",
 }
 
@@ -33,7 +35,7 @@ def section(data: ReportData) -> Section | None:
     gap_columns = ["method", "gap, nats", "difference", "over seeds, 95 %", f"× {reference.label}'s", "95 %", ""]
     rows = [_row(s) for s in others]
     text = (
-        f"Differences of the test {reference.metric.replace('_', ' ')} to {reference.label}'s, and how much other "
+        f"Differences of the test {numbers.metric_name(reference.metric)} to {reference.label}'s, and how much other "
         "seeds or other test items could change them. “Better” and “worse” in the table above are decided over seeds."
     )
     tables = [

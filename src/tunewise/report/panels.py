@@ -9,12 +9,12 @@ from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.summary import MethodSummary
 from tunewise.measures.section_parts import BARS_CAPTION
+from tunewise.number_format import metric_name
 from tunewise.pages.figures import Bar, bars, learning_curves
 from tunewise.pages.palette import Mark
 from tunewise.pages.section import Panel
 from tunewise.report import curves, figures
 from tunewise.report.figures import Point
-from tunewise.report.rows import metric_name
 from tunewise.store.records import CostRecord, CostReport, RunRecord
 
 
@@ -28,7 +28,7 @@ def cost_panels(
     finished = [s for s in summaries if s.test_metric is not None]
     if not finished:
         return []
-    metric, share = metric_name(finished[0].metric), finished[0].is_share
+    metric, share, higher = metric_name(finished[0].metric), finished[0].is_share, finished[0].higher_is_better
     lines = [row for row in costs.rows if row.reference_line] if costs else []
 
     def panel(
@@ -45,7 +45,7 @@ def cost_panels(
         points = [_point(s, cost, recommendation) for s, cost in known]
         uprights = [(row.method, line(row)) for row in lines] if line else []
         figure = figures.accuracy_against_cost(
-            points, marks, cost=title, score=metric, unit=unit, lines=uprights, share=share
+            points, marks, cost=title, score=metric, unit=unit, lines=uprights, share=share, higher=higher
         )
         words = "; ".join(
             f"{p.method} {numbers.score(p.score, share)}{' %' * share} at {shown(p.cost)}"
@@ -53,9 +53,9 @@ def cost_panels(
         )
         left_out = [s.label for s in finished if of(s) is None]
         missing = f" Not measured: {', '.join(left_out)}." if left_out else ""
-        far = sorted(figures.off_scale(points, share))
+        far = sorted(figures.off_scale(points, share, higher))
         scale = (
-            f" Far {'below' if share else 'above'} the others, so at the lower edge: {', '.join(far)}." if far else ""
+            f" Far {'below' if higher else 'above'} the others, so at the lower edge: {', '.join(far)}." if far else ""
         )
         caption = f"{scale}{missing}".strip()
         words = f"Test {metric} against {title}. {words}."

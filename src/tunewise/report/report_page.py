@@ -9,12 +9,13 @@ from urllib.parse import quote
 
 from tunewise import number_format as numbers
 from tunewise.advise.recommend import Recommendation
+from tunewise.number_format import metric_name
 from tunewise.pages import page as pages
 from tunewise.pages.section import Section
-from tunewise.report import gap_predictors_section, noise_section, provenance, table, tuning_section
+from tunewise.report import answers_section, gap_predictors_section, noise_section, provenance, table, tuning_section
 from tunewise.report.data import ReportData
 from tunewise.report.panels import confusion_panels, cost_panels, curve_panels, gap_panel
-from tunewise.report.rows import ComparisonTable, build_table, metric_name
+from tunewise.report.rows import ComparisonTable, build_table
 from tunewise.store.records import RunRecord
 
 
@@ -105,6 +106,7 @@ def build_sections(data: ReportData) -> list[Section]:
         of_measures.append(measure.section(section_data) if section_data else None)
     sections = [
         noise_section.section(data),
+        answers_section.section(data),
         *of_measures,
         gap_predictors_section.section(data),
         tuning_section.section(data),
@@ -124,8 +126,9 @@ def run_numbers(record: RunRecord, metric: str) -> list[str]:
     if results is None:
         return [*[numbers.MISSING] * 5, numbers.seconds(record.seconds)]
     main = results.test.metrics.get(metric)
+    share = numbers.is_share(metric, metric not in results.lower_is_better)
     return [
-        numbers.MISSING if main is None else numbers.score(main, metric not in results.lower_is_better),
+        numbers.MISSING if main is None else numbers.score(main, share),
         numbers.nats(results.test.loss),
         numbers.nats(results.train.loss),
         numbers.nats(results.gap),

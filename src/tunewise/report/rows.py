@@ -13,6 +13,7 @@ from tunewise.advise.pooled_variance import compare_to_best, estimate_variances
 from tunewise.advise.recommend import Recommendation
 from tunewise.advise.statistics import Comparison, Interval
 from tunewise.advise.summary import MethodSummary
+from tunewise.number_format import metric_name
 from tunewise.store.records import CostRecord, CostReport
 from tunewise.text_format import pluralize
 
@@ -94,7 +95,7 @@ def build_table(
         return ComparisonTable([], [], "", "")
     first = summaries[0]
     timed = {s.label: s.cost for s in summaries if s.cost}
-    columns = _columns(first.metric, first.is_share, bool(timed))
+    columns = _columns(first, bool(timed))
     places = _places(summaries, timed)
     rows = [_row(s, {key: of.get(s.label) for key, of in places.items()}, recommendation) for s in summaries]
     labels = {row.method for row in rows}
@@ -103,7 +104,7 @@ def build_table(
             cells = {column.key: Cell() for column in columns}
             cells |= {"trainable": _count(line.trainable, None), **_cost_cells(line, {})}
             rows.append(Row(line.method, cells, verdict="cost only", reference_line=True))
-    legend = _legend(first.reference, first.is_share, bool(timed)) if len(rows) > 1 else []
+    legend = _legend(first, bool(timed)) if len(rows) > 1 else []
     legend = [*explain_marks(summaries), *legend]
     if (floor := next((s.floor for s in summaries if s.floor), None)) is not None:
         cells = {column.key: Cell() for column in columns}
@@ -114,14 +115,10 @@ def build_table(
     return ComparisonTable(columns, rows, first.metric, first.reference, first.is_share, legend)
 
 
-def metric_name(metric: str) -> str:
-    """`macro f1` for `macro_f1`."""
-    return metric.replace("_", " ")
-
-
-def _columns(metric: str, share: bool, timed: bool) -> list[Column]:
-    name, interval = metric_name(metric), "mean ± 95 % interval"
-    unit, short = ("%", f"test %\n{name}") if share else ("lower is better", f"test\n{name}")
+def _columns(first: MethodSummary, timed: bool) -> list[Column]:
+    metric, share, interval = first.metric, first.is_share, "mean ± 95 % interval"
+    name, short = metric_name(metric), f"test{' %' * share}\n{metric_name(metric)}"
+    unit = "%" if share else "higher is better" if first.higher_is_better else "lower is better"
     columns = [
         Column("metric", f"test {name}", f"{unit}, {interval}", short, f"test_{metric}", bounded=True),
         Column("gap", "generalization gap", f"nats, {interval}", "gap\nnats", "generalization_gap_nats", bounded=True),
@@ -292,10 +289,12 @@ def explain_marks(summaries: Sequence[MethodSummary]) -> list[str]:
     return [f"{mark.name}: {mark.meaning}." for mark in marks]
 
 
-def _legend(reference: str, share: bool, timed: bool) -> list[str]:
+def _legend(first: MethodSummary, timed: bool) -> list[str]:
+    reference, share = first.reference, first.is_share
+    but_one = " in all but the test metric" * first.higher_is_better
     costs = "; for step times by overlapping intervals; peak memory within 5 %, bytes kept within 1 %" * timed
     legend = [
-        f"1, 2, 3: first, second and third of a column; the smallest is first{' in all but the test metric' * share}. "
+        f"1, 2, 3: first, second and third of a column; the smallest is first{but_one}. "
         "A shared place, 1=, means that no difference from the leader of its group is shown: for the test metric and "
         "the gap over all pairs at once (95 %; Tukey's range with pooled variances over seeds, a method's own variance "
         f"where it is larger, and the pair's own paired t test){costs}. A method with a far larger variance than the "

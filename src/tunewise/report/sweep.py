@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunewise import number_format as numbers
+from tunewise.number_format import metric_name
 from tunewise.pages.figures import heat_map
 from tunewise.pages.page import write_sections
 from tunewise.pages.section import Panel, Section, Table
-from tunewise.report.rows import metric_name
 from tunewise.spec import RunSpec
 from tunewise.spec.axes import AXES, Value, shown
 from tunewise.store.files import write_atomically
@@ -95,7 +95,7 @@ class Setting:
     def score(self, name: str) -> str:
         """The mean of a metric as text."""
         mean = self.mean(name)
-        return numbers.MISSING if mean is None else numbers.score(mean, not self.lower_is_better)
+        return numbers.MISSING if mean is None else numbers.score(mean, self.is_share)
 
     @property
     def deviation(self) -> str:
@@ -103,11 +103,16 @@ class Setting:
         values = self.values("test")
         if len(values) < 2:
             return numbers.MISSING
-        return numbers.score(statistics.stdev(values), not self.lower_is_better)
+        return numbers.score(statistics.stdev(values), self.is_share)
 
     @property
     def lower_is_better(self) -> bool:
         return any(row.lower_is_better for row in self.finished)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the metric is shown in per cent."""
+        return all(numbers.is_share(str(row.facts.get("metric")), not row.lower_is_better) for row in self.finished)
 
     @property
     def standing(self) -> str:
@@ -221,7 +226,7 @@ def _panel(key: str, title: str, facet: list[Setting], right: str, down: str) ->
 
 
 def _table(settings: Sequence[Setting], axes: Sequence[str]) -> Section:
-    unit = "" if any(setting.lower_is_better for setting in settings) else ", %"
+    unit = ", %" * all(setting.is_share for setting in settings)
     scores = [f"{split} {_metric(settings)}{unit}" for split in ("validation", "test")]
     chosen = best(settings)
     lines = []

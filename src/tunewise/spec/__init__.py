@@ -5,6 +5,7 @@ left out, what is in it (the digests) is in. A `StudySpec` is what a command lin
 `StudySpec.runs()` spreads it over methods, seeds and all other axes.
 """
 
+from tunewise.spec.evaluation import EvaluationSpec
 from tunewise.spec.execution import ExecutionOptions, RayOptions, split_options
 from tunewise.spec.parts import DataSpec, Flag, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import load_yaml, merge_specs, parse
@@ -13,6 +14,7 @@ from tunewise.spec.study import StudySpec
 
 __all__ = [
     "DataSpec",
+    "EvaluationSpec",
     "ExecutionOptions",
     "Flag",
     "Frozen",

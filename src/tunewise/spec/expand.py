@@ -83,7 +83,7 @@ def _complete_point(base: Mapping[str, object], point: object, place: int) -> ob
         return point
     if point.get("points"):
         raise SpecError(f"points.{place}: points can't hold points; list them one after another")
-    keys = ("task", "metric", "seeds", "methods", *PARTS, *METHOD_KEYS, "grid")
+    keys = ("task", "metric", "evaluation", "seeds", "methods", *PARTS, *METHOD_KEYS, "grid")
     inherited = {key: base[key] for key in keys if key in base}
     if any(key in point for key in _CHAIN):
         inherited = {key: value for key, value in inherited.items() if key not in _CHAIN}

@@ -115,6 +115,14 @@ class DataSpec(Frozen):
     choices: str | None = Field(
         None, description="Multiple choice: a column of lists of answers, or several columns separated by commas."
     )
+    chat_template: str | None = Field(
+        None,
+        description="Of chats: plain, or a Jinja file; the model's own template unless given.",
+    )
+    loss_on: Literal["assistant", "last", "all"] = Field(
+        "assistant", description="Of chats: learn the assistant's turns, its last turn, or every token."
+    )
+    drop_too_long: bool = Field(False, description="Leave out chats whose first max_length tokens have no target.")
     encoding: str = Field("utf-8", description="Encoding of the files; several are tried in turn: utf-8,latin-1.")
     train_size: PartSize = Field(None, description="Train on this many examples only, or on this share of them.")
     validation_size: PartSize = Field(
@@ -140,7 +148,7 @@ class MethodSpec(Frozen):
     name: Annotated[str, Flag("method")] = Field(description="Name of a method of the catalog.")
     rank: int = Field(8, ge=1, description="Rank; for a column method the number of columns.")
     alpha: float | None = Field(None, gt=0, description="The scale is alpha / rank; 2 x rank unless given.")
-    targets: str | list[str] = Field(
+    targets: Annotated[str | list[str], Flag(default="qv; of language models all-linear")] = Field(
         "qv", description="Layers to adapt: qv, attention, all-linear, or names separated by commas."
     )
     layers: str | list[Annotated[int, Field(ge=0)]] | None = Field(
@@ -259,7 +267,9 @@ class TrainingSpec(Frozen):
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the learning rate changes after the warm-up."
     )
-    max_length: int = Field(128, ge=4, description="Tokens that a text is cut to.")
+    max_length: Annotated[int, Flag(default="128; of language models 1024")] = Field(
+        128, ge=4, description="Tokens that a text is cut to."
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     select: Literal["loss", "metric"] = Field(
         "loss", description="Epoch that is kept: lowest validation loss or best validation metric."

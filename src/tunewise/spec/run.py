@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from tunewise.catalog import get_method
 from tunewise.default_rates import default_rate
 from tunewise.errors import SpecError
 from tunewise.registry import TASKS
+from tunewise.spec.evaluation import EvaluationSpec
 from tunewise.spec.parts import DataSpec, Flag, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec
 
 # Bumped when the same spec would give another result, so that old folders are not taken for new ones.
@@ -33,8 +35,9 @@ class RunSpec(Frozen):
         0, ge=0, description="Seed of the initial values, the order of examples and dropout."
     )
     metric: Annotated[str | None, Flag(group="Training")] = Field(
-        None, description="Main metric; the task's own unless given."
+        None, description="Main metric; the task's own unless given. Of generated answers also FILE.py:FUNCTION."
     )
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
 
     @model_validator(mode="after")
     def _check_parts_together(self) -> RunSpec:
@@ -80,11 +83,22 @@ class RunSpec(Frozen):
                         content[part][key] = "by digest"
         if self.model.digest is not None and not self.model.trust_remote_code:
             content["model"]["revision"] = None  # the digest identifies the files
+        content["metric"] = _without_folder(self.metric)
+        content["evaluation"] = self.evaluation.model_dump(mode="json", exclude_defaults=True)
+        if "harness" in content["evaluation"]:
+            content["evaluation"]["harness"] = _without_folder(self.evaluation.harness)
+        if not content["evaluation"]:
+            del content["evaluation"]
         content["method"] = self.method.content()
         content["learning_rate"] = self.learning_rate
         content["training"]["weight_decay"] = self.weight_decay
         content["protocol"] = PROTOCOL
         return content_hash(content)
+
+
+def _without_folder(path: str | None) -> str | None:
+    """Where a file lies does not matter; what is in it is known by its digest."""
+    return path if path is None else Path(path).name
 
 
 def content_hash(content: object) -> str:

@@ -26,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from tunewise.catalog import get_method
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.registry import DEFAULT_MEASURES, MEASURES
+from tunewise.spec.evaluation import EvaluationSpec
 from tunewise.spec.expand import METHOD_KEYS, expand_study
 from tunewise.spec.parts import DataSpec, Flag, Frozen, MethodSpec, ModelSpec, TaskName, TrainingSpec, TuningSpec
 from tunewise.spec.reading import parse
@@ -69,8 +70,9 @@ class StudySpec(Frozen):
         "lora", description="Method that the others are tested against."
     )
     metric: Annotated[str | None, Flag(group="Measurements")] = Field(
-        None, description="Main metric; the task's own unless given."
+        None, description="Main metric; the task's own unless given. Of generated answers also FILE.py:FUNCTION."
     )
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     measures: Annotated[list[str], Flag(group="Measurements")] = Field(
         list(DEFAULT_MEASURES), description="Measures of every finished run, separated by commas, or none."
     )
@@ -204,6 +206,7 @@ class StudySpec(Frozen):
                 training=training,
                 seed=seed,
                 metric=self.metric,
+                evaluation=self.evaluation,
             )
             for model, data, training, seed, method in itertools.product(
                 models, datasets, trainings, self.seeds, self.methods

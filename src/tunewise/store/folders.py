@@ -5,6 +5,7 @@ runs/<run id>/spec.json         the specification, until that is written
 runs/<run id>/history.jsonl     one line per step and per epoch
 runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
 runs/<run id>/predictions.npz   test logits and labels, training losses
+runs/<run id>/predictions.jsonl  where answers are generated: prompt, reference, prediction and scores of each
 runs/<run id>/checkpoints/      while it is running, to continue after a stop
 runs/.locks/<run id>           locked by the process that has the run
 """
@@ -25,7 +26,7 @@ from tunewise.store import locks
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.environment import environment
 from tunewise.store.files import sha256, write_atomically
-from tunewise.store.names import HISTORY, LOCKS, PREDICTIONS, RECORD, RUN_ID, SPEC, TRACEBACK
+from tunewise.store.names import ANSWERS, HISTORY, LOCKS, PREDICTIONS, RECORD, RUN_ID, SPEC, TRACEBACK
 from tunewise.store.records import RunRecord
 
 
@@ -113,6 +114,7 @@ class RunStore:
         kept = [
             folder / HISTORY,
             folder / PREDICTIONS,
+            folder / ANSWERS,
             *sorted((folder / "adapter").rglob("*")),
         ]
         return {f.relative_to(folder).as_posix(): sha256(f) for f in kept if f.is_file()}

@@ -49,6 +49,7 @@ class Results(_Record):
     test: Scores
     floor: dict[str, Floor] = Field(default={}, description="test metrics of no learning, where a metric has one")
     epochs: list[EpochLosses] = Field(default=[], description="in order")
+    items: int | None = Field(None, description="items behind the main test metric, where not all test examples are")
     confusion: list[list[int]] | None = Field(None, description="test: rows true class, columns predicted")
 
     @property

@@ -147,6 +147,7 @@ def conclude(study: evidence.Evidence, report: Path | None = None) -> Comparison
         folders={r.id: os.path.relpath(root.absolute() / r.id, here) for r in study.records},
         measured=study.measured,
         tuning=study.tuning,
+        answers=study.read_answers(),
     )
     write_report(report, study.title, data)
     return Comparison(**vars(study), summaries=summaries, recommendation=recommendation, report=report)

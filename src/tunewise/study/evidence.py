@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
-from tunewise.advise.items import Predictions
+from tunewise.advise.items import ItemScores, Predictions
 from tunewise.advise.summary import MethodSummary, add_item_comparisons, summarise
 from tunewise.errors import SpecError, StoreError, suggest_nearest
 from tunewise.spec import StudySpec
+from tunewise.store.answers import Answer, read_answers
 from tunewise.store.documents import read_document, write_document
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
-from tunewise.store.names import RECORD
+from tunewise.store.names import ANSWERS, RECORD
 from tunewise.store.records import CostReport, RunRecord, TuningReport
 
 if TYPE_CHECKING:
@@ -62,7 +64,14 @@ class Evidence:
     def summarise(self, metric: str | None = None) -> list[MethodSummary]:
         """The methods over their seeds, by a test metric (the main one unless given), and over the test items."""
         summaries = summarise(self.records, self.costs, self.spec.reference, metric, self.tuning)
-        return add_item_comparisons(summaries, read_predictions(self))
+        scores = item_scores(self.records, self.read_answers(), summaries[0].metric)
+        return add_item_comparisons(summaries, read_predictions(self), scores)
+
+    def read_answers(self) -> dict[str, list[Answer]]:
+        """The generated answers of the finished runs, by id; of runs that generate."""
+        done = [record.id for record in self.records if record.status == "done"]
+        answers = {run_id: read_answers(self.store.folder(run_id) / ANSWERS) for run_id in done}
+        return {run_id: found for run_id, found in answers.items() if found}
 
     @property
     def unfinished(self) -> int:
@@ -163,6 +172,22 @@ def read_predictions(evidence: Evidence) -> dict[str, dict[int, Predictions]]:
         if read is not None:
             predictions.setdefault(record.spec.method.label, {})[record.spec.seed] = read
     return predictions
+
+
+def item_scores(
+    records: Sequence[RunRecord], answers: Mapping[str, Sequence[Answer]], metric: str
+) -> dict[str, dict[int, ItemScores]]:
+    """What runs scored on each test item, by label and seed, from their generated answers."""
+    import numpy as np
+
+    scores: dict[str, dict[int, ItemScores]] = {}
+    for record in records:
+        scored = [answer for answer in answers.get(record.id, ()) if metric in answer.scores]
+        if scored:
+            by_item = np.array([answer.scores[metric] for answer in scored])
+            items = [f"{answer.prompt}\0{answer.reference}" for answer in scored]
+            scores.setdefault(record.spec.method.label, {})[record.spec.seed] = ItemScores(by_item, items)
+    return scores
 
 
 def _read_predictions(file: Path) -> Predictions | None:

@@ -16,10 +16,12 @@ from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, c
 from tunewise.store.folders import RunStore
 from tunewise.store.records import DataFacts, ModelFacts
 from tunewise.study.shapes import shape_of
-from tunewise.tasks.build import build_task, detect_task, task_class
+from tunewise.tasks.build import build_task, detect_task, task_class, with_length, with_targets
 from tunewise.tasks.contract import Task
+from tunewise.tasks.own_metric import OwnMetric, scoring_digest
 from tunewise.training.build import attach_method, chain_of, count_parameters, total_steps
 from tunewise.training.events import Listener, Phase
+from tunewise.training.harness import check_harness
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,18 @@ def make_plan(spec: StudySpec, store: RunStore, listener: Listener | None = None
         planned += source.planned()
     if spec.is_comparison:
         first = planned[0].spec
-        spec = spec.model_copy(update={"task": first.task, "model": first.model, "data": first.data})
+        kind = task_class(first.task)
+        spec = spec.model_copy(
+            update={
+                "task": first.task,
+                "model": first.model,
+                "data": first.data,
+                "metric": first.metric,
+                "evaluation": first.evaluation,
+                "methods": [with_targets(method, kind) for method in spec.methods],
+                "training": with_length(spec.training, kind),
+            }
+        )
     else:
         planned = list({run.id: run for run in planned}.values())
     return Plan(spec, planned, find_done(planned, store), sum(len(runs) for _, runs in groups))
@@ -150,14 +163,30 @@ class _Source:
 
     @classmethod
     def of(cls, task: str | None, runs: list[RunSpec]) -> _Source:
+        if task is not None:
+            for run in runs:
+                task_class(task).check_scores(run.metric, run.evaluation)
         model, data = pinned_model(runs[0].model), pin_data(runs[0].data)
         task = task or detect_task(data)
-        head = task_class(task).make_head(task_class(task).read_labels(data), data)
+        kind = task_class(task)
+        head = kind.make_head(kind.read_labels(data), data)
+        check_harness(runs[0].evaluation, head)
+        runs = [
+            run.model_copy(
+                update={
+                    "model": model,
+                    "data": data,
+                    "method": with_targets(run.method, kind),
+                    "training": with_length(run.training, kind),
+                }
+            )
+            for run in runs
+        ]
         facts: dict[str, ModelFacts] = {}
         for run in runs:
             if (key := _shape(run.method)) not in facts:
                 facts[key] = count_method(model, run.method, head)
-        return cls(task, head, [run.model_copy(update={"model": model, "data": data}) for run in runs], facts)
+        return cls(task, head, runs, facts)
 
     def planned(self) -> list[PlannedRun]:
         model, data = self.runs[0].model, self.runs[0].data
@@ -167,10 +196,13 @@ class _Source:
             "data": data.model_copy(update={**_paths(data, absolute), "digest": task_class(self.task).digest(data)}),
         }
         planned = []
+        tried: dict[str | None, RunSpec] = {}
         longest: dict[int, int | None] = {}
         for run in self.runs:
-            spec = run.model_copy(update=changes)
+            spec = run.model_copy(update={**changes, **pin_scores(run)})
             task = build_task(spec)
+            if tried.setdefault(spec.metric, spec) is spec:
+                task.try_metric()
             if (limit := spec.training.max_length) not in longest:
                 longest[limit] = task.longest()
             steps = total_steps(spec, task.facts.train)
@@ -191,6 +223,15 @@ def _paths(data: DataSpec, change: Callable[[str], str]) -> dict[str, str]:
     """The paths of the data, each changed."""
     paths = {key: getattr(data, key) for key in ("path", "validation", "test")}
     return {key: change(path) for key, path in paths.items() if path is not None}
+
+
+def pin_scores(run: RunSpec) -> dict[str, object]:
+    """The metric and the settings of scores with absolute paths, and the digest of the files that they name."""
+    evaluation, own = run.evaluation, OwnMetric.parse(run.metric)
+    changes: dict[str, str | None] = {"digest": scoring_digest(run.metric, evaluation)}
+    if evaluation.harness is not None:
+        changes["harness"] = absolute(evaluation.harness)
+    return {"metric": own.path if own else run.metric, "evaluation": evaluation.model_copy(update=changes)}
 
 
 def count_method(model_spec: ModelSpec, method: MethodSpec, head: Head) -> ModelFacts:

@@ -10,8 +10,9 @@ from transformers import PretrainedConfig
 from tunewise.errors import DataError, ModelError, SpecError, suggest_nearest
 from tunewise.models.load import model_digest
 from tunewise.registry import TASKS
-from tunewise.spec import DataSpec, ModelSpec, RunSpec, StudySpec
+from tunewise.spec import DataSpec, MethodSpec, ModelSpec, RunSpec, StudySpec, TrainingSpec
 from tunewise.tasks.contract import Task
+from tunewise.tasks.own_metric import scoring_digest
 
 
 def task_class(name: str) -> type[Task]:
@@ -34,15 +35,17 @@ def build_task(spec: RunSpec | StudySpec) -> Task:
     """The data of a spec, read, split and encoded for its model; cached, since all runs of a study share it. Raises
     `DataError`, `ModelError`, and `SpecError` for a main metric that the task does not have."""
     name = spec.task or detect_task(spec.data)
-    task = _build(name, spec.model.model_dump_json(), spec.data.model_dump_json(), spec.training.max_length)
-    if spec.metric is None:
-        return task
-    if spec.metric not in task.metrics:
-        raise SpecError(
-            f"metric {spec.metric!r} is none of the {name} task{suggest_nearest(spec.metric, task.metrics)}"
-        )
+    length = with_length(spec.training, task_class(name)).max_length
+    task = _build(name, spec.model.model_dump_json(), spec.data.model_dump_json(), length)
+    task.check_scores(spec.metric, spec.evaluation)
+    if spec.evaluation.digest not in (None, scoring_digest(spec.metric, spec.evaluation)):
+        raise SpecError("the file that scores the answers is not that which the run was made with; restore it")
     task = copy.copy(task)  # shares the data
-    task.metric = spec.metric
+    task.set_scores(spec.metric, spec.evaluation)
+    if task.metric not in task.metrics:
+        raise SpecError(
+            f"metric {task.metric!r} is none of the {name} task{suggest_nearest(task.metric, task.metrics)}"
+        )
     return task
 
 
@@ -55,6 +58,18 @@ def _build(name: str, model: str, data: str, max_length: int) -> Task:
     )
     check_digests(kind, model_spec, data_spec)
     return kind(model_spec, data_spec, max_length)
+
+
+def with_targets(method: MethodSpec, kind: type[Task]) -> MethodSpec:
+    """The method with the layers that the task adapts where none are given."""
+    given = "targets" in method.model_fields_set
+    return method if given else method.model_copy(update={"targets": kind.default_targets})
+
+
+def with_length(training: TrainingSpec, kind: type[Task]) -> TrainingSpec:
+    """The training with the length that the task cuts texts to where none is given."""
+    given = "max_length" in training.model_fields_set
+    return training if given else training.model_copy(update={"max_length": kind.default_length})
 
 
 def check_digests(task: type[Task], model: ModelSpec, data: DataSpec | None = None) -> None:

@@ -36,6 +36,8 @@ class CausalLanguage(TokenTask):
     tokenizer's end-of-text token, where it has one.
     """
 
+    default_length = 1024
+    default_targets = "all-linear"  # attention alone learns less: arXiv 2602.04998
     metric = "perplexity"
     metrics: Sequence[str] = ("perplexity", "token_accuracy")
     lower_is_better: Sequence[str] = ("perplexity",)
@@ -69,7 +71,7 @@ class CausalLanguage(TokenTask):
 
     @classmethod
     def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
-        """A record's content is (prompt, completion), or (None, text)."""
+        """A record's content is (prompt, completion, all cells of its row), or (None, text, cells)."""
         prompted = _has_completions(data)
         if prompted:
             check_columns({"text": data.text, "label": data.label})
@@ -240,7 +242,7 @@ def _records(spec: DataSpec, path: Path, prompted: bool, *, flat: bool = False) 
         row = Row({column: as_text(cells[column], column, where) for column in columns}, where)
         refuse_blank(row, columns)
         text, body = row.values[spec.text], row.values[columns[-1]]
-        records.append(Record(text, body if prompted else "", "", where, (text if prompted else None, body)))
+        records.append(Record(text, body if prompted else "", "", where, (text if prompted else None, body, cells)))
     return records
 
 

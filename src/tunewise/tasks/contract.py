@@ -16,7 +16,8 @@ from tunewise.errors import DivergedError, SpecError
 from tunewise.models.checkpoint_head import CheckpointHead, find_checkpoint_head
 from tunewise.models.head import Head
 from tunewise.models.load import load_config, load_model
-from tunewise.spec import DataSpec, ModelSpec
+from tunewise.spec import DataSpec, EvaluationSpec, ModelSpec
+from tunewise.store.answers import Answer
 from tunewise.store.records import DataFacts
 from tunewise.tasks.files import digest_by_part
 
@@ -49,7 +50,10 @@ class Task(ABC):
 
     Attributes:
         metric: Key of the main metric in the result of `score`.
+        evaluation: How generated answers are scored.
         lower_is_better: Metrics for which a lower value is better.
+        default_length: `max_length` where a spec gives none.
+        default_targets: The layers to adapt where a spec gives none.
         has_tokens: Whether inputs are sequences of tokens, so that `max_length` applies.
         rate_regime: The default learning rates that suit it: `encoder` or `language`.
         labels: The classes in order; empty where there are none.
@@ -76,9 +80,12 @@ class Task(ABC):
     """
 
     metric: str
+    evaluation = EvaluationSpec()
     lower_is_better: Sequence[str] = ()
     has_tokens: ClassVar[bool] = True
     rate_regime: ClassVar[Regime] = "encoder"
+    default_length: ClassVar[int] = 128
+    default_targets: ClassVar[str] = "qv"
     model_spec: ModelSpec
     labels: list[str]
     train: Split
@@ -102,6 +109,12 @@ class Task(ABC):
     def recognises_model(cls, config: PretrainedConfig) -> bool:
         """Whether a transformers configuration is one of a model for this task, where a plan names no task."""
         return False
+
+    @classmethod
+    def check_scores(cls, metric: str | None, evaluation: EvaluationSpec) -> None:
+        """Raise `SpecError` for a main metric, or settings of generated answers, that no data of this task has."""
+        if unused := evaluation.of_answers:
+            raise SpecError(f"{unused[0]} is for generated answers, and this task has none; see --task generation")
 
     @classmethod
     def read_labels(cls, data: DataSpec) -> list[str]:
@@ -213,10 +226,18 @@ class Task(ABC):
         """Weight of each example in the mean loss of a split, fp64: 1, or its number of target tokens."""
         return torch.ones(len(labels), dtype=torch.float64)
 
-    def generate(self, model: nn.Module, examples: Split) -> Tensor | None:
-        """Scores of generated answers, (examples, numbers), as further columns after those of `reduce_outputs`; None
-        where nothing is generated. Called for validation and test, not for train."""
-        return None
+    def generated(self, split: Split) -> Sequence[int]:
+        """The places of the examples to which answers are generated, beside the outputs that all have; none, unless a
+        task overrides this together with `generate` and `grade`."""
+        return ()
+
+    def generate(self, model: nn.Module, examples: Split) -> list[str]:
+        """The model's answers to a batch of examples."""
+        raise NotImplementedError
+
+    def grade(self, examples: Split, texts: Sequence[str]) -> tuple[dict[str, float], list[Answer]]:
+        """Metrics of the answers to examples, beside those of `score`, and each answer with its own scores."""
+        raise NotImplementedError
 
     @abstractmethod
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -230,6 +251,14 @@ class Task(ABC):
     def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
         """Confusion matrix: rows are true classes, columns are predictions; None where there are no classes."""
         return None
+
+    def set_scores(self, metric: str | None, evaluation: EvaluationSpec) -> None:
+        """Choose the main metric (None: the task's own) and how generated answers are scored."""
+        self.metric = metric or self.metric
+        self.evaluation = evaluation
+
+    def try_metric(self) -> None:  # noqa: B027 (nothing to do for most tasks)
+        """Call a main metric of the user's own once, before anything is trained. Raises `SpecError` where it fails."""
 
     # --- prediction of new data -------------------------------------------------------------------
 

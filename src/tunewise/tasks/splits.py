@@ -205,7 +205,7 @@ class _Splitter:
         for part, wanted in self._wanted(count).items():
             sizes = Counter(record.key for record in train)
             taken: set[Hashable] = set()
-            for key in _shuffled(list(sizes), f"{self.spec.split_seed}|split|{part}")[:-1]:
+            for key in shuffled(list(sizes), f"{self.spec.split_seed}|split|{part}")[:-1]:
                 if wanted > 0:
                     taken.add(key)
                     wanted -= sizes[key]
@@ -291,15 +291,15 @@ def _draw(
             places[record.stratum].append(place)
     drawn: set[int] = set()
     for stratum, candidates in places.items():
-        drawn.update(_shuffled(candidates, f"{stream}|{stratum}")[: quotas[stratum]])
+        drawn.update(shuffled(candidates, f"{stream}|{stratum}")[: quotas[stratum]])
     return (
         [record for place, record in enumerate(records) if place in drawn],
         [record for place, record in enumerate(records) if place not in drawn],
     )
 
 
-def _shuffled(items: Sequence[Item], stream: str) -> list[Item]:
-    """In an order that depends on `stream` alone, by `random()`, which Python promises to keep across versions."""
+def shuffled(items: Sequence[Item], stream: str) -> list[Item]:
+    """The items in an order that depends on `stream` alone, by `random()`, which Python keeps across versions."""
     generator = random.Random(stream)
     drawn = sorted((generator.random(), place) for place in range(len(items)))
     return [items[place] for _, place in drawn]

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from tunewise.errors import out_of_memory_noted
+from tunewise.store.answers import Answer
 from tunewise.store.records import Scores
 from tunewise.tasks.contract import Split, Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, and the reduced outputs and targets behind them, on the CPU, in the order of the split."""
+    """Scores, and what is behind them in the order of the split: reduced outputs and targets, on the CPU, and the
+    answers, where the task generates some."""
 
     scores: Scores
     logits: Tensor
     labels: Tensor
+    answers: list[Answer] = field(default_factory=list)
+
+    def extended(self, metrics: dict[str, float], answers: list[Answer]) -> Evaluation:
+        """With further metrics and answers."""
+        scores = self.scores.model_copy(update={"metrics": {**self.scores.metrics, **metrics}})
+        return replace(self, scores=scores, answers=[*self.answers, *answers])
 
 
 @torch.no_grad()
@@ -35,28 +43,45 @@ def evaluate(
     tokens, not over batches. Raises `DivergedError` where logits are not finite."""
     training = model.training
     model.eval()
-    batches = batches_by_length(task, split, batch_size)
-    pieces: list[Tensor] = []
     try:
         with out_of_memory_noted(f"in an evaluation of {batch_size} examples at a time"):
-            for places in batches:
-                on_batch()
-                rows = [split[place] for place in places]
-                outputs = task.outputs(model, rows)
-                generated = None if split is task.train else task.generate(model, rows)
-                pieces.append(outputs if generated is None else torch.cat([outputs, generated.to(outputs)], dim=1))
+            outputs = _outputs(model, task, split, batch_size, on_batch)
+            answered = task.generated(split)
+            examples = [split[place] for place in answered]
+            texts = _texts(model, task, examples, batch_size, on_batch)
     finally:
         model.train(training)
-    logits = torch.empty_like(torch.cat(pieces))
-    logits[torch.tensor([place for places in batches for place in places])] = torch.cat(pieces)
     labels = task.targets(split)
-    weights = task.weights(logits, labels)
+    weights = task.weights(outputs, labels)
+    metrics, answers = task.grade(examples, texts) if texts else ({}, [])
     scores = Scores(
-        loss=float((task.losses(logits, labels) * weights).sum() / weights.sum()),
-        metrics=task.score(logits, labels),
+        loss=float((task.losses(outputs, labels) * weights).sum() / weights.sum()),
+        metrics={**metrics, **task.score(outputs, labels)},
         examples=len(split),
     )
-    return Evaluation(scores, logits, labels)
+    return Evaluation(scores, outputs, labels, answers)
+
+
+def _outputs(model: nn.Module, task: Task, split: Split, batch_size: int, on_batch: Callable[[], None]) -> Tensor:
+    """The reduced outputs of all examples, in their order."""
+    batches = batches_by_length(task, split, batch_size)
+    pieces: list[Tensor] = []
+    for places in batches:
+        on_batch()
+        pieces.append(task.outputs(model, [split[place] for place in places]))
+    outputs = torch.empty_like(torch.cat(pieces))
+    outputs[torch.tensor([place for places in batches for place in places])] = torch.cat(pieces)
+    return outputs
+
+
+def _texts(model: nn.Module, task: Task, examples: Split, batch_size: int, on_batch: Callable[[], None]) -> list[str]:
+    """The model's answers to these examples."""
+    texts = [""] * len(examples)
+    for places in batches_by_length(task, examples, batch_size):
+        on_batch()
+        for place, text in zip(places, task.generate(model, [examples[i] for i in places]), strict=True):
+            texts[place] = text
+    return texts
 
 
 def batches_by_length(task: Task, split: Split, batch_size: int) -> list[list[int]]:

@@ -112,7 +112,8 @@ class Search:
         self.trials: list[Trial] = []
         self.values: dict[float, float] = {}
         self.by_loss = first.spec.training.select == "loss"
-        lower = self.by_loss or plan.task.metric in plan.task.lower_is_better
+        self.metric = plan.task.metric
+        lower = self.by_loss or self.metric in plan.task.lower_is_better
         self.sign = 1.0 if lower else -1.0
 
     def upcoming(self) -> list[PlannedRun]:
@@ -159,4 +160,4 @@ class Search:
     def _value(self, record: RunRecord) -> float:
         assert record.results is not None
         kept = record.results.validation
-        return kept.loss if self.by_loss else kept.metrics[record.results.metric]
+        return kept.loss if self.by_loss else kept.metrics[self.metric]

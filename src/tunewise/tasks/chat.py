@@ -1,0 +1,155 @@
+"""Chats and instructions: a model learns the assistant's turns, in its chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tunewise.errors import DataError, ModelError
+from tunewise.locate import resolve
+from tunewise.registry import TASKS
+from tunewise.spec import DataSpec, ModelSpec
+from tunewise.tasks.causal import IGNORED, CausalLanguage
+from tunewise.tasks.chat_template import ChatTemplate
+from tunewise.tasks.contract import Encoded, Split
+from tunewise.tasks.conversations import LAYOUTS, Conversation, layout_of, read_conversation
+from tunewise.tasks.files import digest_by_part, read_records
+from tunewise.tasks.generation import Generation
+from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
+from tunewise.text_format import pluralize
+
+_SHOWN = 1200  # characters of an example
+
+
+class Chat(Generation):
+    """Conversations in one of the layouts of `LAYOUTS`. Targets are the tokens of the assistant's turns, with their end
+    tokens. Answers to all but the last turn are generated where a metric or a setting asks for them.
+
+    An example has its token ids, its labels, `prompt_ids`, and the texts `prompt` and `reference`.
+    """
+
+    metric = "perplexity"
+
+    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
+        self.data = data
+        self.dropped = self.shortened = 0
+        super().__init__(model, data, max_length)
+
+    @classmethod
+    def recognises(cls, data: DataSpec) -> bool:
+        path = resolve(data.path)
+        if path.is_dir() or not path.exists() or data.choices is not None:
+            return False
+        try:
+            cells, _ = next(read_records(path, encoding=data.encoding))
+        except DataError:
+            return False  # the task that reads it says what is wrong
+        return layout_of(cells) is not None and data.text not in cells
+
+    @classmethod
+    def digest(cls, data: DataSpec) -> str:
+        digest = digest_by_part(data)
+        if data.chat_template in (None, "plain"):
+            return digest
+        try:
+            template = Path(str(data.chat_template)).expanduser().read_bytes()
+        except OSError as error:
+            raise DataError(f"chat_template {data.chat_template!r}: {error.strerror}") from None
+        return hashlib.sha256(digest.encode() + template).hexdigest()
+
+    @classmethod
+    def read(cls, data: DataSpec) -> tuple[list[str], Splits]:
+        """A record's content is (conversation, cells of the row)."""
+        path = resolve(data.path)
+        cells, where = next(read_records(path, encoding=data.encoding))
+        layout = layout_of(cells)
+        if layout is None:
+            shown = "; ".join(layout.example for layout in LAYOUTS)
+            raise DataError(f"{where}: the columns {', '.join(cells)} are no layout of a chat; write one of: {shown}")
+
+        def read(path: Path) -> list[Record]:
+            records = []
+            for cells, where in read_records(path, encoding=data.encoding):
+                conversation = read_conversation(cells, where, layout)
+                key = json.dumps([conversation.messages[:-1], conversation.tools], default=str)
+                answer = json.dumps(conversation.messages[-1], default=str)
+                records.append(Record(key, answer, "", where, (conversation, cells)))
+            return records
+
+        splits = make_splits(data, read_parts(data, read), noun="conversation", many_targets=True)
+        learned = {"assistant": "the assistant's turns", "last": "the assistant's last turn", "all": "every token"}
+        kind = f"Chats in the layout {layout.name}; {learned[data.loss_on]} is learned and scored."
+        return [], Splits(splits.parts, [kind.replace("turns is", "turns are"), *splits.notes])
+
+    def encode(self, records: Sequence[Record]) -> Split:
+        if not hasattr(self, "template"):
+            try:
+                self.template = ChatTemplate(self.tokenizer, self.data.chat_template)
+            except ModelError as error:
+                raise ModelError(f"model {self.model_spec.path!r}: {error}") from None
+        rows = [self._encode(record) for record in records]
+        kept = [row for row in rows if row is not None]
+        if not kept:
+            raise DataError(f"no conversation has a token to learn within {self.max_length} tokens; raise --max-length")
+        return kept
+
+    def _encode(self, record: Record) -> Encoded | None:
+        conversation: Conversation = record.content[0]
+        rendered = self.template.render(conversation, record.where, self.data.loss_on)
+        ids, trained = rendered.input_ids[: self.max_length], rendered.trained[: self.max_length]
+        self.truncated += len(ids) < len(rendered.input_ids)
+        self.shortened += sum(trained) < sum(rendered.trained)
+        labels = [token if is_target else IGNORED for token, is_target in zip(ids, trained, strict=True)]
+        labels[0] = IGNORED
+        if all(label == IGNORED for label in labels):
+            if not self.data.drop_too_long:
+                raise DataError(
+                    f"{record.where}: none of its {len(rendered.input_ids)} tokens to learn are within the first "
+                    f"{self.max_length}; raise --max-length, or drop such rows (--drop-too-long)"
+                )
+            self.dropped += 1
+            return None
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "prompt_ids": rendered.prompt_ids,
+            "prompt": rendered.prompt,
+            "reference": rendered.reply,
+            "cells": record.content[1],
+        }
+
+    def encoding_notes(self, parts: Mapping[str, Split]) -> list[str]:
+        notes = [*super().encoding_notes(parts), self.template.describe(), self._shown(parts["train"][0])]
+        if self.shortened:
+            notes.append(f"{pluralize(self.shortened, 'conversation')} lost tokens to learn at the cut.")
+        if self.dropped:
+            notes.append(
+                f"{pluralize(self.dropped, 'conversation')} with no token to learn before the cut were dropped."
+            )
+        return notes
+
+    def _shown(self, example: Encoded) -> str:
+        """The first example with its targets in brackets."""
+        pieces, inside = [], False
+        for token, label in zip(example["input_ids"], example["labels"], strict=True):
+            if (label != IGNORED) != inside:
+                pieces.append("⟦" if not inside else "⟧")
+                inside = not inside
+            pieces.append(str(self.tokenizer.decode([token])))
+        text = "".join(pieces) + ("⟧" if inside else "")
+        text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+        return f"The first example, targets in ⟦brackets⟧: {text}"
+
+    def generated(self, split: Split) -> Sequence[int]:
+        """None, unless the main metric or a setting of the evaluation is one of answers."""
+        if self.metric in CausalLanguage.metrics and not self.evaluation.of_answers:
+            return []
+        return super().generated(split)
+
+    def prompt_ids(self, example: Encoded) -> list[int]:
+        return list(example["prompt_ids"])
+
+
+TASKS.register("chat", Chat)
