@@ -132,7 +132,8 @@ def test_generated_texts_are_right_where_the_run_found_an_exact_match(finished) 
     with done.test.open(encoding="utf-8", newline="") as file:
         answers = [row["answer"] for row in csv.DictReader(file)]
     right = [normalize_spaces(str(row["prediction"])) == answer for row, answer in zip(rows, answers, strict=True)]
-    assert right == [bool(value) for value in done.saved["logits"][:, 3]]
+    saved = (done.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert right == [bool(json.loads(line)["scores"]["exact_match"]) for line in saved]
     assert all(float(row["log_probability"]) < 0 for row in rows)
 
 

@@ -18,6 +18,7 @@ import tunewise
 from tiny import FILLER
 from tiny_language import save_tiny_llama
 from tunewise.errors import DataError, ModelError
+from tunewise.predicting import plain_lines
 from tunewise.run import run
 from tunewise.spec import DataSpec, RunSpec
 from tunewise.store.folders import RunStore
@@ -303,3 +304,20 @@ def test_a_run_is_that_of_a_plain_sft_trainer(
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == len(theirs) == 8
     assert losses == pytest.approx(theirs, abs=1e-6)
+
+
+def test_predictions_are_those_of_the_printed_lines(
+    llama: Path, chats: list[dict[str, Any]], written: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    """A conversation without its answer is continued as by PEFT and transformers alone."""
+    spec = spec_of(llama, written(chats), training={"max_length": 24})
+    record = run(spec, RunStore(tmp_path / "runs"))
+    assert record.status == "done", record.error
+    new = tmp_path / "new.jsonl"
+    new.write_text(json.dumps({"prompt": "A question."}) + "\n")
+    (row,) = tunewise.predict(tmp_path / "runs" / spec.id, new)
+    lines = plain_lines(tmp_path / "runs" / spec.id)
+    assert len(lines) == 3
+    capsys.readouterr()
+    exec("\n".join(lines), {})
+    assert capsys.readouterr().out.strip() == row["prediction"]

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from tunewise.errors import SpecError, suggest_nearest
 from tunewise.papers.models import DATA
+from tunewise.registry import TASKS
 
 _TABLES = r"([-_./].*)?\.(csv|tsv|jsonl|parquet)"
 NAMES = {
@@ -67,7 +68,7 @@ class PaperSet(BaseModel, frozen=True, extra="forbid"):
     @property
     def has_texts(self) -> bool:
         """Whether the inputs are texts, or images."""
-        return self.task != "image"
+        return bool(TASKS.get(self.task).has_tokens)
 
 
 SETS = {

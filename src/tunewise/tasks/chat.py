@@ -14,7 +14,7 @@ from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.causal import IGNORED, CausalLanguage
 from tunewise.tasks.chat_template import ChatTemplate
 from tunewise.tasks.contract import Encoded, Split
-from tunewise.tasks.conversations import LAYOUTS, Conversation, layout_of, read_conversation
+from tunewise.tasks.conversations import LAYOUTS, Conversation, layout_of, read_conversation, read_prompt
 from tunewise.tasks.files import digest_by_part, read_records
 from tunewise.tasks.generation import Generation
 from tunewise.tasks.splits import Record, Splits, make_splits, read_parts
@@ -32,10 +32,14 @@ class Chat(Generation):
 
     metric = "perplexity"
 
-    def __init__(self, model: ModelSpec, data: DataSpec, max_length: int) -> None:
+    def _set_up(self, model: ModelSpec, data: DataSpec, max_length: int, labels: Sequence[str]) -> None:
+        super()._set_up(model, data, max_length, labels)
         self.data = data
         self.dropped = self.shortened = 0
-        super().__init__(model, data, max_length)
+        try:
+            self.template = ChatTemplate(self.tokenizer, data.chat_template)
+        except ModelError as error:
+            raise ModelError(f"model {model.path!r}: {error}") from None
 
     @classmethod
     def recognises(cls, data: DataSpec) -> bool:
@@ -84,11 +88,6 @@ class Chat(Generation):
         return [], Splits(splits.parts, [kind.replace("turns is", "turns are"), *splits.notes])
 
     def encode(self, records: Sequence[Record]) -> Split:
-        if not hasattr(self, "template"):
-            try:
-                self.template = ChatTemplate(self.tokenizer, self.data.chat_template)
-            except ModelError as error:
-                raise ModelError(f"model {self.model_spec.path!r}: {error}") from None
         rows = [self._encode(record) for record in records]
         kept = [row for row in rows if row is not None]
         if not kept:
@@ -147,6 +146,26 @@ class Chat(Generation):
         if self.metric in CausalLanguage.metrics and not self.evaluation.of_answers:
             return []
         return super().generated(split)
+
+    def read_inputs(self, data: DataSpec) -> tuple[list[str], Split]:
+        """Conversations without the answer; an answer that is there is left out."""
+        places, examples = [], []
+        for cells, where in read_records(resolve(data.path), encoding=data.encoding):
+            text = self.template.render_prompt(read_prompt(cells, where), where)
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) >= self.token_limit:
+                raise DataError(f"{where}: {len(ids)} tokens, and the model takes {self.token_limit}; shorten the row")
+            places.append(where)
+            examples.append({"input_ids": ids, "labels": []})
+        return places, examples
+
+    def plain_line(self, data: DataSpec) -> str:
+        template = "" if data.chat_template is None else f", chat_template={self.tokenizer.chat_template!r}"
+        ids = (
+            "tokenizer.apply_chat_template([{'role': 'user', 'content': 'A question.'}], add_generation_prompt=True, "
+            f"return_dict=True{template})['input_ids']"
+        )
+        return self.generating_line(ids, len(self.tokenizer("A question.")["input_ids"]))
 
     def prompt_ids(self, example: Encoded) -> list[int]:
         return list(example["prompt_ids"])

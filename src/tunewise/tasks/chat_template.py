@@ -115,6 +115,11 @@ class ChatTemplate:
             reply=self._without_end(reply),
         )
 
+    def render_prompt(self, conversation: Conversation, where: str) -> str:
+        """The text that an answer is generated from. Raises `DataError` where the template refuses the conversation."""
+        conversation = self._supported(conversation)
+        return self._text(conversation, conversation.messages, where, add_generation_prompt=True)
+
     def _template(self, choice: str | None) -> str:
         if choice is None:
             own = self.tokenizer.chat_template

@@ -62,7 +62,22 @@ def read_conversation(cells: Mapping[str, Any], where: str, layout: Layout) -> C
     return Conversation(tuple(messages), tuple(_read_tools(cells.get("tools"), where)))
 
 
+def read_prompt(cells: Mapping[str, Any], where: str) -> Conversation:
+    """The conversation of a row up to the assistant's last turn, which may be absent. Raises `DataError`."""
+    layout = next((layout for layout in LAYOUTS if layout.columns[0] in cells), None)
+    if layout is None:
+        names = ", ".join(layout.columns[0] for layout in LAYOUTS)
+        raise DataError(f"{where}: the columns {', '.join(cells)} hold no conversation; give one of {names}")
+    messages = layout.read({"completion": [], "output": "", **cells}, where)
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    _check_order([*messages, {"role": "assistant", "content": "answer"}], where)
+    return Conversation(tuple(messages), tuple(_read_tools(cells.get("tools"), where)))
+
+
 def _check_order(messages: list[Message], where: str) -> None:
+    if not messages:
+        raise DataError(f"{where}: a list of turns is expected, and it is empty; fill it in or remove the row")
     roles = [message["role"] for message in messages]
     turns = [role for role in roles if role not in ("system", "developer")]
     if not turns:
@@ -82,7 +97,7 @@ def _check_order(messages: list[Message], where: str) -> None:
 
 
 def _messages(turns: object, where: str, role_key: str, content_key: str) -> list[Message]:
-    if not isinstance(turns, list) or not turns:
+    if not isinstance(turns, list):
         raise DataError(f"{where}: a list of turns is expected; each is {{{role_key!r}: ..., {content_key!r}: ...}}")
     return [_message(turn, where, role_key, content_key) for turn in turns]
 

@@ -209,10 +209,14 @@ class Generation(CausalLanguage):
         ]
 
     def plain_line(self, data: DataSpec) -> str:
-        most = min(self.max_length, self.token_limit - len(self._without_end(self.tokenizer("A prompt.")["input_ids"])))
+        return self.generating_line(self.plain_prompt(), len(self.tokenizer("A prompt.")["input_ids"]))
+
+    def generating_line(self, ids: str, length: int) -> str:
+        """Python that prints the greedy completion of token ids; `ids` is an expression, `length` about how many."""
+        most = min(self.max_length, self.token_limit - length)
         settings = f"do_sample=False, max_new_tokens={most}, eos_token_id={self.tokenizer.eos_token_id}"
         return (
-            f"import torch; from transformers import GenerationConfig; ids = {self.plain_prompt()}; "
+            f"import torch; from transformers import GenerationConfig; ids = {ids}; "
             f"output = model.generate(torch.tensor([ids]), generation_config=GenerationConfig({settings})); "
             "print(tokenizer.decode(output[0, len(ids):], skip_special_tokens=True).strip())"
         )
