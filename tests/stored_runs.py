@@ -22,6 +22,7 @@ def stored_spec(method: str = "lora", seed: int = 0, *, model: str = "models/bas
         method=MethodSpec(name=method, rank=4),
         training=TrainingSpec(epochs=2, **training),
         seed=seed,
+        default_rate=1e-2,
     )
 
 

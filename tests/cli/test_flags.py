@@ -55,7 +55,7 @@ def test_every_command_has_a_help_page(words: list[str], call: Call) -> None:
         (["compare"], "--rank", "[default: 8]"),
         (["compare"], "--measures", "[default: forgetting,"),
         (["train"], "--learning-rate", "each method's own unless given"),
-        (["plan"], "--targets", "[default: qv]"),
+        (["plan"], "--targets", "[default: qv; of language models all-linear]"),
         (["paper", "run"], "--image-size", "the model's own unless given"),
         (["runs", "ls"], "--sort", "[default: started]"),
     ],

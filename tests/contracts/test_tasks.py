@@ -80,6 +80,14 @@ def make_generation(folder: Path) -> Case:
     return Case("generation", spec, lambda: _append(data))
 
 
+def make_chat(folder: Path) -> Case:
+    model, data = save_tiny_llama(folder / "model"), folder / "chats.jsonl"
+    words = list(csv.reader(save_toy_csv(folder / "toy.csv").open(encoding="utf-8")))[1:]
+    lines = [json.dumps({"prompt": text, "completion": f"the {label}"}) for text, label in words[:40]]
+    data.write_text("\n".join(lines) + "\n")
+    return Case("chat", _spec("chat", model, path=data, chat_template="plain"), lambda: _append(data))
+
+
 def make_regression(folder: Path) -> Case:
     model, data = save_tiny_model(folder / "model"), save_toy_csv(folder / "toy.csv")
     numbers = {"animals": "0.5", "food": "-2", "tools": "3.25"}
@@ -116,6 +124,7 @@ MAKE: dict[str, Callable[[Path], Case]] = {
     "causal": make_causal,
     "prompts": make_prompts,
     "generation": make_generation,
+    "chat": make_chat,
     "regression": make_regression,
     "choice": make_choice,
     "tags": make_tags,

@@ -50,10 +50,18 @@ class RunSpec(Frozen):
             )
         return self
 
+    default_rate: Annotated[float | None, Flag(hidden=True)] = Field(
+        None, description="Learning rate where none is given; the plan fills it in."
+    )
+
     @property
     def learning_rate(self) -> float:
         """The rate that is used: the method's, else the comparison's, else the method's default for the task."""
-        return self.given_rate or default_rate(get_method(self.method.name), TASKS.get(self.task).rate_regime)
+        return self.given_rate or self.default_rate or self.find_default_rate()
+
+    def find_default_rate(self) -> float:
+        """The method's default for the task, whose module is imported for it."""
+        return default_rate(get_method(self.method.name), TASKS.get(self.task).rate_regime)
 
     @property
     def given_rate(self) -> float | None:
@@ -75,7 +83,9 @@ class RunSpec(Frozen):
     @property
     def id(self) -> str:
         """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
-        content = self.model_dump(mode="json", exclude={"data": {"notes"}, "training": {"learning_rate", "save_every"}})
+        content = self.model_dump(
+            mode="json", exclude={"default_rate": True, "data": {"notes"}, "training": {"learning_rate", "save_every"}}
+        )
         for part in ("model", "data"):
             if content[part]["digest"] is not None:
                 for key in ("path", "validation", "test"):

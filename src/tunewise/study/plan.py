@@ -200,6 +200,7 @@ class _Source:
         longest: dict[int, int | None] = {}
         for run in self.runs:
             spec = run.model_copy(update={**changes, **pin_scores(run)})
+            spec = spec.model_copy(update={"default_rate": spec.find_default_rate()})
             task = build_task(spec)
             if tried.setdefault(spec.metric, spec) is spec:
                 task.try_metric()

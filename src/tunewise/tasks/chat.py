@@ -141,11 +141,18 @@ class Chat(Generation):
         text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
         return f"The first example, targets in ⟦brackets⟧: {text}"
 
+    @property
+    def metrics(self) -> Sequence[str]:  # type: ignore[override]
+        """Those of answers only where answers are asked for."""
+        return super().metrics if self._answers else CausalLanguage.metrics
+
+    @property
+    def _answers(self) -> bool:
+        """Whether the main metric or a setting of the evaluation is one of answers."""
+        return self.metric not in CausalLanguage.metrics or bool(self.evaluation.of_answers)
+
     def generated(self, split: Split) -> Sequence[int]:
-        """None, unless the main metric or a setting of the evaluation is one of answers."""
-        if self.metric in CausalLanguage.metrics and not self.evaluation.of_answers:
-            return []
-        return super().generated(split)
+        return super().generated(split) if self._answers else []
 
     def read_inputs(self, data: DataSpec) -> tuple[list[str], Split]:
         """Conversations without the answer; an answer that is there is left out."""
