@@ -31,7 +31,7 @@ from tunewise.tasks.contract import Split, Task
 from tunewise.training import checkpoints
 from tunewise.training.build import build_model, count_parameters
 from tunewise.training.context import RunContext
-from tunewise.training.evaluation import Evaluation, evaluate
+from tunewise.training.evaluation import Evaluation, evaluate, gap_sample
 from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
 from tunewise.training.harness import run_harness
 from tunewise.training.linearised import verify_linearised
@@ -155,7 +155,7 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
 
     listener.on(Phase("measuring", run_id=spec.id))
     epoch = context.selection.load(model)
-    train, validation = (_evaluate(model, context, split) for split in (task.train, task.validation))
+    train, validation = (_evaluate(model, context, split) for split in (gap_sample(spec, task), task.validation))
     test, metric, lower_is_better = _evaluate_test(model, context)
     results = Results(
         metric=metric,
@@ -232,8 +232,8 @@ def _save_and_check(model: nn.Module, context: RunContext) -> Check:
 
 
 def _save_predictions(folder: Path, test: Evaluation, train_losses: Tensor) -> None:
-    """Test logits and labels and the generated answers, for item-level comparisons later, and the loss of each training
-    example."""
+    """Test logits and labels and the generated answers, for item-level comparisons later, and the losses of the
+    training examples that the gap is taken from."""
     arrays = {"logits": test.logits, "labels": test.labels, TRAIN_LOSSES: train_losses}
     with (folder / PREDICTIONS).open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **{name: values.numpy() for name, values in arrays.items()})

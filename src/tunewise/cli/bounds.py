@@ -50,13 +50,14 @@ def bounds(
     if record is not None:
         title = f"{record.spec.method.label}, seed {record.spec.seed}, run {record.id}"
         result = _of_run(record, target, base, input_bound, step_size)
+        source = record.gap_source
     else:
         title = str(target)
-        result = _of_adapter(target, base, samples, classes, input_bound)
+        result, source = _of_adapter(target, base, samples, classes, input_bound), None
     if as_json:
         print(json.dumps({"of": title, **result.model_dump(mode="json")}, indent=1, allow_nan=False))
     else:
-        _show(title, result)
+        _show(title, result, source)
 
 
 def _record(target: Path) -> RunRecord | None:
@@ -108,7 +109,7 @@ def _of_adapter(
     return bounds_of_adapter(folder, model, cache=cache, samples=samples, classes=classes, input_bound=input_bound)
 
 
-def _show(title: str, result: BoundsResult) -> None:
+def _show(title: str, result: BoundsResult, gap_source: str | None) -> None:
     """Two lines per bound, so that they fit a narrow terminal; assumptions are listed once and referred to by number,
     those that do not hold by letter."""
     from rich.console import Console
@@ -121,7 +122,7 @@ def _show(title: str, result: BoundsResult) -> None:
     if gap is not None:
         console.print(
             f"measured gap of the loss clipped to [0, {gap.range:.4g}]: {gap.gap:.4g} nats (test "
-            f"{gap.test:.4g}, train {gap.train:.4g}; standard error over items {gap.error:.2g})",
+            f"{gap.test:.4g}, train {gap.train:.4g} over {gap_source}; standard error over items {gap.error:.2g})",
             markup=False,
         )
     layers = f"{len(facts.layers)} changed layers"

@@ -227,8 +227,9 @@ def _legend(table: int, lines: Sequence[TableLine], counts: str) -> list[str]:
     ]
     if table in (3, 16, 17):
         legend.append(
-            "Gap: mean test loss less mean train loss in nats, full splits, eval mode, the weights of the selected "
-            "epoch. A method that learned nothing has a small gap: read it beside its score."
+            "Gap: mean test loss less mean train loss (of at most 512 training examples, a fixed sample) in nats, eval "
+            "mode, the weights of the selected epoch. A method that learned nothing has a small gap: read it beside "
+            "its score."
         )
     if table == 17:
         legend.append("Ratios of mean gaps over common seeds, with Fieller's interval.")

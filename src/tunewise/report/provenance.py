@@ -36,7 +36,11 @@ def facts(comparison: StudySpec, records: Sequence[RunRecord], costs: CostReport
         "Methods": _methods(comparison, records),
         "Training": _training(comparison, records),
         "Epoch kept": list(dict.fromkeys(result.selected_by for result in results)),
-        "Gap": ["mean test loss − mean train loss, nats, over full splits, in evaluation mode, at the epoch kept"],
+        "Gap": [
+            f"mean test loss − mean train loss, nats, over the whole test split and {source}, in evaluation mode, at "
+            "the epoch kept"
+            for source in gap_sources(records)
+        ],
         "Seeds and intervals": _statistics(comparison),
         "Costs": _costs(costs),
         "Saved adapters": _checks(records),
@@ -44,6 +48,11 @@ def facts(comparison: StudySpec, records: Sequence[RunRecord], costs: CostReport
         "Specification": [f"{comparison.id}; that of each run is in its run.json"],
     }
     return {heading: lines for heading, lines in found.items() if lines}
+
+
+def gap_sources(records: Sequence[RunRecord]) -> list[str]:
+    """The training examples that gaps are taken from, in words, each once."""
+    return list(dict.fromkeys(record.gap_source for record in records if record.gap_source))
 
 
 def _model(records: Sequence[RunRecord]) -> list[str]:

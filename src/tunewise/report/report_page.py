@@ -45,6 +45,7 @@ def render(title: str, data: ReportData) -> str:
         downloads=_downloads(comparison_table),
         curve_panels=curve_panels(records, data.histories, summaries, data.marks),
         gap_panel=gap_panel(summaries, data.marks),
+        gap_sources=provenance.gap_sources(records),
         sections=build_sections(data),
         confusions=[p for p in confusions if not p.collapsed],
         collapsed_confusions=[p for p in confusions if p.collapsed],

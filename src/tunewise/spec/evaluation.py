@@ -1,4 +1,4 @@
-"""How generated answers are scored, beside the name of the main metric."""
+"""What models are scored on, and how generated answers are scored, beside the name of the main metric."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ HARNESS_PREFIX = "lm_eval:"
 
 
 class EvaluationSpec(Frozen):
-    """What is generated, how the answer is found in it, and which test of lm-evaluation-harness is taken."""
+    """What the gap is taken from; what is generated, how the answer is found in it, and which test of
+    lm-evaluation-harness is taken."""
 
     flag_group: ClassVar[str] = "Measurements"
 
@@ -27,6 +28,9 @@ class EvaluationSpec(Frozen):
     temperature: float = Field(0.0, ge=0, description="Temperature of sampling; 0 takes the likeliest token.")
     eval_samples: int | None = Field(
         None, ge=1, description="Generate answers to this many validation and test examples at most."
+    )
+    gap_samples: int = Field(
+        512, ge=1, description="Training examples to take the generalization gap from, at most: a fixed sample."
     )
     harness: Annotated[str | None, Flag("eval")] = Field(
         None, description="Test metric: a task of lm-evaluation-harness, lm_eval:TASK, or the YAML file of one."

@@ -4,7 +4,7 @@ runs/<run id>/run.json          spec, versions, device, seed, results
 runs/<run id>/spec.json         the specification, until that is written
 runs/<run id>/history.jsonl     one line per step and per epoch
 runs/<run id>/adapter/          the selected epoch, as any LoRA reader loads it
-runs/<run id>/predictions.npz   test logits and labels, training losses
+runs/<run id>/predictions.npz   test logits and labels, losses of the gap's training examples
 runs/<run id>/predictions.jsonl  where answers are generated: prompt, reference, prediction and scores of each
 runs/<run id>/checkpoints/      while it is running, to continue after a stop
 runs/.locks/<run id>           locked by the process that has the run

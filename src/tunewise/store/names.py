@@ -14,7 +14,7 @@ HISTORY = "history.jsonl"
 PREDICTIONS = "predictions.npz"
 ANSWERS = "predictions.jsonl"
 TRAIN_LOSSES = "train_losses"
-"""The key of the training losses in `predictions.npz`."""
+"""The key of the losses of training examples in `predictions.npz`: those that the gap is taken from."""
 TRACEBACK = "error.txt"
 """The traceback of a failed run."""
 RUN_ID = re.compile(r"[0-9a-f]{16}")

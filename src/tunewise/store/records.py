@@ -18,11 +18,11 @@ class _Record(BaseModel):
 
 
 class Scores(_Record):
-    """Scores of a whole split, in eval mode with the selected weights."""
+    """Scores of a split, in eval mode with the selected weights; of the training split those of a fixed sample."""
 
     loss: float = Field(description="mean loss in nats, over examples or, of a language model, over target tokens")
     metrics: dict[str, float] = Field(description="'accuracy', 'macro_f1', ...: shares, unless a lower value is better")
-    examples: int
+    examples: int = Field(description="that were scored")
 
 
 class Floor(_Record):
@@ -134,6 +134,15 @@ class RunRecord(_Record):
     error: str | None = Field(None, description="one line, where status is failed, diverged or oom")
     processes: int = Field(1, description="the most that trained it together; equal to one up to rounding")
     files: dict[str, str] = Field(default={}, description="file name relative to the folder -> sha256")
+
+    @property
+    def gap_source(self) -> str | None:
+        """The training examples that the gap is taken from, in words; None without results."""
+        if self.results is None or self.data is None:
+            return None
+        drawn, size = self.results.train.examples, self.data.train
+        of_all = f"all {size:,}" if drawn >= size else f"a fixed sample of {drawn:,} of the {size:,}"
+        return f"{of_all} training examples"
 
 
 class Measured(_Record):

@@ -116,7 +116,8 @@ class _Forecasts:
         forecast = self.of(run)
         if forecast is None:
             return None
-        outputs = 4 * run.data.test * max(1, len(run.head.labels)) + 8 * run.data.train
+        losses = min(run.data.train, run.spec.evaluation.gap_samples)
+        outputs = 4 * run.data.test * max(1, len(run.head.labels)) + 8 * losses
         return forecast.disk_bytes + outputs + _HISTORY * run.steps, forecast.disk_bytes_running
 
 

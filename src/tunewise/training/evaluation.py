@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tunewise.errors import out_of_memory_noted
+from tunewise.methods.draws import sample
+from tunewise.spec import RunSpec
 from tunewise.store.answers import Answer
 from tunewise.store.records import Scores
 from tunewise.tasks.contract import Split, Task
@@ -60,6 +62,13 @@ def evaluate(
         examples=len(split),
     )
     return Evaluation(scores, outputs, labels, answers)
+
+
+def gap_sample(spec: RunSpec, task: Task) -> Split:
+    """The training examples that the gap is taken from, the same for all methods and seeds: all in their order, or a
+    random sample of `gap_samples`."""
+    count = spec.evaluation.gap_samples
+    return task.train if len(task.train) <= count else sample(task.train, count, spec.data.split_seed, "gap")
 
 
 def _outputs(model: nn.Module, task: Task, split: Split, batch_size: int, on_batch: Callable[[], None]) -> Tensor:

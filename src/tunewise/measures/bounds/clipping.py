@@ -17,7 +17,7 @@ from torch import Tensor
 from tunewise.measures.base import Values
 from tunewise.measures.finished import Check, FinishedRun
 from tunewise.store.names import PREDICTIONS, TRAIN_LOSSES
-from tunewise.training.evaluation import evaluate
+from tunewise.training.evaluation import evaluate, gap_sample
 
 
 def clip_range(classes: int) -> float:
@@ -60,7 +60,8 @@ def clipped_gap(train: NDArray[np.float64], test: NDArray[np.float64], loss_rang
 
 
 def losses_of(run: FinishedRun, check: Check) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Losses of all training and all test examples: from the run's predictions where they are kept, else computed."""
+    """Losses of the training examples that the gap is taken from, and of all test examples: from the run's predictions
+    where they are kept, else computed."""
     kept: dict[str, NDArray[np.float64]] = {}
     try:
         with np.load(run.folder / PREDICTIONS) as file:
@@ -70,7 +71,7 @@ def losses_of(run: FinishedRun, check: Check) -> tuple[NDArray[np.float64], NDAr
             kept["test"] = _losses(run, logits, labels)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         pass
-    for name, split in (("train", run.task.train), ("test", run.task.test)):
+    for name, split in (("train", gap_sample(run.spec, run.task)), ("test", run.task.test)):
         if len(kept.get(name, ())) != len(split):
             scored = evaluate(run.model, run.task, split, batch_size=4 * run.spec.training.batch_size, on_batch=check)
             kept[name] = _losses(run, scored.logits, scored.labels)

@@ -38,7 +38,8 @@ def section(data: Data) -> Section:
         "How much worse can a model be on new data, according to theory? The information-theoretic bound (arXiv "
         "2606.13767, Theorem 7) is on the expected gap and needs a bounded loss, so here every loss is clipped to "
         f"[0, {loss_range:.3g}] (chance, in nats): a gap is then at most {loss_range:.3g} in any case. The task head "
-        "is counted with the adapter, since it is trained on the same examples.",
+        "is counted with the adapter, since it is trained on the same examples. The measured train loss is that of "
+        f"{data.runs[0][0].gap_source}.",
         _how_vacuous(gaps, bounds, loss_range, data.first.facts.samples or 0),
         *_ranks(data),
     ]
