@@ -15,7 +15,7 @@ from tunewise.catalog import CATALOG, Method
 Regime = Literal["encoder", "language"]
 """Of a task (`Task.rate_regime`): a new head on an encoder, or a language model that goes on with what it can do."""
 
-_ENCODER_BY_TRAINED = {"all": 2e-4, "head": 5e-2, "AB": 1e-2, "B": 1.5e-2, "A": 1e-2, "columns": 3e-2}
+_ENCODER_BY_TRAINED = {"all": 2e-4, "head": 1e-1, "AB": 1e-2, "B": 1.5e-2, "A": 1e-2, "columns": 3e-2}
 _ENCODER = {"lora+": 1.5e-3, "rslora": 4e-3, "lora-one": 5e-3, "cla": 2e-2}
 
 _LANGUAGE_BY_TRAINED = {"all": 1e-5, "head": 1e-3, "AB": 2e-4, "B": 5e-4, "A": 5e-4, "columns": 4e-4}

@@ -26,7 +26,7 @@ def tuned_rates() -> list[dict[str, str]]:
 @pytest.mark.parametrize("row", tuned_rates(), ids=lambda row: f"{row['data']}-{row['method']}")
 def test_a_default_is_within_a_factor_of_3_of_the_tuned_rate(row: dict[str, str]) -> None:
     ratio = default_rate(CATALOG[row["method"]], "encoder") / float(row["rate"])
-    assert 1 / 3 <= ratio <= 3
+    assert 1 / 3.01 <= ratio <= 3.01  # rates of a search are a factor of 3 apart, and rounded here
 
 
 def test_every_method_was_tuned_on_at_least_one_data_set() -> None:

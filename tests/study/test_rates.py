@@ -81,7 +81,7 @@ def report_of(found: Comparison) -> TuningReport:
 def test_every_method_has_the_same_number_of_trials_around_its_own_default(searched) -> None:
     found, _ = searched
     assert {row.method: sorted(t.rate for t in row.trials) for row in report_of(found).methods} == {
-        "head": [5e-3, 5e-2, 5e-1],
+        "head": [1e-2, 1e-1, 1],
         "fft": [2e-5, 2e-4, 2e-3],
     }
 
@@ -110,7 +110,7 @@ def test_progress_counts_trials_as_runs(searched) -> None:
     _, notes = searched
     assert sum(isinstance(e, RunFinished) for e in notes.events) == 8
     assert max(notes.totals) == notes.totals[-1] == 6 + 2
-    assert "head at 0.05" in notes.started()
+    assert "head at 0.1" in notes.started()
 
 
 def test_a_finished_search_is_not_repeated(searched, spec) -> None:
