@@ -25,7 +25,7 @@ from tunewise.store.environment import environment
 from tunewise.store.files import follow_umask, full_disk_named
 from tunewise.store.folders import RunStore
 from tunewise.store.names import ANSWERS, PREDICTIONS, TRAIN_LOSSES
-from tunewise.store.records import Check, Floor, ModelFacts, Results, RunRecord, Status
+from tunewise.store.records import Check, ModelFacts, Results, RunRecord, Status
 from tunewise.tasks.build import build_task
 from tunewise.tasks.contract import Split, Task
 from tunewise.training import checkpoints
@@ -33,6 +33,7 @@ from tunewise.training.build import build_model, count_parameters
 from tunewise.training.context import RunContext
 from tunewise.training.evaluation import Evaluation, evaluate, gap_sample
 from tunewise.training.events import Listener, Phase, RunFinished, RunStarted
+from tunewise.training.floor import measure_floor
 from tunewise.training.harness import run_harness
 from tunewise.training.linearised import verify_linearised
 from tunewise.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -47,6 +48,7 @@ def run(
     task: Task | None = None,
     listener: Listener | None = None,
     track: Sequence[str] = (),
+    is_trial: bool = False,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunRecord:
     """Do a run, or what is missing of it, and return its record.
@@ -60,6 +62,7 @@ def run(
         task: The data set, where it is read already.
         listener: Receives events and may ask for a stop.
         track: Experiment trackers that the Trainer reports to.
+        is_trial: Whether validation alone counts, so that the untrained model is not scored on the test split.
         process_group: The processes that train this model together; each of them makes this call.
 
     Returns:
@@ -85,7 +88,7 @@ def run(
         processes = process_group.on_rank_zero(
             lambda: checkpoints.most_processes(folder / "checkpoints", process_group.world_size)
         )
-        outcome = _attempt(RunContext(spec, task, folder, listener, process_group, track))
+        outcome = _attempt(RunContext(spec, task, folder, listener, process_group, track, is_trial))
         gc.collect()  # layers and adapters refer to each other: without this the model stays in memory
         record = RunRecord(
             id=spec.id,
@@ -149,7 +152,7 @@ def _train_and_measure(model: nn.Module, context: RunContext) -> tuple[Results, 
     listener.on(RunStarted(spec.id, spec.method.label, spec.seed, context.total_steps, first_step))
     with tracked(context.track, spec, context.folder) as name:
         trainer = RunTrainer(model, context, name)
-        floor = _measure_floor(model, context)
+        floor = measure_floor(context, lambda: _evaluate_test(model, context))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     process_group.raise_if_stopped(listener)
 
@@ -191,20 +194,6 @@ def _evaluate_test(model: nn.Module, context: RunContext) -> tuple[Evaluation, s
     harness = run_harness(model, task, 4 * context.spec.training.batch_size)
     lower_is_better = [*task.lower_is_better, *harness.lower_is_better]
     return test.extended(harness.metrics, harness.answers), harness.metric, lower_is_better
-
-
-def _measure_floor(model: nn.Module, context: RunContext) -> dict[str, Floor]:
-    """The test metrics of no learning; `model` is untrained."""
-    task = context.task
-    floor = {key: Floor(score=v, of="best constant prediction") for key, v in task.constant_scores(task.test).items()}
-    if not task.has_trained_head:
-        return floor
-    test, _, lower_is_better = _evaluate_test(model, context)
-    for key, score in test.scores.metrics.items():
-        sign = -1 if key in lower_is_better else 1
-        if key not in floor or sign * score >= sign * floor[key].score:
-            floor[key] = Floor(score=score, of="untrained model")
-    return floor
 
 
 def _prepare_folder(context: RunContext) -> Path | None:

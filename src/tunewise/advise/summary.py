@@ -148,7 +148,7 @@ def summarise(
     on_metric = {c.name: c for c in compare_to_reference(metrics, reference, higher, resolution=resolution)}
     on_gap = {c.name: c for c in compare_to_reference(gaps, reference, False)}
     rows = {row.method: row for row in costs.rows} if costs else {}
-    floor = finished[0][1].floor.get(metric) if finished else None
+    floor = next((results.floor[metric] for _, results in finished if metric in results.floor), None)  # trials: none
     searches = {search.method: search for search in tuning.methods} if tuning else {}
     disagreeing = _disagreeing(metrics, floor, items if higher else None, higher)
 

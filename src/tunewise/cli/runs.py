@@ -70,7 +70,7 @@ def runs_gc(
         flags.Switch, Parameter(help="Also unfinished runs with checkpoints; they start from step 0 again.")
     ] = False,
     caches: Annotated[
-        flags.Switch, Parameter(help="Also what measures cache of base models; it is computed again when needed.")
+        flags.Switch, Parameter(help="Also what is cached of base models; it is computed again when needed.")
     ] = False,
 ) -> None:
     """Remove what is not needed any more."""

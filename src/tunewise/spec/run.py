@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -83,6 +83,18 @@ class RunSpec(Frozen):
     @property
     def id(self) -> str:
         """First 16 hex digits of the sha256 of everything that decides the result (digests in, paths out)."""
+        return content_hash(self._content())
+
+    @property
+    def untrained_id(self) -> str:
+        """The same for runs that score alike on the test split before they are trained, if their methods do."""
+        content = self._content()
+        scored = {key: content.get(key) for key in ("task", "model", "data", "metric", "evaluation", "protocol")}
+        training = {key: content["training"][key] for key in ("batch_size", "max_length", "linearised")}
+        return content_hash({**scored, "training": training})
+
+    def _content(self) -> dict[str, Any]:
+        """Everything that decides the result."""
         content = self.model_dump(
             mode="json", exclude={"default_rate": True, "data": {"notes"}, "training": {"learning_rate", "save_every"}}
         )
@@ -103,7 +115,7 @@ class RunSpec(Frozen):
         content["learning_rate"] = self.learning_rate
         content["training"]["weight_decay"] = self.weight_decay
         content["protocol"] = PROTOCOL
-        return content_hash(content)
+        return content
 
 
 def _without_folder(path: str | None) -> str | None:

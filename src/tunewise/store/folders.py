@@ -8,6 +8,7 @@ runs/<run id>/predictions.npz   test logits and labels, losses of the gap's trai
 runs/<run id>/predictions.jsonl  where answers are generated: prompt, reference, prediction and scores of each
 runs/<run id>/checkpoints/      while it is running, to continue after a stop
 runs/.locks/<run id>           locked by the process that has the run
+runs/cache/                     what several runs need: floors, and intermediate results of measures
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def leftovers(store: RunStore, *, unfinished: bool = False, caches: bool = False
     """What may go, by path. Nothing of a run that is locked now is included.
 
     The options add what costs something to make again: unfinished runs that could continue from a checkpoint, and
-    what measures cache of base models.
+    what is cached of base models.
     """
     by_path: dict[Path, Leftover] = {}
     for run_id in store.ids():
@@ -60,7 +60,7 @@ def leftovers(store: RunStore, *, unfinished: bool = False, caches: bool = False
         )
         by_path.update((leftover.path, leftover) for leftover in of_run)
     if caches and (cache := store.root / "cache").is_dir():
-        by_path[cache] = Leftover(cache, "cached for measures; made again when needed", disk_size(cache))
+        by_path[cache] = Leftover(cache, "cached of base models; made again when needed", disk_size(cache))
     for folder in [*store.root.glob("compare-*"), store.root / "costs", store.root / "cache"]:
         by_path.update((leftover.path, leftover) for leftover in _scratch(folder, None))
     if (trash := store.root / TRASH).is_dir():

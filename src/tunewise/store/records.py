@@ -33,6 +33,13 @@ class Floor(_Record):
     of: Literal["best constant prediction", "untrained model"]
 
 
+class FloorReport(_Record):
+    """What runs of one model, data set and way of scoring have in common, kept for all of them."""
+
+    schema_version: int = SCHEMA
+    floors: dict[str, Floor] = Field(description="by test metric")
+
+
 class EpochLosses(_Record):
     epoch: float = Field(description="passes over the training data before the evaluation")
     train: float | None = Field(description="mean over the steps since the last one, dropout on and weights moving")

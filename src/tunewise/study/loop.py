@@ -73,7 +73,7 @@ class _Loop:
                 self.locked.append(run)
                 continue
             self.monitor.begin(run)
-            self.executor.start(Job(run.spec, self.track))
+            self.executor.start(Job(run.spec, self.track, self.policy.asks_for_trials))
 
     def _finish(self, end: JobEnd) -> None:
         attempt, error = self.monitor.running[end.run_id], end.error

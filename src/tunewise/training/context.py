@@ -28,6 +28,7 @@ class RunContext:
     listener: Listener
     process_group: ProcessGroup = SINGLE_PROCESS
     track: Sequence[str] = ()
+    is_trial: bool = False
 
     @property
     def total_steps(self) -> int:

@@ -25,6 +25,7 @@ class Job:
 
     run: RunSpec
     track: tuple[str, ...] = ()
+    is_trial: bool = False
 
 
 class RemoteTraceback(Exception):
@@ -103,7 +104,7 @@ class Executor(ABC):
 def do_job(job: Job, store: RunStore, listener: Listener, *, remote: bool = False) -> JobEnd:
     """Do a run in this process; `remote`: for another process, so that the error can be sent there."""
     try:
-        run(job.run, store, listener=listener, track=job.track)
+        run(job.run, store, listener=listener, track=job.track, is_trial=job.is_trial)
     except Exception as error:  # noqa: BLE001 - the loop decides what an error means to the study
         return JobEnd.to_send(job.run.id, error) if remote else JobEnd(job.run.id, error)
     return JobEnd(job.run.id)

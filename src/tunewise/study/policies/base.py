@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from tunewise.store.records import RunRecord
 from tunewise.study.plan import PlannedRun
@@ -15,6 +16,9 @@ class Policy(ABC):
     for those that are done, so a study that was stopped goes on.
     A study is over when `ask` returns nothing while no run is under way.
     """
+
+    asks_for_trials: ClassVar[bool] = False
+    """Whether its runs are judged on validation alone."""
 
     @abstractmethod
     def ask(self) -> list[PlannedRun]:

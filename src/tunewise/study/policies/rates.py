@@ -28,6 +28,8 @@ class RatePolicy(Policy):
     from an end, closer around the best elsewhere. Raises `SpecError` where every method's rate is given.
     """
 
+    asks_for_trials = True
+
     def __init__(self, plan: Plan, store: RunStore) -> None:
         assert plan.spec.tuning is not None
         self.plan = plan
