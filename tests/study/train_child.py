@@ -1,12 +1,15 @@
 """A process that trains a few steps and prints how far its resident memory rose: the truth that forecasts are held to.
 
-python train_child.py MODEL METHOD BATCH LENGTH TARGETS
+python train_child.py MODEL METHOD BATCH LENGTH TARGETS [SETTINGS], the last in JSON: `dtype`, `quantization`,
+`checkpointing`, `accumulation`, `optimizer`.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -27,6 +30,14 @@ def config_of(name):
             num_attention_heads=16,
             num_key_value_heads=4,
             vocab_size=32000,
+        ),
+        "small-llama": lambda: LlamaConfig(
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=4,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            vocab_size=16000,
         ),
         "vit": lambda: ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536),
     }
@@ -49,7 +60,7 @@ def miniature_of(name):
 def task_of(name):
     from tunewise.tasks.build import task_class
 
-    return task_class({"gpt2": "causal", "llama": "causal", "vit": "image"}.get(name, "text"))
+    return task_class({"gpt2": "causal", "llama": "causal", "small-llama": "causal", "vit": "image"}.get(name, "text"))
 
 
 def head_of(name):
@@ -63,7 +74,7 @@ def status(key):
     raise KeyError(key)
 
 
-def main(name, method, batch, length, targets):
+def main(name, method, batch, length, targets, **settings):
     import torch
 
     from tunewise.measures.cost.peak_memory import give_back_freed_blocks
@@ -71,29 +82,65 @@ def main(name, method, batch, length, targets):
     give_back_freed_blocks()  # as the cost probe measures it
     torch.set_num_threads(1)
     # The libraries' own first-use memory is theirs, not the training's: a miniature is trained before the count.
-    train(miniature_of(name), head_of(name), method, 2, 16, targets)
+    train(miniature_of(name), head_of(name), method, 2, 16, targets, **settings)
     gc.collect()
     before = status("VmRSS")
-    train(config_of(name), head_of(name), method, batch, length, targets)
+    train(config_of(name), head_of(name), method, batch, length, targets, **settings)
     print(status("VmHWM") - before)
 
 
-def train(config, head, method, batch, length, targets):
+def load(config, head, dtype, quantization):
+    """Random weights, loaded from a folder where they are quantized; what loading takes besides is not counted."""
     import torch
 
-    from tunewise.catalog import CATALOG
-    from tunewise.methods.attach import attach
-    from tunewise.methods.chain import restart
+    from tunewise.measures.cost.peak_memory import _reset_peak
     from tunewise.models.head import prepare
-    from tunewise.training.optimizers import optimizer
+    from tunewise.models.load import load_model
+    from tunewise.spec import ModelSpec
+
+    model = head.model_class.from_config(config, dtype=getattr(torch, dtype))
+    if quantization == "none":
+        prepare(model, head)
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        del model
+        model = load_model(ModelSpec(path=folder, dtype=dtype, quantization=quantization), head, seed=0)
+        for parameter in model.parameters():
+            if parameter.is_floating_point():  # else all pages of the file stay mapped, those of quantized layers too
+                parameter.data = parameter.data.clone()
+    gc.collect()
+    _reset_peak()
+    return model
+
+
+def train(
+    config,
+    head,
+    method,
+    batch,
+    length,
+    targets,
+    *,
+    dtype="float32",
+    quantization="none",
+    checkpointing=False,
+    accumulation=False,
+    optimizer="adamw",
+):
+    import torch
+
+    import tunewise
+    from tunewise.catalog import CATALOG
 
     for key, value in head.config().items():
         setattr(config, key, value)
     config.pad_token_id = getattr(config, "pad_token_id", None) or 0
-    model = head.model_class.from_config(config)
-    prepare(model, head)
-    model = attach(model, method, rank=8, targets=targets, seed=0).train()
-    steps = optimizer(model, lr=1e-4)
+    model = load(config, head, dtype, quantization)
+    model = tunewise.attach(model, method, rank=8, targets=targets, seed=0).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    steps = tunewise.optimizer(model, lr=1e-4, kind=optimizer)
     if "Image" in head.auto_class:
         inputs = {"pixel_values": torch.randn(batch, 3, 224, 224), "labels": torch.zeros(batch, dtype=torch.long)}
     else:
@@ -105,12 +152,13 @@ def train(config, head, method, batch, length, targets):
     chain = CATALOG[method].chain
     for link in range(1 if chain is None else chain.links):
         if link:
-            restart(model)
+            tunewise.restart(model)
         for _ in range(2 if chain is None else 1):
-            model(**inputs).loss.backward()
+            for _ in range(1 + accumulation):
+                model(**inputs).loss.backward()
             steps.step()
             steps.zero_grad(set_to_none=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(*sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], **json.loads((sys.argv[6:] or ["{}"])[0]))

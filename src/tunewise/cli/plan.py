@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from tunewise.study.forecast_step import StepSettings
 
 
-@flags.spec_flags(StudySpec, only=("model", "task", "methods", "rank", "targets", "batch_size"))
+_MODEL = ("model", "dtype", "quantization")
+_TRAINING = ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optimizer")
+
+
+@flags.spec_flags(StudySpec, only=(*_MODEL, "task", "methods", "rank", "targets", *_TRAINING))
 def plan(
     given: flags.Given,
     *,
     labels: Annotated[flags.Count, Parameter(help="Classes of the task head.")] = 2,
     samples: Annotated[flags.Count | None, Parameter(help="Training examples, for the theory's bounds.")] = None,
-    length: Annotated[flags.Count | None, Parameter(help="Tokens of an example; at most 128 unless given.")] = None,
-    dtype: Annotated[Literal["fp32", "bf16"], Parameter(help="Of the frozen weights and activations.")] = "fp32",
-    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Device that the attention kernels run on.")] = "cpu",
-    gradient_checkpointing: Annotated[
-        flags.Switch, Parameter(help="Activations are computed again in the backward pass.")
-    ] = False,
+    length: Annotated[
+        flags.Count | None, Parameter(help="Tokens of an example; the max_length of runs unless given.")
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, Parameter(help="Device of the runs; this machine's unless given.")
+    ] = None,
     spec: flags.SpecFile = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -37,32 +41,34 @@ def plan(
     content = merge_specs(load_yaml(spec) if spec else {}, given)
     if not content.get("model"):
         raise SpecError("'model' is missing: give --model or a --spec file")
-    keys = ("model", "methods", "rank", "alpha", "targets")
+    keys = ("model", "methods", "rank", "alpha", "targets", "training")
     study = parse(
         StudySpec, {"data": "-", "methods": ",".join(CATALOG)} | {k: content[k] for k in keys if k in content}
     )
-    training = content.get("training") or {}
     data = content.get("data")
     size = data.get("train_size") if isinstance(data, dict) else None
     samples = samples or (size if isinstance(size, int) else None)  # a share says nothing without the data
 
+    import torch
+
     from tunewise.models.load import load_config
-    from tunewise.study.forecast import forecast_methods
-    from tunewise.tasks.build import detect_model_task, task_class
+    from tunewise.study.forecast import forecast_methods, step_settings
+    from tunewise.tasks.build import detect_model_task, task_class, with_length, with_targets
 
     config = load_config(study.model)
     task = task_class(content.get("task") or detect_model_task(config))
     head = task.make_head([f"label {i}" for i in range(labels)])
-    methods = study.methods
-    if head.pretrained and "methods" not in content:  # a language model has no task head to train alone
-        methods = [method for method in methods if method.name != "head"]
-    longest = getattr(config, "max_position_embeddings", None) or 128
+    methods = [with_targets(method, task) for method in study.methods]
+    if "methods" not in content:  # all that there are for this model
+        unfit = (["head"] if head.pretrained else []) + (["fft"] if study.model.quantization != "none" else [])
+        methods = [method for method in methods if method.name not in unfit]
+    longest = getattr(config, "max_position_embeddings", None) or task.default_length
+    is_given = "max_length" in study.training.model_fields_set
+    usual = with_length(study.training, task).max_length
     settings: StepSettings = {
-        "batch": training.get("batch_size", 16),
-        "length": length or training.get("max_length") or min(128, longest),
-        "dtype": dtype,
-        "device": device,
-        "checkpointing": gradient_checkpointing,
+        **step_settings(study.model, study.training, device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        "batch": study.training.batch_size,
+        "length": length or (usual if is_given else min(usual, longest)),
     }
     rows = forecast_methods(config, task, head, methods, samples=samples, **settings)
     if as_json:
@@ -95,7 +101,7 @@ def _show(rows: list[MethodForecast], settings: StepSettings, samples: int | Non
 def _explanations(rows: list[MethodForecast], settings: StepSettings, samples: int | None) -> list[str]:
     from tunewise.study.forecast import describe_overhead
 
-    size = f"batches of {settings['batch']} x {settings['length']} tokens, {settings['dtype']}, AdamW"
+    size = f"batches of {settings['batch']} x {settings['length']} tokens, {_describe_settings(settings)}"
     links = ""
     if any(row.link_bytes for row in rows):
         links = "A chain is counted in its last link, which holds W0's values under the links before it. "
@@ -123,3 +129,12 @@ def _explanations(rows: list[MethodForecast], settings: StepSettings, samples: i
                 f"from {ranks.rank_for_generic_features} on (arXiv 2605.03724)."
             )
     return paragraphs
+
+
+def _describe_settings(settings: StepSettings) -> str:
+    """'bfloat16, weights in nf4, gradient checkpointing, adamw_8bit'."""
+    quantization = settings["quantization"]
+    parts: list[str] = [settings["dtype"]]
+    parts += [f"weights in {quantization}"] if quantization != "none" else []
+    parts += ["gradient checkpointing"] if settings["checkpointing"] else []
+    return ", ".join([*parts, settings["optimizer"]])

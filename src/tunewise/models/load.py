@@ -77,20 +77,23 @@ def pinned_model(spec: ModelSpec) -> ModelSpec:
     """The model with what its result depends on written out: the dtype, and the commit of a hub model."""
     model_folder(spec)  # raises for what is no model
     commit = None if _local_path(spec) is not None else _from_hub(spec).commit
-    return spec.model_copy(update={"revision": commit or spec.revision, "dtype": _dtype_name(spec)})
+    return spec.model_copy(
+        update={"revision": commit or spec.revision, "dtype": dtype_name(spec, on_gpu=torch.cuda.is_available())}
+    )
 
 
 def torch_dtype(spec: ModelSpec) -> torch.dtype:
     """The dtype of the weights: the one that the spec names; for auto the checkpoint's own on a GPU, fp32 on a CPU."""
-    dtype: torch.dtype = getattr(torch, _dtype_name(spec))
+    dtype: torch.dtype = getattr(torch, dtype_name(spec, on_gpu=torch.cuda.is_available()))
     return dtype
 
 
-def _dtype_name(spec: ModelSpec) -> Literal["float32", "bfloat16", "float16"]:
+def dtype_name(spec: ModelSpec, *, on_gpu: bool) -> Literal["float32", "bfloat16", "float16"]:
+    """The name of the dtype of the weights on a device."""
     if spec.dtype != "auto":
         return spec.dtype
     own = str(getattr(load_config(spec), "dtype", None) or "float32").removeprefix("torch.")
-    return own if torch.cuda.is_available() and own in ("bfloat16", "float16") else "float32"  # type: ignore[return-value]
+    return own if on_gpu and own in ("bfloat16", "float16") else "float32"  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=8)

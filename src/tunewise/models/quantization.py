@@ -6,7 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,14 @@ from tunewise.errors import ModelError, first_line
 from tunewise.locate import cache_folder, digest
 from tunewise.spec import ModelSpec
 
+Quantization = Literal["nf4", "fp4", "int8"]
+
 _INSTALL = 'pip install "tunewise[llm]"'
+
+
+def unquantized_modules(head: Sequence[str]) -> list[str]:
+    """Names of linear layers that stay as they are: those of a task head, and the output layer over the vocabulary."""
+    return [*head, "lm_head"]
 
 
 def quantization_options(spec: ModelSpec, head: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
@@ -37,7 +44,7 @@ def quantization_options(spec: ModelSpec, head: Sequence[str], dtype: torch.dtyp
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": dtype,
         }
-    return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=[*head, "lm_head"], **options)}
+    return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=unquantized_modules(head), **options)}
 
 
 def keep_weights_packed_once(model: nn.Module) -> None:

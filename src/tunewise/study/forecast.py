@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tunewise.catalog import get_method
 from tunewise.models.head import Head
-from tunewise.spec import MethodSpec
-from tunewise.study.forecast_step import Dtype, Step, StepSettings, StepSetup, equivalent_method, forecast_step
+from tunewise.models.load import dtype_name
+from tunewise.spec import MethodSpec, ModelSpec, TrainingSpec
+from tunewise.study.forecast_step import Step, StepSettings, StepSetup, equivalent_method, forecast_step
 from tunewise.tasks.contract import Task
 from tunewise.theory import (
     information_bound,
@@ -19,10 +20,6 @@ from tunewise.theory import (
     rank_without_spurious_minima,
     trained_parameters,
 )
-
-ADAM = 2
-"""Moments that AdamW keeps of each trained number, in its dtype."""
-
 
 PROCESS_BYTES = 500 * 2**20
 """About what Python, torch, transformers and peft take in a CPU process, whatever is trained."""
@@ -76,6 +73,18 @@ class MethodForecast(BaseModel):
     rank_for_generic_features: int | None
 
 
+def step_settings(model: ModelSpec, training: TrainingSpec, device: Literal["cpu", "cuda"]) -> StepSettings:
+    """How a spec's steps are computed, without their batches."""
+    return {
+        "dtype": dtype_name(model, on_gpu=device == "cuda"),
+        "quantization": model.quantization,
+        "device": device,
+        "checkpointing": training.gradient_checkpointing,
+        "accumulation": training.gradient_accumulation_steps > 1,
+        "optimizer": training.optimizer,
+    }
+
+
 def forecast_methods(
     config: object,
     task: type[Task],
@@ -95,15 +104,16 @@ def forecast_methods(
         key = stand_in.model_dump_json()
         if key not in steps:
             steps[key] = forecast_step(setup, stand_in)
-        forecasts.append(_forecast_method(method, steps[key], head, samples, setup.dtype))
+        forecasts.append(_forecast_method(method, steps[key], head, samples, setup))
     return forecasts
 
 
-def _forecast_method(method: MethodSpec, step: Step, head: Head, samples: int | None, dtype: Dtype) -> MethodForecast:
+def _forecast_method(
+    method: MethodSpec, step: Step, head: Head, samples: int | None, setup: StepSetup
+) -> MethodForecast:
     row = get_method(method.name)
-    optimizer = ADAM * step.gradients
-    links_kept = _kept_of_links(method, step, dtype)
-    total = step.weights + optimizer + links_kept + step.working
+    links_kept = _kept_of_links(method, step, folded=setup.dtype == "float32" and setup.quantization == "none")
+    total = step.weights + step.optimizer + links_kept + step.working
     stored = _stored(method, step)
     outputs = head.outputs or 1
     by_table = row.adapts and not row.passed_through  # else as counted
@@ -120,14 +130,14 @@ def _forecast_method(method: MethodSpec, step: Step, head: Head, samples: int | 
         memory_bytes=round(total),
         weight_bytes=round(step.weights),
         gradient_bytes=round(step.gradients),
-        optimizer_bytes=round(optimizer),
+        optimizer_bytes=round(step.optimizer),
         link_bytes=round(links_kept),
         activation_bytes=round(step.kept),
         temporary_bytes=round(max(0.0, step.working - step.kept)),
         coverage=step.coverage.describe() if step.coverage else "",
         start=row.describe_start(method.rank),
         disk_bytes=round(stored),
-        disk_bytes_running=round(2 * stored + 3 * (stored + optimizer)),
+        disk_bytes_running=round(2 * stored + 3 * (stored + step.optimizer)),
         information_bound=float(information_bound(int(bounded), samples)) if samples and bounded else None,
         rank_for_existence=int(rank_for_existence(outputs, samples)) if thresholds and samples else None,
         rank_without_spurious_minima=(
@@ -145,14 +155,13 @@ def _links(method: MethodSpec) -> int:
     return method.links or (2 if method.restart_every else row.chain.links if row.chain else None) or 1
 
 
-def _kept_of_links(method: MethodSpec, step: Step, dtype: Dtype) -> float:
+def _kept_of_links(method: MethodSpec, step: Step, *, folded: bool) -> float:
     """Bytes that the last link of a chain holds beyond what a first link does: the factors of the links before it
     (fp32), and W0's values where those are folded into the weights (`methods.adapters.fold`): all of them under
-    low-rank links, the touched columns under columns. Weights in bf16 are not folded into."""
+    low-rank links, the touched columns under columns. Only weights in fp32 are folded into."""
     row, finished = get_method(method.name), _links(method) - 1
     if not row.adapts or not finished:
         return 0.0
-    folded = dtype == "fp32"
     total = 0.0
     for outputs, inputs in step.shapes:
         if row.trained in ("AB", "B") and row.where == "random":

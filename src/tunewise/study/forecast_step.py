@@ -14,16 +14,21 @@ from torch import Tensor, nn
 from tunewise.catalog import get_method
 from tunewise.errors import ModelError
 from tunewise.methods.attachment import attachment
-from tunewise.models.head import Head, prepare
+from tunewise.models.head import Head, head_modules, keep_in_fp32, prepare
 from tunewise.spec import MethodSpec
 from tunewise.store.records import Coverage
 from tunewise.study.live_memory import LiveMemory, fused_kernels
+from tunewise.study.quantized_step import quantize, stored_bytes
 from tunewise.tasks.contract import Task
 from tunewise.training.build import attach_method, count_parameters
+from tunewise.training.optimizers import OptimizerName
 
-Dtype = Literal["fp32", "bf16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Dtype = Literal["float32", "bfloat16", "float16"]
 
+_MOMENTS = 2
+"""Of AdamW, of each trained number."""
+_LEAST_IN_8_BITS = 4096
+"""Numbers of a tensor from which on the moments of bitsandbytes are in 8 bits, with an fp32 scale for 256 of them."""
 DEEP = 5
 """From this many layers on, two shallow models are stepped and extrapolated."""
 
@@ -34,8 +39,11 @@ class StepSettings(TypedDict, total=False):
     batch: int
     length: int
     dtype: Dtype
+    quantization: Literal["none", "nf4", "fp4", "int8"]
     device: Literal["cpu", "cuda"]
     checkpointing: bool
+    accumulation: bool
+    optimizer: OptimizerName
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,13 @@ class StepSetup:
     head: Head
     batch: int = 16
     length: int = 128
-    dtype: Dtype = "fp32"
+    dtype: Dtype = "float32"
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
     device: Literal["cpu", "cuda"] = "cpu"
     checkpointing: bool = False
+    accumulation: bool = False
+    """Whether gradients of batches before it are there when a batch is computed."""
+    optimizer: OptimizerName = "adamw"
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,7 @@ class Step:
     head: float
     weights: float
     gradients: float
+    optimizer: float
     kept: float
     """Live between forward and backward: what autograd keeps, and the output."""
     forward_peak: float
@@ -112,7 +125,7 @@ def _shallow(config: object, depth: int | None) -> object:
 
 def _simulate(setup: StepSetup, method: MethodSpec) -> Step:
     schedule = {"peft_options": {"total_step": 1000}} if method.name == "peft:adalora" else {}  # it changes no size
-    base = _meta(setup.config, setup.head, _DTYPES[setup.dtype])
+    base = _meta(setup)
     inputs = setup.task.sample_inputs(base, setup.head, setup.batch, setup.length)
     model = attach_method(base, method, seed=0, **schedule)
     attached = attachment(model)
@@ -122,11 +135,11 @@ def _simulate(setup: StepSetup, method: MethodSpec) -> Step:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     try:
-        live, kept, forward_peak = _step(model, inputs, setup.device)
+        live, kept, forward_peak = _step(model, inputs, setup)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         try:  # BLOOM and others read a mask of two dimensions only, and make one where they are given none
             unmasked = {key: value for key, value in inputs.items() if key != "attention_mask"}
-            live, kept, forward_peak = _step(model, unmasked, setup.device)
+            live, kept, forward_peak = _step(model, unmasked, setup)
         except (RuntimeError, NotImplementedError, ValueError):
             reason = str(error).strip().splitlines()[0][:160]
             raise ModelError(
@@ -134,34 +147,47 @@ def _simulate(setup: StepSetup, method: MethodSpec) -> Step:
             ) from None
     batch_bytes = sum(t.numel() * t.element_size() for t in inputs.values())
     trained = [p for p in model.parameters() if p.requires_grad]
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    gradients = sum(p.numel() * p.element_size() for p in trained)
+    before = batch_bytes + (gradients if setup.accumulation else 0)
     return Step(
         parameters=facts.parameters,
         trainable=facts.trainable,
         adapter=facts.adapter,
         head=facts.head,
-        weights=sum(t.numel() * t.element_size() for t in tensors.values()),
-        gradients=sum(p.numel() * p.element_size() for p in trained),
+        weights=stored_bytes(model),
+        gradients=gradients,
+        optimizer=sum(_optimizer_bytes(p, setup.optimizer) for p in trained),
         kept=kept,
-        forward_peak=batch_bytes + forward_peak,
-        peak=batch_bytes + live.peak,
+        forward_peak=before + forward_peak,
+        peak=before + live.peak,
         shapes=tuple((t.out_features, t.in_features) for t in attached.targets),
         coverage=facts.coverage,
     )
 
 
-def _step(model: nn.Module, inputs: Mapping[str, Tensor], device: str) -> tuple[LiveMemory, int, int]:
+def _optimizer_bytes(parameter: Tensor, optimizer: OptimizerName) -> float:
+    if optimizer == "adamw":
+        return _MOMENTS * parameter.numel() * parameter.element_size()
+    return _MOMENTS * parameter.numel() * (4.0 if parameter.numel() < _LEAST_IN_8_BITS else 1 + 4 / 256)
+
+
+def _step(model: nn.Module, inputs: Mapping[str, Tensor], setup: StepSetup) -> tuple[LiveMemory, int, int]:
     """Forward and backward: what was counted, and the bytes kept in between and at the peak of the forward."""
     model.zero_grad()
     live = LiveMemory()
-    with fused_kernels(dropout_is_fused=device == "cuda"), live:
-        loss = model(**inputs).loss
-        kept, forward_peak = live.now, live.peak
-        loss.backward()
+    with fused_kernels(dropout_is_fused=setup.device == "cuda"):
+        if setup.accumulation:
+            model(**inputs).loss.backward()
+        with live:
+            loss = model(**inputs).loss
+            kept, forward_peak = live.now, live.peak
+            loss.backward()
     return live, kept, forward_peak
 
 
-def _meta(config: object, head: Head, dtype: torch.dtype) -> nn.Module:
+def _meta(setup: StepSetup) -> nn.Module:
+    """The base model as it is loaded."""
+    config, head, dtype = setup.config, setup.head, getattr(torch, setup.dtype)
     padding = getattr(config, "pad_token_id", None) or 0
     # No cache of keys and values, which no training step keeps.
     for key, value in {**head.config(), "pad_token_id": padding, "use_cache": False}.items():
@@ -173,6 +199,9 @@ def _meta(config: object, head: Head, dtype: torch.dtype) -> nn.Module:
         raise ModelError(
             f"{type(config).__name__} can't be made {head.description}: {str(error).splitlines()[0]}"
         ) from None
+    if setup.quantization != "none":
+        quantize(model, dtype, setup.quantization)
+    keep_in_fp32(model, head_modules(model))
     prepare(model, head)
     return model
 

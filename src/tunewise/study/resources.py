@@ -22,8 +22,8 @@ from tunewise.spec import ExecutionOptions, MethodSpec, ModelSpec
 from tunewise.store.files import size
 from tunewise.store.folders import RunStore
 from tunewise.study.executors.ray import fits
-from tunewise.study.forecast import MethodForecast, forecast_methods
-from tunewise.study.forecast_step import equivalent_method
+from tunewise.study.forecast import MethodForecast, forecast_methods, step_settings
+from tunewise.study.forecast_step import StepSettings, equivalent_method
 from tunewise.study.plan import Plan, PlannedRun
 from tunewise.study.policies.rates import apply_known_rates
 from tunewise.text_format import pluralize
@@ -93,12 +93,13 @@ class _Forecasts:
         self, run: PlannedRun, batch: int | None = None, length: int | None = None, rank: int | None = None
     ) -> MethodForecast | None:
         """With these settings in place of the run's own."""
-        spec = run.spec
+        spec, training = run.spec, run.spec.training
         changes = {"links": spec.links, "restart_every": None, "rank": rank or spec.method.rank}
         method = spec.method.model_copy(update=changes)
-        batch, length = batch or spec.training.batch_size, length or run.length
+        batch, length = batch or training.batch_size, length or run.length
         stand_in = equivalent_method(method).model_dump_json()
-        key = f"{spec.model} {run.head} {stand_in} {method.links} {method.name} {batch} {length}"
+        steps = f"{training.gradient_checkpointing} {training.gradient_accumulation_steps} {training.optimizer}"
+        key = f"{spec.model} {run.head} {stand_in} {method.links} {method.name} {batch} {length} {steps}"
         if key not in self._cache:
             self._cache[key] = _forecast(run, method, batch, length)
         return self._cache[key]
@@ -132,8 +133,13 @@ def _forecast(run: PlannedRun, method: MethodSpec, batch: int, length: int) -> M
     if isinstance(longest, int) and longest > 0:
         length = min(length, longest)
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    settings: StepSettings = {
+        **step_settings(run.spec.model, run.spec.training, device),
+        "batch": batch,
+        "length": length,
+    }
     try:
-        (forecast,) = forecast_methods(config, run.task, run.head, [method], batch=batch, length=length, device=device)
+        (forecast,) = forecast_methods(config, run.task, run.head, [method], **settings)
     except ModelError:  # a model that can't be stepped without weights: nothing is known, so nothing refused
         return None
     return forecast
