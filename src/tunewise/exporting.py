@@ -20,6 +20,7 @@ from tunewise.methods.tied import untie_adapted
 from tunewise.methods.verify import TOLERANCE, logits_of
 from tunewise.models.layers import linear_layers
 from tunewise.models.load import quiet_loading
+from tunewise.models.quantization import is_fp32, to_fp32
 from tunewise.store.files import follow_umask
 
 Form = Literal["lora", "merged"]
@@ -63,7 +64,7 @@ def export(
         out: the folder to write; must not exist.
         base: for `merged`: the base model, which is changed.
         batch: for `merged`: inputs on which merged and unmerged logits are compared.
-        dtype: for `merged`: the precision to write, the base's own unless given.
+        dtype: for `merged`: the precision to write, the base's own unless given. A quantized base is dequantized.
 
     Returns:
         An `Exported`: `path`, `size`, `max_logit_difference`, `update_error`, and a `warning` or None.
@@ -110,6 +111,10 @@ def export(
 def _write_merged(
     source: Path, base: nn.Module, folder: Path, batch: Mapping[str, Tensor] | None, dtype: torch.dtype | None
 ) -> tuple[float | None, float | None]:
+    if not is_fp32(base):  # a merge in fewer bits would be rounded before it can be checked
+        dtype = dtype or _dtype_of(base)
+        base = to_fp32(base)
+        batch = batch and {key: x.float() if x.is_floating_point() else x for key, x in batch.items()}
     before = {name: _weight(module) for name, module in linear_layers(base).items()}
     model = load(base, source).eval()
     expected = None if batch is None else logits_of(model, batch)
@@ -153,6 +158,11 @@ def _update_error(
         lost += float(((after[name] - start - dw) ** 2).sum())
         total += float((dw**2).sum())
     return (lost / total) ** 0.5 if total > 0 else None
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """The precision that most weights are used in: of packed ones the one that they are dequantized to."""
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
 def _weight(module: Any) -> Tensor:

@@ -63,6 +63,8 @@ def _show_plan(plan: Plan, store: RunStore, options: ExecutionOptions, console: 
         console.print(f"{path}: {size}{labels}", markup=False, soft_wrap=True)
         for note in facts.notes:
             console.print(f"  - {note}", style="yellow" if note.startswith("Warning") else "dim", markup=False)
+    if plan.spec.model.dtype == "bfloat16" and any(run.spec.method.name == "fft" for run in plan.runs):
+        console.print("  - fft in bfloat16: updates below a 256th of a weight are lost; --dtype float32 keeps them.")
     if plan.spec.tuning is not None:
         from tunewise.study.policies.rates import RatePolicy
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from tunewise.methods.loading import restore
+from tunewise.methods.loading import load, restore
+from tunewise.models.quantization import is_fp32, to_fp32
 from tunewise.spec import RunSpec
 from tunewise.store.records import RunRecord
 from tunewise.tasks.contract import Task
@@ -47,6 +49,16 @@ class FinishedRun:
     def base(self) -> nn.Module:
         """The base model with the untrained head that the run started from, nothing attached; eval mode."""
         return self.task.load_model(self.spec.seed).eval()
+
+    @cached_property
+    def base_in_fp32(self) -> nn.Module:
+        """The base model with the weights that it computes with as fp32; itself where it has them so."""
+        return self.base if is_fp32(self.base) else to_fp32(self.task.load_model(self.spec.seed)).eval()
+
+    def load_in_fp32(self, *, trainable: bool = False) -> Any:
+        """A new model of the selected epoch on a dequantized, widened base: what is fine in bf16 and 4 bits for logits
+        is too coarse for derivatives, and a merge would be rounded."""
+        return load(to_fp32(self.task.load_model(self.spec.seed)), self.adapter, trainable=trainable).eval()
 
     @cached_property
     def model(self) -> nn.Module:

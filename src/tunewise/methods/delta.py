@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -59,9 +60,13 @@ def _merged_difference(model: nn.Module, target: Target) -> Tensor:
     """dW of a method that may not be additive (DoRA): a copy of the layer, merged, minus the layer."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     layer: Any = copy.deepcopy(base.get_submodule(target.name))
-    before = _out_in(layer.get_base_layer()).clone().float()
+    weight = layer.get_base_layer().weight
+    if type(weight) is not nn.Parameter:
+        raise SpecError("PEFT quantizes what it merges again, so dW can't be read; load the adapter onto a plain base")
+    layer = layer.to(torch.promote_types(weight.dtype, torch.float32))
+    before = _out_in(layer.get_base_layer()).clone()
     layer.merge()
-    return _out_in(layer.get_base_layer()).float() - before
+    return _out_in(layer.get_base_layer()).float() - before.float()
 
 
 def _out_in(module: nn.Module) -> Tensor:

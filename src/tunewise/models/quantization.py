@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
@@ -59,6 +61,43 @@ def is_quantized(module: nn.Module) -> bool:
     """Whether the weight of a linear layer is stored in fewer bits than it is used in."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and not weight.is_floating_point()
+
+
+def count_weights(parameter: Tensor) -> int:
+    """Number of weights of a parameter; of a packed one more than it has elements."""
+    packed_from = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed_from is None else math.prod(packed_from.shape)
+
+
+@torch.no_grad()
+def dequantize_layers(model: nn.Module) -> nn.Module:
+    """Replace every quantized linear layer of a model without adapters by a plain one with the weights it computes
+    with. Returns the model."""
+    for name, module in list(model.named_modules()):
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Linear) or type(weight) in (nn.Parameter, Tensor):
+            continue
+        plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(dequantize_module_weight(module).detach().clone(), requires_grad=False)
+        plain.bias = module.bias
+        model.set_submodule(name, plain.train(module.training))
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    return model
+
+
+def to_fp32(model: nn.Module) -> nn.Module:
+    """Dequantize a model without adapters and widen its 16-bit weights: the same network, computed in fp32. Returns the
+    model."""
+    dequantize_layers(model)
+    return model.float() if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else model
+
+
+def is_fp32(model: nn.Module) -> bool:
+    """Whether all weights are plain and of 32 bits or more."""
+    plain = (nn.Parameter, Tensor)
+    return all(type(p) in plain and p.dtype in (torch.float32, torch.float64) for p in model.parameters())
 
 
 def dequantize_gguf(file: Path) -> Path:

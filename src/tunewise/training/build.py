@@ -12,6 +12,7 @@ from tunewise.methods.attach import attach
 from tunewise.methods.attachment import attachment, trainable_parameters
 from tunewise.methods.draws import sample
 from tunewise.models.coverage import measure_coverage
+from tunewise.models.quantization import count_weights
 from tunewise.spec import MethodSpec, RunSpec
 from tunewise.store.records import ModelFacts
 from tunewise.tasks.contract import Task
@@ -79,11 +80,11 @@ def count_parameters(model: nn.Module) -> ModelFacts:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     trainable = trainable_parameters(model)
     head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and _is_head(n, done.head))
-    frozen_copies = sum(p.numel() for n, p in model.named_parameters() if ".original_module." in n)
+    frozen_copies = sum(count_weights(p) for n, p in model.named_parameters() if ".original_module." in n)
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)
     adapter_own = sum(p.numel() for n, p in model.named_parameters() if isinstance(prefix, str) and f".{prefix}" in n)
     return ModelFacts(
-        parameters=sum(p.numel() for p in model.parameters()) - frozen_copies - adapter_own,
+        parameters=sum(count_weights(p) for p in model.parameters()) - frozen_copies - adapter_own,
         trainable=trainable,
         adapter=trainable - head,
         head=head,

@@ -15,12 +15,11 @@ from tunewise.measures._device import device
 from tunewise.measures.finished import FinishedRun
 from tunewise.measures.updates.refusal import refusal
 from tunewise.methods.draws import stream
-from tunewise.methods.loading import load
 
 
 def plain_model(run: FinishedRun) -> nn.Module:
-    """A new merged model of the selected epoch, without gradients. Raises `MeasureError` where merging fails."""
-    model: Any = load(run.task.load_model(run.spec.seed), run.adapter)
+    """A merged model of the selected epoch in fp32, without gradients. Raises `MeasureError` where merging fails."""
+    model: Any = run.load_in_fp32()
     if isinstance(model, PeftModel):
         with refusal(MeasureError, f"{run.spec.method.name} can't be merged into the weights"):
             model = model.merge_and_unload()

@@ -26,9 +26,9 @@ TOLERANCE = 1e-2
 
 def largest_curvature(run: FinishedRun, check: Check) -> float:
     """The eigenvalue, to 1 % (a value from below). Raises `MeasureError` where Lanczos finds none."""
-    base = run.base
+    base = run.base_in_fp32
     own = {name: p.detach() for name, p in base.named_parameters()}
-    change = change_of(run.model, base)
+    change = change_of(run.model if base is run.base else run.load_in_fp32(trainable=True), base)
     at = {name: own[name] + value for name, value in change.items()}
     adapted = [name for name in at if any(name == f"{layer}.weight" for layer in _layers(run))]
     if not adapted:

@@ -81,7 +81,8 @@ def _floor(spec: StudySpec, task: Task, batch: Mapping[str, Tensor]) -> Stepper:
         parameter.requires_grad_(name.split(".")[0] in head)
     weight: Tensor = first.weight  # type: ignore[assignment]
     if getattr(first, "bias", None) is None:
-        first.bias = nn.Parameter(weight.new_zeros(target.out_features))
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32  # else packed
+        first.bias = nn.Parameter(weight.new_zeros(target.out_features, dtype=dtype))
     first.bias.requires_grad_(True)
     trained = [p for p in model.parameters() if p.requires_grad]
     return Stepper(FLOOR, model, torch.optim.AdamW(trained, lr=1e-4, fused=True), batch)

@@ -123,7 +123,8 @@ class _Behaviour:
 def _base_behaviour(run: FinishedRun, inputs: HeldOut) -> _Behaviour:
     """Of the base model: computed once per base model and inputs, then read from the cache."""
     digest = run.spec.model.digest or run.spec.model.path.replace("/", "_")
-    file = run.cache / f"behaviour-{digest[:16]}-{inputs.digest}.safetensors"
+    precision = f"{run.spec.model.dtype}-{run.spec.model.quantization}"
+    file = run.cache / f"behaviour-{digest[:16]}-{precision}-{inputs.digest}.safetensors"
     cached = read_tensors(file)
     if cached is None:
         plain = backbone(run.base)

@@ -65,7 +65,8 @@ class LazinessResult(MeasureResult):
 
 @torch.no_grad()
 def compute(run: FinishedRun, settings: MeasureSettings, check: Check) -> LazinessResult:
-    model, base = run.model, run.base
+    base = run.base_in_fp32
+    model = run.model if base is run.base else run.load_in_fp32(trainable=True)
     train, test = _batches(run, run.task.train), _batches(run, run.task.test)
     return LazinessResult(
         train_examples=min(EXAMPLES, len(run.task.train)),

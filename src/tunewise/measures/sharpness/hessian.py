@@ -24,7 +24,6 @@ from tunewise.measures.base import Values
 from tunewise.measures.finished import Check, FinishedRun, no_check
 from tunewise.methods.draws import stream
 from tunewise.methods.folding_layer import differentiable_twice
-from tunewise.methods.loading import load
 
 TOLERANCE = 1e-2
 
@@ -42,7 +41,7 @@ def hessian_figures(
     run: FinishedRun, batches: FixedBatches, *, eigenvalues: int, probes: int, seed: int, check: Check
 ) -> HessianFigures:
     """At the selected epoch. Raises `MeasureError` where a part of the model has no second derivative."""
-    model: nn.Module = load(run.task.load_model(run.spec.seed), run.adapter, trainable=True)
+    model: nn.Module = run.load_in_fp32(trainable=True)
     differentiable_twice(model)
     model = Logits(model).eval().to(device())
     trained = [p for p in model.parameters() if p.requires_grad]

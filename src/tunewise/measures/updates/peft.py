@@ -26,6 +26,7 @@ from tunewise.measures.updates.layer import LayerUpdate, Updates, weight_of
 from tunewise.measures.updates.refusal import last_line, refusal
 from tunewise.methods.files import CONFIG, read_tensors
 from tunewise.models.layers import linear_layers
+from tunewise.models.quantization import dequantize_layers
 
 _STARTS_THAT_KEEP_W0 = (True, False, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights`; the others may change the base weight when the adapter is attached."""
@@ -39,7 +40,10 @@ def updates_by_peft(folder: Path, base: nn.Module) -> Updates:
     if family == "lora" and getattr(config, "use_dora", False):
         family = "dora"
     keeps = getattr(config, "init_lora_weights", True) in _STARTS_THAT_KEEP_W0
-    model = _load(folder, config, _skeleton(base, own_values=not keeps))
+    skeleton = _skeleton(base, own_values=not keeps)
+    if family != "lora":  # PEFT would quantize what it merges again
+        dequantize_layers(skeleton)
+    model = _load(folder, config, skeleton)
     inner = model.get_base_model()
     linears = linear_layers(base)
     found: list[LayerUpdate] = []
