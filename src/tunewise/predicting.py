@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tunewise.device import device_type
 from tunewise.errors import SpecError, StoreError, out_of_memory_noted
 from tunewise.methods.files import CHANGED
 from tunewise.methods.loading import load
@@ -65,7 +66,7 @@ def predict(
     task = reopen(record)
     places, examples = task.read_inputs(new)
     model = load(task.load_model(spec.seed), store.folder(run_id) / "adapter").eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device_type())
     rows: list[Prediction] = [{} for _ in places]
     with torch.no_grad(), out_of_memory_noted(f"in a prediction of {_BATCH_SIZE} examples at a time"):
         for batch in batches_by_length(task, examples, _BATCH_SIZE):

@@ -24,6 +24,15 @@ def run_and_show(
     run: Callable[..., Result], options: ExecutionOptions, study: StudySpec, console: Console, *, dry_run: bool
 ) -> Result | None:
     """What `run` (`tunewise.compare`, `tunewise.sweep`) returns; None for a dry run."""
+    from tunewise.device import use_device
+
+    with use_device(options.device):
+        return _run_and_show(run, options, study, console, dry_run=dry_run)
+
+
+def _run_and_show(
+    run: Callable[..., Result], options: ExecutionOptions, study: StudySpec, console: Console, *, dry_run: bool
+) -> Result | None:
     with console.status("reading models and data ..."):
         from tunewise.cli.progress import show_progress
         from tunewise.store.folders import RunStore

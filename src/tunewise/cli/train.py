@@ -32,12 +32,13 @@ def train(given: flags.Given, spec: flags.SpecFile = None, /) -> int:
     try:
         options, study = _read(spec, given)
 
+        from tunewise.device import use_device
         from tunewise.store.folders import RunStore
         from tunewise.study.plan import make_plan
         from tunewise.study.resources import check_resources
         from tunewise.training.process_group import join_process_group
 
-        with join_process_group() as process_group:
+        with use_device(options.device), join_process_group() as process_group:
             joined_others = True
             process_group.on_every_rank(lambda: _check_batch(study, process_group))
             store = RunStore(options.out)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from tunewise.device import device_type, on_gpu
+
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device_type())
 
 
 def synchronize() -> None:
     """Wait for the device's queue."""
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.synchronize()

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from tunewise.device import on_gpu
 from tunewise.errors import ModelError, first_line, is_out_of_memory
 from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
@@ -77,14 +78,12 @@ def pinned_model(spec: ModelSpec) -> ModelSpec:
     """The model with what its result depends on written out: the dtype, and the commit of a hub model."""
     model_folder(spec)  # raises for what is no model
     commit = None if _local_path(spec) is not None else _from_hub(spec).commit
-    return spec.model_copy(
-        update={"revision": commit or spec.revision, "dtype": dtype_name(spec, on_gpu=torch.cuda.is_available())}
-    )
+    return spec.model_copy(update={"revision": commit or spec.revision, "dtype": dtype_name(spec, on_gpu=on_gpu())})
 
 
 def torch_dtype(spec: ModelSpec) -> torch.dtype:
     """The dtype of the weights: the one that the spec names; for auto the checkpoint's own on a GPU, fp32 on a CPU."""
-    dtype: torch.dtype = getattr(torch, dtype_name(spec, on_gpu=torch.cuda.is_available()))
+    dtype: torch.dtype = getattr(torch, dtype_name(spec, on_gpu=on_gpu()))
     return dtype
 
 

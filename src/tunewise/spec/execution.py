@@ -42,7 +42,12 @@ class ExecutionOptions(Frozen):
         None, description="Where runs are done: serial (in this process), processes (with --jobs), or ray."
     )
     jobs: Annotated[int, Field(strict=True, ge=1)] | None = Field(
-        None, description="Processes that run side by side, one thread each; all in this process unless given."
+        None,
+        description="Processes that run side by side, one thread each, on GPUs of their own; as many as there are GPUs "
+        "unless given, all in this process where there is at most one.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where models are computed; auto: on the GPU where there is one."
     )
     ray: RayOptions = Field(default_factory=RayOptions)
     force: bool = Field(False, description="Start even if memory or disk look too small.")

@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from tunewise.device import on_gpu
 from tunewise.store.records import Environment
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -28,7 +29,7 @@ def device_name() -> str:
     """'cuda: NVIDIA H100', or 'cpu: Intel(R) Xeon(R) Processor, 2 threads'."""
     import torch  # here: who lists runs must not wait for it
 
-    if torch.cuda.is_available():
+    if on_gpu():
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {_processor()}, {torch.get_num_threads()} threads"
 

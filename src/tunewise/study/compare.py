@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tunewise.advise.recommend import Recommendation, recommend
 from tunewise.advise.summary import MethodSummary
+from tunewise.device import use_device
 from tunewise.errors import StoreError
 from tunewise.measures.collect import collect
 from tunewise.measures.cost.probe import probe_costs
@@ -24,7 +25,7 @@ from tunewise.store.environment import environment
 from tunewise.store.folders import RunStore
 from tunewise.store.records import CostReport, RunRecord
 from tunewise.study import evidence
-from tunewise.study.executors import make_executor
+from tunewise.study.executors import make_executor, with_default_jobs
 from tunewise.study.loop import run_study
 from tunewise.study.monitor import Monitor
 from tunewise.study.plan import Plan, make_plan, require_comparison
@@ -67,7 +68,8 @@ def compare(
         out: Folder for the runs and what is written about them.
         listener: Receives the events of all runs; a stop that it requests ends the comparison at checkpoints.
         plan: What `make_plan` returned for this spec, if it was made before.
-        **options: Fields of `ExecutionOptions`: `title`, `costs`, `jobs`, `executor`, `ray`, `track`, `force`.
+        **options: Fields of `ExecutionOptions`: `title`, `costs`, `jobs`, `executor`, `device`, `ray`, `track`,
+            `force`.
 
     Returns:
         Records, costs, summaries, the recommendation, and where they are.
@@ -87,11 +89,15 @@ def compare(
         'cla'
     """
     execution = parse(ExecutionOptions, {**options, "out": str(out)})
+    with use_device(execution.device):
+        return _compare(spec, with_default_jobs(execution), plan, listener or Listener())
+
+
+def _compare(spec: StudySpec, execution: ExecutionOptions, plan: Plan | None, listener: Listener) -> Comparison:
     require_comparison(spec)
     spec = spec.with_default_search()
     check_trackers(execution.track)
     store = RunStore(execution.out)
-    listener = listener or Listener()
     plan = plan or make_plan(spec, store, listener)
     if not execution.force:
         check_plan(plan, store, execution)

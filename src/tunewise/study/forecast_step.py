@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict
 
@@ -29,6 +29,9 @@ _MOMENTS = 2
 """Of AdamW, of each trained number."""
 _LEAST_IN_8_BITS = 4096
 """Numbers of a tensor from which on the moments of bitsandbytes are in 8 bits, with an fp32 scale for 256 of them."""
+_UPDATE_COPIES = 5.5
+"""fp32 copies of the largest tensor that bitsandbytes makes on a CPU when it updates in 8 bits; measured."""
+
 DEEP = 5
 """From this many layers on, two shallow models are stepped and extrapolated."""
 
@@ -80,6 +83,8 @@ class Step:
     forward_peak: float
     """With the batch itself, as `peak`."""
     peak: float
+    update: float
+    """When the optimizer changes the weights: gradients and what the update computes with."""
     shapes: tuple[tuple[int, int], ...]
     """(outputs n, inputs m) of every adapted layer."""
     coverage: Coverage | None
@@ -88,7 +93,7 @@ class Step:
     @property
     def working(self) -> float:
         """Bytes above weights and optimizer state, at the worst moment of a step."""
-        return max(self.peak, self.forward_peak, self.gradients)
+        return max(self.peak, self.forward_peak, self.update)
 
 
 def forecast_step(setup: StepSetup, method: MethodSpec) -> Step:
@@ -160,9 +165,17 @@ def _simulate(setup: StepSetup, method: MethodSpec) -> Step:
         kept=kept,
         forward_peak=before + forward_peak,
         peak=before + live.peak,
+        update=gradients + _update_bytes(trained, setup),
         shapes=tuple((t.out_features, t.in_features) for t in attached.targets),
         coverage=facts.coverage,
     )
+
+
+def _update_bytes(trained: Sequence[Tensor], setup: StepSetup) -> float:
+    """Temporaries of an update: none where the optimizer is fused."""
+    if setup.optimizer == "adamw" or setup.device == "cuda":
+        return 0.0
+    return _UPDATE_COPIES * 4 * max((p.numel() for p in trained), default=0)
 
 
 def _optimizer_bytes(parameter: Tensor, optimizer: OptimizerName) -> float:

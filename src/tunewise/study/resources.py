@@ -16,11 +16,13 @@ import psutil
 import torch
 
 from tunewise.catalog import get_method
+from tunewise.device import gpus, on_gpu
 from tunewise.errors import InsufficientResources, ModelError
 from tunewise.models.load import load_config
 from tunewise.spec import ExecutionOptions, MethodSpec, ModelSpec
 from tunewise.store.files import size
 from tunewise.store.folders import RunStore
+from tunewise.study.executors import with_default_jobs
 from tunewise.study.executors.ray import fits
 from tunewise.study.forecast import MethodForecast, forecast_methods, step_settings
 from tunewise.study.forecast_step import StepSettings, equivalent_method
@@ -46,12 +48,12 @@ class SideBySide:
 def side_by_side(options: ExecutionOptions, runs: int) -> SideBySide:
     """What of `runs` runs is done at once on this machine."""
     if options.executor_name != "ray":
-        at_once = max(1, min(runs, options.jobs or 1))
-        return SideBySide(at_once, at_once)  # processes take the first GPU, where there is one
+        at_once = max(1, min(runs, with_default_jobs(options).jobs or 1))
+        return SideBySide(at_once, math.ceil(at_once / max(1, len(gpus()))))
     ray = options.ray
     if ray.address is not None:
         return SideBySide(1, 0)
-    devices = torch.cuda.device_count()
+    devices = len(gpus())
     share = (1.0 if ray.gpus_per_run is None else ray.gpus_per_run) if devices else 0.0
     at_once = max(1, min(runs, fits(os.cpu_count() or 1, devices, ray.cpus_per_run, share)))
     if not share:  # on CPUs; or, where there are GPUs, all on the first of them
@@ -132,7 +134,7 @@ def _forecast(run: PlannedRun, method: MethodSpec, batch: int, length: int) -> M
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and longest > 0:
         length = min(length, longest)
-    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    device: Literal["cpu", "cuda"] = "cuda" if on_gpu() else "cpu"
     settings: StepSettings = {
         **step_settings(run.spec.model, run.spec.training, device),
         "batch": batch,
@@ -148,7 +150,7 @@ def _forecast(run: PlannedRun, method: MethodSpec, batch: int, length: int) -> M
 def _check_memory(runs: Sequence[PlannedRun], forecasts: _Forecasts, at_once: int) -> str:
     group, free = forecasts.process_group, available_memory()
     # Processes of one run share a machine's memory, or have a GPU each.
-    sharing = at_once * (1 if torch.cuda.is_available() else group.local_world_size or group.world_size)
+    sharing = at_once * (1 if on_gpu() else group.local_world_size or group.world_size)
     needs = [(need, run) for run in _heaviest(runs) if (need := forecasts.memory(run)) is not None]
     most, worst = max(needs, key=lambda need: need[0], default=(0, None))
     if worst is None or most * sharing <= free:
@@ -223,7 +225,7 @@ def _check_disk(runs: Sequence[PlannedRun], forecasts: _Forecasts, out: Path, at
 def available_memory() -> int:
     """Bytes that runs can still take: of the GPU where there is one, else of the host or the process's control group,
     whichever is less."""
-    if torch.cuda.is_available():
+    if on_gpu():
         return int(torch.cuda.mem_get_info()[0])
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")

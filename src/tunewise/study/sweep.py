@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunewise.device import use_device
 from tunewise.errors import SpecError, StoreError
 from tunewise.report.sweep import ALWAYS, SweepRow, write_sweep
 from tunewise.spec import ExecutionOptions, RunSpec, StudySpec, parse
 from tunewise.spec.axes import varying
 from tunewise.store.files import write_atomically
 from tunewise.store.folders import RunStore
-from tunewise.study.executors import make_executor
+from tunewise.study.executors import make_executor, with_default_jobs
 from tunewise.study.loop import run_study
 from tunewise.study.monitor import Monitor
 from tunewise.study.plan import Plan, make_plan
@@ -62,7 +63,7 @@ def sweep(
         out: Folder for the runs and what is written about them.
         listener: Receives the events of all runs; a stop that it requests ends the sweep at checkpoints.
         plan: What `make_plan` returned for this spec, if it was made before.
-        **options: Fields of `ExecutionOptions`: `title`, `jobs`, `executor`, `ray`, `track`, `force`.
+        **options: Fields of `ExecutionOptions`: `title`, `jobs`, `executor`, `device`, `ray`, `track`, `force`.
 
     Returns:
         The plan, a row for each run, and where they are.
@@ -84,9 +85,13 @@ def sweep(
     execution = parse(ExecutionOptions, {**options, "out": str(out)})
     if spec.tuning is not None:
         raise SpecError("a sweep searches no learning rates; leave out tuning, or give learning_rate a list")
+    with use_device(execution.device):
+        return _sweep(spec, with_default_jobs(execution), plan, listener or Listener())
+
+
+def _sweep(spec: StudySpec, execution: ExecutionOptions, plan: Plan | None, listener: Listener) -> Sweep:
     check_trackers(execution.track)
     store = RunStore(execution.out)
-    listener = listener or Listener()
     plan = plan or make_plan(spec, store, listener)
     if not execution.force:
         check_plan(plan, store, execution)

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
+from tunewise.device import on_gpu
 from tunewise.errors import SpecError, TunewiseError
 from tunewise.store.folders import RunStore
 from tunewise.training.events import INTERRUPTED_MESSAGE, Interrupted, Listener
@@ -70,7 +71,7 @@ class ProcessGroup:
         """The sum of each value over all ranks."""
         if self.world_size == 1:
             return list(values)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if on_gpu() else "cpu"
         total = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(total)
         return [float(value) for value in total]
@@ -149,7 +150,7 @@ def _connect() -> ProcessGroup:
                 f"{name} is not supported; launch with data parallelism, a copy of the model in each process (torchrun "
                 "--nproc-per-node 2, or accelerate launch --multi_gpu)"
             )
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not on_gpu())
     local = os.environ.get("LOCAL_WORLD_SIZE")
     return ProcessGroup(state.process_index, state.num_processes, local_world_size=int(local) if local else None)
 

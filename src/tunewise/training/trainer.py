@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tunewise.device import device_type
 from tunewise.errors import DivergedError
 from tunewise.methods.chain import ChainCallback
 from tunewise.methods.pass_through import RankAllocation
@@ -228,7 +229,7 @@ def _arguments(context: RunContext, name: str | None) -> TrainingArguments:
         per_device_train_batch_size=context.share_of_batch,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         neftune_noise_alpha=training.neftune_noise_alpha,
-        use_cpu=context.process_group.world_size > 1 and not torch.cuda.is_available(),  # else they don't connect
+        use_cpu=device_type() == "cpu",
         learning_rate=context.spec.learning_rate,
         weight_decay=context.spec.weight_decay,
         warmup_steps=training.warmup_ratio,

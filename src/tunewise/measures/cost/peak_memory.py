@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from tunewise.device import on_gpu
 from tunewise.measures._device import device
 from tunewise.measures.cost.stepping import WARM_UP, probe_batch, stepper
 from tunewise.spec import StudySpec
@@ -83,7 +84,7 @@ def _measure_peak(
     torch.set_num_threads(threads)
     spec = StudySpec.model_validate_json(content)
     one = stepper(label, spec, task, {key: value.to(device()) for key, value in batch.items()})
-    on_device = torch.cuda.is_available()
+    on_device = on_gpu()
     if on_device:
         base = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

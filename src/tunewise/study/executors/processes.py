@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing import connection
 from typing import IO
 
@@ -31,7 +31,9 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 class Worker:
     """A process, its pipe and the job it has."""
 
-    def __init__(self, store: RunStore) -> None:
+    def __init__(self, store: RunStore, gpu: str | None = None) -> None:
+        """`gpu`: the only one that the process sees, as `CUDA_VISIBLE_DEVICES` names it; all unless given."""
+        self.gpu = gpu
         self.pipe, theirs = connection.Pipe()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.process = subprocess.Popen(
@@ -41,7 +43,12 @@ class Worker:
             stderr=self.errors,
             pass_fds=[theirs.fileno()],
             start_new_session=True,  # Ctrl-C is for the parent
-            env={**os.environ, **_ONE_THREAD, "TOKENIZERS_PARALLELISM": "false"},
+            env={
+                **os.environ,
+                **_ONE_THREAD,
+                "TOKENIZERS_PARALLELISM": "false",
+                **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
+            },
         )
         theirs.close()
         self.job: Job | None = None
@@ -75,11 +82,11 @@ class Worker:
 
 
 class ProcessExecutor(Executor):
-    """Workers, started when there are jobs for them."""
+    """Workers, started when there are jobs for them, spread evenly over the GPUs where there are any."""
 
-    def __init__(self, store: RunStore, listener: Listener, jobs: int) -> None:
+    def __init__(self, store: RunStore, listener: Listener, jobs: int, gpus: Sequence[str] = ()) -> None:
         super().__init__(store, listener)
-        self._jobs = jobs
+        self._jobs, self._gpus = jobs, gpus
         self._workers: dict[connection.Connection, Worker] = {}
 
     @property
@@ -89,10 +96,15 @@ class ProcessExecutor(Executor):
     def start(self, job: Job) -> None:
         worker = next((worker for worker in self._workers.values() if worker.job is None), None)
         if worker is None:
-            worker = Worker(self.store)
+            worker = Worker(self.store, self._free_gpu())
             self._workers[worker.pipe] = worker
         worker.job = job
         worker.send(job)
+
+    def _free_gpu(self) -> str | None:
+        """The GPU with the fewest workers."""
+        taken = [worker.gpu for worker in self._workers.values()]
+        return min(self._gpus, key=taken.count, default=None)
 
     def wait(self) -> JobEnd | None:
         for pipe in connection.wait(list(self._workers), timeout=POLL):

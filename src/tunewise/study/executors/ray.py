@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+from tunewise.device import DeviceName, asked_device, use_device
 from tunewise.errors import SpecError
 from tunewise.spec import RayOptions
 from tunewise.store.folders import RunStore
@@ -136,7 +137,9 @@ class RayExecutor(Executor):
         return self._room
 
     def start(self, job: Job) -> None:
-        task = self._task.remote(job, str(Path(self._seen.name).absolute()), str(Path.cwd()), self._mailbox)
+        task = self._task.remote(
+            job, str(Path(self._seen.name).absolute()), str(Path.cwd()), self._mailbox, asked_device()
+        )
         self._tasks[task] = job.run.id
 
     def wait(self) -> JobEnd | None:
@@ -188,7 +191,7 @@ def fits(cpus: float, gpus: float, run_cpus: float, run_gpus: float) -> int:
     return min(rooms, default=1)
 
 
-def _do_on_node(job: Job, seen: str, cwd: str, mailbox: Any) -> NodeResult:
+def _do_on_node(job: Job, seen: str, cwd: str, mailbox: Any, device: DeviceName) -> NodeResult:
     """A task: the job, in the driver's working folder where this node has it. `seen`: a file of the driver in the runs
     folder, there for nodes that share it."""
     import ray
@@ -200,8 +203,9 @@ def _do_on_node(job: Job, seen: str, cwd: str, mailbox: Any) -> NodeResult:
         os.chdir(cwd)
     listener = MailboxListener(ray, mailbox)
     if Path(seen).is_file():
-        return NodeResult(do_job(job, RunStore(Path(seen).parent), listener, remote=True))
-    with tempfile.TemporaryDirectory(prefix="tunewise-") as scratch:
+        with use_device(device):
+            return NodeResult(do_job(job, RunStore(Path(seen).parent), listener, remote=True))
+    with use_device(device), tempfile.TemporaryDirectory(prefix="tunewise-") as scratch:
         end = do_job(job, RunStore(scratch), listener, remote=True)
         return NodeResult(end, None if end.error else _pack(Path(scratch) / job.run.id))
 
@@ -235,7 +239,7 @@ def _import_ray() -> ModuleType:
 
 
 def _default_gpus(ray: ModuleType) -> float:
-    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    return 1.0 if asked_device() != "cpu" and ray.cluster_resources().get("GPU", 0) else 0.0
 
 
 @contextlib.contextmanager
