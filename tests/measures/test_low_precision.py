@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 import tunewise
 from test_run import make_spec
 from tiny_language import save_tiny_llama
+from tunewise.measures.cost.stepping import FLOOR, probe_batch, stepper
 from tunewise.measures.finished import FinishedRun, no_check
 from tunewise.models.head import Head
 from tunewise.models.load import load_model
 from tunewise.registry import MEASURES
 from tunewise.run import run
-from tunewise.spec import ModelSpec
+from tunewise.spec import ModelSpec, StudySpec
 from tunewise.store.folders import RunStore
 from tunewise.tasks.build import build_task
 
@@ -118,3 +119,15 @@ def test_a_merged_model_is_that_of_the_plain_weights(base: str, llama: Path, tmp
     for name, dense in tunewise.delta(model).items():
         expected = start.get_submodule(name).weight + dense
         assert torch.equal(merged_weights[f"{name}.weight"], expected.to(torch.bfloat16)), name
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_frozen_floor_trains_a_bias_alone(base: str, llama: Path, toy_csv: Path) -> None:
+    content = {"model": {"path": str(llama), **BASES[base]}, "data": {"path": str(toy_csv)}, "methods": ["lora"]}
+    study = StudySpec.model_validate(content)
+    task = build_task(study)
+    floor = stepper(FLOOR, study, task, probe_batch(study, task))
+    biases = {name: p for name, p in floor.model.named_parameters() if p.requires_grad and name.endswith("bias")}
+    assert len(biases) == 1
+    floor.step()
+    assert all(bool(p.any()) for p in biases.values())
