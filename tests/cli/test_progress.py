@@ -96,6 +96,22 @@ def test_without_a_terminal_steps_have_a_line_every_thirty_seconds(monkeypatch: 
     ]
 
 
+def test_without_a_terminal_work_without_steps_has_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    study = Study(runs=1)
+    run = study.start(0)
+    study.monitor.on(Phase("measuring", "row 3 of 51", run_id=run.id))
+    for _ in range(5):
+        now[0] += 15.0
+        study.view.report_phase()
+    assert study.lines[1:] == 2 * ["    measuring, row 3 of 51"]
+    study.step(run, 1)
+    now[0] += 60.0
+    study.view.report_phase()
+    assert len(study.lines) == 3  # steps have lines of their own
+
+
 def test_a_run_that_is_started_again_has_one_bar() -> None:
     study = Study(runs=2)
     run = study.start(0)

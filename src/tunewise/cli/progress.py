@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -25,10 +26,19 @@ def show_progress(console: Console) -> Iterator[StudyProgress]:
     checkpoint is written; twice stops at once."""
     view = StudyProgress(console)
     handler = signal.signal(signal.SIGINT, view.interrupt)
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(LINE_EVERY / 2):
+            view.report_phase()
+
+    if not console.is_terminal:
+        threading.Thread(target=report, daemon=True).start()
     try:
         with view.progress if console.is_terminal else contextlib.nullcontext():
             yield view
     finally:
+        ended.set()
         signal.signal(signal.SIGINT, handler)
 
 
@@ -48,6 +58,7 @@ class StudyProgress(StudyListener):
         self.all = self.progress.add_task("runs", total=None, note="")
         self.monitor: Monitor | None = None
         self._bars: dict[str, TaskID] = {}
+        self._phase = ""
         self._last_line = self._last_count = time.monotonic()
 
     def progressed(self, monitor: Monitor, message: str) -> None:
@@ -67,9 +78,11 @@ class StudyProgress(StudyListener):
             case Phase():
                 note = f"{event.name}, {event.detail}" if event.detail else event.name
                 self.progress.update(self._bars.get(event.run_id, self.all), note=note)
+                self._phase = note
             case RunStarted() if monitor and attempt:
                 self._start(event, monitor.name(attempt.run.spec), monitor)
             case StepDone() if monitor and attempt and event.run_id in self._bars:
+                self._phase = ""
                 self._step(event, attempt, monitor)
             case EpochDone() if monitor and attempt:
                 scores = f"validation loss {event.validation_loss:.4f}, {event.metric} {event.value:.4f}"
@@ -94,6 +107,12 @@ class StudyProgress(StudyListener):
         if time.monotonic() - self._last_line > LINE_EVERY:
             step = f"step {event.step:,}/{event.total_steps:,}, loss {attempt.loss:.3f}"
             self._line(f"    {monitor.name(attempt.run.spec)}: {step}{f', {left}' if left else ''}")
+
+    def report_phase(self) -> None:
+        """A line about work that has no steps, such as an evaluation, where none was printed for long."""
+        phase = self._phase
+        if phase and time.monotonic() - self._last_line >= LINE_EVERY:
+            self._line(f"    {phase}")
 
     def _count(self, monitor: Monitor) -> str:
         """Draw the bar of all runs; the time left in words, empty while it is not known."""
