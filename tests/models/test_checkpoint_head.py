@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, RobertaConfig
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMultipleChoice,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    RobertaConfig,
+)
 from transformers import RobertaForSequenceClassification as Roberta
 
 from tiny import save_tiny_model
 from tunewise.models.head import Head
-from tunewise.models.load import load_model
+from tunewise.models.load import checkpoint_head, load_model
 from tunewise.spec import DataSpec, ModelSpec
 from tunewise.tasks.text import TextClassification
 
@@ -112,3 +121,33 @@ def test_the_record_says_what_became_of_the_head(save, tmp_path, names, said):
     data.write_text("text,label\n" + "".join(f"the cat {i},{'pos' if i % 2 else 'neg'}\n" for i in range(40)))
     task = TextClassification(spec, DataSpec(path=str(data)), 32)
     assert any(said in note for note in task.facts.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architectures", "names", "note"),
+    [
+        (BertForSequenceClassification, None, ("sports", "politics", "x"), "its classes are sports"),
+        (BertForSequenceClassification, ["MyBert"], ("sports", "politics", "x"), "its classes are sports"),
+        (BertForTokenClassification, ["BertForTokenClassification"], ("a", "b", "c"), "a BertForTokenClassification"),
+        (BertForMultipleChoice, ["BertForMultipleChoice"], (), None),
+    ],
+)
+def test_a_head_of_the_right_shape_is_not_taken_for_that_of_the_task(tmp_path, kind, architectures, names, note):
+    """By no name of the architecture, a foreign one, or one for another task: new weights at every seed."""
+    save_tiny_model(tmp_path)
+    config = BertConfig.from_pretrained(tmp_path, num_labels=len(names) or 1)
+    if names:
+        config.id2label, config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+    model = kind(config)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["architectures"] = architectures
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in saved.items() if v is not None}))
+    spec = ModelSpec(path=str(tmp_path))
+    head = head_of("a", "b", "c") if names else Head(CLASS, "a regression", problem_type="regression")
+    first, second = (load_model(spec, head, seed=seed).classifier.weight for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, model.classifier.weight)
+    found = checkpoint_head(spec, head)
+    assert found is not None and found.order is None
+    assert (note or "a BertForMultipleChoice") in found.note

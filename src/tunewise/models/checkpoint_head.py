@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -40,12 +41,15 @@ class CheckpointHead:
                 parameter.copy_(parameter[rows].clone())
 
 
-def find_checkpoint_head(config: PretrainedConfig, head: Head) -> CheckpointHead | None:
-    """What becomes of the task head in a checkpoint with this configuration; None where it has none, or where the head
-    is a language model's and stays as it is."""
+def find_checkpoint_head(config: PretrainedConfig, head: Head) -> CheckpointHead:
+    """What becomes of a checkpoint's task head, of which all tensors have the names and places that `head` needs: a
+    head for another task has them, too, and so has that of a class that transformers does not know."""
     ending = head.auto_class.removeprefix("AutoModel")
-    if head.pretrained or not any(name.endswith(ending) for name in config.architectures or ()):
-        return None
+    known = [name for name in config.architectures or () if hasattr(transformers, name)]
+    if known and not any(name.endswith(ending) for name in known):
+        return CheckpointHead(
+            None, f"The checkpoint's own task head was replaced by a new one: it is that of a {known[0]}."
+        )
     if not head.labels or head.problem_type is None:
         return CheckpointHead(None, "The checkpoint's own task head was replaced by a new one: its output has no name.")
     named: Mapping[int, str] = config.id2label or {}  # type: ignore[assignment]
@@ -57,7 +61,10 @@ def find_checkpoint_head(config: PretrainedConfig, head: Head) -> CheckpointHead
             f"The checkpoint's own task head was replaced by a new one: its classes are {join_names(names)}, those of "
             f"the data {join_names(list(head.labels))}.",
         )
-    return CheckpointHead(order, "Every run starts from the checkpoint's own task head; its classes match by name.")
+    match = "its classes match by name"
+    if all(name.startswith("LABEL_") for name in names):
+        match = f"its classes have numbers for names ({names[0]}, ...), which are taken for those of the data"
+    return CheckpointHead(order, f"Every run starts from the checkpoint's own task head; {match}.")
 
 
 def _matching_rows(names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -17,7 +18,7 @@ from tunewise.device import on_gpu
 from tunewise.errors import ModelError, first_line, is_out_of_memory
 from tunewise.hub import Snapshot, fetch
 from tunewise.locate import digest, resolve, unpack
-from tunewise.models.checkpoint_head import find_checkpoint_head
+from tunewise.models.checkpoint_head import CheckpointHead, find_checkpoint_head
 from tunewise.models.head import Head, head_modules, keep_in_fp32, prepare
 from tunewise.models.quantization import dequantize_gguf, keep_weights_packed_once, quantization_options
 from tunewise.spec import ModelSpec
@@ -127,7 +128,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
     initial values of a new head depend on `seed` alone, so that every method starts from the same one. Raises
     `ModelError`."""
     folder = weights_folder(spec)
-    own_head = find_checkpoint_head(load_config(spec), head)
+    own_head = checkpoint_head(spec, head)
     with quiet_loading(), refusal(spec, f"it can't be loaded as {head.description}"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = head.model_class.from_pretrained(
@@ -148,6 +149,25 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, pad_token_id: int | No
         model.config.pad_token_id = pad_token_id
     prepare(model, head)
     return model
+
+
+def checkpoint_head(spec: ModelSpec, head: Head) -> CheckpointHead | None:
+    """What becomes of the task head in a checkpoint; None where it has none, or where the head is a language model's
+    and stays as it is. Raises `ModelError`."""
+    if head.pretrained:
+        return None
+    model = meta_model(spec, head)
+    needed = {f"{name}.{inner}" for name in head_modules(model) for inner in model.get_submodule(name).state_dict()}
+    return find_checkpoint_head(load_config(spec), head) if needed and needed <= _tensor_names(spec) else None
+
+
+@lru_cache(maxsize=8)
+def _tensor_names(spec: ModelSpec) -> frozenset[str]:
+    names: set[str] = set()
+    for file in weights_folder(spec).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names.update(tensors.keys())
+    return frozenset(names)
 
 
 def meta_model(spec: ModelSpec, head: Head) -> nn.Module:

@@ -13,9 +13,9 @@ from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokeniz
 
 from tunewise.default_rates import Regime
 from tunewise.errors import DivergedError, SpecError
-from tunewise.models.checkpoint_head import CheckpointHead, find_checkpoint_head
+from tunewise.models.checkpoint_head import CheckpointHead
 from tunewise.models.head import Head
-from tunewise.models.load import load_config, load_model
+from tunewise.models.load import checkpoint_head, load_model
 from tunewise.spec import DataSpec, EvaluationSpec, ModelSpec
 from tunewise.store.answers import Answer
 from tunewise.store.records import DataFacts
@@ -285,7 +285,7 @@ class Task(ABC):
         """Store the encoded parts and fill in `facts`; for use in `__init__`. `input_size`: `at most 128 tokens`."""
         self.train, self.validation, self.test = parts["train"], parts["validation"], parts["test"]
         sizes = {part: len(split) for part, split in parts.items()}
-        self.own_head = find_checkpoint_head(load_config(self.model_spec), self.head)
+        self.own_head = checkpoint_head(self.model_spec, self.head)
         notes = [*notes, *([self.own_head.note] if self.own_head else [])]
         self.facts = DataFacts(**sizes, labels=self.labels, input_size=input_size, notes=notes)
 
