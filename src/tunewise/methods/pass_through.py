@@ -93,7 +93,7 @@ def peft_config(
     try:
         return kind(**{**chosen, **options})
     except (TypeError, ValueError) as error:
-        raise SpecError(f"{name}: {error}") from None
+        raise SpecError(f"{name}: {error} (peft_options={{'FIELD': VALUE}} sets a field of PEFT's config)") from None
 
 
 def _rank_fields(method: Method, rank: int, targets: Sequence[Target]) -> dict[str, Any]:
