@@ -216,7 +216,7 @@ def test_a_search_that_was_stopped_goes_on_and_finds_the_same(searched, tiny_mod
     assert len(RatePolicy(make_plan(spec, store), store).upcoming()) == 2
     notes = Notes()
     (row,) = tune(make_plan(spec, store), store, notes).methods
-    assert notes.started() == ["head at 0.5", "head at 0.005"]
+    assert notes.started() == ["head at 1", "head at 0.01"]
     assert row == report_of(found).methods[0]
 
 
@@ -270,7 +270,7 @@ def test_a_method_whose_trials_all_fail_keeps_its_default_and_says_so(
     store = RunStore(tmp_path)
     (row,) = tune(make_plan(spec, store), store, Listener()).methods
     assert [t.status for t in row.trials] == ["diverged", "diverged"]
-    assert (row.chosen, row.edge) == (0.05, None)
+    assert (row.chosen, row.edge) == (0.1, None)
     assert "no trial came to its end" in (row.note or "")
 
 

@@ -21,7 +21,7 @@ def plan_of(
 
 def test_the_plan_shows_the_grids_and_counts_the_trials(tiny_model, toy_csv, tmp_path, monkeypatch, capsys) -> None:
     shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, "--tune=4")
-    assert "0.0167 to 0.45" in shown
+    assert "0.0333 to 0.9" in shown
     assert "6.67e-05 to 0.0018" in shown
     assert "first 8 trials for the learning rates" in shown
 
@@ -31,7 +31,7 @@ def test_the_flag_wins_over_the_spec_file_and_0_means_none(tiny_model, toy_csv, 
     spec.write_text("tuning: {trials: 3, factor: 10}\n")
     shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, f"--spec={spec}")
     assert "6 trials" in shown
-    assert "0.005 to 0.5" in shown
+    assert "0.01 to 1" in shown
     shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, f"--spec={spec}", "--tune=2")
     assert "4 trials" in shown
     assert "0.05 to 0.5" in shown
