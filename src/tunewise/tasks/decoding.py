@@ -14,6 +14,7 @@ from tunewise.errors import DataError, SpecError
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _GZIP_MAGIC = b"\x1f\x8b"
+_CONTROL_BYTE = re.compile(rb"[\x80-\x9f]")  # punctuation in cp1252, control characters in latin-1
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -24,25 +25,36 @@ def lines_of(text: str) -> Iterator[str]:
 
 def read_text(path: Path, encoding: str = "utf-8", name: str | None = None) -> str:
     """The text of a file (unpacked where its name ends in .gz) without byte-order mark, by the first codec of
-    `encoding` that fits. Raises `DataError`, with the fault of the first codec, and `SpecError` for an unknown one."""
+    `encoding` that fits. Raises `DataError`, with the fault of the codec that got furthest, and `SpecError` for an
+    unknown one."""
     candidates = _codecs(encoding)
     content = _content(path).removeprefix(codecs.BOM_UTF8)
     name = name or path.name
     faults = []
     for codec in candidates:
         try:
-            text = content.decode(codec).removeprefix("\ufeff")
+            text = _decode(content, codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             faults.append(error)
             continue
         _refuse_nul(text, name)
         return text
-    at = faults[0].start
+    at = max(fault.start for fault in faults)
     line, byte = len(_LINE_END.findall(content, 0, at)) + 1, at - max(content.rfind(end, 0, at) for end in b"\r\n")
     raise DataError(
         f"{name}, line {line}: byte {byte} of the line (0x{content[at]:02x}) is not {' or '.join(candidates)}; "
         f"{_encoding_advice(content)}"
     )
+
+
+def _decode(content: bytes, codec: str) -> str:
+    """Raises `UnicodeDecodeError`, also where latin-1 and its kin would read punctuation of cp1252 as a control
+    character."""
+    text = content.decode(codec)
+    control = _CONTROL_BYTE.search(content) if codecs.lookup(codec).name.startswith("iso8859") else None
+    if control:
+        raise UnicodeDecodeError(codec, content, control.start(), control.end(), "a control character")
+    return text
 
 
 def _codecs(encoding: str) -> list[str]:
@@ -53,7 +65,7 @@ def _codecs(encoding: str) -> list[str]:
         except (LookupError, ValueError):
             raise SpecError(f"unknown encoding {name!r}; say utf-8, latin-1, cp1252 or utf-16") from None
     if not names:
-        raise SpecError("no encoding given; say utf-8, or several to be tried in turn: utf-8,latin-1")
+        raise SpecError("no encoding given; say utf-8, or several to be tried in turn: utf-8,cp1252")
     return names
 
 
@@ -74,8 +86,7 @@ def _encoding_advice(content: bytes) -> str:
         return "the file is packed by gzip: end its name in .gz"
     if content.startswith(_UTF16_MARKS):
         return "say --encoding utf-16, or save the file as UTF-8"
-    # These bytes are punctuation in cp1252 and control characters in latin-1.
-    codec = "cp1252" if any(byte in content for byte in range(0x80, 0xA0)) else "latin-1"
+    codec = "cp1252" if _CONTROL_BYTE.search(content) else "latin-1"
     return f"say --encoding {codec} (or the one that it has), or save the file as UTF-8"
 
 
