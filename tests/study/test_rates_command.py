@@ -34,7 +34,7 @@ def test_the_flag_wins_over_the_spec_file_and_0_means_none(tiny_model, toy_csv, 
     assert "0.01 to 1" in shown
     shown = plan_of(tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, f"--spec={spec}", "--tune=2")
     assert "4 trials" in shown
-    assert "0.05 to 0.5" in shown
+    assert "0.1 to 1" in shown
     assert "trials" not in plan_of(
         tiny_model, toy_csv, tmp_path / "runs", monkeypatch, capsys, f"--spec={spec}", "--tune=0"
     )
