@@ -44,6 +44,11 @@ def words(task, ids):
     return task.tokenizer.convert_ids_to_tokens(ids)
 
 
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 # --- what is learned ------------------------------------------------------------------------------
 
 
@@ -104,6 +109,31 @@ def test_text_alone_where_there_is_no_label_column_and_where_none_is_wanted(tmp_
     assert words(alone, alone.train[0]["input_ids"])[-1] == ":"
     with pytest.raises(DataError, match="no column 'lable'; did you mean 'label'"):
         CausalLanguage(llama, DataSpec(path=str(path), label="lable"), 32)
+
+
+def test_a_completion_in_a_column_that_is_not_named_is_refused(tmp_path, llama):
+    rows = [{"text": f"a {i}", "id": i} for i in range(20)]
+    path = tmp_path / "a.jsonl"
+    for change, fault in (({"completion": "b"}, "line 8: the column 'completion'.*--label completion"), ({}, None)):
+        spec = DataSpec(path=str(write_lines(path, [*rows[:7], rows[7] | change, *rows[8:]])))
+        if fault:
+            with pytest.raises(DataError, match=f"a.jsonl, {fault}"):
+                CausalLanguage(llama, spec, 32)
+        else:
+            assert not any("Warning" in note for note in CausalLanguage(llama, spec, 32).facts.notes)
+
+
+def test_a_row_with_other_columns_is_named_in_a_note(tmp_path, llama):
+    prompts = [{"text": f"a {i}", "label": "b"} for i in range(20)]
+    prompts[7] |= {"completion": "c"}
+    texts = write_lines(tmp_path / "a.jsonl", [{"text": f"a {i}"} for i in range(20)])
+    other = write_lines(tmp_path / "test.jsonl", [{"text": f"b {i}", "completion": "c"} for i in range(9)])
+    for spec, where in (
+        (DataSpec(path=str(write_lines(tmp_path / "b.jsonl", prompts))), "b.jsonl, line 8"),
+        (DataSpec(path=str(texts), test=str(other)), "test.jsonl, line 1"),
+    ):
+        (warning,) = [note for note in CausalLanguage.read(spec)[1].notes if note.startswith("Warning")]
+        assert f"{where} has the columns text, " in warning and "completion" in warning
 
 
 # --- the numbers ----------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class CausalLanguage(TokenTask):
             if prompted
             else f"Texts (column {data.text!r}) of which every token but the first is learned and scored."
         )
-        return [], Splits(splits.parts, [kind, *splits.notes])
+        return [], Splits(splits.parts, [kind, *_layout_note(records), *splits.notes])
 
     def encode(self, records: Sequence[Record]) -> Split:
         prompts = [record.content[0] for record in records]
@@ -232,18 +232,38 @@ def _has_completions(spec: DataSpec) -> bool:
 def _records(spec: DataSpec, path: Path, prompted: bool, *, flat: bool = False) -> list[Record]:
     """Prompts with completions, or texts. Raises `DataError` for the first row with the layout of the other."""
     columns = [spec.text, spec.label] if prompted else [spec.text]
-    records = []
+    records: list[Record] = []
     for cells, where in read_records(path, columns, encoding=spec.encoding, flat=flat):
         if not prompted and spec.label in cells and not path.is_dir():
             raise DataError(
                 f"{where}: a completion (column {spec.label!r}), where the first row of {spec.path} has none; "
                 "give all rows one, or none"
             )
+        first = records[0].content[2] if records else cells
+        added = [column for column, cell in cells.items() if column not in first and cell is not None]
+        if added and not prompted:
+            raise DataError(
+                f"{where}: the column {added[0]!r}, which the first row of {path.name} does not have; if it holds "
+                f"completions, give all rows one and say --label {added[0]}; else give all rows the same columns"
+            )
         row = Row({column: as_text(cells[column], column, where) for column in columns}, where)
         refuse_blank(row, columns)
         text, body = row.values[spec.text], row.values[columns[-1]]
         records.append(Record(text, body if prompted else "", "", where, (text if prompted else None, body, cells)))
     return records
+
+
+def _layout_note(records: Mapping[str, Sequence[Record]]) -> list[str]:
+    """A sentence on the first row with other columns than the first of train, of which no more is read."""
+    first = list(records["train"][0].content[2])
+    for record in (record for part in records.values() for record in part):
+        columns = list(record.content[2])
+        if set(columns) != set(first):
+            return [
+                f"Warning: {record.where} has the columns {', '.join(columns)}, where the first training row has "
+                f"{', '.join(first)}; see that nothing to learn is in a column that is not named."
+            ]
+    return []
 
 
 TASKS.register("causal", CausalLanguage)
