@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tunewise.advise.recommend import recommend
 from tunewise.advise.statistics import mean_interval
 from tunewise.advise.summary import summarise
 from tunewise.errors import NoMethodWithinLimits, SpecError, TunewiseError
+from tunewise.report.rows import build_table
 from tunewise.spec import TuningSpec
 from tunewise.store.records import MethodTuning, Trial, TuningReport
 
@@ -136,6 +138,24 @@ def test_a_best_score_at_chance_is_called_so(summaries):
     assert words in advice.sentences[0]
 
 
+@pytest.mark.parametrize("criterion", ["metric", "gap", "metric+gap"])
+def test_no_method_is_recommended_where_nothing_was_learned(summaries, criterion):
+    rows = summaries({"head": [0.31, 0.30, 0.32], "lora": [0.30, 0.29, 0.31]}, RATIOS)
+    advice = recommend(rows, criterion=criterion)
+    assert (advice.choice, advice.runner_up, advice.evidence) == (None, None, "thin")
+    assert "nothing was learned: even the best score (31.0 %)" in advice.sentences[0]
+    assert advice.answer.startswith(
+        "No method is recommended: train longer, raise the learning rate, or check the data"
+    )
+    assert "Use" not in " ".join(advice.sentences + advice.would_change)
+    assert not any(row.chosen for row in build_table(rows, advice).rows)
+
+
+def test_a_cheap_method_at_the_floor_is_not_taken_for_a_better_one(summaries):
+    rows = summaries({"lora": [0.50, 0.51, 0.52], "cla": [0.50, 0.49, 0.51]}, RATIOS)
+    assert recommend(rows).choice == "lora"
+
+
 def test_a_cheap_choice_that_could_lose_half_the_gain_is_called_thin(summaries):
     scores = {"head": [0.80, 0.80, 0.80], "lora": [0.88, 0.90, 0.89], "cla": [0.90, 0.87, 0.885]}
     advice = recommend(summaries(scores, RATIOS, items=200))
@@ -230,12 +250,16 @@ shares = st.integers(0, 40).map(lambda k: k / 40)
 def test_whatever_the_scores_the_choice_is_near_the_best_and_in_the_pareto_set(summaries, rows, tolerance):
     scores = dict(zip(RATIOS, rows))
     advice = recommend(summaries(scores, RATIOS, items=40), Limits(tolerance=tolerance))
-    means = {label: sum(row) / 3 for label, row in scores.items()}
+    means = {label: fmean(row) for label, row in scores.items()}
+    assert 2 <= len(advice.sentences) <= 3
+    assert (len(advice.sentences) == 3) == (advice.evidence == "thin")
+    if max(means.values()) <= 0.5:  # the floor
+        assert advice.choice is None and advice.runner_up is None
+        return
+    assert advice.choice is not None and means[advice.choice] > 0.5
     assert max(means.values()) - means[advice.choice] <= max(0.03, tolerance) + 1e-6
     assert advice.choice in advice.pareto
     assert advice.runner_up != advice.choice
-    assert 2 <= len(advice.sentences) <= 3
-    assert (len(advice.sentences) == 3) == (advice.evidence == "thin")
 
 
 @pytest.mark.parametrize("seeds", [3, 10])
@@ -271,6 +295,29 @@ def test_of_a_perplexity_the_lowest_is_best(summaries):
     assert "the lowest mean test perplexity, 10.99" in advice.answer
     assert "higher by more than noise explains" in advice.answer
     assert "%" not in " ".join(advice.sentences)
+
+
+def test_one_seed_and_a_tiny_test_set_are_no_ground_for_a_confident_answer(summaries):
+    rows = lower_is_better(summaries({"lora": [0.897], "cla": [0.9]}, items=9))
+    table = build_table(rows, advice := recommend(rows))
+    assert [str(row.cells["metric"].place) for row in table.rows] == ["1=", "1="]
+    assert advice.answer == (
+        "Use cla for now: it has the lowest mean test perplexity, 11, but is not shown to be better than lora (the "
+        "next, lora, is 0.03 higher)."
+    )
+    assert advice.doubts[:2] == [
+        "only 1 seed finished, and at least 3 are needed",
+        "the test set has only 9 items, and at least 100 are needed",
+    ]
+    assert advice.noise.startswith("The test set has 9 items; one seed says nothing")
+    assert "A larger test set: at least 100 items instead of 9." in advice.would_change
+
+
+@pytest.mark.parametrize(("items", "few"), [(99, True), (100, False)])
+@pytest.mark.parametrize("turn", [list, lower_is_better])
+def test_a_small_test_set_is_a_reason_to_doubt_any_metric(summaries, items, few, turn):
+    doubts = recommend(turn(summaries(CLEAR, RATIOS, items=items))).doubts
+    assert any("the test set has only 99 items" in doubt for doubt in doubts) == few
 
 
 def test_a_tolerance_of_a_perplexity_is_in_its_own_unit(summaries):

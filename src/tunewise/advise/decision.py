@@ -72,7 +72,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Decision:
-    """The choice and how it came about. The first stage has all candidates."""
+    """The choice and how it came about. The first stage has all candidates.
+
+    A choice that learned nothing is not recommended: nothing better remained.
+    """
 
     choice: MethodSummary
     runner_up: MethodSummary | None
@@ -112,7 +115,7 @@ def decide(summaries: Sequence[MethodSummary], limits: Limits, criterion: Criter
     for objective in objectives:
         stages.append(_run_stage(objective, remaining, pareto, limits.tolerance if objective.key == "metric" else 0.0))
         remaining = stages[-1].remaining
-    choice = select_cheapest(remaining)
+    choice = select_cheapest([m for m in remaining if not m.learned_nothing] or remaining)
     return Decision(choice, _select_runner_up(choice, stages, candidates), candidates, stages, pareto)
 
 

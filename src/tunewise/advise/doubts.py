@@ -12,14 +12,23 @@ from tunewise.advise.summary import MethodSummary
 from tunewise.store.records import TuningReport
 from tunewise.text_format import pluralize
 
+FEWEST_ITEMS = 100
+"""A smaller test set is a reason to doubt any score: a convention; the 95 % interval of an accuracy is ±10 points."""
+
 
 def find_doubts(decision: Decision, summaries: Sequence[MethodSummary], tuning: TuningReport | None) -> list[str]:
     """The reasons, each a clause; empty where the evidence is enough."""
-    return [
+    of_the_runs = [
         *_near_floor(decision),
         *_marked(decision),
         *_too_few_runs(decision, summaries),
+        *_too_few_items(decision),
         *_unequal_budgets(decision, tuning),
+    ]
+    if decision.choice.learned_nothing:
+        return of_the_runs
+    return [
+        *of_the_runs,
         *_not_better_than_head(decision, summaries),
         *_cheaper_but_untested(decision),
         *(
@@ -35,7 +44,7 @@ def _marked(decision: Decision) -> list[str]:
     reasons = []
     unit, sign = (100, " %") if decision.best.is_share else (1, "")
     for mark in MARKS:
-        if mark.key == "learned_nothing" and decision.best.learned_nothing:
+        if mark.key == "learned_nothing" and all(m.learned_nothing for m in decision.candidates):
             continue  # said already, of all methods
         names = []
         for method in decision.candidates:
@@ -58,6 +67,13 @@ def _too_few_runs(decision: Decision, summaries: Sequence[MethodSummary]) -> lis
     if not decision.first.standings:
         reasons.append(f"{decision.choice.label} was compared with no other method")
     return reasons
+
+
+def _too_few_items(decision: Decision) -> list[str]:
+    items = decision.best.test_items
+    if not items or items >= FEWEST_ITEMS:
+        return []
+    return [f"the test set has only {pluralize(items, 'item')}, and at least {FEWEST_ITEMS} are needed"]
 
 
 def _unequal_budgets(decision: Decision, tuning: TuningReport | None) -> list[str]:
@@ -91,7 +107,8 @@ def _not_better_than_head(decision: Decision, summaries: Sequence[MethodSummary]
 
 
 def _near_floor(decision: Decision) -> list[str]:
-    best, floor = decision.best, decision.best.floor
+    best = max(decision.candidates, key=lambda method: method.merit)
+    floor = best.floor
     if floor is None or not best.test_items or not best.test_metric:
         return []
     mean = best.test_metric.mean

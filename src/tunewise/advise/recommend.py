@@ -17,7 +17,7 @@ from tunewise.advise.decision import (
     describe_broken_limits,
     describe_missing_runs,
 )
-from tunewise.advise.doubts import find_doubts
+from tunewise.advise.doubts import FEWEST_ITEMS, find_doubts
 from tunewise.advise.objectives import Criterion
 from tunewise.advise.pareto import describe_saving
 from tunewise.advise.pooled_variance import compare_to_best, seeds_needed
@@ -28,9 +28,12 @@ from tunewise.text_format import pluralize
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`answer` says what to use, `noise` and `doubts` how sure that is, `would_change` what would change it."""
+    """`answer` says what to use, `noise` and `doubts` how sure that is, `would_change` what would change it.
 
-    choice: str
+    `choice` is None where nothing was learned.
+    """
+
+    choice: str | None
     answer: str
     noise: str
     doubts: list[str]
@@ -58,11 +61,22 @@ def recommend(
     """The method to use, in words. Raises what `decide` raises."""
     limits = limits or Limits()
     decision = decide(summaries, limits, criterion)
+    doubts = find_doubts(decision, summaries, tuning)
+    if decision.choice.learned_nothing:
+        return Recommendation(
+            choice=None,
+            answer="No method is recommended: train longer, raise the learning rate, or check the data and its labels.",
+            noise=_describe_noise(decision),
+            doubts=doubts,
+            runner_up=None,
+            pareto=decision.pareto,
+            would_change=[*_other_limits(decision, summaries, limits), *_wider_search(decision, tuning)],
+        )
     return Recommendation(
         choice=decision.choice.label,
         answer=_describe_choice(decision),
         noise=_describe_noise(decision),
-        doubts=find_doubts(decision, summaries, tuning),
+        doubts=doubts,
         runner_up=decision.runner_up.label if decision.runner_up else None,
         pareto=decision.pareto,
         would_change=[
@@ -80,28 +94,29 @@ def _describe_choice(decision: Decision) -> str:
     first, choice = decision.first, decision.choice
     objective, later = first.objective, decision.stages[1:]
     mean = objective.format_mean(choice)
+    use = f"Use {choice.label}" + " for now" * (len(first.best.seeds) == 1)
     if not first.standings:
-        return f"Use {choice.label}, the only method to choose from: its {objective.name} is {mean}."
+        return f"{use}, the only method to choose from: its {objective.name} is {mean}."
     if at := first.standing(choice):
         reasons = [f"its mean {objective.name} of {mean} is {_describe_deficit(at, first)}"]
         reasons += [_describe_later_stage(stage, choice) for stage in later]
         other = decision.runner_up if later and decision.runner_up else first.best
         if saving := describe_saving(choice, other):
             reasons.append(saving + (f" than with {other.label}" if other is not first.best else ""))
-        return f"Use {choice.label}: {_join(reasons)}."
+        return f"{use}: {_join(reasons)}."
     extreme = "highest" if objective.higher_is_better else "lowest"
     worse = "lower" if objective.higher_is_better else "higher"
-    start = f"Use {choice.label}: it has the {extreme} mean {objective.name}, {mean},"
+    start = f"{use}: it has the {extreme} mean {objective.name}, {mean},"
     if later:
         return f"{start} and {_join([_describe_later_stage(stage, choice) for stage in later])}."
     if close := ", ".join(s.method.label for s in first.standings if s.as_good):
         return f"{start} and none of the methods within the noise ({close}) is cheaper."
     if all(s.is_worse for s in first.standings):
         return f"{start} and every other method is {worse} by more than noise explains."
-    after = min(first.standings, key=lambda s: s.deficit)
+    unsettled = sorted((s for s in first.standings if not s.is_worse), key=lambda s: s.deficit)
     return (
-        f"{start} and no other method comes close enough to be as good (the next, {after.method.label}, is "
-        f"{objective.format_difference(after.deficit)} {worse})."
+        f"{start} but is not shown to be better than {', '.join(s.method.label for s in unsettled)} (the next, "
+        f"{unsettled[0].method.label}, is {objective.format_difference(unsettled[0].deficit)} {worse})."
     )
 
 
@@ -139,11 +154,10 @@ def _describe_later_stage(stage: Stage, choice: MethodSummary) -> str:
 def _describe_noise(decision: Decision) -> str:
     stage = decision.first
     objective, best, parts = stage.objective, stage.best, []
-    if best.test_items and objective.item_error(best):
-        parts.append(
-            f"the test set has {best.test_items} items, so each score is uncertain by about "
-            f"±{objective.format_difference(1.96 * objective.item_error(best))}"
-        )
+    if best.test_items:
+        size, error = f"the test set has {pluralize(best.test_items, 'item')}", objective.item_error(best)
+        uncertain = f", so each score is uncertain by about ±{objective.format_difference(1.96 * error)}"
+        parts.append(size + (uncertain if error else ""))
     at = stage.standing(decision.choice) or stage.standing(decision.runner_up)
     if len(best.seeds) == 1:
         parts.append("one seed says nothing about the variation between seeds")
@@ -182,6 +196,8 @@ def _more_evidence(decision: Decision) -> list[str]:
             f"A larger test set: {4 * best.test_items} items instead of {best.test_items} would halve the "
             f"noise of each score."
         )
+    elif best.test_items and best.test_items < FEWEST_ITEMS:
+        changes.append(f"A larger test set: at least {FEWEST_ITEMS} items instead of {best.test_items}.")
     return changes
 
 

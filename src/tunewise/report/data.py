@@ -63,6 +63,7 @@ class ReportData:
             if result is not None and record.status == "done":
                 runs.append((record, result))
         missing = [f"{', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
-        highlighted = [self.recommendation.choice] if self.recommendation else []
+        choice = self.recommendation.choice if self.recommendation else None
+        highlighted = [choice] if choice else []
         highlighted += [summary.reference for summary in self.summaries[:1]]
         return SectionData(runs, self.marks, missing, highlighted) if runs else None

@@ -147,7 +147,7 @@ def confusion_panels(
 ) -> list[Panel]:
     """One matrix for each method, summed over seeds; collapsed but for the recommended method and the reference."""
     role = {s.reference: " (reference)" for s in summaries}
-    if recommendation:
+    if recommendation and recommendation.choice:
         role[recommendation.choice] = " (recommended)"
     by_method: dict[str, list[RunRecord]] = {}
     for record in finished_runs(records, summaries):

@@ -56,8 +56,8 @@ class Evidence:
     def store(self) -> RunStore:
         return RunStore(self.folder.parent)
 
-    def adapter_of(self, label: str) -> tuple[Path, int] | None:
-        """The adapter of a method's first finished run, and the run's seed."""
+    def adapter_of(self, label: str | None) -> tuple[Path, int] | None:
+        """The adapter of a method's first finished run, and the run's seed; None without one."""
         done = [run for run in self.records if run.spec.method.label == label and run.status == "done"]
         return (self.store.folder(done[0].id) / "adapter", done[0].spec.seed) if done else None
 
