@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from tunewise.text_format import join_names
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 """A number as data files write it; float() takes more: 1_0, other digits, infinity."""
 
+_MISSING = ("nan", "NaN", "NAN", "<NA>", "NA", "N/A", "n/a", "null", "NULL", "None")  # as pandas reads and writes them
+
 
 def load_labelled_texts(spec: DataSpec) -> tuple[list[str], Splits]:
     """Labels and split records of texts or pairs; a record's content is (text, second text or None)."""
@@ -29,12 +32,12 @@ def load_labelled(spec: DataSpec, read: Callable[[Path], list[Record]], noun: st
     what `read` and `make_splits` refuse, a label that train lacks, and fewer than two labels."""
     records, notes = merge_equal_numbers(read_parts(spec, read))
     labels = labels_of(records["train"], spec)
-    joined = _joined_labels(records["train"], labels)
+    doubtful = [note for check in _LABEL_CHECKS for note in check(records["train"], labels)]
     for part, others in records.items():
         if part != "train":
             _refuse_unseen(others, set(labels))
     splits = make_splits(spec, records, noun=noun)
-    return labels, Splits(splits.parts, [*notes, *joined, *splits.notes, *_absent_labels(splits, labels)])
+    return labels, Splits(splits.parts, [*notes, *doubtful, *splits.notes, *_absent_labels(splits, labels)])
 
 
 def check_columns(columns: Mapping[str, str | None]) -> None:
@@ -75,21 +78,52 @@ def labels_of(train: Sequence[Record], spec: DataSpec) -> list[str]:
 
 def _joined_labels(train: Sequence[Record], labels: Sequence[str]) -> list[str]:
     """A sentence on labels that look like several in one cell (multi-label data): each is a class of its own."""
-    for separator in ";|,/":
+    for separator in ";|,/+&":
         pieces = {label: [p for piece in label.split(separator) if (p := piece.strip(" []'\""))] for label in labels}
         single = {of_label[0] for of_label in pieces.values() if len(of_label) == 1}
         shared = Counter(piece for of_label in pieces.values() for piece in set(of_label))
-        if separator in ";|":  # others are common within a name: "Portland, OR", "PC/Mac"
+        if separator in ";|":  # others are common within a name: "Portland, OR", "PC/Mac", "C++"
             single |= {piece for piece, count in shared.items() if count > 1}
         joined = [label for label in labels if len(pieces[label]) > 1 and single.issuperset(pieces[label])]
         if joined:
-            first = next(record for record in train if record.label == joined[0])
             return [
-                f"Warning: {join_names([repr(label) for label in joined])} (first in {first.where}) look like "
-                f"multi-label data, several labels with {separator!r} between them; each is learned as a class of its "
-                "own. If that is not meant, keep one label in each row."
+                f"Warning: {join_names([repr(label) for label in joined])} (first in {_place(train, joined[0])}) look "
+                f"like multi-label data, several labels with {separator!r} between them; each is learned as a class of "
+                "its own. If that is not meant, keep one label in each row."
             ]
     return []
+
+
+def _similar_labels(train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+    """A sentence on labels that are one for a reader (Food, food): each is a class of its own."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault("".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    similar = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    if not similar:
+        return []
+    first = next(group[1] for group in groups.values() if len(group) > 1)
+    return [
+        f"Warning: {join_names(similar)} ({first!r} first in {_place(train, first)}) differ in case, blanks or the "
+        "form of characters alone; each is learned as a class of its own. If that is not meant, write them alike."
+    ]
+
+
+def _missing_labels(train: Sequence[Record], labels: Sequence[str]) -> list[str]:
+    """Sentences on words that programs write where a cell is empty: each is a class of its own."""
+    return [
+        f"Warning: {label!r} (first in {_place(train, label)}) looks like a missing label; it is learned as a class. "
+        "If that is not meant, fill the labels in or remove the rows."
+        for label in labels
+        if label in _MISSING
+    ]
+
+
+_LABEL_CHECKS = (_joined_labels, _similar_labels, _missing_labels)
+
+
+def _place(records: Sequence[Record], label: str) -> str:
+    return next(record.where for record in records if record.label == label)
 
 
 def _refuse_unseen(records: Iterable[Record], labels: set[str]) -> None:
