@@ -15,6 +15,7 @@ from tunewise.store.records import (
     CostReport,
     DataFacts,
     Environment,
+    Floor,
     ModelFacts,
     Results,
     RunRecord,
@@ -36,8 +37,10 @@ def write_comparison(
     *,
     title: str = "Toys",
     costs: bool = True,
+    floor: float | None = None,
 ) -> Path:
-    """The comparison's folder in the runs folder `root`. A score of None: a run that is not finished."""
+    """The comparison's folder in the runs folder `root`. A score of None: a run that is not finished. `floor`: the
+    accuracy of no learning."""
     spec = StudySpec.model_validate(
         {
             "model": {"path": "model", "digest": "a" * 64},
@@ -74,6 +77,7 @@ def write_comparison(
                 train=Scores(loss=0.2, metrics={"accuracy": 0.99, "macro_f1": 0.99}, examples=4000),
                 validation=Scores(loss=0.25, metrics={"accuracy": score, "macro_f1": score}, examples=500),
                 test=Scores(loss=0.2 + gap, metrics={"accuracy": score, "macro_f1": score - 0.01}, examples=ITEMS),
+                floor={} if floor is None else {"accuracy": Floor(score=floor, of="best constant prediction")},
                 confusion=[[int(np.sum((labels == t) & (predicted == p))) for p in (0, 1)] for t in (0, 1)],
             ),
         )

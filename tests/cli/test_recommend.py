@@ -129,6 +129,22 @@ def test_one_seed_is_thin(tmp_path: Path, call) -> None:
     assert "1 seed finished" in content["sentences"][0]
 
 
+def test_where_nothing_was_learned_no_command_takes_a_method_for_the_recommended_one(tmp_path: Path, call) -> None:
+    folder = write_comparison(tmp_path, floor=0.95)
+    content = json.loads(call("recommend", folder, "--json")[1])
+    assert (content["choice"], content["runner_up"], content["adapter"]) == (None, None, None)
+    code, out, _ = call("recommend", folder)
+    assert code == 0 and "No method is recommended: train longer" in out
+    assert "recommended\n" not in out and "runner-up" not in out
+    code, _, error = call("predict", folder, "--data", folder / "new.csv", "--out", tmp_path / "out.csv")
+    assert code == 2 and "recommends no method; give the folder of a run" in error
+    assert call("report", folder, "--out", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "No method is recommended." in page and "(recommended)" not in page and "The ring" not in page
+    assert call("report", folder, "--out", tmp_path / "table.md")[0] == 0
+    assert "recommended" not in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
 def test_nothing_finished_and_damaged_files_are_named(comparison: Path, call) -> None:
     (comparison / "costs.json").write_text("{")
     code, _, err = call("recommend", comparison)
