@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tunewise
 from contracts import test_tasks
+from tiny import save_toy_csv
 from tunewise.errors import DataError, ModelError, SpecError, StoreError
 from tunewise.models.load import model_digest
 from tunewise.predicting import plain_lines
@@ -376,10 +377,11 @@ def test_the_command_writes_a_row_a_text_and_refuses_in_one_line(finished, call,
 
 
 def test_a_comparison_prints_lines_that_predict_and_is_a_run_to_predict_with(
-    tiny_model: Path, toy_csv: Path, call, tmp_path: Path
+    tiny_model: Path, call, tmp_path: Path
 ) -> None:
     """The lines as printed, in a new process without tunewise on its path."""
-    flags = ["--model", tiny_model, "--data", toy_csv, "--methods", "lora,head", "--seeds", "1", "--epochs", "1"]
+    data = save_toy_csv(tmp_path / "toy.csv", rows=400)
+    flags = ["--model", tiny_model, "--data", data, "--methods=lora,head", "--seeds=1", "--epochs=4", "--batch-size=8"]
     code, shown, _ = call(
         "compare", *flags, "--no-tune", "--no-costs", "--measures", "none", "--out", tmp_path / "runs"
     )
