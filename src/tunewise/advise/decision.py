@@ -74,7 +74,7 @@ class Stage:
 class Decision:
     """The choice and how it came about. The first stage has all candidates.
 
-    A choice that learned nothing is not recommended: nothing better remained.
+    A choice that learned nothing is not recommended. It is chosen only where every method learned nothing.
     """
 
     choice: MethodSummary

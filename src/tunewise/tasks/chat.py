@@ -83,9 +83,9 @@ class Chat(Generation):
             return records
 
         splits = make_splits(data, read_parts(data, read), noun="conversation", many_targets=True)
-        learned = {"assistant": "the assistant's turns", "last": "the assistant's last turn", "all": "every token"}
-        kind = f"Chats in the layout {layout.name}; {learned[data.loss_on]} is learned and scored."
-        return [], Splits(splits.parts, [kind.replace("turns is", "turns are"), *splits.notes])
+        targets = {"assistant": "the assistant's turns", "last": "the assistant's last turn", "all": "all tokens"}
+        kind = f"Chats in the layout {layout.name}; targets: {targets[data.loss_on]}."
+        return [], Splits(splits.parts, [kind, *splits.notes])
 
     def encode(self, records: Sequence[Record]) -> Split:
         rows = [self._encode(record) for record in records]
